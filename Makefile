@@ -1,0 +1,51 @@
+# Two commands do everything on a fresh machine with Python 3.11 to 3.13: `make demo` and `make test`.
+# The virtual environment .venv is made from requirements.lock, and again only when the lock changes.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+	&& { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.9
+STAMP := $(VENV)/.lock-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check lock clean
+
+help:
+	@echo "make demo    train on a small synthetic cohort and draw its maps (a few minutes)"
+	@echo "make test    run every test"
+	@echo "make check   ruff and mypy"
+	@echo "make setup   make .venv from requirements.lock (demo, test and check do this themselves)"
+	@echo "make lock    resolve requirements.lock again from pyproject.toml"
+	@echo "make clean   remove .venv and caches"
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then echo "distmil needs Python 3.11, 3.12 or 3.13 on the PATH (or: make PYTHON=/path/to/python3.11)" >&2; exit 1; fi
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version); the packages are several GB (torch's ordinary build)." >&2
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" 2>&1 | grep -v "^WARNING: Location" >&2 || true
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)" 2>/dev/null
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --editable .
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@$(BIN)/python jobs/train.py --config jobs/configs/demo.yaml
+
+test: $(STAMP)
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock: $(STAMP)
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,484 @@
+"""The typed configuration: every key with its unit, bounds and meaning, and nothing else.
+
+A job reads one YAML file, lays dotted overrides over it and validates the whole before anything starts.
+Unknown keys, wrong types and values out of range are refused together, each with the value and what was expected.
+"""
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+from distmil.errors import ConfigError
+
+NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+# Marks for fields: NO_IDENTITY does not change what a stage makes; PER_JOB may differ from the bundle's at prediction.
+NO_IDENTITY: JsonDict = {"identity": False}
+PER_JOB: JsonDict = {"identity": False, "per_job": True}
+
+
+class Section(BaseModel):
+    """One section of the configuration: strict, frozen, without unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide what this section's stage makes."""
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name, field in fields.items() if _mark(field, "identity", True)}
+
+
+class CohortConfig(Section):
+    """Which slides, and what their labels mean."""
+
+    manifest: str | None = None
+    """CSV or Parquet file of the slides, absolute or relative to the current folder."""
+    synthetic: int = Field(default=0, ge=0, le=10_000)
+    """Number of synthetic slides to make under the storage root where no manifest is given; 0 = none."""
+    classes: list[str] = Field(default_factory=lambda: ["negative", "positive"], min_length=2, max_length=100)
+    """Class names in index order; the first is normal."""
+    val_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of patients drawn into `val` where the manifest has no split column."""
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of patients drawn into `test` where the manifest has no split column."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of that draw; it does not follow training.seed, so that repeats compare on the same slides."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not all(name.strip() for name in self.classes):
+            raise ValueError(f"cohort.classes = {self.classes!r}: expected names that are distinct and not empty")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"cohort.val_fraction = {self.val_fraction} and cohort.test_fraction = {self.test_fraction}: "
+                "expected a sum below 1"
+            )
+        return self
+
+
+class StorageConfig(Section):
+    """Where everything is kept."""
+
+    root: str | None = None
+    """Absolute local or shared folder, or s3:// or gs:// URI; default $DISTMIL_HOME, else ~/.distmil."""
+
+
+class TilingConfig(Section):
+    """How a slide becomes patches."""
+
+    strategy: Literal["foreground", "crop", "pad"] = "foreground"
+    """foreground: where tissue is; crop: every whole patch inside the image; pad: all of it, edges filled blank."""
+    patch_px: int = Field(default=224, ge=8, le=4096)
+    """Patch edge in pixels of the stored image."""
+    stride_px: int | None = Field(default=None, ge=1, le=65_536)
+    """Distance between patches in pixels of the stored image; default: patch_px, no overlap."""
+    mpp: float | None = Field(default=0.5, gt=0, le=1000)
+    """Wanted resolution in um per pixel; null works in the file's own pixels (plain images)."""
+    mpp_tolerance: float = Field(default=0.02, ge=0, le=0.5)
+    """Relative difference up to which a level's resolution counts as the wanted one and is not resampled."""
+    default_mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
+    """Resolution in um per pixel to take for slides that state none; null refuses them with `no_mpp`."""
+    min_tissue: Fraction = 0.1
+    """Smallest share of tissue a patch needs under `foreground`."""
+    encode: Literal["jpeg", "png"] = "jpeg"
+    """Encoding of the stored patches."""
+    jpeg_quality: int = Field(default=90, ge=50, le=100)
+    """JPEG quality, 4:4:4 chroma from 95 on, else 4:2:0."""
+    reader: Literal["auto", "openslide"] = Field(default="auto", json_schema_extra=PER_JOB)
+    """auto: OpenSlide where it knows the format, else a plain image; openslide: nothing else."""
+    chunk_patches: int = Field(default=1024, ge=16, le=65_536)
+    """Patches per shard, the unit of work."""
+    max_bad_fraction: Fraction = Field(default=0.9, json_schema_extra=PER_JOB)
+    """Share of slides that may end in another status than `ok` before the job fails."""
+
+    @property
+    def stride(self) -> int:
+        """Return the stride in pixels of the stored image."""
+        return self.stride_px or self.patch_px
+
+
+class LabelsConfig(Section):
+    """How an annotation becomes patch labels."""
+
+    positive_at: Fraction = 0.0
+    """Covered share from which a patch is positive; 0 = any overlap."""
+    negative_below: float | None = Field(default=None, gt=0, le=1)
+    """Covered share below which a patch is negative, unknown between the two; default: positive_at."""
+    form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
+    """Train on the class, or on the covered share as a soft target."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """Annotation group name -> class name, or `exclude` for carve-outs; lies over the built-in names."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.negative_below is not None and self.negative_below > self.positive_at:
+            raise ValueError(
+                f"labels.negative_below = {self.negative_below}: expected at most labels.positive_at, "
+                f"which is {self.positive_at}"
+            )
+        return self
+
+
+class EncoderConfig(Section):
+    """What turns a patch into an embedding."""
+
+    name: Literal["texture", "resnet18", "resnet50"] = "texture"
+    """texture: built-in colour and texture statistics, no weights; resnet18, resnet50: torchvision's."""
+    weights: str = "none"
+    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or none."""
+    trainable: bool = False
+    """Adjust the encoder too, from the patches themselves; needs a ResNet."""
+    batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
+    """Patches per forward pass."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.name == "texture" and self.weights != "none":
+            raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; use none")
+        if self.name == "texture" and self.trainable:
+            raise ValueError("encoder.trainable: the texture encoder has nothing to train; choose resnet18 or resnet50")
+        return self
+
+
+class BagsConfig(Section):
+    """What one training step sees. Sizes are of the step as a whole, over all workers."""
+
+    mixed: Literal["per_class", "per_slide", "pooled"] = "per_class"
+    """How mixed bags are drawn: positives and negatives apart, some of every slide in play, or from all at once."""
+    n: int = Field(default=128, ge=2, le=1_000_000)
+    """Patches in a mixed bag under `per_slide` and `pooled`."""
+    k_positive: int = Field(default=32, ge=1, le=1_000_000)
+    """Positive patches in a mixed bag under `per_class`, shared among the positive classes."""
+    k_negative: int = Field(default=96, ge=1, le=1_000_000)
+    """Negative patches in a mixed bag under `per_class`."""
+    top_k: int = Field(default=8, ge=1, le=1_000_000)
+    """Patches of highest attention that take the slide's label; at most a tenth of the bag, at least one."""
+    mixed_bag_loss: bool = False
+    """Put the bag loss on the mixed bag as well."""
+    slides_per_step: int = Field(default=8, ge=1, le=65_536)
+    """Most slide bags in a step."""
+    patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
+    """Most slide-bag patches in a step; a larger bag is sampled in training, never in evaluation."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: Literal["dual"] = "dual"
+    """dual: sigmoid attention pooling with two classifiers."""
+    feature_dim: int = Field(default=512, ge=1, le=65_536)
+    """Width F of the patch feature."""
+    attention_dim: int = Field(default=256, ge=1, le=65_536)
+    """Width of the gated attention."""
+    dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Dropout on the patch feature."""
+    input_dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Dropout on the normalised embedding."""
+    patch_feature: Literal["plain", "attended"] = "plain"
+    """What C1 judges of a single patch: f, or sigmoid(a) f."""
+    topk_feature: Literal["plain", "attended"] = "plain"
+    """What C2 judges of a top-K patch: f, or sigmoid(a) f."""
+    topk_detach: bool = False
+    """Keep the top-K loss from training the attention block."""
+
+
+class LossesConfig(Section):
+    """Weights of the four losses; 0 leaves one out."""
+
+    patch: Weight = 1.0
+    """L1: cross entropy of C1 on labelled patches."""
+    bag: Weight = 1.0
+    """L2: cross entropy of C1 on the pooled slide bag."""
+    topk: Weight = 1.0
+    """L3: cross entropy of C2 on the top-K patches under the slide's label."""
+    attention: Weight = 1.0
+    """L4: binary cross entropy of attention times probability on labelled patches."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not any((self.patch, self.bag, self.topk, self.attention)):
+            raise ValueError("losses: at least one weight must be above 0")
+        return self
+
+
+class TrainingConfig(Section):
+    """How the network is trained."""
+
+    run: str | None = Field(default=None, pattern=NAME_PATTERN, json_schema_extra=NO_IDENTITY)
+    """Name of the run; the same name goes on where it stopped. Default: made from the configuration and the cohort."""
+    epochs: int = Field(default=40, ge=1, le=100_000)
+    """Passes over the training slides."""
+    lr: float = Field(default=1e-3, gt=0, le=10)
+    """Peak learning rate of AdamW."""
+    encoder_lr: float = Field(default=1e-5, gt=0, le=10)
+    """Peak learning rate of a trainable encoder."""
+    weight_decay: float = Field(default=1e-2, ge=0, le=10)
+    """Weight decay of AdamW."""
+    warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
+    """Steps of linear warm-up before the cosine decay."""
+    clip_norm: float = Field(default=5.0, gt=0, le=1e6)
+    """Largest gradient norm."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of initialisation, order, draws and dropout."""
+    num_workers: int = Field(default=1, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
+    """Workers of the training group; the result does not depend on it but for dropout and rounding."""
+    use_gpu: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """One GPU per worker; auto takes them where the cluster has or can start enough."""
+    start_timeout_s: int = Field(default=900, ge=1, le=86_400, json_schema_extra=NO_IDENTITY)
+    """Seconds to wait for an autoscaling cluster's workers to start."""
+    max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)
+    """Worker failures after which training gives up; each restart goes on from the last checkpoint."""
+    select_by: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "slide_auc"
+    """Validation metric that early stopping and the choice of the epoch go by; `loss` where it is not known."""
+    patience: int = Field(default=0, ge=0, le=100_000)
+    """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
+
+
+class PredictionConfig(Section):
+    """What `predict`, `evaluate` and the end of `train` do."""
+
+    model: str | None = None
+    """Folder of a bundle, or the name of a run under the storage root."""
+    run: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name of the output; default: the bundle's."""
+    split: Literal["train", "val", "test"] | None = None
+    """Slides to judge; null: all in `predict`; in `train` and `evaluate` all outside train."""
+    slide_score: Literal["bag", "max", "topk_mean"] = "bag"
+    """Read-out that becomes the slide's probability."""
+    maps: bool = True
+    """Draw the three maps of each slide."""
+    map_px: int = Field(default=1024, ge=64, le=8192)
+    """Longer edge of a map in pixels."""
+
+
+class TrackingConfig(Section):
+    """The record of runs."""
+
+    uri: str | None = None
+    """MLflow tracking URI; default: SQLite under a local storage root, else under ~/.distmil; `none`: no record."""
+    experiment: str = Field(default="distmil", min_length=1, max_length=200)
+    """MLflow experiment."""
+
+
+class Config(Section):
+    """The whole configuration."""
+
+    cohort: CohortConfig = Field(default_factory=CohortConfig)
+    storage: StorageConfig = Field(default_factory=StorageConfig)
+    tiling: TilingConfig = Field(default_factory=TilingConfig)
+    labels: LabelsConfig = Field(default_factory=LabelsConfig)
+    encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    bags: BagsConfig = Field(default_factory=BagsConfig)
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    losses: LossesConfig = Field(default_factory=LossesConfig)
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    prediction: PredictionConfig = Field(default_factory=PredictionConfig)
+    tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    def explicit(self) -> dict[str, Any]:
+        """Return the keys that the user gave, dotted, with their values."""
+        return {
+            f"{name}.{key}": getattr(section, key)
+            for name in type(self).model_fields
+            if isinstance(section := getattr(self, name), Section)
+            for key in section.model_fields_set
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """Return every key, dotted, with its value."""
+        return {f"{name}.{key}": value for name, section in self.model_dump().items() for key, value in section.items()}
+
+
+def fingerprint(values: Mapping[str, Any], *, length: int = 12) -> str:
+    """Return a short hash of JSON-ready values that does not depend on their order."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def per_job_keys() -> set[str]:
+    """Return the dotted keys that may differ from a bundle's when it is used."""
+    return {f"{section}.{key}" for section, key, field in _fields() if _mark(field, "per_job", False)}
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys, and with 1e-3 read as a number as YAML 1.2 does."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        merge = "tag:yaml.org,2002:merge"
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML text. Raises: ConfigError."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"not valid YAML: {error}") from error
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, lay dotted overrides over it, and validate.
+
+    Raises:
+        ConfigError: With every offending key, its value and what was expected.
+    """
+    values: Any = {}
+    if path is not None:
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            values = parse_yaml(text) or {}
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `tiling:`, got {type(values).__name__}")
+    for override in overrides:
+        _set(values, override)
+    return build_config(values)
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Validate nested values into a Config; an empty section has its defaults. Raises: ConfigError."""
+    try:
+        return Config.model_validate({name: {} if section is None else section for name, section in values.items()})
+    except ValidationError as error:
+        lines = [_explain(dict(item)) for item in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"override {override!r}: expected section.key=value")
+    node = values
+    for key in keys[:-1]:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {key} is a value, not a section")
+        node = child
+    try:
+        node[keys[-1]] = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"override {override!r}: {error}") from error
+
+
+# --- explaining --------------------------------------------------------------------------------------------------
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """Return one line for a validation error: the key, the value, what was expected."""
+    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']"}]
+    key = ".".join(where)
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggest(where)}"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    if len(where) == 1 and where[0] in Config.model_fields:
+        return f"{key} = {item['input']!r}: expected a section of `key: value` lines"
+    field = _field(where)
+    expected = f"expected {_type_text(field)}" if field else str(item["msg"]).replace("Input should be", "expected")
+    return f"{key} = {item['input']!r}: {expected}"
+
+
+def _suggest(where: list[str]) -> str:
+    if len(where) == 1:
+        choices = list(Config.model_fields)
+        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[0]]
+    else:
+        choices = [key for section, key, _ in _fields() if section == where[0]]
+        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[1]]
+    close = elsewhere or difflib.get_close_matches(where[-1], choices, n=1)
+    if close:
+        return f"; did you mean {close[0]}?"
+    return f"; {'sections are' if len(where) == 1 else f'{where[0]} has'} {', '.join(choices)}"
+
+
+def _fields() -> list[tuple[str, str, FieldInfo]]:
+    """Return (section, key, field) of every key."""
+    found = []
+    for section, outer in Config.model_fields.items():
+        assert outer.annotation is not None
+        found += [(section, key, field) for key, field in outer.annotation.model_fields.items()]
+    return found
+
+
+def _field(where: list[str]) -> FieldInfo | None:
+    return next((field for section, key, field in _fields() if where[:2] == [section, key]), None)
+
+
+def _mark(field: FieldInfo, name: str, default: bool) -> bool:
+    extra = field.json_schema_extra
+    return bool(extra.get(name, default)) if isinstance(extra, dict) else default
+
+
+def _type_text(field: FieldInfo) -> str:
+    """Return a field's type and bounds in words, such as `int >= 1 and <= 4096`."""
+    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    names = []
+    for kind in get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]:
+        choices = get_args(kind)
+        if kind in words:
+            names.append(words[kind])
+        elif choices and all(isinstance(choice, str) for choice in choices):
+            names.append(" | ".join(choices))
+        elif bool in choices:
+            names.append("auto | true | false")
+        else:
+            names.append("a list of text" if get_origin(kind) is list else "name: name pairs")
+    return " or ".join(names) + _bounds_text(field)
+
+
+def _bounds_text(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
+    bounds = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in signs.items()
+        if getattr(mark, name, None) is not None
+    ]
+    if any(getattr(mark, "pattern", None) for mark in field.metadata):
+        bounds.append("of letters, digits, . _ - (128 at most)")
+    return " " + " and ".join(bounds) if bounds else ""
+
+
+def describe_keys() -> str:
+    """Return the help text: every key with type, bounds, default and meaning."""
+    lines: list[str] = []
+    for name, outer in Config.model_fields.items():
+        assert outer.annotation is not None
+        lines.append(f"\n{name}: {(outer.annotation.__doc__ or '').strip()}")
+        for key, field in outer.annotation.model_fields.items():
+            default = json.dumps(field.get_default(call_default_factory=True))
+            lines.append(f"  {name}.{key}  ({_type_text(field)}; default {default})")
+            lines.append(f"      {field.description}")
+    return "\n".join(lines).strip()

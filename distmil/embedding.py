@@ -1,0 +1,109 @@
+"""Patch shards to embedding shards: one in, one out, committed by slide."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distmil.config import Config, fingerprint
+from distmil.encoders import Encoder, EncoderSpec
+from distmil.errors import SlideError, StorageError
+from distmil.shards import decode_image, patches_folder, read_patches
+from distmil.storage import Part, Record, Store
+from distmil.tables import embeddings_schema, to_ipc
+
+FORMAT_VERSION = 1
+
+
+def embeddings_folder(config: Config, spec: EncoderSpec) -> str:
+    """Return the stage's folder, named by everything that decides its content."""
+    values = {"encoder": spec.identity(), "patches": patches_folder(config.tiling), "format_version": FORMAT_VERSION}
+    return f"embeddings/{fingerprint(values)}"
+
+
+@dataclass(frozen=True)
+class SlideEmbedder:
+    """Makes the embedding shards of one tiled slide."""
+
+    patches: Record
+    config: Config
+    spec: EncoderSpec
+    store: Store
+
+    @property
+    def folder(self) -> str:
+        """Return the slide's folder."""
+        return f"{embeddings_folder(self.config, self.spec)}/{self.patches.slide_id}"
+
+    @property
+    def record_name(self) -> str:
+        """Return the name of the slide's commit record."""
+        return f"{self.folder}/commit.json"
+
+    def key(self) -> dict[str, Any]:
+        """Return what the embeddings depend on besides the configuration."""
+        return {"patches": self.patches.digest}
+
+    def finished(self) -> Record | None:
+        """Return the slide's record if it is done and still true, else None."""
+        record = self.store.read_record(self.record_name)
+        return record if record is not None and record.key == self.key() and record.ok else None
+
+    def write_shard(self, part: Part, encoder: Encoder) -> Part:
+        """Embed one patch shard, unless that was done for the same shard, and return the new shard's entry.
+
+        Raises:
+            SlideError: If an embedding is not finite.
+        """
+        stem = part.name.removesuffix(".parquet")
+        receipt = f"{self.folder}/{stem}.json"
+        done = self._receipt(receipt)
+        if done:
+            return done
+        table = read_patches(self.store, f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}/{part.name}")
+        embedding_NE = self._embed(table["image"].to_pylist(), encoder)
+        schema = embeddings_schema(embedding_NE.shape[1])
+        flat = pa.array(embedding_NE.ravel(), pa.float16())
+        columns = [table[name] for name in schema.names[:-1]]
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, embedding_NE.shape[1]))
+        shard = pa.table(columns, schema=schema).combine_chunks()
+        made = self.store.write_part(self.folder, f"{stem}.arrow", to_ipc(shard), rows=shard.num_rows)
+        self.store.write_json(receipt, {"key": self.key(), "part": vars(made)})
+        return made
+
+    def commit(self, parts: Sequence[Part]) -> Record:
+        """Commit the slide's shards, in order, and take away what the work left."""
+        if sum(part.rows for part in parts) != self.patches.rows:
+            raise StorageError(f"{self.patches.slide_id}: embeddings of {self.patches.rows} patches are not all there")
+        info = {name: self.patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px")}
+        record = Record(self.patches.slide_id, self.key(), parts=tuple(parts), info=info)
+        self.store.write_record(self.record_name, record)
+        keep = {"commit.json", *(part.name for part in parts)}
+        for name in self.store.names(self.folder):
+            if name not in keep and not name.startswith("."):
+                self.store.delete(f"{self.folder}/{name}")
+        return record
+
+    def _embed(self, images: Sequence[bytes], encoder: Encoder) -> NDArray[np.float16]:
+        size = self.config.encoder.batch_size
+        batches = [np.stack([decode_image(data) for data in images[i : i + size]]) for i in range(0, len(images), size)]
+        with np.errstate(over="ignore"):
+            embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
+        bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
+        if len(bad):
+            raise SlideError(
+                f"{len(bad)} embeddings are not finite in half precision, the first of patch {bad[0]}; "
+                "check the encoder's weights"
+            )
+        return embedding_NE
+
+    def _receipt(self, name: str) -> Part | None:
+        """Return the part that an earlier try wrote for the same patches, if it did."""
+        try:
+            values = self.store.read_json(name)
+        except (FileNotFoundError, StorageError):
+            return None
+        return Part(**values["part"]) if values["key"] == self.key() else None

@@ -1,0 +1,88 @@
+"""How good the scores are: slides by each read-out, patches by each score where their labels are known.
+
+N patches, C classes. A metric that is not defined (one class only, nothing known) is None, never a number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from distmil.scoring import READ_OUTS, BagScores
+
+PATCH_SCORES = ("attention", "probability", "fused")
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One slide's label and answers, and those of its patches whose label is known."""
+
+    label: int
+    bag_C: NDArray[np.float64]
+    read_outs: tuple[float, ...]
+    is_target_N: NDArray[np.bool_]
+    scores_N: tuple[NDArray[np.float32], ...]
+
+
+def judge(scores: BagScores, *, label: int, label_N: NDArray[np.int8]) -> Judged:
+    """Keep of a slide's scores what metrics need.
+
+    Args:
+        scores: The network's answers.
+        label: The slide's class.
+        label_N: The patches' classes, -1 where unknown.
+    """
+    known = label_N >= 0
+    return Judged(
+        label=label,
+        bag_C=scores.bag_C,
+        read_outs=tuple(getattr(scores, name) for name in READ_OUTS),
+        is_target_N=label_N[known] > 0,
+        scores_N=tuple(getattr(scores, f"{name}_N")[known] for name in PATCH_SCORES),
+    )
+
+
+def summarise(rows: Sequence[Judged], *, slide_score: str = "bag") -> dict[str, float | None]:
+    """Return the metrics of judged slides and their patches.
+
+    Returns:
+        slide_auc, slide_ap, slide_accuracy (of the read-out that counts), slide_auc_<read-out>, slide_loss (cross
+        entropy of ``bag``), and patch_auc_<score>, patch_ap_<score>. Positive is every class but 0; with more
+        classes there is slide_class_accuracy too.
+    """
+    if not rows:
+        return {}
+    label = np.array([row.label for row in rows])
+    is_positive = label > 0
+    read_out = {name: np.array([row.read_outs[i] for row in rows]) for i, name in enumerate(READ_OUTS)}
+    counts = read_out[slide_score]
+    bag_NC = np.stack([row.bag_C for row in rows])
+    found: dict[str, float | None] = {
+        "slide_auc": auc(is_positive, counts),
+        "slide_ap": average_precision(is_positive, counts),
+        "slide_accuracy": float(np.mean((counts >= 0.5) == is_positive)),
+        "slide_loss": float(-np.log(np.clip(bag_NC[np.arange(len(label)), label], 1e-12, 1)).mean()),
+    }
+    found |= {f"slide_auc_{name}": auc(is_positive, values) for name, values in read_out.items()}
+    if bag_NC.shape[1] > 2:
+        found["slide_class_accuracy"] = float(np.mean(bag_NC.argmax(axis=1) == label))
+    is_target = np.concatenate([row.is_target_N for row in rows])
+    for i, name in enumerate(PATCH_SCORES):
+        values = np.concatenate([row.scores_N[i] for row in rows])
+        found[f"patch_auc_{name}"] = auc(is_target, values)
+        found[f"patch_ap_{name}"] = average_precision(is_target, values)
+    return found
+
+
+def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:
+    """Return the area under the ROC curve, None if there is only one class."""
+    positive = np.asarray(is_positive)
+    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
+
+
+def average_precision(is_positive: ArrayLike, score: ArrayLike) -> float | None:
+    """Return average precision, None if there is no positive."""
+    positive = np.asarray(is_positive)
+    return float(average_precision_score(positive, score)) if positive.any() else None

@@ -1,0 +1,94 @@
+"""Patch shards as files: how patches are encoded, stored and read back. Needs no slide reader."""
+
+import io
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import simplejpeg
+from numpy.typing import NDArray
+
+from distmil.config import TilingConfig, fingerprint
+from distmil.errors import StorageError, UnreadableSlide
+from distmil.storage import Part, Record, Store
+from distmil.tables import PATCHES
+
+FORMAT_VERSION = 1
+GRID_FILE = "grid.arrow"
+_ROW_GROUP = 512
+
+
+def patches_folder(config: TilingConfig) -> str:
+    """Return the stage's folder, named by everything that decides its content."""
+    return f"patches/{fingerprint({**config.identity(), 'format_version': FORMAT_VERSION})}"
+
+
+def read_grid(store: Store, folder: str, part: Part) -> pa.Table:
+    """Return a slide's grid: the patches table without pixels."""
+    with pa.ipc.open_file(pa.BufferReader(store.read(f"{folder}/{part.name}"))) as reader:
+        return reader.read_all()
+
+
+def grid_of(store: Store, config: TilingConfig, record: Record) -> pa.Table:
+    """Return the grid that a committed slide's patches lie on."""
+    return read_grid(store, f"{patches_folder(config)}/{record.slide_id}", Part(**record.info["grid"]))
+
+
+def read_patches(store: Store, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a patch shard, its page checksums verified.
+
+    Raises:
+        StorageError: If the shard is damaged or gone.
+    """
+    try:
+        data = store.open_buffer(name)
+        table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
+        if not table.schema.equals(pa.schema([PATCHES.field(column) for column in columns or PATCHES.names])):
+            raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")  # the footer has no checksum
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(
+            f"{store.path(name)} is damaged or gone ({error}); delete its folder and run again"
+        ) from error
+    return table
+
+
+def encode_image(pixels: NDArray[np.uint8], config: TilingConfig) -> bytes:
+    """Encode an RGB patch as JPEG or PNG, without any metadata."""
+    if config.encode == "png":
+        return bytes(cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1])
+    subsampling = "444" if config.jpeg_quality >= 95 else "420"
+    contiguous = np.ascontiguousarray(pixels)
+    return bytes(
+        simplejpeg.encode_jpeg(contiguous, config.jpeg_quality, "RGB", colorsubsampling=subsampling, fastdct=False)
+    )
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """Decode a stored patch to RGB, H x W x 3. Raises: UnreadableSlide."""
+    if data[:2] == b"\xff\xd8":
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        except ValueError as error:
+            raise UnreadableSlide(f"a stored patch cannot be decoded: {error}") from error
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
+    if pixels is None:
+        raise UnreadableSlide("a stored patch cannot be decoded")
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
+
+
+def encode_shard(table: pa.Table) -> pa.Buffer:
+    """Encode a patch shard as Parquet: pixels as they are, places compressed, every page with its checksum."""
+    sink = io.BytesIO()
+    places = {name: "zstd" for name in table.column_names if name != "image"}
+    pq.write_table(
+        table,
+        sink,
+        compression={**places, "image": "none"},
+        use_dictionary=["slide_id"],
+        write_statistics=False,
+        row_group_size=_ROW_GROUP,
+        write_page_checksum=True,
+    )
+    return pa.py_buffer(sink.getvalue())

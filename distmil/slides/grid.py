@@ -1,0 +1,170 @@
+"""Where patches lie: pure geometry of levels, extents and corners.
+
+Every grid is anchored at level-0 (0, 0); a corner is round(i x stride), never a running sum, so that rounding does not
+drift. Tuples are (x, y) and (width, height) in level-0 pixels unless a name says otherwise.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmil.errors import TooCoarse, TooSmall
+
+Box = tuple[int, int, int, int]
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class ReadPlan:
+    """How one patch is read: from which level, how large, and what it covers."""
+
+    level: int
+    read_px: int
+    """Edge to read at that level."""
+    extent_px: int
+    """Edge in level-0 pixels."""
+    stride: float
+    """Distance between patches in level-0 pixels."""
+    mpp: float | None
+    """Resolution of the stored patch; None in pixel mode."""
+
+
+def plan_read(
+    downsamples: Sequence[float],
+    *,
+    slide_mpp: float | None,
+    mpp: float | None,
+    tolerance: float,
+    patch_px: int,
+    stride_px: int,
+) -> ReadPlan:
+    """Choose the level that patches of ``patch_px`` at ``mpp`` are read from.
+
+    A level within ``tolerance`` of the wanted resolution is taken as it is; else the nearest finer one is read and
+    resampled.
+
+    Args:
+        downsamples: Level-0 pixels per pixel of each level.
+        slide_mpp: Resolution of level 0; None in pixel mode.
+        mpp: Wanted resolution; None works in level-0 pixels.
+        tolerance: Relative difference that counts as met.
+        patch_px: Edge of the stored patch.
+        stride_px: Stride in pixels of the stored patch.
+
+    Raises:
+        TooCoarse: If level 0 is coarser than wanted.
+    """
+    if mpp is None or slide_mpp is None:
+        return ReadPlan(level=0, read_px=patch_px, extent_px=patch_px, stride=stride_px, mpp=slide_mpp)
+    ratios = [slide_mpp * downsample / mpp for downsample in downsamples]
+    level = min(range(len(ratios)), key=lambda i: abs(math.log(ratios[i])))
+    if abs(ratios[level] - 1) <= tolerance + _ROUNDING:
+        scale = downsamples[level]
+        return ReadPlan(level, patch_px, round(patch_px * scale), stride_px * scale, slide_mpp * scale)
+    finer = [i for i, ratio in enumerate(ratios) if ratio < 1]
+    if not finer:
+        raise TooCoarse(
+            f"the file's finest resolution is {slide_mpp:.4g} um/px, coarser than the wanted {mpp:.4g} um/px; "
+            "raise tiling.mpp, or correct the slide's mpp in the manifest if the file states it wrongly"
+        )
+    level = max(finer, key=lambda i: ratios[i])
+    scale = mpp / slide_mpp
+    extent_px = round(patch_px * scale)
+    read_px = max(1, round(extent_px / downsamples[level]))
+    return ReadPlan(level, read_px, extent_px, stride_px * scale, slide_mpp * extent_px / patch_px)
+
+
+def corners(size: tuple[int, int], *, edge: int, stride: float) -> Iterator[tuple[int, int]]:
+    """Yield the corners of the whole patches inside an image, row by row."""
+    for y in _inside(size[1], edge, stride):
+        for x in _inside(size[0], edge, stride):
+            yield x, y
+
+
+def lay_grid(
+    size: tuple[int, int], *, strategy: str, extent_px: int, stride: float, foreground: Box | None = None
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Return the patches' corners x and y, row by row.
+
+    Args:
+        size: Slide (width, height).
+        strategy: ``pad``, ``crop`` or ``foreground``.
+        extent_px: Patch edge.
+        stride: Distance between patches.
+        foreground: The rectangle (left, top, right, bottom) of the tissue, for ``foreground``.
+
+    Raises:
+        TooSmall: If the image is smaller than one patch, except under ``pad``.
+    """
+    width, height = size
+    if strategy != "pad" and min(size) < extent_px:
+        raise TooSmall(
+            f"the image is {width} x {height} px, smaller than one patch of {extent_px} px at level 0; "
+            "tiling.strategy=pad fills it up"
+        )
+    if strategy == "crop":
+        columns, rows = _inside(width, extent_px, stride), _inside(height, extent_px, stride)
+    else:
+        left, top, right, bottom = foreground or (0, 0, width, height)
+        columns, rows = _covering(left, right, extent_px, stride), _covering(top, bottom, extent_px, stride)
+    grid_y, grid_x = np.meshgrid(np.array(rows, np.int32), np.array(columns, np.int32), indexing="ij")
+    return grid_x.ravel(), grid_y.ravel()
+
+
+def _inside(length: int, edge: int, stride: float) -> list[int]:
+    """Return the corners whose patches end inside."""
+    count = max(0, math.floor((length - edge) / stride) + 2)
+    return [corner for corner in (round(i * stride) for i in range(count)) if corner + edge <= length]
+
+
+def _covering(start: int, stop: int, edge: int, stride: float) -> list[int]:
+    """Return the fewest grid corners whose patches cover [start, stop)."""
+    first = math.floor(start / stride) + 1
+    while round(first * stride) > start:
+        first -= 1
+    found = [round(first * stride)]
+    while found[-1] + edge < stop:
+        first += 1
+        found.append(round(first * stride))
+    return found
+
+
+def box_fractions(
+    mask: NDArray[np.bool_],
+    *,
+    scale: tuple[float, float],
+    x: NDArray[np.int32],
+    y: NDArray[np.int32],
+    extent_px: int,
+) -> NDArray[np.float32]:
+    """Return which share of each patch a mask covers, exactly by area; what lies off the mask counts as not covered.
+
+    Args:
+        mask: H x W.
+        scale: Level-0 pixels per mask pixel, (x, y).
+        x: Left edges, N.
+        y: Top edges, N.
+        extent_px: Patch edge.
+    """
+    height, width = mask.shape
+    integral = np.zeros((height + 1, width + 1))
+    integral[1:, 1:] = mask.astype(np.float64).cumsum(0).cumsum(1)
+
+    def area(column: NDArray[np.float64], row: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Interpolate the integral at fractional mask positions."""
+        column, row = np.clip(column, 0, width), np.clip(row, 0, height)
+        i, j = np.minimum(row.astype(int), height - 1), np.minimum(column.astype(int), width - 1)
+        v, u = row - i, column - j
+        return np.asarray(
+            (1 - v) * ((1 - u) * integral[i, j] + u * integral[i, j + 1])
+            + v * ((1 - u) * integral[i + 1, j] + u * integral[i + 1, j + 1])
+        )
+
+    left, right = x / scale[0], (x + extent_px) / scale[0]
+    top, bottom = y / scale[1], (y + extent_px) / scale[1]
+    covered = area(right, bottom) - area(left, bottom) - area(right, top) + area(left, top)
+    share = covered / ((extent_px / scale[0]) * (extent_px / scale[1]))
+    return np.clip(share, 0, 1).astype(np.float32)

@@ -1,0 +1,1 @@
+"""The stages: the only rooms that import Ray."""

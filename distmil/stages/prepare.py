@@ -1,0 +1,64 @@
+"""What training and prediction stand on: patches, embeddings and labels of the slides that can be used."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distmil.bags import BagEntry
+from distmil.cohort import Slide
+from distmil.embedding import embeddings_folder
+from distmil.encoders import EncoderSpec
+from distmil.labelling import labels_folder
+from distmil.shards import patches_folder
+from distmil.stages.embed import embed, label
+from distmil.stages.runtime import Job, check_bad_fraction
+from distmil.stages.tile import tile
+from distmil.storage import Record
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Usable slides as bag entries, in the manifest's order, and the records of all."""
+
+    entries: list[BagEntry]
+    patches: dict[str, Record]
+    labels: dict[str, Record]
+    statuses: dict[str, int]
+
+
+def prepare(
+    job: Job, slides: Sequence[Slide], spec: EncoderSpec, *, with_labels: bool, from_images: bool = False
+) -> Prepared:
+    """Tile, embed and label what is missing.
+
+    Args:
+        job: Configuration, store and console.
+        slides: The slides wanted.
+        spec: The encoder.
+        with_labels: Make label tables too.
+        from_images: Give the patches themselves instead of embeddings, for a trainable encoder.
+
+    Raises:
+        TooManyBadSlides: If too few slides can be used.
+        StorageError: If the store cannot be written.
+    """
+    patches = tile(job, slides)
+    embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
+    labels = label(job, slides, patches) if with_labels else {}
+    final = patches | embedded | {i: record for i, record in labels.items() if not record.ok}
+    check_bad_fraction(job, final)
+    folder = patches_folder(job.config.tiling) if from_images else embeddings_folder(job.config, spec)
+    entries = [
+        BagEntry(
+            slide_id=slide.slide_id,
+            label=slide.label,
+            split=slide.split,
+            is_pseudo=slide.is_pseudo,
+            folder=f"{folder}/{slide.slide_id}",
+            parts=tuple(embedded[slide.slide_id].parts),
+            labels=f"{labels_folder(job.config)}/{slide.slide_id}.parquet" if slide.slide_id in labels else None,
+        )
+        for slide in slides
+        if final[slide.slide_id].ok
+    ]
+    return Prepared(entries, patches, labels, dict(Counter(record.status for record in final.values())))

@@ -1,0 +1,277 @@
+"""The storage root and the commit protocol: nothing half written is ever taken for done.
+
+A file is written beside its target under a temporary name, synced, renamed, and its folder synced; then the commit
+record is written by the same steps. Done means that the record is there and matches what would be made now. Readers
+take only what a record names. On an object store a put is atomic and the record comes last. There are no locks: what is
+written is a function of its inputs, so that doing it twice is harmless.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from distmil.errors import ConfigError, StorageError
+
+DEFAULT_ROOT = "~/.distmil"
+# Set by Ray for the entrypoint of a submitted job, whose working folder is thrown away.
+JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def resolve_root(root: str | None) -> str:
+    """Return the absolute storage root: a local path or an object store's URI.
+
+    Raises:
+        ConfigError: If the path is relative inside a Ray job, or the URI's scheme is not known.
+    """
+    given = root or os.environ.get("DISTMIL_HOME") or DEFAULT_ROOT
+    if "://" in given:
+        if not given.startswith(("s3://", "gs://", "file:///")):
+            raise ConfigError(f"storage.root = {given!r}: expected an absolute folder, s3://... or gs://...")
+        return given.removeprefix("file://").rstrip("/") or "/"
+    path = Path(given).expanduser()
+    if not path.is_absolute() and os.environ.get(JOB_VARIABLE):
+        raise ConfigError(
+            f"storage.root = {given!r}: a relative folder inside a Ray job is thrown away with it; "
+            "give an absolute shared folder or an s3:// or gs:// URI"
+        )
+    return str(path.resolve())
+
+
+@dataclass(frozen=True)
+class Part:
+    """One committed file of a record, named relative to the record's folder."""
+
+    name: str
+    rows: int
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """A commit record: what was made, from what.
+
+    ``key`` is everything the content depends on besides the stage's fingerprint (source size and time, resolution, the
+    record it was made from). ``info`` is what readers want to know without opening the parts.
+    """
+
+    slide_id: str
+    key: Mapping[str, Any]
+    status: str = "ok"
+    error: str | None = None
+    parts: Sequence[Part] = ()
+    info: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def ok(self) -> bool:
+        """Return whether the slide can be used."""
+        return self.status == "ok"
+
+    @property
+    def digest(self) -> str:
+        """Return a hash that changes whenever the content does."""
+        text = json.dumps([self.slide_id, self.status, [asdict(part) for part in self.parts]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def rows(self) -> int:
+        """Return the rows of all parts."""
+        return sum(part.rows for part in self.parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON-ready values."""
+        return asdict(self) | {"parts": [asdict(part) for part in self.parts]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Record":
+        """Rebuild a record. Raises: StorageError if it is no record."""
+        try:
+            return cls(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+        except (KeyError, TypeError) as error:
+            raise StorageError(f"not a commit record: {str(values)[:200]}") from error
+
+
+@dataclass(frozen=True)
+class Store:
+    """Files under one root, local or on an object store. Names are relative, with forward slashes."""
+
+    root: str
+
+    @cached_property
+    def _target(self) -> tuple[pafs.FileSystem, str]:
+        if not self.is_local:
+            filesystem, path = pafs.FileSystem.from_uri(self.root)
+            return filesystem, str(path)
+        return pafs.LocalFileSystem(), self.root
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root}
+
+    def _located(self, name: str) -> tuple[pafs.FileSystem, str]:
+        """Return the file system and the path on it. Raises: StorageError if it would leave the root."""
+        self.path(name)
+        filesystem, base = self._target
+        return filesystem, f"{base}/{name}".rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether the root is a folder of this machine's file system."""
+        return "://" not in self.root
+
+    def path(self, name: str) -> str:
+        """Return the full path or URI of a name. Raises: StorageError if it would leave the root."""
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StorageError(f"{name!r} leaves the storage root")
+        return f"{self.root}/{name}"
+
+    def check(self) -> None:
+        """Make the root and try it out. Raises: StorageError naming the root and the reason."""
+        probe = f".probe-{uuid.uuid4().hex}"
+        self.write(probe, b"distmil")
+        self.delete(probe)
+
+    def write(self, name: str, data: bytes | pa.Buffer) -> None:
+        """Write a file so that it is there whole and durable, or not at all. Raises: StorageError."""
+        with self._explained("write", name):
+            if self.is_local:
+                _write_durably(Path(self.path(name)), data)
+            else:
+                filesystem, path = self._located(name)
+                with filesystem.open_output_stream(path) as stream:
+                    stream.write(data)
+
+    def read(self, name: str) -> bytes:
+        """Read a whole file. Raises: FileNotFoundError, StorageError."""
+        with self._explained("read", name):
+            if self.is_local:
+                return Path(self.path(name)).read_bytes()
+            filesystem, path = self._located(name)
+            with filesystem.open_input_stream(path) as stream:
+                return bytes(stream.readall())
+
+    def open_buffer(self, name: str) -> pa.Buffer:
+        """Return a file's content, memory-mapped where the store is local. Raises: FileNotFoundError, StorageError."""
+        with self._explained("read", name):
+            if self.is_local:
+                return pa.memory_map(self.path(name)).read_buffer()
+        return pa.py_buffer(self.read(name))
+
+    def exists(self, name: str) -> bool:
+        """Return whether a file or folder is there."""
+        filesystem, path = self._located(name)
+        with self._explained("look up", name):
+            return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the files in a folder, sorted; none if it is absent."""
+        filesystem, path = self._located(folder)
+        with self._explained("list", folder):
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        filesystem, path = self._located(name)
+        with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
+            filesystem.delete_file(path)
+
+    def write_json(self, name: str, values: Any) -> None:
+        """Write values as JSON, refusing NaN."""
+        self.write(name, (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read JSON. Raises: FileNotFoundError, StorageError."""
+        data = self.read(name)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise StorageError(f"{self.path(name)} is damaged: {error}; delete it and run again") from error
+
+    def read_record(self, name: str) -> Record | None:
+        """Return a commit record, or None if there is none that can be read."""
+        try:
+            return Record.from_json(self.read_json(name))
+        except FileNotFoundError:
+            return None
+        except StorageError:
+            return None
+
+    def write_record(self, name: str, record: Record) -> None:
+        """Commit: from now on the parts count."""
+        self.write_json(name, record.to_json())
+
+    def write_part(self, folder: str, name: str, data: bytes | pa.Buffer, *, rows: int) -> Part:
+        """Write one part of a record to come and return its entry."""
+        self.write(f"{folder}/{name}", data)
+        return Part(name=name, rows=rows, size_bytes=len(memoryview(data)), sha256=hashlib.sha256(data).hexdigest())
+
+    def local_copy(self, name: str, sha256: str) -> Path:
+        """Return a local path of a committed file, fetched once into a cache where the store is remote."""
+        if self.is_local:
+            return Path(self.path(name))
+        cached = Path(tempfile.gettempdir()) / f"distmil-cache-{os.getuid()}" / sha256
+        if not cached.exists():
+            _write_durably(cached, self.read(name))
+        return cached
+
+    @contextlib.contextmanager
+    def _explained(self, verb: str, name: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            full = " The disk is full: free some space and run the same command again." * (error.errno == errno.ENOSPC)
+            raise StorageError(f"cannot {verb} {self.path(name)}: {error.strerror or error}.{full}") from error
+
+
+def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
+    """Write by temporary name, fsync, rename, fsync of the folder."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.parent / f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def free_bytes(root: str) -> int:
+    """Return the free space under a local root, in bytes."""
+    return shutil.disk_usage(root).free
+
+
+def source_key(path: str | Path) -> dict[str, int]:
+    """Return what tells one version of a source file from another: size and modification time. Raises: OSError."""
+    status = Path(path).stat()
+    return {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
+
+
+def file_sha256(path: str | Path) -> str:
+    """Return the checksum of a local file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,15 @@
+"""Measure a trained bundle on a split of a labelled manifest.
+
+    python jobs/evaluate.py --config FILE.yaml [section.key=value ...]
+    ray job submit --working-dir . -- python jobs/evaluate.py --config FILE.yaml [section.key=value ...]
+
+`--help` lists every key.
+"""
+
+import sys
+
+from distmil.cli import main
+from distmil.stages.jobs import run_evaluate
+
+if __name__ == "__main__":
+    sys.exit(main("evaluate", run_evaluate))

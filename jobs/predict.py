@@ -1,0 +1,15 @@
+"""Judge slides with a trained bundle: scores, tables and maps.
+
+    python jobs/predict.py --config FILE.yaml [section.key=value ...]
+    ray job submit --working-dir . -- python jobs/predict.py --config FILE.yaml [section.key=value ...]
+
+`--help` lists every key.
+"""
+
+import sys
+
+from distmil.cli import main
+from distmil.stages.jobs import run_predict
+
+if __name__ == "__main__":
+    sys.exit(main("predict", run_predict))

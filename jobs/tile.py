@@ -1,0 +1,15 @@
+"""Cut the slides of a manifest into patch shards.
+
+    python jobs/tile.py --config FILE.yaml [section.key=value ...]
+    ray job submit --working-dir . -- python jobs/tile.py --config FILE.yaml [section.key=value ...]
+
+`--help` lists every key.
+"""
+
+import sys
+
+from distmil.cli import main
+from distmil.stages.jobs import run_tile
+
+if __name__ == "__main__":
+    sys.exit(main("tile", run_tile))

@@ -1,0 +1,15 @@
+"""The main job: from a manifest to a trained bundle, its metrics and its maps.
+
+    python jobs/train.py --config FILE.yaml [section.key=value ...]
+    ray job submit --working-dir . -- python jobs/train.py --config FILE.yaml [section.key=value ...]
+
+`--help` lists every key.
+"""
+
+import sys
+
+from distmil.cli import main
+from distmil.stages.jobs import run_train
+
+if __name__ == "__main__":
+    sys.exit(main("train", run_train))

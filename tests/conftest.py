@@ -1,0 +1,23 @@
+"""What several test files share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from distmil.storage import Store
+
+
+@pytest.fixture
+def store(tmp_path):
+    """An empty store."""
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="session")
+def data():
+    """The shared real data, read in place."""
+    folder = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"the shared data is not at {folder}; set DISTMIL_DATA")
+    return folder

@@ -1,0 +1,156 @@
+"""The plan of the house: imports point down the layers only, and heavy libraries stay in the rooms that own them."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# A module may import modules of earlier rows, never of its own row or a later one.
+LAYERS = [
+    ["distmil"],
+    ["distmil.errors"],
+    ["distmil.config", "distmil.tables"],
+    ["distmil.storage"],
+    ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
+    ["distmil.slides.reader", "distmil.slides.tissue", "distmil.slides.annotations", "distmil.texture"],
+    ["distmil.slides.marks"],
+    ["distmil.tiling", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
+    ["distmil.labelling", "distmil.embedding", "distmil.bags", "distmil.maps"],
+    ["distmil.models.pooling"],
+    ["distmil.models.dual", "distmil.losses"],
+    ["distmil.scoring"],
+    ["distmil.metrics"],
+    ["distmil.engine"],
+    ["distmil.checkpoints"],
+    ["distmil.prediction", "distmil.tracking", "distmil.console"],
+    ["distmil.stages.runtime"],
+    ["distmil.stages.tile", "distmil.stages.embed"],
+    ["distmil.stages.prepare"],
+    ["distmil.stages.predict", "distmil.stages.train"],
+    ["distmil.stages.jobs"],
+    ["distmil.cli"],
+]
+PACKAGES = {"distmil.slides", "distmil.models", "distmil.stages"}
+
+# Who may import what, at the top of the file or hidden inside a function.
+OWNERS = {
+    "ray": {"distmil.stages"},
+    "mlflow": {"distmil.tracking"},
+    "openslide": {"distmil.slides.reader"},
+    "torchvision": {"distmil.encoders"},
+    "pydantic": {"distmil.config"},
+    "yaml": {"distmil.config", "distmil.stages.jobs"},
+    "rich": {"distmil.console"},
+    "matplotlib": {"distmil.heatmaps"},
+    "sklearn": {"distmil.metrics"},
+    "defusedxml": {"distmil.slides.annotations"},
+    "simplejpeg": {"distmil.shards", "distmil.demo"},
+    "tifffile": {"distmil.slides.masks", "distmil.demo"},
+}
+
+
+def modules(folder: Path = ROOT / "distmil") -> dict[str, Path]:
+    """Return every module of the package by name."""
+    found = {}
+    for path in sorted(folder.rglob("*.py")):
+        parts = path.relative_to(folder.parent).with_suffix("").parts
+        found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield (module, line) of every import in a file, wherever it stands."""
+    known = modules()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute"
+            base = node.module or ""
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield (full if full in known else base), node.lineno
+
+
+def layer_of(module: str) -> int:
+    return next(i for i, row in enumerate(LAYERS) if module in row)
+
+
+def broken_rules(name: str, path: Path) -> list[str]:
+    """Return what a file imports against the plan."""
+    found = []
+    for module, line in imports(path):
+        if module in PACKAGES:
+            continue
+        if module.split(".")[0] == "distmil":
+            if layer_of(module) >= layer_of(name):
+                found.append(f"{name}:{line} imports {module}, which is not below it")
+            continue
+        owners = OWNERS.get(module.split(".")[0])
+        if owners is not None and not any(name == owner or name.startswith(f"{owner}.") for owner in owners):
+            found.append(f"{name}:{line} imports {module}, which belongs to {', '.join(sorted(owners))}")
+    return found
+
+
+def test_every_module_has_its_row() -> None:
+    assert sorted(set(modules()) - PACKAGES) == sorted(name for row in LAYERS for name in row)
+
+
+@pytest.mark.parametrize("name", sorted(set(modules()) - PACKAGES))
+def test_imports_point_down(name: str) -> None:
+    assert broken_rules(name, modules()[name]) == []
+
+
+def test_an_import_turned_round_is_found(tmp_path: Path) -> None:
+    turned = tmp_path / "losses.py"
+    turned.write_text(
+        "def hidden():\n    from distmil.engine import Group\n    import ray.data\n    return Group, ray\n"
+    )
+    assert broken_rules("distmil.losses", turned) == [
+        "distmil.losses:2 imports distmil.engine, which is not below it",
+        "distmil.losses:3 imports ray.data, which belongs to distmil.stages",
+    ]
+
+
+BLOCKED = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"ray", "mlflow", "openslide", "torchvision"}:
+            raise ImportError(f"{name} is blocked")
+
+sys.meta_path.insert(0, Blocker())
+import torch, numpy as np
+import distmil.labels, distmil.labelling, distmil.cohort, distmil.checkpoints, distmil.prediction, distmil.heatmaps
+from distmil.slides import annotations, grid, tissue
+from distmil.engine import Group, evaluate, fit_normaliser, make_learner, train_epoch
+from distmil.bags import StepPlanner
+from distmil.models.dual import DualNetwork
+from tests.bagmaking import EMBEDDING, make_bags, small_config
+
+config, bags = small_config(), make_bags(8)
+learner = make_learner(config, DualNetwork(config.model, embedding_dim=EMBEDDING, num_classes=2), None, torch.device("cpu"))
+fit_normaliser(learner, bags, seed=0, batch_size=64)
+planner = StepPlanner(bags, config.bags, num_classes=2, seed=0)
+print(train_epoch(learner, bags, planner, config, epoch=0, group=Group())["loss"] > 0)
+print(evaluate(learner, bags, config, group=Group())["slide_auc"] is not None)
+"""
+
+
+def test_training_and_inference_run_without_ray_mlflow_and_openslide() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BLOCKED], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["True", "True"]
+
+
+def test_job_files_are_thin() -> None:
+    for path in sorted((ROOT / "jobs").glob("*.py")):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 30, path

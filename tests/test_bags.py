@@ -1,0 +1,190 @@
+"""Bags and the drawing of steps."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from distmil.bags import MIXED, Bag, BagEntry, EmbeddingSource, Step, StepPlanner, open_bag, targets
+from distmil.config import BagsConfig
+from distmil.errors import StorageError
+from distmil.storage import Store
+from distmil.tables import embeddings_schema, labels_schema, to_ipc
+from tests.bagmaking import make_bag, make_bags
+
+
+def planner(bags: list[Bag], *, seed: int = 0, classes: int = 2, **options: object) -> StepPlanner:
+    return StepPlanner(bags, BagsConfig(**options), num_classes=classes, seed=seed)
+
+
+def test_take_gathers_across_shards_in_the_asked_order() -> None:
+    parts = [np.arange(6, dtype=np.float16).reshape(3, 2), np.arange(6, 14, dtype=np.float16).reshape(4, 2)]
+    source = EmbeddingSource(parts)
+    whole = np.concatenate(parts)
+    order = np.array([6, 0, 3, 3, 2])
+    assert np.array_equal(source.take(order), whole[order])
+    for start in range(7):
+        assert np.array_equal(source.take(slice(start, start + 3)), whole[start : start + 3])
+
+
+def test_a_single_shard_is_not_copied() -> None:
+    part = np.zeros((5, 2), np.float16)
+    assert np.shares_memory(EmbeddingSource([part]).take(slice(1, 4)), part)
+
+
+@pytest.mark.parametrize("slides_per_step", [1, 3, 8])
+@pytest.mark.parametrize("patches_per_step", [40, 100, 10_000])
+def test_every_bag_is_seen_once_an_epoch_within_the_budget(slides_per_step: int, patches_per_step: int) -> None:
+    bags = make_bags(17)
+    plan = planner(bags, slides_per_step=slides_per_step, patches_per_step=patches_per_step)
+    for epoch in range(3):
+        steps = list(plan.steps(epoch, with_mixed=True))
+        assert Counter(i for step in steps for i in step.bags) == Counter(range(17))
+        for step in steps:
+            assert 1 <= len(step.bags) <= slides_per_step
+            sizes = [len(step.samples.get(i, range(len(bags[i])))) for i in step.bags]
+            assert sum(sizes) <= patches_per_step
+            for i, sample in step.samples.items():
+                assert len(sample) == patches_per_step < len(bags[i])
+                assert len(set(sample.tolist())) == len(sample)
+
+
+def test_steps_follow_from_the_seed_and_the_epoch() -> None:
+    bags = make_bags(9)
+
+    def drawn(seed: int, epoch: int) -> list[tuple[list[int], list[int]]]:
+        return [(list(s.bags), s.mixed_patch.tolist()) for s in planner(bags, seed=seed).steps(epoch, with_mixed=True)]
+
+    assert drawn(1, 5) == drawn(1, 5)
+    assert drawn(1, 5) != drawn(1, 6)
+    assert drawn(1, 5) != drawn(2, 5)
+
+
+def test_per_class_takes_positives_and_negatives_of_slides_of_every_class() -> None:
+    bags = make_bags(12)
+    for step in planner(bags, k_positive=6, k_negative=10).steps(0, with_mixed=True):
+        labels = [int(bags[b].label_N[p]) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)]
+        assert labels.count(1) == 6
+        assert labels.count(0) == 10
+        slide_of_negatives = [bags[b].label for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)
+                              if bags[b].label_N[p] == 0]  # fmt: skip
+        assert Counter(slide_of_negatives) == {0: 5, 1: 5}
+        assert len(set(step.mixed_bag.tolist())) >= 2
+
+
+def test_positives_are_not_repeated_while_there_are_others() -> None:
+    bags = make_bags(12)
+    total = sum(int((bag.label_N == 1).sum()) for bag in bags)
+    step = next(planner(bags, k_positive=total, k_negative=4).steps(0, with_mixed=True))
+    pairs = [
+        (b, p) for b, p in zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True)
+        if bags[b].label_N[p] == 1
+    ]  # fmt: skip
+    assert len(pairs) == len(set(pairs)) == total
+
+
+def test_per_class_shares_positives_among_the_classes() -> None:
+    bags = make_bags(12, classes=3)
+    step = next(planner(bags, classes=3, k_positive=7, k_negative=9).steps(0, with_mixed=True))
+    labels = Counter(int(bags[b].label_N[p]) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True))
+    assert labels == {0: 9, 1: 3, 2: 4}
+
+
+def test_per_slide_takes_a_patch_of_every_labelled_slide_in_play() -> None:
+    bags = [*make_bags(10), make_bag(11, annotated=False)]
+    for step in planner(bags, mixed="per_slide", n=4, slides_per_step=6).steps(0, with_mixed=True):
+        labelled = {i for i in step.bags if bags[i].is_known_N.any()}
+        assert set(step.mixed_bag.tolist()) == labelled
+        assert len(step.mixed_bag) == max(4, len(labelled))
+
+
+def test_pooled_draws_without_repeats_from_all_labelled_patches() -> None:
+    bags = [*make_bags(10), make_bag(11, annotated=False)]
+    seen = set()
+    for epoch in range(60):
+        for step in planner(bags, mixed="pooled", n=16).steps(epoch, with_mixed=True):
+            pairs = list(zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True))
+            assert len(pairs) == len(set(pairs)) == 16
+            assert all(bags[b].label_N[p] >= 0 for b, p in pairs)
+            seen |= set(pairs)
+    assert len(seen) > 0.9 * sum(int(bag.is_known_N.sum()) for bag in bags)
+
+
+def test_unknown_patches_are_never_drawn() -> None:
+    bags = [make_bag(i, annotated=i % 4 == 1) for i in range(12)]
+    for mixed in ("per_class", "per_slide", "pooled"):
+        for step in planner(bags, mixed=mixed).steps(0, with_mixed=True):
+            assert all(bags[b].label_N[p] >= 0 for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_workers_share_a_step_without_gaps_or_doubles(size: int) -> None:
+    bags = make_bags(12)
+    lengths = [len(bag) for bag in bags]
+    for step in planner(bags, slides_per_step=5).steps(0, with_mixed=True):
+        shares = [step.share(rank, size, lengths) for rank in range(size)]
+        assert Counter(i for share in shares for i in share) == Counter([*step.bags, MIXED])
+
+
+def test_workers_share_the_load_evenly() -> None:
+    step = Step([0, 1, 2, 3], {}, np.empty(0, np.int64), np.empty(0, np.int64))
+    assert [sorted(step.share(rank, 2, [100, 60, 50, 10])) for rank in (0, 1)] == [[0, 3], [1, 2]]
+
+
+def write_slide(store: Store, *, shift: int = 0) -> BagEntry:
+    """A slide of two shards with labels 0, 1, unknown, 1, 0."""
+    rng = np.random.default_rng(0)
+    parts = []
+    x = np.arange(5, dtype=np.int32) * 10
+    for i, rows in enumerate((slice(0, 3), slice(3, 5))):
+        places = [["s"] * len(x[rows]), x[rows], x[rows] + 7, np.full(len(x[rows]), 10, np.int32)]
+        flat = pa.array(rng.normal(size=4 * len(x[rows])).astype(np.float16))
+        table = pa.table([*places, pa.FixedSizeListArray.from_arrays(flat, 4)], schema=embeddings_schema(4))
+        parts.append(store.write_part("embeddings/s", f"part-{i}.arrow", to_ipc(table), rows=table.num_rows))
+    label = pa.array([0, 1, None, 1, 0], pa.int8())
+    fraction = pa.array([0.0, 0.25, None, 1.0, 0.0], pa.float32())
+    labels = pa.table([["s"] * 5, x + shift, x + 7, [10] * 5, label, fraction], schema=labels_schema(2))
+    sink = pa.BufferOutputStream()
+    pq.write_table(labels, sink)
+    store.write("labels/s.parquet", sink.getvalue())
+    return BagEntry("s", 1, "train", False, "embeddings/s", tuple(parts), "labels/s.parquet")
+
+
+def test_an_opened_bag_knows_three_states(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entry = BagEntry.from_json(write_slide(store).to_json())
+    bag = open_bag(store, entry, num_classes=2, form="class")
+    assert bag.label_N.tolist() == [0, 1, -1, 1, 0]
+    assert bag.is_known_N.tolist() == [True, True, False, True, True]
+    assert bag.target_NC[[1, 4]].tolist() == [[0, 1], [1, 0]]
+    soft = open_bag(store, entry, num_classes=2, form="fraction")
+    assert soft.target_NC[1].tolist() == [0.75, 0.25]
+    assert soft.label_N.tolist() == bag.label_N.tolist()
+
+
+def test_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entry = write_slide(store, shift=1)
+    with pytest.raises(StorageError, match="different grids"):
+        open_bag(store, entry, num_classes=2, form="class")
+
+
+def test_a_cut_shard_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entry = write_slide(store)
+    path = tmp_path / "embeddings/s/part-1.arrow"
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(StorageError, match=r"part-1\.arrow"):
+        open_bag(store, entry, num_classes=2, form="class")
+
+
+def test_fractions_of_several_classes_are_soft_targets() -> None:
+    schema = labels_schema(3)
+    rows = [[0.5, 0.2, 0.3], None]
+    table = pa.table([["s"] * 2, [0, 9], [0, 0], [9, 9], [2, None], [0.5, None], rows], schema=schema)
+    target_NC = targets(table, num_classes=3, form="fraction")
+    assert target_NC[0] == pytest.approx([0.5, 0.2, 0.3])
+    assert np.isnan(target_NC[1]).all()

@@ -1,0 +1,236 @@
+"""Encoders: the same weights are the same encoder wherever they come from, and no file runs code."""
+
+import os
+import pickle
+from urllib.error import URLError
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from distmil.config import EncoderConfig
+from distmil.encoders import ResNetEncoder, load_encoder, load_state, prepare_encoder, state_digest
+from distmil.errors import ConfigError, EncoderError
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A ResNet18's state dict as torchvision names it, last layer included, with statistics that are not the default."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(7)
+        state = torchvision.models.resnet18(weights=None).state_dict()
+        for key, value in state.items():
+            if key.endswith("running_mean"):
+                value.uniform_(-0.1, 0.1)
+            elif key.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+    return state
+
+
+def resnet(path):
+    return EncoderConfig(name="resnet18", weights=str(path))
+
+
+def prefixed(state, prefix):
+    return {f"{prefix}{key}": value for key, value in state.items()}
+
+
+def headless(state):
+    return {key: value for key, value in state.items() if not key.startswith("fc.")}
+
+
+FORMS = {
+    "raw": lambda state: state,
+    "without its last layer": headless,
+    "another last layer": lambda state: headless(state) | {"fc.weight": torch.ones(3, 512), "fc.bias": torch.ones(3)},
+    "a checkpoint": lambda state: {"epoch": 3, "state_dict": state},
+    "of a parallel model": lambda state: prefixed(state, "module."),
+    "a checkpoint of a parallel model": lambda state: {"model": prefixed(state, "module.backbone.")},
+    "with a projection head": lambda state: state | {"projector.weight": torch.ones(4, 4)},
+    "without counters": lambda state: {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")},
+    "in another order": lambda state: dict(reversed(state.items())),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_same_weights_are_the_same_encoder(tmp_path, weights, form):
+    torch.save(FORMS[form](weights), tmp_path / "weights.pt")
+    save_file(weights, tmp_path / "weights.safetensors")
+    state = load_state(resnet(tmp_path / "weights.pt"))
+    assert state_digest(state) == state_digest(load_state(resnet(tmp_path / "weights.safetensors")))
+
+
+def test_a_loaded_encoder_gives_what_torchvision_gives(tmp_path, weights, store):
+    torch.save({"state_dict": prefixed(weights, "module.")}, tmp_path / "weights.pth")
+    spec = prepare_encoder(resnet(tmp_path / "weights.pth"), store)
+    encoder = load_encoder(spec, store)
+    model = torchvision.models.resnet18(weights=None)
+    model.load_state_dict(weights)
+    model.fc = torch.nn.Identity()
+    normalise = torchvision.transforms.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    with torch.inference_mode():
+        expected = model.eval()(normalise(torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255)).numpy()
+    found = encoder.embed(IMAGES)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert found.shape == (5, spec.dimension)
+    assert found.std() > 0.1
+
+
+@pytest.mark.parametrize("name", ["texture", "resnet18"])
+def test_an_embedding_does_not_depend_on_its_batch_mates(store, name):
+    encoder = load_encoder(prepare_encoder(EncoderConfig(name=name), store), store)
+    together = encoder.embed(IMAGES)
+    alone = np.concatenate([encoder.embed(IMAGES[i : i + 1]) for i in range(len(IMAGES))])
+    np.testing.assert_allclose(alone, together, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(encoder.embed(IMAGES), together, rtol=1e-6, atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_training_leaves_batch_statistics_alone(weights):
+    encoder = ResNetEncoder("resnet18")
+    encoder.load_state(weights, origin="weights")
+    before = encoder.net.bn1.running_mean.clone()
+    encoder.train()
+    loss = encoder(torch.from_numpy(IMAGES)).square().mean()
+    loss.backward()
+    assert torch.equal(encoder.net.bn1.running_mean, before)
+    assert encoder.net.conv1.weight.grad.abs().max() > 0
+
+
+# --- keeping
+
+
+def test_weights_are_kept_once_and_are_then_needed_no_more(tmp_path, weights, store):
+    path = tmp_path / "weights.pt"
+    torch.save(weights, path)
+    spec = prepare_encoder(resnet(path), store)
+    kept = os.stat(store.path(spec.weights_file)).st_mtime_ns
+    assert prepare_encoder(resnet(path), store) == spec
+    assert os.stat(store.path(spec.weights_file)).st_mtime_ns == kept
+    assert store.names("encoders") == [spec.weights_file.removeprefix("encoders/")]
+    path.unlink()
+    assert load_encoder(spec, store).embed(IMAGES[:1]).shape == (1, 512)
+
+
+def test_other_weights_are_another_encoder(tmp_path, weights, store):
+    torch.save(weights, tmp_path / "one.pt")
+    changed = {key: value.clone() for key, value in weights.items()}
+    changed["layer4.1.conv2.weight"][0, 0, 0, 0] += 1e-3
+    torch.save(changed, tmp_path / "two.pt")
+    one, two = (prepare_encoder(resnet(tmp_path / name), store) for name in ("one.pt", "two.pt"))
+    assert one.identity() != two.identity()
+    assert one.weights_file != two.weights_file
+
+
+def test_weights_out_of_a_bundle_need_no_file(weights, store, tmp_path):
+    torch.save(weights, tmp_path / "weights.pt")
+    from_file = prepare_encoder(resnet(tmp_path / "weights.pt"), store)
+    state = load_state(resnet(tmp_path / "weights.pt"))
+    assert prepare_encoder(resnet("/gone/weights.pt"), store, state=state) == from_file
+
+
+def test_random_weights_are_always_the_same_and_leave_other_draws_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    digests = {state_digest(load_state(EncoderConfig(name="resnet18"))) for _ in range(2)}
+    assert torch.equal(torch.rand(4), expected)
+    assert len(digests) == 1
+
+
+def test_the_texture_encoder_keeps_no_weights(store):
+    spec = prepare_encoder(EncoderConfig(), store)
+    assert spec.weights_file is None
+    assert load_encoder(spec, store).embed(IMAGES).shape == (5, spec.dimension)
+    assert store.names("encoders") == []
+
+
+# --- refusals
+
+
+class Harmful:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("writer", ["torch", "pickle"])
+def test_a_file_with_code_is_refused_and_not_run(tmp_path, store, writer):
+    path, trace = tmp_path / "weights.pt", tmp_path / "trace"
+    content = {"state_dict": {}, "hook": Harmful(trace)}
+    if writer == "torch":
+        torch.save(content, path)
+    else:
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    with pytest.raises(EncoderError, match=r"weights\.pt cannot be loaded as tensors only"):
+        prepare_encoder(resnet(path), store)
+    assert not trace.exists()
+    assert store.names("encoders") == []
+
+
+@pytest.mark.parametrize(
+    ("change", "parts"),
+    [
+        (lambda state: {k: v for k, v in state.items() if k != "conv1.weight"}, ["1 of", "conv1.weight", "missing"]),
+        (lambda state: state | {"conv1.weight": torch.ones(64, 1, 7, 7)}, ["1 have another shape", "conv1.weight"]),
+        (lambda state: prefixed(state, "visual.trunk."), ["are missing", "torchvision"]),
+        (lambda _: {}, ["are missing"]),
+        (lambda _: {"a": 1}, ["no state dict"]),
+        (lambda _: [torch.ones(3)], ["no state dict"]),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_before_anything_starts(tmp_path, weights, store, change, parts):
+    torch.save(change(weights), tmp_path / "odd.pt")
+    with pytest.raises(EncoderError) as caught:
+        prepare_encoder(resnet(tmp_path / "odd.pt"), store)
+    for part in ["odd.pt", *parts]:
+        assert part in str(caught.value)
+    assert store.names("encoders") == []
+
+
+@pytest.mark.parametrize("name", ["cut.pt", "cut.safetensors"])
+@pytest.mark.parametrize("length", [0, 9, 5000])
+def test_a_cut_off_file_is_refused(tmp_path, weights, store, name, length):
+    path = tmp_path / name
+    if name.endswith(".pt"):
+        torch.save(weights, path)
+    else:
+        save_file(weights, path)
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(EncoderError, match=name):
+        prepare_encoder(resnet(path), store)
+
+
+def test_an_absent_file_and_an_unknown_name_are_bad_input(tmp_path, store):
+    with pytest.raises(ConfigError, match=r"absent\.pt.*no such file"):
+        prepare_encoder(resnet(tmp_path / "absent.pt"), store)
+    with pytest.raises(ConfigError) as caught:
+        prepare_encoder(resnet("IMAGENET"), store)
+    for part in ("encoder.weights = 'IMAGENET'", "DEFAULT", "IMAGENET1K_V1", "none", ".safetensors"):
+        assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), OSError("reset"), RuntimeError('invalid hash value (expected "x")')])
+def test_a_failed_download_names_the_ways_out(store, monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    with pytest.raises(EncoderError) as caught:
+        prepare_encoder(EncoderConfig(name="resnet50", weights="DEFAULT"), store)
+    for part in ("resnet50", "IMAGENET1K_V2", "resnet50-11ad3fa6.pth", "checkpoints", "encoder.weights", "texture"):
+        assert part in str(caught.value)
+
+
+def test_downloaded_weights_are_taken_by_name(store, monkeypatch, weights, tmp_path):
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: weights)
+    torch.save(weights, tmp_path / "weights.pt")
+    assert prepare_encoder(resnet("IMAGENET1K_V1"), store) == prepare_encoder(resnet(tmp_path / "weights.pt"), store)
