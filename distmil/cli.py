@@ -1,33 +1,29 @@
 """Command line in, JSON line and exit code out: 0 done, 1 failed, 2 bad input."""
 
 import argparse
+import importlib
 import json
-import logging
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from distmil.config import describe_keys, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
-from distmil.stages.runtime import Job, stop_ray
 from distmil.storage import Store, resolve_root
-
-logger = logging.getLogger(__name__)
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 
 
-def main(name: str, run: Callable[[Job], dict[str, Any]], argv: Sequence[str] | None = None) -> int:
-    """Run a job from its command line and return the exit code.
+def main(name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
+    """Run the stage of that name from its command line and return the exit code.
 
     Args:
-        name: The job's name.
-        run: The job.
+        name: A module of ``distmil.stages`` with ``run(job)``.
+        description: For ``--help``.
         argv: Arguments without the program's name; default: the process's.
     """
-    options = _parser(name, run).parse_args(argv)
+    options = _parser(name, description).parse_args(argv)
     console = Console()
     set_up_logging(console)
     try:
@@ -35,7 +31,13 @@ def main(name: str, run: Callable[[Job], dict[str, Any]], argv: Sequence[str] | 
         store = Store(resolve_root(config.storage.root))
         store.check()
         console.note(f"storage: {store.root}")
-        answer = run(Job(config, store, console))
+        # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
+        runtime = importlib.import_module("distmil.stages.runtime")
+        stage = importlib.import_module(f"distmil.stages.{name}")
+        try:
+            answer = stage.run(runtime.Job(config, store, console))
+        finally:
+            runtime.stop_ray()
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code
@@ -45,17 +47,15 @@ def main(name: str, run: Callable[[Job], dict[str, Any]], argv: Sequence[str] | 
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
         return FAILED
-    finally:
-        stop_ray()
     sys.stdout.write(json.dumps({"job": name, "storage": store.root, **answer}) + "\n")
     sys.stdout.flush()
     return DONE
 
 
-def _parser(name: str, run: Callable[[Job], dict[str, Any]]) -> argparse.ArgumentParser:
+def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
-        description=run.__doc__,
+        description=description,
         epilog="Keys, in the YAML file by section or as overrides:\n\n" + describe_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

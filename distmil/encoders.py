@@ -1,43 +1,30 @@
-"""Patches to embeddings: torchvision's ResNets with weights from anywhere, and the built-in texture encoder.
+"""Patches to embeddings: the built-in texture encoder, and torchvision's ResNets with weights from anywhere.
 
 An encoder is known by its name and the digest of its weights, so that the same weights are the same encoder whether
 they came by name, from a file or out of a bundle. Weights are kept once in the store, where every worker reads them.
+torch and torchvision take seconds to import, so ``distmil.resnet`` is loaded only where a ResNet is wanted.
 
 N patches, E embedding.
 """
 
-import hashlib
-import pickle
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.error import URLError
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-import torchvision
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
 
 from distmil.config import EncoderConfig
-from distmil.errors import ConfigError, EncoderError
 from distmil.storage import Store
 from distmil.texture import DIMENSION as TEXTURE_DIMENSION
 from distmil.texture import texture
 
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 TEXTURE_VERSION = 1
 RESNET_DIMENSIONS = {"resnet18": 512, "resnet50": 2048}
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_PREFIXES = ("module.", "model.", "encoder.", "backbone.", "resnet.")
-_WRAPPERS = ("state_dict", "model", "model_state_dict", "teacher", "student")
-# What the loaders of safetensors and torch raise on a damaged or unwanted file.
-_DAMAGED = (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, AttributeError)
-
-State = dict[str, Tensor]
 
 
 class Encoder(Protocol):
@@ -62,7 +49,15 @@ class EncoderSpec:
         return {"name": self.name, "digest": self.digest}
 
 
-def prepare_encoder(config: EncoderConfig, store: Store, *, state: State | None = None) -> EncoderSpec:
+class TextureEncoder:
+    """The built-in encoder without weights; see ``distmil.texture``."""
+
+    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return embeddings, N x E, of RGB patches."""
+        return texture(images_NHWC)
+
+
+def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str, Tensor] | None" = None) -> EncoderSpec:
     """Get hold of an encoder's weights and put them into the store, unless they are there.
 
     Args:
@@ -76,11 +71,12 @@ def prepare_encoder(config: EncoderConfig, store: Store, *, state: State | None 
     """
     if config.name == "texture":
         return EncoderSpec("texture", f"v{TEXTURE_VERSION}", TEXTURE_DIMENSION, None)
-    state = load_state(config) if state is None else state
-    digest = state_digest(state)
+    resnet = _resnet()
+    state = resnet.load_state(config) if state is None else state
+    digest: str = resnet.state_digest(state)
     name = f"encoders/{config.name}-{digest[:16]}.safetensors"
     if not store.exists(name):
-        store.write(name, save_safetensors(state))
+        store.write(name, resnet.encode_state(state))
     return EncoderSpec(config.name, digest, RESNET_DIMENSIONS[config.name], name)
 
 
@@ -88,156 +84,26 @@ def load_encoder(spec: EncoderSpec, store: Store, *, device: str = "cpu") -> Enc
     """Load a prepared encoder in evaluation mode."""
     if spec.weights_file is None:
         return TextureEncoder()
-    module = ResNetEncoder(spec.name)
-    module.load_state(load_safetensors(store.read(spec.weights_file)), origin=spec.weights_file)
-    return module.to(device).eval()
+    encoder: Encoder = _resnet().load_module(spec.name, store.read(spec.weights_file), device=device)
+    return encoder
 
 
-class TextureEncoder:
-    """The built-in encoder without weights; see ``distmil.texture``."""
-
-    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return embeddings, N x E, of RGB patches."""
-        return texture(images_NHWC)
-
-
-class ResNetEncoder(nn.Module):
-    """A torchvision ResNet without its last layer, on RGB patches of any size; ImageNet's normalisation is built in.
-
-    Batch normalisation keeps its statistics in training too: a step's patches come from a few slides.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self.net = getattr(torchvision.models, name)(weights=None)
-        self.net.fc = nn.Identity()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
-
-    def load_state(self, state: Mapping[str, Tensor], *, origin: str) -> None:
-        """Load a torchvision state dict without its last layer. Raises: EncoderError if it does not fit."""
-        self.net.load_state_dict(_fitting(state, self.net.state_dict(), origin=origin), strict=False)
-
-    def forward(self, images_NHWC: Tensor) -> Tensor:
-        """Return embeddings, N x E, of uint8 RGB patches."""
-        images = images_NHWC.permute(0, 3, 1, 2).float().div(255)
-        embedding_NE: Tensor = self.net((images - self.mean) / self.std)
-        return embedding_NE
-
-    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return embeddings, N x E, of RGB patches."""
-        with torch.inference_mode():
-            device = self.mean.device
-            return np.asarray(self(torch.from_numpy(images_NHWC).to(device)).float().cpu().numpy())
-
-    def train(self, mode: bool = True) -> "ResNetEncoder":
-        """Switch to training, but for batch normalisation."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eval()
-        return self
+def load_trainable(spec: EncoderSpec, store: Store) -> "nn.Module":
+    """Load a prepared encoder as a module to train. Raises: ValueError if it has nothing to train."""
+    if spec.weights_file is None:
+        raise ValueError(f"{spec.name} has nothing to train")
+    module: nn.Module = _resnet().load_module(spec.name, store.read(spec.weights_file), device="cpu")
+    return module
 
 
-# --- weights -----------------------------------------------------------------------------------------------------
-
-
-def load_state(config: EncoderConfig) -> State:
-    """Return the configured ResNet weights in torchvision's names, without the last layer.
-
-    Raises:
-        ConfigError: If there is no such file or weights name.
-        EncoderError: If the file holds something else, or a download is not possible.
-    """
-    if config.weights == "none":
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            state = getattr(torchvision.models, config.name)(weights=None).state_dict()
-    elif Path(config.weights).suffix.lower() in {".safetensors", ".pt", ".pth", ".bin"}:
-        state = _read_weights(Path(config.weights).expanduser())
-    else:
-        state = _download(config)
-    with torch.device("meta"):
-        wanted = canonical(getattr(torchvision.models, config.name)(weights=None).state_dict())
-    return canonical(_fitting(state, wanted, origin=Path(config.weights).name))
-
-
-def _fitting(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, origin: str) -> State:
-    """Return of a state dict what is wanted. Raises: EncoderError if something is missing or has another shape."""
-    wrong = [key for key in state if key in wanted and state[key].shape != wanted[key].shape]
-    missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    if wrong or missing:
-        raise EncoderError(
-            f"{origin} does not fit: {len(missing)} of {len(wanted)} tensors are missing"
-            f"{f' (such as {missing[0]})' if missing else ''}, {len(wrong)} have another shape"
-            f"{f' (such as {wrong[0]})' if wrong else ''}; expected torchvision's names"
-        )
-    return {key: state[key] for key in wanted if key in state}
-
-
-def canonical(state: Mapping[str, Tensor]) -> State:
-    """Return what counts of a ResNet's weights, in a fixed order: neither the last layer nor batch counters."""
-    return {
-        key: value.detach().contiguous() if value.is_meta else value.detach().cpu().contiguous()
-        for key, value in sorted(state.items())
-        if not key.startswith("fc.") and not key.endswith("num_batches_tracked")
-    }
-
-
-def state_digest(state: Mapping[str, Tensor]) -> str:
-    """Return a checksum of names, types, shapes and values."""
-    digest = hashlib.sha256()
-    for key in sorted(state):
-        value = state[key].detach().cpu().contiguous()
-        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes() if value.numel() else b"")
-    return digest.hexdigest()
-
-
-def _download(config: EncoderConfig) -> State:
-    """Return torchvision's published weights by name."""
-    choices = torchvision.models.get_model_weights(config.name)
-    names = ["DEFAULT", *(weight.name for weight in choices)]
-    if config.weights not in names:
-        raise ConfigError(
-            f"encoder.weights = {config.weights!r}: expected {', '.join(names)}, none, "
-            "or a file ending in .safetensors, .pt or .pth"
-        )
-    weights = choices[config.weights]
-    try:
-        state: State = weights.get_state_dict(progress=False, check_hash=True)
-    except (URLError, OSError, RuntimeError) as error:
-        file = weights.url.rpartition("/")[2]
-        raise EncoderError(
-            f"cannot download {config.name}'s weights {weights.name} ({error}). Ways out:\n"
-            f"  - put the file {file} into {torch.hub.get_dir()}/checkpoints on this machine;\n"
-            f"  - set encoder.weights to a local .safetensors or state-dict file;\n"
-            f"  - set encoder.name=texture, which needs no weights"
-        ) from error
+def encoder_state(spec: EncoderSpec, store: Store, *, trained: "nn.Module | None") -> "dict[str, Tensor] | None":
+    """Return the weights that a bundle carries: the trained encoder's, else those that made the embeddings, if any."""
+    if spec.weights_file is None:
+        return None
+    module = trained if trained is not None else load_trainable(spec, store)
+    state: dict[str, Tensor] = module.published_state()  # type: ignore[operator]
     return state
 
 
-def _read_weights(path: Path) -> State:
-    """Return a state dict from a file, never running code from it, with common wrappings taken off."""
-    if not path.is_file():
-        raise ConfigError(f"encoder.weights = {str(path)!r}: there is no such file")
-    try:
-        if path.suffix.lower() == ".safetensors":
-            values: Any = load_safetensors(path.read_bytes())
-        else:
-            values = torch.load(path, map_location="cpu", weights_only=True)
-    except (*_DAMAGED, OSError) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EncoderError(f"{path.name} cannot be loaded as tensors only: {text}") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(values, dict) and isinstance(values.get(wrapper), dict):
-            values = values[wrapper]
-    if not isinstance(values, dict) or not all(isinstance(value, Tensor) for value in values.values()):
-        raise EncoderError(f"{path.name} holds no state dict (names to tensors)")
-    for prefix in _PREFIXES:
-        if values and all(key.startswith(prefix) for key in values):
-            values = {key.removeprefix(prefix): value for key, value in values.items()}
-    return {str(key): value for key, value in values.items()}
+def _resnet() -> Any:
+    return importlib.import_module("distmil.resnet")

@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distmil import losses
-from distmil.bags import MIXED, Bag, Step, StepPlanner
+from distmil.bags import Bag
 from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.metrics import Judged, judge, summarise
 from distmil.models.dual import DualNetwork
 from distmil.models.pooling import top_k_patches
+from distmil.sampling import MIXED, Step, StepPlanner
 from distmil.scoring import SCORE_CHUNK, score_bag
 
 logger = logging.getLogger(__name__)

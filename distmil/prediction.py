@@ -1,15 +1,12 @@
-"""A bundle's answers as tables: patch scores, slide scores, and how good they are where labels are known."""
+"""A bundle's answers as tables: patch scores and slide scores."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distmil.bags import BagEntry, read_labels
-from distmil.errors import StorageError
-from distmil.metrics import PATCH_SCORES, Judged, summarise
 from distmil.scoring import READ_OUTS, BagScores
 from distmil.storage import Store
 from distmil.tables import patch_predictions_schema, slide_predictions_schema
@@ -85,53 +82,3 @@ def write_parquet(store: Store, name: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
     store.write(name, sink.getvalue())
-
-
-def judge_predictions(
-    store: Store,
-    run: str,
-    rows: Mapping[str, Row],
-    entries: Sequence[BagEntry],
-    *,
-    classes: Sequence[str],
-    slide_score: str,
-) -> dict[str, float | None]:
-    """Return the metrics of written predictions against the entries' labels; pseudo-labelled slides are left out.
-
-    Args:
-        store: Where predictions and labels are.
-        run: The prediction run.
-        rows: Slide predictions by slide id.
-        entries: The slides with their labels and label tables.
-        classes: Class names.
-        slide_score: The read-out that counts.
-    """
-    judged = [
-        _judged(store, run, rows[entry.slide_id], entry, classes)
-        for entry in entries
-        if entry.slide_id in rows and entry.label is not None and not entry.is_pseudo
-    ]
-    return summarise(judged, slide_score=slide_score)
-
-
-def _judged(store: Store, run: str, row: Row, entry: BagEntry, classes: Sequence[str]) -> Judged:
-    assert entry.label is not None
-    is_multi = len(classes) > 2
-    bag_C = [row[f"probability_{name}"] for name in classes] if is_multi else [1 - row["bag"], row["bag"]]
-    is_target, scores = np.empty(0, bool), tuple(np.empty(0, np.float32) for _ in PATCH_SCORES)
-    if entry.labels is not None:
-        name = f"{predictions_folder(run)}/patches/{entry.slide_id}.parquet"
-        predicted = pq.read_table(pa.BufferReader(store.read(name)), columns=["x", "y", *PATCH_SCORES])
-        labels = read_labels(store, entry.labels)
-        if not (labels["x"].equals(predicted["x"]) and labels["y"].equals(predicted["y"])):
-            raise StorageError(f"{entry.slide_id}: predictions and labels lie on different grids; predict it again")
-        label_N = labels["label"].fill_null(-1).to_numpy()
-        is_target = label_N[label_N >= 0] > 0
-        scores = tuple(predicted[name].to_numpy()[label_N >= 0] for name in PATCH_SCORES)
-    return Judged(
-        label=entry.label,
-        bag_C=np.array(bag_C),
-        read_outs=tuple(row[name] for name in READ_OUTS),
-        is_target_N=is_target,
-        scores_N=scores,
-    )

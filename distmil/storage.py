@@ -219,6 +219,17 @@ class Store:
         self.write(f"{folder}/{name}", data)
         return Part(name=name, rows=rows, size_bytes=len(memoryview(data)), sha256=hashlib.sha256(data).hexdigest())
 
+    def read_part(self, folder: str, part: Part) -> bytes:
+        """Read a committed file whole and compare its checksum. Raises: StorageError if it is damaged or gone."""
+        name = f"{folder}/{part.name}"
+        try:
+            data = self.read(name)
+        except FileNotFoundError as error:
+            raise StorageError(f"{self.path(name)} is gone, though it was committed") from error
+        if hashlib.sha256(data).hexdigest() != part.sha256:
+            raise StorageError(f"{self.path(name)} is damaged: its checksum is not the committed one")
+        return data
+
     def local_copy(self, name: str, sha256: str) -> Path:
         """Return a local path of a committed file, fetched once into a cache where the store is remote."""
         if self.is_local:

@@ -65,7 +65,7 @@ def labels_schema(num_classes: int) -> pa.Schema:
     """Return the schema of a label table; null means unknown."""
     fields = [*_PLACE, pa.field("label", pa.int8()), pa.field("target_fraction", pa.float32())]
     if num_classes > 2:
-        fields.append(pa.field("fractions", pa.list_(pa.float32(), num_classes)))
+        fields.append(pa.field("fractions", pa.list_(pa.float32())))  # a fixed length cannot be null in Parquet
     return pa.schema(fields)
 
 

@@ -2,11 +2,13 @@
 
 Legend: N patches, H rows, W columns, C channels, P pixels (H x W).
 
-Values are means over the patch, or functions of such means, so that patches of different size compare at equal um/px; all are
-O(1) for float16. Each patch is computed alone and gets the same bits in any batch. Flips and quarter turns change
-nothing but rounding.
+Every value is a mean over the patch or a function of such means, so patches of any size compare at equal um/px; all are
+O(1) for float16. Each patch is computed alone: it gets the same bits in any batch. Flips and quarter turns change
+nothing but rounding. Column 0 is the mean optical density of hematoxylin, times 4.
 """
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -14,198 +16,29 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Map = NDArray[np.float32]
-Codes = NDArray[np.uint8]
+Bytes = NDArray[np.uint8]
+Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
 
-_MIN_EDGE_PX = 16
-_SCALES_PX = (1.0, 2.0, 4.0)  # sigma of the Gaussian derivatives
+DIMENSION = 561
+MIN_EDGE_PX = 16
 
-# Ruifrok & Johnston 2001: optical density of pure hematoxylin, eosin and a residual stain in (R, G, B)
+# Ruifrok & Johnston 2001: optical density of pure hematoxylin, eosin and a residual stain in R, G and B
 _STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T.astype(np.float32)
+_UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T
+_TO_STAIN = np.vstack([_UNMIX, np.full(3, 1 / 3)]).astype(np.float32)  # the fourth row is the mean density
 _DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
 
-
-@dataclass(frozen=True)
-class _Stain:
-    """Optical densities of one patch: hematoxylin, eosin and residual, each H x W, and the mean over R, G and B."""
-
-    hematoxylin: Map
-    eosin: Map
-    residual: Map
-    density: Map
+_SCALES_PX = (1.0, 2.0, 4.0)  # sigma of the Gaussian derivatives
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Scale-normalised Gaussian derivatives of one map at one sigma, each H x W, whatever the rotation."""
+    """Scale-normalised Gaussian derivatives of an optical density at one sigma, each H x W, blind to rotation."""
 
-    gradient: Map  # magnitude of the first derivative
-    laplacian: Map  # sum of the Hessian's eigenvalues: positive in a valley
-    anisotropy: Map  # difference of the Hessian's eigenvalues, >= 0
-
-
-def _stain(image_HWC: Codes) -> _Stain:
-    """Separate the stains of an RGB patch (Ruifrok & Johnston 2001), with fixed stain vectors."""
-    density_HWC = _DENSITY[image_HWC]
-    hematoxylin, eosin, residual = cv2.split(cv2.transform(density_HWC, _UNMIX))
-    mean = cv2.transform(density_HWC, np.full((1, 3), 1 / 3, np.float32))
-    return _Stain(_map(hematoxylin), _map(eosin), _map(residual), _map(mean))
-
-
-def _map(array: object) -> Map:
-    """Give an OpenCV result its type."""
-    return np.asarray(array, np.float32)
-
-
-def _shape(stain_HW: Map, sigma_px: float) -> _Shape:
-    """Differentiate at one scale; sigma and its square make scales comparable (Lindeberg 1998)."""
-    smooth = cv2.GaussianBlur(stain_HW, (0, 0), sigma_px)
-    x, y = (cv2.Sobel(smooth, -1, dx, 1 - dx, scale=sigma_px / 8) for dx in (1, 0))
-    xx, yy, xy = (cv2.Sobel(smooth, -1, dx, 2 - dx, scale=sigma_px**2 / 4) for dx in (2, 0, 1))
-    return _Shape(_map(cv2.magnitude(x, y)), _map(xx + yy), _map(cv2.magnitude(xx - yy, 2 * xy)))
-
-
-def _frequencies(codes: Codes, bins: int) -> Values:
-    """Count codes; the square root makes distances those of Hellinger and lifts rare codes."""
-    return np.sqrt(np.bincount(codes.ravel(), minlength=bins) / codes.size)
-
-
-def _binned(values_HW: Map, low: float, high: float, bins: int) -> Codes:
-    """Number the bin of each value; what lies outside falls in the first or the last."""
-    return np.clip((values_HW - low) * (bins / (high - low)), 0, bins - 1).astype(np.uint8)
-
-
-def _colours(image_HWC: Codes, stain: _Stain) -> list[Values]:
-    """Histograms of hue (weighted by saturation, from cyan to red), saturation, and the optical densities."""
-    hue, saturation, _ = cv2.split(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV))
-    weight = np.bincount(np.asarray(hue).ravel() // 6, np.asarray(saturation).ravel() / 255.0, minlength=30)
-    return [
-        np.sqrt(weight[15:30] / hue.size),
-        _frequencies(np.asarray(saturation, np.uint8) // 26, 10),
-        _frequencies(_binned(stain.hematoxylin, -0.1, 0.9, 12), 12),
-        _frequencies(_binned(stain.eosin, -0.2, 0.6, 12), 12),
-        _frequencies(_binned(stain.density, 0, 1, 12), 12),
-    ]
-
-
-_NEIGHBOURS = ((-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1), (1, 0), (1, -1), (0, -1))  # (dy, dx), around the ring
-
-
-def _uniform_codes() -> Codes:
-    """Map 8-bit ring patterns to the number of set bits where uniform (at most two changes), else to 9."""
-    bits = np.arange(256)[:, None] >> np.arange(8) & 1
-    changes = (bits != np.roll(bits, 1, axis=1)).sum(axis=1)
-    return np.where(changes <= 2, bits.sum(axis=1), 9).astype(np.uint8)
-
-
-_UNIFORM = _uniform_codes()
-
-
-def _binary_patterns(stain_HW: Map, radius: int, sigma_px: float) -> Values:
-    """Rotation-invariant uniform local binary patterns (Ojala 2002), split by a centre above or below the mean.
-
-    Departures: whole-pixel neighbours instead of interpolated ones; a tolerance of 0.01 against noise in blank areas.
-    """
-    smooth = _map(cv2.GaussianBlur(stain_HW, (0, 0), sigma_px)) if sigma_px else stain_HW
-    rows, columns = (edge - 2 * radius for edge in smooth.shape)
-    centre = smooth[radius : radius + rows, radius : radius + columns]
-    threshold = centre + np.float32(0.01)
-    code = np.zeros(centre.shape, np.uint8)
-    diagonal = max(1, round(radius * 0.7071))
-    for bit, (dy, dx) in enumerate(_NEIGHBOURS):
-        reach = diagonal if dy and dx else radius
-        top, left = radius + dy * reach, radius + dx * reach
-        code |= (smooth[top : top + rows, left : left + columns] >= threshold).view(np.uint8) << bit
-    return _frequencies(_UNIFORM[code] + (centre > centre.mean()) * np.uint8(10), 20)
-
-
-def _basic_features(shape: _Shape, flat: float) -> Codes:
-    """Name each pixel's local symmetry (Crosier & Griffin 2010): the largest of seven scores.
-
-    0 flat, 1 slope, 2 and 3 dark and light blob, 4 and 5 dark and light line, 6 saddle. The weaker sign of a blob or line never wins, so that
-    one score with the sign of the Laplacian stands for both.
-    """
-    blob = np.abs(shape.laplacian)
-    sign = (shape.laplacian < 0).view(np.uint8)
-    best, code = np.full(blob.shape, flat, np.float32), np.zeros(blob.shape, np.uint8)
-    line = (shape.anisotropy + blob) * np.float32(0.5**0.5)
-    for score, name in ((2 * shape.gradient, 1), (blob, 2 + sign), (line, 4 + sign), (shape.anisotropy, 6)):
-        code = np.where(score > best, np.uint8(name), code)
-        best = np.maximum(best, score)
-    return code
-
-
-def _symmetries(shapes: list[_Shape]) -> list[Values]:
-    """Frequencies of basic image features at each scale and jointly at neighbouring scales (Crosier & Griffin 2010)."""
-    codes = [_basic_features(shape, flat=0.02) for shape in shapes]
-    pairs = [fine * np.uint8(7) + coarse for fine, coarse in pairwise(codes)]
-    return [_frequencies(code, 7) for code in codes] + [_frequencies(pair, 49) for pair in pairs]
-
-
-def _covariance(maps: list[Map]) -> list[Values]:
-    """Means of maps, and the matrix logarithm of their covariance (region covariance, Tuzel 2006; Arsigny 2006)."""
-    map_CP = np.stack([each.ravel() for each in maps]).astype(np.float64)
-    mean_C = map_CP.mean(axis=1)
-    map_CP -= mean_C[:, None]
-    value_C, vector_CC = np.linalg.eigh(map_CP @ map_CP.T / map_CP.shape[1])
-    log_CC = (vector_CC * np.log(np.maximum(value_C, 0) + 1e-5)) @ vector_CC.T
-    return [4 * mean_C, log_CC[np.triu_indices(len(maps))]]
-
-
-def _blobs(hematoxylin_HW: Map, mask_HW: Codes) -> Values:
-    """Count, size, shape and darkness of connected blobs, the nuclei of a thresholded hematoxylin map."""
-    _, _, table, _ = cv2.connectedComponentsWithStats(mask_HW, connectivity=4)
-    box, area = np.asarray(table[1:, 2:4], np.float64), np.asarray(table[1:, 4], np.float64)
-    large = area >= 8
-    box, area = box[large], area[large]
-    if not len(area):
-        return np.zeros(9)
-    log_area = np.log(area) / 4
-    inside = hematoxylin_HW[mask_HW > 0]
-    depth = np.minimum(cv2.distanceTransform(mask_HW, cv2.DIST_L2, 3), 16)  # without bound where all is inside
-    return np.array(
-        [
-            mask_HW.mean(),
-            np.sqrt(100 * len(area) / mask_HW.size),
-            log_area.mean(),
-            log_area.std(),
-            (area * log_area).sum() / area.sum(),
-            (area / box.prod(axis=1)).mean(),
-            (box.min(axis=1) / box.max(axis=1)).mean(),
-            np.log1p(depth.sum() / mask_HW.sum()),
-            inside.mean(),
-        ]
-    )
-
-
-def _nuclei(hematoxylin_HW: Map) -> list[Values]:
-    """Describe blobs above Otsu's threshold, above two fixed ones, and above the surroundings."""
-    smooth = _map(cv2.GaussianBlur(hematoxylin_HW, (0, 0), 1.0))
-    surroundings = _map(cv2.GaussianBlur(hematoxylin_HW, (0, 0), 8.0))
-    otsu, _ = cv2.threshold(_binned(smooth, 0, 1, 256), 0, 255, cv2.THRESH_OTSU)
-    masks = (smooth > otsu / 255, smooth > 0.25, smooth > 0.4, smooth - surroundings > 0.05)
-    return [np.array([otsu / 255])] + [_blobs(hematoxylin_HW, mask.astype(np.uint8)) for mask in masks]
-
-
-def _patch(image_HWC: Codes) -> Map:
-    """Describe one patch."""
-    stain = _stain(np.ascontiguousarray(image_HWC))
-    shapes_h, shapes_e = ([_shape(each, sigma) for sigma in _SCALES_PX] for each in (stain.hematoxylin, stain.eosin))
-    maps = [stain.hematoxylin, stain.eosin, stain.residual]
-    maps += [each for shape in shapes_h + shapes_e for each in (shape.gradient, shape.laplacian)]
-    groups = [
-        *_colours(image_HWC, stain),
-        *(_binary_patterns(stain.hematoxylin, radius, sigma) for radius, sigma in ((1, 0.0), (2, 1.0), (4, 2.0))),
-        *_symmetries(shapes_h),
-        *_covariance(maps),
-        *_nuclei(stain.hematoxylin),
-    ]
-    return np.concatenate(groups).astype(np.float32)
-
-
-DIMENSION = len(_patch(np.zeros((_MIN_EDGE_PX, _MIN_EDGE_PX, 3), np.uint8)))
+    gradient: Floats  # its length
+    laplacian: Floats  # sum of the Hessian's eigenvalues: above 0 where lighter than the surroundings
+    anisotropy: Floats  # difference of the Hessian's eigenvalues, never negative
 
 
 def texture(images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -221,8 +54,146 @@ def texture(images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
         ValueError: If the array is not N x H x W x 3 of uint8, or an edge is too short.
     """
     shape, dtype = images_NHWC.shape, images_NHWC.dtype
-    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape[1:3]) < _MIN_EDGE_PX:
+    if len(shape) != 4 or shape[3] != 3 or dtype != np.uint8 or min(shape[1:3]) < MIN_EDGE_PX:
         raise ValueError(
-            f"patches of shape {shape} and type {dtype}; expected N x H x W x 3 of uint8 with edges of at least {_MIN_EDGE_PX} px"
+            f"patches are {shape} of {dtype}; expected N x H x W x 3 of uint8 with edges of at least {MIN_EDGE_PX} px: "
+            "tile with a larger patch_px, or convert to RGB bytes"
         )
-    return np.array([_patch(image_HWC) for image_HWC in images_NHWC], np.float32).reshape(-1, DIMENSION)
+    described = [_describe(np.ascontiguousarray(image_HWC)) for image_HWC in images_NHWC]
+    return np.array(described, np.float32).reshape(-1, DIMENSION)
+
+
+def _describe(image_HWC: Bytes) -> Floats:
+    """Describe one patch by all groups of values."""
+    hematoxylin_HW, eosin_HW, residual_HW, total_HW = _densities(image_HWC)
+    shapes_h, shapes_e, shapes_t = (
+        [_shape(density_HW, sigma_px) for sigma_px in _SCALES_PX] for density_HW in (hematoxylin_HW, eosin_HW, total_HW)
+    )
+    maps = [hematoxylin_HW, eosin_HW, residual_HW]
+    maps += [each for shape in shapes_h + shapes_e for each in (shape.gradient, shape.laplacian, shape.anisotropy)]
+    groups = [
+        *_covariance(maps),
+        *_symmetries(shapes_h, flat=0.04),  # both thresholds chosen on folds inside train
+        *_symmetries(shapes_t, flat=0.02),
+        *_colours(image_HWC, hematoxylin_HW, eosin_HW, total_HW),
+        _nuclei(hematoxylin_HW),
+    ]
+    return np.concatenate(groups).astype(np.float32)
+
+
+def _densities(image_HWC: Bytes) -> list[Floats]:
+    """Optical density of hematoxylin, eosin and residual (Ruifrok & Johnston 2001), and the mean of R, G and B."""
+    stain_HWC = cv2.transform(cv2.LUT(image_HWC, _DENSITY), _TO_STAIN)
+    return [_floats(density_HW) for density_HW in cv2.split(stain_HWC)]
+
+
+def _floats(array: object) -> Floats:
+    """Give what OpenCV returns its type."""
+    return np.asarray(array, np.float32)
+
+
+def _shape(density_HW: Floats, sigma_px: float) -> _Shape:
+    """Differentiate at one scale; sigma and its square make scales comparable (Lindeberg 1998)."""
+    size_px = 2 * math.ceil(3 * sigma_px) + 1
+    smooth_HW = cv2.GaussianBlur(density_HW, (size_px, size_px), sigma_px)
+    x, y = (_floats(cv2.Sobel(smooth_HW, -1, dx, 1 - dx, scale=sigma_px / 8)) for dx in (1, 0))
+    xx, yy, xy = (_floats(cv2.Sobel(smooth_HW, -1, dx, 2 - dx, scale=sigma_px**2 / 4)) for dx in (2, 0, 1))
+    return _Shape(gradient=_length(x, y), laplacian=xx + yy, anisotropy=_length(xx - yy, 2 * xy))
+
+
+def _length(x_HW: Floats, y_HW: Floats) -> Floats:
+    """Length of a vector. Not cv2.magnitude: its last bit depends on where the arrays happen to lie in memory."""
+    return np.sqrt(x_HW * x_HW + y_HW * y_HW)
+
+
+def _covariance(maps: Sequence[Floats]) -> list[Values]:
+    """Means of C maps, each H x W, and the C (C + 1) / 2 values of the matrix logarithm of their covariance.
+
+    Source: Tuzel 2006 (region covariance), Arsigny 2006 (its logarithm). Departures: Gaussian derivatives at three
+    scales, no pixel positions, and 1e-5 added to the eigenvalues, so that a blank patch has a logarithm.
+    """
+    map_CP = np.stack([map_HW.ravel() for map_HW in maps])
+    mean_C = map_CP.mean(axis=1)
+    map_CP -= mean_C[:, None]
+    value_C, vector_CC = np.linalg.eigh((map_CP @ map_CP.T).astype(np.float64) / map_CP.shape[1])
+    log_CC = (vector_CC * np.log(np.maximum(value_C, 0) + 1e-5)) @ vector_CC.T
+    return [4 * mean_C.astype(np.float64), log_CC[np.triu_indices(len(mean_C))]]
+
+
+def _symmetries(shapes: Sequence[_Shape], *, flat: float) -> list[Values]:
+    """Frequencies of basic image features at each scale, and jointly at neighbouring scales.
+
+    Source: Crosier & Griffin 2010. Departure: pairs of neighbouring scales instead of columns through all scales.
+    """
+    codes = [_basic_features(shape, flat=flat) for shape in shapes]
+    pairs = [fine_HW * np.uint8(7) + coarse_HW for fine_HW, coarse_HW in pairwise(codes)]
+    return [_frequencies(code_HW, 7) for code_HW in codes] + [_frequencies(pair_HW, 49) for pair_HW in pairs]
+
+
+def _basic_features(shape: _Shape, *, flat: float) -> Bytes:
+    """Name each pixel's local symmetry by the largest of seven scores (Crosier & Griffin 2010), H x W.
+
+    0 flat, 1 slope, 2 and 3 light and dark blob, 4 and 5 light and dark line, 6 saddle. Of each blob and line only
+    the sign of the Laplacian can win, so five scores do. Names rise with the tests: the largest is the last winner.
+    """
+    blob_HW = np.abs(shape.laplacian)
+    line_HW = (shape.anisotropy + blob_HW) * np.float32(0.5**0.5)
+    dark_HW = (shape.laplacian < 0).view(np.uint8)
+    best_HW, code_HW = np.full(blob_HW.shape, flat, np.float32), np.zeros(blob_HW.shape, np.uint8)
+    scores = ((2 * shape.gradient, 1), (blob_HW, 2 + dark_HW), (line_HW, 4 + dark_HW), (shape.anisotropy, 6))
+    for score_HW, name in scores:
+        code_HW = np.maximum(code_HW, (score_HW > best_HW).view(np.uint8) * np.uint8(name))
+        best_HW = np.maximum(best_HW, score_HW)
+    return code_HW
+
+
+def _colours(image_HWC: Bytes, hematoxylin_HW: Floats, eosin_HW: Floats, total_HW: Floats) -> list[Values]:
+    """Histograms of hue (blue to red, weighted by saturation), saturation, and optical densities."""
+    hsv_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV), np.uint8)
+    hue_P, saturation_P = hsv_HWC[..., 0].ravel(), hsv_HWC[..., 1].ravel()
+    weight = np.bincount(hue_P // np.uint8(6), saturation_P / np.float32(255), minlength=30)  # hue ends at 180
+    return [
+        np.sqrt(weight[15:] / len(hue_P)),
+        _frequencies(saturation_P // np.uint8(26), 10),
+        _frequencies(_bins(hematoxylin_HW, low=-0.1, high=0.9, count=12), 12),
+        _frequencies(_bins(eosin_HW, low=-0.2, high=0.6, count=12), 12),
+        _frequencies(_bins(total_HW, low=0.0, high=1.0, count=12), 12),
+    ]
+
+
+def _bins(values_HW: Floats, *, low: float, high: float, count: int) -> Bytes:
+    """Number the bin of each value; what lies outside falls into the first or the last."""
+    scaled_HW: Floats = (values_HW - np.float32(low)) * np.float32(count / (high - low))
+    return scaled_HW.clip(0, count - 1).astype(np.uint8)
+
+
+def _frequencies(codes: Bytes, count: int) -> Values:
+    """Count codes; the square root makes distances those of Hellinger and lifts what is rare."""
+    return np.sqrt(np.bincount(codes.ravel(), minlength=count) / codes.size)
+
+
+def _nuclei(hematoxylin_HW: Floats) -> Values:
+    """Threshold (Otsu 1979), density, size, shape and darkness of the hematoxylin blobs of at least 8 px."""
+    smooth_HW = _bins(_floats(cv2.GaussianBlur(hematoxylin_HW, (0, 0), 1.0)), low=0.0, high=1.0, count=256)
+    otsu, mask = cv2.threshold(smooth_HW, 0, 1, cv2.THRESH_OTSU)
+    mask_HW = np.asarray(mask, np.uint8)
+    blobs = np.asarray(cv2.connectedComponentsWithStats(mask_HW, connectivity=4)[2], np.float64)[1:]
+    blobs = blobs[blobs[:, cv2.CC_STAT_AREA] >= 8]
+    if not len(blobs):
+        return np.append(otsu / 255, np.zeros(9))
+    area, edges = blobs[:, cv2.CC_STAT_AREA], blobs[:, [cv2.CC_STAT_WIDTH, cv2.CC_STAT_HEIGHT]]
+    log_area = np.log(area) / 4
+    depth_HW = np.minimum(cv2.distanceTransform(mask_HW, cv2.DIST_L2, 3), MIN_EDGE_PX)  # has no bound of its own
+    described = [
+        otsu / 255,
+        mask_HW.mean(),
+        np.sqrt(100 * len(area) / mask_HW.size),
+        log_area.mean(),
+        log_area.std(),
+        (area * log_area).sum() / area.sum(),  # size of the blob that a dark pixel is in
+        (area / edges.prod(axis=1)).mean(),  # how much of its box a blob fills
+        (edges.min(axis=1) / edges.max(axis=1)).mean(),  # how round it is
+        np.log1p(depth_HW.sum() / mask_HW.sum()),
+        hematoxylin_HW[mask_HW > 0].mean(),
+    ]
+    return np.array(described, np.float64)

@@ -124,6 +124,8 @@ class Tracker:
     def _client(self) -> MlflowClient:
         for variable, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
             os.environ.setdefault(variable, value)
+        for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
+            logging.getLogger(name).setLevel(logging.ERROR)
         return MlflowClient(tracking_uri=self.uri)
 
 

@@ -1,4 +1,4 @@
-"""Turn patch shards into embeddings; tiles what is missing first.
+"""Turn patch shards into embeddings; what is not tiled is tiled first.
 
     python jobs/embed.py --config FILE.yaml [section.key=value ...]
     ray job submit --working-dir . -- python jobs/embed.py --config FILE.yaml [section.key=value ...]
@@ -9,7 +9,6 @@
 import sys
 
 from distmil.cli import main
-from distmil.stages.jobs import run_embed
 
 if __name__ == "__main__":
-    sys.exit(main("embed", run_embed))
+    sys.exit(main("embed", __doc__))

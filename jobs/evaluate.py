@@ -9,7 +9,6 @@
 import sys
 
 from distmil.cli import main
-from distmil.stages.jobs import run_evaluate
 
 if __name__ == "__main__":
-    sys.exit(main("evaluate", run_evaluate))
+    sys.exit(main("evaluate", __doc__))

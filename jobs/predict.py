@@ -9,7 +9,6 @@
 import sys
 
 from distmil.cli import main
-from distmil.stages.jobs import run_predict
 
 if __name__ == "__main__":
-    sys.exit(main("predict", run_predict))
+    sys.exit(main("predict", __doc__))

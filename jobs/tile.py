@@ -9,7 +9,6 @@
 import sys
 
 from distmil.cli import main
-from distmil.stages.jobs import run_tile
 
 if __name__ == "__main__":
-    sys.exit(main("tile", run_tile))
+    sys.exit(main("tile", __doc__))

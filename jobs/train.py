@@ -9,7 +9,6 @@
 import sys
 
 from distmil.cli import main
-from distmil.stages.jobs import run_train
 
 if __name__ == "__main__":
-    sys.exit(main("train", run_train))
+    sys.exit(main("train", __doc__))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from distmil.storage import Store
 
@@ -21,3 +22,8 @@ def data():
     if not folder.is_dir():
         pytest.skip(f"the shared data is not at {folder}; set DISTMIL_DATA")
     return folder
+
+
+def pytest_configure(config):
+    """Keep torch to one thread: small tensors on many threads spend their time waiting for each other."""
+    torch.set_num_threads(1)

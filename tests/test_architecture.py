@@ -17,22 +17,31 @@ LAYERS = [
     ["distmil.config", "distmil.tables"],
     ["distmil.storage"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
-    ["distmil.slides.reader", "distmil.slides.tissue", "distmil.slides.annotations", "distmil.texture"],
+    [
+        "distmil.slides.reader",
+        "distmil.slides.tissue",
+        "distmil.slides.annotations",
+        "distmil.texture",
+        "distmil.resnet",
+    ],
     ["distmil.slides.marks"],
     ["distmil.tiling", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
     ["distmil.labelling", "distmil.embedding", "distmil.bags", "distmil.maps"],
-    ["distmil.models.pooling"],
+    ["distmil.models.pooling", "distmil.sampling"],
     ["distmil.models.dual", "distmil.losses"],
     ["distmil.scoring"],
     ["distmil.metrics"],
-    ["distmil.engine"],
-    ["distmil.checkpoints"],
-    ["distmil.prediction", "distmil.tracking", "distmil.console"],
+    ["distmil.engine", "distmil.bundles"],
+    ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
+    ["distmil.evaluation"],
     ["distmil.stages.runtime"],
-    ["distmil.stages.tile", "distmil.stages.embed"],
+    ["distmil.stages.inputs"],
+    ["distmil.stages.tile", "distmil.stages.label"],
+    ["distmil.stages.embed"],
     ["distmil.stages.prepare"],
-    ["distmil.stages.predict", "distmil.stages.train"],
-    ["distmil.stages.jobs"],
+    ["distmil.stages.predict", "distmil.stages.worker"],
+    ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit"],
+    ["distmil.stages.train"],
     ["distmil.cli"],
 ]
 PACKAGES = {"distmil.slides", "distmil.models", "distmil.stages"}
@@ -42,9 +51,9 @@ OWNERS = {
     "ray": {"distmil.stages"},
     "mlflow": {"distmil.tracking"},
     "openslide": {"distmil.slides.reader"},
-    "torchvision": {"distmil.encoders"},
+    "torchvision": {"distmil.resnet"},
     "pydantic": {"distmil.config"},
-    "yaml": {"distmil.config", "distmil.stages.jobs"},
+    "yaml": {"distmil.config", "distmil.stages.record"},
     "rich": {"distmil.console"},
     "matplotlib": {"distmil.heatmaps"},
     "sklearn": {"distmil.metrics"},
@@ -127,15 +136,17 @@ class Blocker:
 
 sys.meta_path.insert(0, Blocker())
 import torch, numpy as np
-import distmil.labels, distmil.labelling, distmil.cohort, distmil.checkpoints, distmil.prediction, distmil.heatmaps
+import distmil.labels, distmil.labelling, distmil.cohort, distmil.checkpoints
+import distmil.evaluation, distmil.bundles, distmil.heatmaps
 from distmil.slides import annotations, grid, tissue
 from distmil.engine import Group, evaluate, fit_normaliser, make_learner, train_epoch
-from distmil.bags import StepPlanner
+from distmil.sampling import StepPlanner
 from distmil.models.dual import DualNetwork
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 
 config, bags = small_config(), make_bags(8)
-learner = make_learner(config, DualNetwork(config.model, embedding_dim=EMBEDDING, num_classes=2), None, torch.device("cpu"))
+head = DualNetwork(config.model, embedding_dim=EMBEDDING, num_classes=2)
+learner = make_learner(config, head, None, torch.device("cpu"))
 fit_normaliser(learner, bags, seed=0, batch_size=64)
 planner = StepPlanner(bags, config.bags, num_classes=2, seed=0)
 print(train_epoch(learner, bags, planner, config, epoch=0, group=Group())["loss"] > 0)

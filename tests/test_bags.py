@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmil.bags import MIXED, Bag, BagEntry, EmbeddingSource, Step, StepPlanner, open_bag, targets
+from distmil.bags import Bag, BagEntry, EmbeddingSource, open_bag, targets
 from distmil.config import BagsConfig
 from distmil.errors import StorageError
+from distmil.sampling import MIXED, Step, StepPlanner
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, labels_schema, to_ipc
 from tests.bagmaking import make_bag, make_bags

@@ -33,7 +33,9 @@ def read(folder, text, *, needs_labels=True, needs_splits=False, encoding="utf-8
 def read_parquet(folder, columns, **needs):
     path = folder / "manifest.parquet"
     pq.write_table(pa.table(columns), path)
-    return read_cohort(CohortConfig(classes=CLASSES), manifest=path, **{"needs_labels": False, "needs_splits": False} | needs)
+    return read_cohort(
+        CohortConfig(classes=CLASSES), manifest=path, **{"needs_labels": False, "needs_splits": False} | needs
+    )
 
 
 def wrong(folder, text, **options):
@@ -74,7 +76,7 @@ def wrong(folder, text, **options):
     ],
 )
 def test_a_row_that_breaks_a_rule_is_named_with_its_line(folder, header, row, parts):
-    fine = "z,c.tif,0,train".split(",")[: header.count(",") + 1]
+    fine = ["z", "c.tif", "0", "train"][: header.count(",") + 1]
     fine[3:] = ["train" if header.endswith("split") else ""] * (header.count(",") - 2)
     message = wrong(folder, f"{header}\n{','.join(fine)}\n{row}\n")
     for part in ["manifest.csv", "line 3:", *parts]:

@@ -49,10 +49,10 @@ def test_help_names_every_key_with_its_default_and_a_meaning():
         "tiling.patch_px  (an integer >= 8 and <= 4096; default 224)",
         "tiling.mpp  (a number or null > 0 and <= 1000; default 0.5)",
         "tiling.min_tissue  (a number >= 0 and <= 1; default 0.1)",
-        "tiling.strategy  (foreground | crop | pad; default \"foreground\")",
-        "training.use_gpu  (auto | true | false; default \"auto\")",
+        'tiling.strategy  (foreground | crop | pad; default "foreground")',
+        'training.use_gpu  (auto | true | false; default "auto")',
         "bags.mixed_bag_loss  (true or false; default false)",
-        "cohort.classes  (a list of text length >= 2 and length <= 100; default [\"negative\", \"positive\"])",
+        'cohort.classes  (a list of text length >= 2 and length <= 100; default ["negative", "positive"])',
     ],
 )
 def test_help_states_type_bounds_and_default(line):

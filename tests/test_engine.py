@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from distmil import losses
-from distmil.bags import Bag, EmbeddingSource, StepPlanner
+from distmil.bags import Bag, EmbeddingSource
 from distmil.checkpoints import load_checkpoint, save_checkpoint
 from distmil.config import Config
 from distmil.engine import (
@@ -32,6 +32,7 @@ from distmil.engine import (
 from distmil.errors import TrainingError
 from distmil.models.dual import DualNetwork
 from distmil.models.pooling import top_k_patches
+from distmil.sampling import StepPlanner
 from distmil.storage import Store
 from tests.bagmaking import EMBEDDING, make_bag, make_bags, small_config
 
@@ -297,11 +298,15 @@ class ThreadGroup(Group):
         return values.copy_(torch.stack(self.gather(values.clone())).sum(0))
 
 
+INITIALISING = threading.Lock()
+
+
 def train_two_epochs(group: Group, *, mixed_bag_loss: bool) -> tuple[Any, Any, Any]:
     """Train as one worker of a group; return losses, metrics and weights."""
     bags = make_bags(11)
     config = small_config(bags={"slides_per_step": 3, "mixed_bag_loss": mixed_bag_loss})
-    learner, planner = make(config, bags, double=True)
+    with INITIALISING:  # threads share torch's generator, processes do not
+        learner, planner = make(config, bags, double=True)
     rows = [train_epoch(learner, bags, planner, config, epoch=e, group=group) for e in range(2)]
     return rows, evaluate(learner, bags, config, group=group), learner.head.state_dict()
 

@@ -168,9 +168,7 @@ def test_what_is_read_is_what_is_covered():
     # whatever the level, the read region spans the patch's extent to within a pixel of that level
     for slide_mpp, wanted, tolerance in itertools.product((0.1214, 0.25, 0.5), (0.5, 0.77, 1.3, 6.1), (0, 0.02, 0.3)):
         downsamples = (1.0, 2.0, 4.0003, 16.01)
-        plan = plan_read(
-            downsamples, slide_mpp=slide_mpp, mpp=wanted, tolerance=tolerance, patch_px=224, stride_px=224
-        )
+        plan = plan_read(downsamples, slide_mpp=slide_mpp, mpp=wanted, tolerance=tolerance, patch_px=224, stride_px=224)
         assert plan.read_px * downsamples[plan.level] == pytest.approx(plan.extent_px, abs=downsamples[plan.level])
         assert plan.read_px >= 224
         assert plan.mpp == pytest.approx(wanted, rel=max(tolerance, 0.005))
@@ -201,7 +199,5 @@ def test_shares_equal_the_summed_overlap_of_every_mask_pixel(scale):
 
 def test_a_padded_patch_counts_what_lies_outside_as_empty():
     mask = np.ones((10, 30), bool)
-    share = box_fractions(
-        mask, scale=(2.0, 2.0), x=np.array([50], np.int32), y=np.array([10], np.int32), extent_px=20
-    )
+    share = box_fractions(mask, scale=(2.0, 2.0), x=np.array([50], np.int32), y=np.array([10], np.int32), extent_px=20)
     assert share.tolist() == [0.25]

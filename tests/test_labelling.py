@@ -3,10 +3,11 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from slidemaking import save_pyramid, tissue_image
 
-from distmil.bags import read_labels
+from distmil.bags import read_labels, targets
 from distmil.cohort import Slide
 from distmil.config import build_config
 from distmil.errors import ConfigError
@@ -155,11 +156,31 @@ def test_several_classes_keep_their_shares(labeller, tmp_path):
     several.label()
     table = table_of(several)
     assert table.schema == labels_schema(3)
-    rows = dict(zip(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True), table["fractions"].to_pylist(), strict=True))
+    rows = dict(
+        zip(
+            zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True),
+            table["fractions"].to_pylist(),
+            strict=True,
+        )
+    )
     assert rows[100, 50] == [0, 0, 1]
     assert rows[150, 50] == [0.5, 0, 0.5]
     assert rows[0, 0] == [1, 0, 0]
     assert label_at(table)[150, 50] == 2
+
+
+def test_several_classes_may_be_unknown(labeller, tmp_path):
+    # Parquet's reader refuses an unknown row in a list of fixed length
+    classes = ["normal", "adenoma", "carcinoma"]
+    write_boxes(tmp_path / "outline.geojson", (100, 50, 175, 100), name="adenoma")
+    slide = replace(labeller.slide, annotation_complete=False)
+    several = replace(labeller, config=config(cohort={"classes": classes}), slide=slide)
+    assert several.label().info["unknown"] == 30
+    table = table_of(several)
+    assert table["fractions"].null_count == 30
+    target_NC = targets(table, num_classes=3, form="fraction")
+    assert np.isnan(target_NC).all(axis=1).sum() == 30
+    assert target_NC[~np.isnan(target_NC[:, 0])].tolist() == [[0, 1, 0], [0.5, 0.5, 0]]
 
 
 def test_a_group_that_is_no_class_is_bad_input():

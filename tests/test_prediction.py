@@ -9,8 +9,15 @@ import pytest
 
 from distmil.bags import BagEntry
 from distmil.errors import StorageError
+from distmil.evaluation import judge_predictions
 from distmil.metrics import judge, summarise
-from distmil.prediction import judge_predictions, patch_table, predictions_folder, slide_row, write_parquet, write_slide_table
+from distmil.prediction import (
+    patch_table,
+    predictions_folder,
+    slide_row,
+    write_parquet,
+    write_slide_table,
+)
 from distmil.scoring import BagScores
 from distmil.storage import Part
 from distmil.tables import labels_schema, patch_predictions_schema, slide_predictions_schema
@@ -64,6 +71,7 @@ def test_a_patch_table_says_what_the_network_said(classes):
 def test_a_patch_is_abnormal_from_the_threshold_on(threshold):
     scores = some_scores(40)
     probability_N = scores.probability_N.copy()
+    threshold = float(np.float32(threshold))
     probability_N[:2] = threshold, np.nextafter(np.float32(threshold), np.float32(-1))
     scores = dataclasses.replace(scores, probability_N=probability_N)
     predicted = patch_table(scores, places(40), classes=TWO, threshold=threshold)["predicted"].to_pylist()
@@ -88,9 +96,7 @@ def test_a_slides_probability_is_the_read_out_that_counts(slide_score):
     scores = some_scores(20)
     value = getattr(scores, slide_score)
     for threshold, predicted in ((value, "positive"), (value + 1e-9, "negative")):
-        row = slide_row(
-            scores, slide_id="s1", label=0, classes=TWO, slide_score=slide_score, threshold=threshold
-        )
+        row = slide_row(scores, slide_id="s1", label=0, classes=TWO, slide_score=slide_score, threshold=threshold)
         assert row["probability"] == value
         assert row["predicted"] == predicted
         assert (row["bag"], row["max"], row["topk_mean"]) == (scores.bag, scores.max, scores.topk_mean)
@@ -134,7 +140,7 @@ def write_run(store, *, classes=TWO, num=25, count=6):
             columns = {field: places(num, slide_id)[field] for field in ("slide_id", "x", "y", "extent_px")}
             columns |= {"label": pa.array(label_N, mask=label_N < 0), "target_fraction": pa.nulls(num, pa.float32())}
             if len(classes) > 2:
-                columns["fractions"] = pa.nulls(num, pa.list_(pa.float32(), len(classes)))
+                columns["fractions"] = pa.nulls(num, pa.list_(pa.float32()))
             write_parquet(store, name, pa.table(columns, schema=labels_schema(len(classes))))
         table = patch_table(scores, places(num, slide_id), classes=classes, threshold=0.5)
         write_parquet(store, f"{predictions_folder('run')}/patches/{slide_id}.parquet", table)

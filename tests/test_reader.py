@@ -30,16 +30,16 @@ def everything(image, level=0):
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "levels", "mpp", "vendor"),
+    ("name", "expected", "mpp"),
     [
-        ("CMU-1-Small-Region.svs", (2220, 2967), 1, 0.499, "aperio"),
-        ("tiny-16px.svs", (16, 16), 1, 0.499, "aperio"),
-        ("boxes.tiff", (300, 250), 4, 352.7778, "generic-tiff"),
+        ("CMU-1-Small-Region.svs", ((2220, 2967), 1, "aperio", "openslide"), 0.499),
+        ("tiny-16px.svs", ((16, 16), 1, "aperio", "openslide"), 0.499),
+        ("boxes.tiff", ((300, 250), 4, "generic-tiff", "openslide"), 352.7778),
     ],
 )
-def test_a_scanners_file_states_what_it_is(data, name, size, levels, mpp, vendor):
+def test_a_scanners_file_states_what_it_is(data, name, expected, mpp):
     with open_slide(data / "slides" / name) as image:
-        assert (image.size, len(image.downsamples), image.vendor, image.reader) == (size, levels, vendor, "openslide")
+        assert (image.size, len(image.downsamples), image.vendor, image.reader) == expected
         assert image.mpp == pytest.approx(mpp)
 
 
@@ -178,10 +178,11 @@ def test_a_screen_resolution_is_no_resolution(tmp_path, pixels, name):
 
 
 @pytest.mark.parametrize(
-    ("given", "in_file", "default", "mpp"),
-    [(0.4, 0.5, 0.6, 0.4), (None, 0.5, 0.6, 0.5), (None, None, 0.6, 0.6), (0.4, None, None, 0.4)],
+    ("stated", "mpp"),
+    [((0.4, 0.5, 0.6), 0.4), ((None, 0.5, 0.6), 0.5), ((None, None, 0.6), 0.6), ((0.4, None, None), 0.4)],
 )
-def test_the_manifest_counts_before_the_file_and_the_default(tmp_path, pixels, given, in_file, default, mpp):
+def test_the_manifest_counts_before_the_file_and_the_default(tmp_path, pixels, stated, mpp):
+    given, in_file, default = stated
     with open_slide(save_pyramid(tmp_path / "a.tif", pixels, mpp=in_file)) as image:
         assert image.mpp == (None if in_file is None else pytest.approx(in_file))
         assert resolve_mpp(image, given=given, default=default) == pytest.approx(mpp)
@@ -190,7 +191,7 @@ def test_the_manifest_counts_before_the_file_and_the_default(tmp_path, pixels, g
 def test_a_file_without_a_resolution_says_how_to_give_one(tmp_path, pixels):
     with (
         open_slide(save_image(tmp_path / "a.png", pixels)) as image,
-        pytest.raises(NoResolution, match="manifest or tiling.default_mpp") as caught,
+        pytest.raises(NoResolution, match=r"manifest or tiling\.default_mpp") as caught,
     ):
         resolve_mpp(image, given=None, default=None)
     assert caught.value.status == "no_mpp"
@@ -215,7 +216,7 @@ def slide(request, tmp_path, pixels):
 
 
 @pytest.mark.parametrize(
-    ("x", "y", "width", "height"),
+    "box",
     [
         (30, 20, 50, 40),
         (-17, -9, 60, 40),
@@ -227,7 +228,8 @@ def slide(request, tmp_path, pixels):
         (-40, -30, 300, 200),
     ],
 )
-def test_beyond_the_border_everything_is_white(slide, pixels, x, y, width, height):
+def test_beyond_the_border_everything_is_white(slide, pixels, box):
+    x, y, width, height = box
     frame = np.full((1000, 1000, 3), 255, np.uint8)
     frame[300 : 300 + SIZE[1], 300 : 300 + SIZE[0]] = pixels
     region = slide.read(x, y, level=0, width=width, height=height)
@@ -245,9 +247,10 @@ def reduced(pixels, factor):
     return cv2.resize(frame, (wide, high), interpolation=cv2.INTER_AREA)
 
 
-@pytest.mark.parametrize(("max_px", "factor"), [(173, 1), (172, 2), (60, 3), (25, 7), (1000, 1)])
+@pytest.mark.parametrize("reduction", [(173, 1), (172, 2), (60, 3), (25, 7), (1000, 1)])
 @pytest.mark.parametrize("block", [4096, 64, 7])
-def test_the_overview_is_the_area_average_without_seams(slide, pixels, monkeypatch, max_px, factor, block):
+def test_the_overview_is_the_area_average_without_seams(slide, pixels, monkeypatch, reduction, block):
+    max_px, factor = reduction
     monkeypatch.setattr(reader, "_BLOCK_PX", block)
     picture, scale = overview(slide, max_px=max_px)
     assert scale == factor
@@ -260,8 +263,14 @@ def test_the_overview_of_a_pyramid_starts_from_the_nearest_finer_level(tmp_path,
     with open_slide(path) as image:
         levels = []
         read = image.read
-        monkeypatch.setattr(image, "read", lambda *at, level, **more: (levels.append(level), read(*at, level=level, **more))[1])
-        for max_px, level, shape, factor in [(1600, 0, (640, 1600), 1), (400, 1, (160, 400), 4), (190, 2, (80, 200), 8)]:
+        monkeypatch.setattr(
+            image, "read", lambda *at, level, **more: (levels.append(level), read(*at, level=level, **more))[1]
+        )
+        for max_px, level, shape, factor in [
+            (1600, 0, (640, 1600), 1),
+            (400, 1, (160, 400), 4),
+            (190, 2, (80, 200), 8),
+        ]:
             levels.clear()
             picture, scale = overview(image, max_px=max_px)
             assert set(levels) == {level}

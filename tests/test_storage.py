@@ -255,6 +255,17 @@ def test_a_part_states_size_and_checksum_of_what_is_there(store):
     assert (part.size_bytes, part.sha256) == (path.stat().st_size, file_sha256(path))
 
 
+def test_a_committed_part_is_read_only_as_it_was_written(any_store):
+    part = any_store.write_part("a", "x.bin", b"content", rows=2)
+    assert any_store.read_part("a", part) == b"content"
+    any_store.write("a/x.bin", b"c0ntent")
+    with pytest.raises(StorageError, match=r"a/x\.bin is damaged"):
+        any_store.read_part("a", part)
+    any_store.delete("a/x.bin")
+    with pytest.raises(StorageError, match=r"a/x\.bin is gone"):
+        any_store.read_part("a", part)
+
+
 def test_a_source_is_another_one_when_its_size_or_time_differs(tmp_path):
     path = tmp_path / "slide"
     path.write_bytes(b"1")

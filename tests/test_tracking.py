@@ -166,7 +166,8 @@ def test_the_record_is_where_it_was_asked_for(monkeypatch, tmp_path, uri, root, 
     assert resolve_uri(uri, root) == (found and found.format(home=tmp_path))
 
 
-def test_a_folder_that_is_not_there_yet_is_made(empty_database, tmp_path):
+@pytest.mark.slow  # a new database: several seconds of migrations
+def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
     # a store on s3 keeps its record under ~/.distmil, which a fresh machine does not have
     uri = f"sqlite:///{tmp_path / 'fresh home' / '.distmil' / 'mlflow.db'}"
     tracker = Tracker(uri, "an experiment")

@@ -1,18 +1,35 @@
-"""Patch shards to embeddings, by actors that load the encoder once; outlines to label tables."""
+"""Patch shards to embeddings, by actors that load the encoder once."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from distmil.cohort import Slide
 from distmil.config import build_config
-from distmil.embedding import SlideEmbedder
-from distmil.encoders import EncoderSpec, load_encoder
+from distmil.embedding import SlideEmbedder, embeddings_folder
+from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
 from distmil.errors import SlideError, StorageError
-from distmil.labelling import SlideLabeller
-from distmil.stages.runtime import Job, Row, calm_worker, stream, stream_actors, wants_gpu
+from distmil.shards import patches_folder
+from distmil.stages.inputs import open_cohort
+from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream_actors, wants_gpu
+from distmil.stages.tile import tile
 from distmil.storage import Part, Record, Store
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Turn patch shards into embeddings; what is not tiled is tiled first."""
+    cohort = open_cohort(job, needs_labels=False, needs_splits=False)
+    spec = prepare_encoder(job.config.encoder, job.store)
+    patches = tile(job, cohort.slides)
+    records = patches | embed(job, patches, spec)
+    check_bad_fraction(job, records)
+    return {
+        "patches": job.store.path(patches_folder(job.config.tiling)),
+        "embeddings": job.store.path(embeddings_folder(job.config, spec)),
+        "dimension": spec.dimension,
+        "num_patches": sum(record.rows for record in records.values()),
+        "slides": status_counts(records),
+    }
 
 
 def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, Record]:
@@ -47,27 +64,6 @@ def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[st
     return records
 
 
-def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> dict[str, Record]:
-    """Make the label table of every tiled slide that is not done, and return the record of each by slide id."""
-    labellers = {
-        slide.slide_id: SlideLabeller(slide, job.config, job.store, patches[slide.slide_id])
-        for slide in slides
-        if patches[slide.slide_id].ok and slide.label is not None
-    }
-    records = {i: record for i, labeller in labellers.items() if (record := labeller.finished())}
-    todo = [labeller for i, labeller in labellers.items() if i not in records]
-    if todo:
-        job.console.note(f"labelling {len(todo)} slides ({len(records)} are done)")
-        with job.console.progress("label", len(todo), "slides") as advance:
-            for row in stream([_label_item(labeller) for labeller in todo], _label):
-                advance()
-                if row["fatal"]:
-                    raise StorageError(row["fatal"])
-                records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
-    _report_labels(job, records)
-    return records
-
-
 def _item(embedder: SlideEmbedder, part: Part) -> Row:
     return {"patches": json.dumps(embedder.patches.to_json()), "part": json.dumps(asdict(part))}
 
@@ -92,48 +88,3 @@ class _Embedder:
         except SlideError as error:
             return answer | {"status": error.status, "error": str(error)}
         return answer | {"part": json.dumps(asdict(made))}
-
-
-def _label_item(labeller: SlideLabeller) -> Row:
-    values = {
-        "slide": asdict(labeller.slide),
-        "config": labeller.config.model_dump(),
-        "root": labeller.store.root,
-        "patches": labeller.patches.to_json(),
-    }
-    return {"labeller": json.dumps(values)}
-
-
-def _label(row: Row) -> Row:
-    """Label one slide; an annotation that cannot be used is its status."""
-    values = json.loads(row["labeller"])
-    slide = Slide(**values["slide"])
-    patches = Record.from_json(values["patches"])
-    labeller = SlideLabeller(slide, build_config(values["config"]), Store(values["root"]), patches)
-    answer = {"slide_id": slide.slide_id, "record": "", "fatal": ""}
-    try:
-        record = labeller.label()
-    except StorageError as error:
-        return answer | {"fatal": str(error)}
-    except Exception as error:  # noqa: BLE001 (one bad annotation is one status row)
-        record = Record(slide.slide_id, {}, status="failed", error=f"labels: {type(error).__name__}: {error}")
-    return answer | {"record": json.dumps(record.to_json())}
-
-
-def _report_labels(job: Job, records: Mapping[str, Record]) -> None:
-    """Say what a user should know about annotations: repairs, groups that mean nothing, targets without patches."""
-    infos = {i: record.info for i, record in records.items() if record.ok}
-    repaired = sum(info["repaired"] for info in infos.values())
-    if repaired:
-        job.console.note(f"annotations: {repaired} invalid outlines were repaired")
-    groups = sorted({name for info in infos.values() for name in info["unmapped"]})
-    if groups:
-        job.console.note(
-            f"annotations: groups {', '.join(map(repr, groups))} are not in labels.groups; what they touch is unknown"
-        )
-    missed = sorted(i for i, info in infos.items() if info["is_target_missed"])
-    if missed:
-        job.console.note(
-            f"annotations: no patch holds any target of {', '.join(missed[:10])}{' ...' if len(missed) > 10 else ''}; "
-            "look at tiling.min_tissue, or at the outlines' scale"
-        )

@@ -2,25 +2,37 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from distmil.bags import BagEntry, open_source
-from distmil.checkpoints import Bundle, load_bundle
+from distmil.bundles import Bundle, load_bundle, with_bundle
 from distmil.cohort import Cohort, Slide
-from distmil.config import Config, build_config
+from distmil.config import Config, build_config, per_job_keys
 from distmil.encoders import EncoderSpec, prepare_encoder
-from distmil.errors import StorageError
+from distmil.errors import ConfigError, StorageError
 from distmil.maps import draw_maps
 from distmil.prediction import patch_table, predictions_folder, slide_row, write_parquet, write_slide_table
 from distmil.scoring import score_bag
+from distmil.stages.inputs import check_any, open_cohort
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, Row, calm_worker, stream_actors, wants_gpu
 from distmil.storage import Record, Store
 
 FORMAT_VERSION = 1
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Judge slides with a trained bundle: scores of patches and slides, and maps. Labels are not needed."""
+    inner, bundle, name = open_bundle(job)
+    split = job.config.prediction.split
+    cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
+    slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
+    made = judge_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
+    return {"run": name, **made.paths(job)}
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,33 @@ class Predictions:
     def folder(self) -> str:
         """Return the run's folder in the store."""
         return predictions_folder(self.run)
+
+    def paths(self, job: Job) -> dict[str, Any]:
+        """Return where everything is, and how the slides ended, for the job's JSON line."""
+        path = job.store.path(self.folder)
+        maps = {"maps": f"{path}/maps"} if job.config.prediction.maps else {}
+        return {"predictions": path, **maps, "slides": self.prepared.statuses}
+
+
+def open_bundle(job: Job) -> tuple[Job, Bundle, str]:
+    """Return the job with the bundle's settings, the bundle, and the output's name.
+
+    Raises:
+        ConfigError: If no bundle is given, or the job sets one of its keys to something else.
+        BundleError: If it cannot be loaded.
+    """
+    bundle = load_bundle(bundle_place(job), job.store)
+    config = with_bundle(job.config, bundle, per_job=per_job_keys())
+    return replace(job, config=config), bundle, job.config.prediction.run or bundle.run
+
+
+def bundle_place(job: Job) -> str:
+    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if none is given."""
+    place = job.config.prediction.model
+    if place is None:
+        raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
+    folder = Path(place).expanduser()
+    return str(folder.resolve()) if "://" not in place and folder.is_dir() else place
 
 
 def judge_slides(

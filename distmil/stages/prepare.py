@@ -1,6 +1,5 @@
 """What training and prediction stand on: patches, embeddings and labels of the slides that can be used."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +9,9 @@ from distmil.embedding import embeddings_folder
 from distmil.encoders import EncoderSpec
 from distmil.labelling import labels_folder
 from distmil.shards import patches_folder
-from distmil.stages.embed import embed, label
-from distmil.stages.runtime import Job, check_bad_fraction
+from distmil.stages.embed import embed
+from distmil.stages.label import label
+from distmil.stages.runtime import Job, check_bad_fraction, status_counts
 from distmil.stages.tile import tile
 from distmil.storage import Record
 
@@ -61,4 +61,4 @@ def prepare(
         for slide in slides
         if final[slide.slide_id].ok
     ]
-    return Prepared(entries, patches, labels, dict(Counter(record.status for record in final.values())))
+    return Prepared(entries, patches, labels, status_counts(final))

@@ -2,7 +2,11 @@
 
 import logging
 import os
+import sys
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,15 +41,31 @@ def start_ray() -> None:
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(**quiet)
-    else:
-        ray.init(address="local", include_dashboard=False, **quiet)
+    where = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
+    with _native_output_held():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _native_output_held() -> Iterator[None]:
+    """Keep what native code writes to stderr back, and show it only if the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            held.seek(0)
+            os.write(kept, held.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def stop_ray() -> None:
@@ -103,6 +123,11 @@ def wants_gpu(config: Config) -> bool:
 def calm_worker() -> None:
     """Keep libraries in a worker to the one core that Ray gave it."""
     cv2.setNumThreads(1)
+
+
+def status_counts(records: Mapping[str, Record]) -> dict[str, int]:
+    """Return how many slides ended in each status."""
+    return dict(Counter(record.status for record in records.values()))
 
 
 def check_bad_fraction(job: Job, records: Mapping[str, Record]) -> None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,10 +12,25 @@ from distmil.cohort import Slide
 from distmil.config import TilingConfig
 from distmil.errors import StorageError
 from distmil.shards import patches_folder
-from distmil.stages.runtime import Job, Row, calm_worker, stream
+from distmil.stages.inputs import open_cohort
+from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream
 from distmil.storage import Part, Record, Store
 from distmil.tables import SLIDES
 from distmil.tiling import SlideTiler, slide_row
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Cut the slides of a manifest into patch shards."""
+    cohort = open_cohort(job, needs_labels=False, needs_splits=False)
+    records = tile(job, cohort.slides)
+    check_bad_fraction(job, records)
+    folder = patches_folder(job.config.tiling)
+    return {
+        "patches": job.store.path(folder),
+        "slides_table": job.store.path(f"{folder}/slides.parquet"),
+        "num_patches": sum(record.rows for record in records.values()),
+        "slides": status_counts(records),
+    }
 
 
 def tile(job: Job, slides: Sequence[Slide]) -> dict[str, Record]:

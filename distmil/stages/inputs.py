@@ -1,0 +1,50 @@
+"""What jobs read: the manifest, or the synthetic cohort in its place."""
+
+from pathlib import Path
+
+from distmil.cohort import Cohort, Slide, read_cohort
+from distmil.demo import make_cohort
+from distmil.errors import BadInput, ConfigError
+from distmil.stages.runtime import Job
+
+
+def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
+    """Read the manifest, making the synthetic cohort first where one is asked for."""
+    config = job.config.cohort
+    if (config.manifest is None) == (config.synthetic == 0):
+        raise ConfigError(
+            "cohort.manifest: set it to a CSV or Parquet file (or cohort.synthetic to a number of slides)"
+        )
+    manifest = config.manifest or _synthetic(job, config.synthetic)
+    cohort = read_cohort(config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits)
+    partial = sum(
+        1 for slide in cohort.slides if slide.annotation_path and not slide.annotation_complete and slide.label
+    )
+    if partial:
+        job.console.note(
+            f"{partial} annotated slides are not marked annotation_complete: what is not outlined there is unknown"
+        )
+    return cohort
+
+
+def held_out_slides(job: Job, cohort: Cohort) -> list[Slide]:
+    """Return the slides of ``prediction.split``, by default all outside train."""
+    split = job.config.prediction.split
+    return cohort.of_split(split) if split else cohort.of_split("val", "test")
+
+
+def check_any(slides: list[Slide], split: str | None) -> list[Slide]:
+    """Return the slides. Raises: BadInput if there are none."""
+    if not slides:
+        raise BadInput(f"the manifest has no slide in {split}")
+    return slides
+
+
+def _synthetic(job: Job, num_slides: int) -> Path:
+    if not job.store.is_local:
+        raise ConfigError("cohort.synthetic: a synthetic cohort needs a local or shared storage.root")
+    folder = Path(job.store.path(f"synthetic/{num_slides}"))
+    if not (folder / "manifest.csv").exists():
+        job.console.note(f"making {num_slides} synthetic slides in {folder}")
+    with job.console.progress("make", num_slides, "slides") as advance:
+        return make_cohort(folder, num_slides=num_slides, progress=lambda _done, _total: advance())

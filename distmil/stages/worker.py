@@ -1,0 +1,95 @@
+"""What runs in each training worker, and the callback that runs in their controller."""
+
+import time
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2.api.callback import UserCallback
+
+from distmil.bags import BagEntry, open_bag
+from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.config import Config, build_config
+from distmil.encoders import EncoderSpec, load_trainable
+from distmil.engine import Group, History, Learner, evaluate, fit_normaliser, make_learner, train_epoch
+from distmil.errors import DistmilError
+from distmil.models.dual import DualNetwork
+from distmil.sampling import StepPlanner
+from distmil.storage import Store
+from distmil.tracking import Tracker
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on one worker: every worker holds the same plan and takes its share of each step."""
+    config, store, run = build_config(settings["config"]), Store(settings["root"]), settings["run"]
+    try:
+        return _run_epochs(config, store, run, EncoderSpec(**settings["spec"]), is_gpu=settings["is_gpu"])
+    except DistmilError as error:  # the same on every worker, and on every retry
+        return {"error": str(error)}
+
+
+def _run_epochs(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> dict[str, Any]:
+    group = Group.current()
+    device = ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
+    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    classes = len(config.cohort.classes)
+    bags = [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
+    learning = [bag for bag in bags if bag.split == "train"]
+    judging = [bag for bag in bags if bag.split == "val"]
+    planner = StepPlanner(learning, config.bags, num_classes=classes, seed=config.training.seed)
+    learner = new_learner(config, spec, store, device=device)
+    history = load_checkpoint(store, run, learner)
+    if history is None:
+        history = History()
+        fit_normaliser(learner, learning, seed=config.training.seed, batch_size=config.encoder.batch_size)
+    while not is_finished(history, config):
+        started = time.monotonic()
+        epoch = len(history.rows)
+        losses = train_epoch(learner, learning, planner, config, epoch=epoch, group=group)
+        row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
+        row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=group).items()}
+        is_best = history.add(row, select_by=config.training.select_by)
+        if group.rank == 0:
+            save_checkpoint(store, run, learner, history, is_best=is_best)
+        ray.train.report({**row, "epoch": epoch, "epoch_s": time.monotonic() - started})
+    return {"epochs": len(history.rows)}
+
+
+def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
+    """Return a freshly initialised learner, the same on every worker."""
+    torch.manual_seed(config.training.seed)
+    head = DualNetwork(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
+    encoder = load_trainable(spec, store) if config.encoder.trainable else None
+    return make_learner(config, head, encoder, device)
+
+
+def is_finished(history: History, config: Config) -> bool:
+    """Return whether a run has all its epochs, or stopped early."""
+    """Return whether a run has all its epochs, or stopped early."""
+    return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)
+
+
+def read_history(store: Store, run: str) -> History | None:
+    """Return the history of a run's latest checkpoint, None if there is none."""
+    """Return the history of a run's latest checkpoint, None if there is none."""
+    record = store.read_record(f"{checkpoint_folder(run)}/latest.json")
+    return History(**record.info["history"]) if record else None
+
+
+class MetricsCallback(UserCallback):  # type: ignore[misc]  # Ray ships no types
+    """Sends what workers report to MLflow, from the controller; a failure there never reaches the training."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Log rank 0's metrics, which are the group's."""
+        row = dict(metrics[0])
+        epoch = int(row.pop("epoch"))
+        self._tracker.log_metrics(row, step=epoch)
+
+
+def run_file(run: str, what: str) -> str:
+    """Return the name of a file beside a run's checkpoints."""
+    return f"{checkpoint_folder(run)}/{what}.json"
