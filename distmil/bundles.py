@@ -11,7 +11,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from distmil import __version__
-from distmil.config import Config, build_config
+from distmil.config import Config
+from distmil.configfile import build_config
 from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.models.dual import DualNetwork
 from distmil.storage import Record, Store

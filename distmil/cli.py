@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from distmil.config import describe_keys, load_config
+from distmil.configfile import describe_keys, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.storage import Store, resolve_root

@@ -1,23 +1,16 @@
 """The typed configuration: every key with its unit, bounds and meaning, and nothing else.
 
-A job reads one YAML file, lays dotted overrides over it and validates the whole before anything starts.
-Unknown keys, wrong types and values out of range are refused together, each with the value and what was expected.
+``distmil.configfile`` reads it from YAML and overrides and explains what is wrong with them.
 """
 
-import difflib
 import hashlib
 import json
-import re
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 from pydantic.fields import FieldInfo
-
-from distmil.errors import ConfigError
 
 NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -38,7 +31,9 @@ class Section(BaseModel):
     def identity(self) -> dict[str, Any]:
         """Return the fields that decide what this section's stage makes."""
         fields = type(self).model_fields
-        return {name: getattr(self, name) for name, field in fields.items() if _mark(field, "identity", True)}
+        return {
+            name: getattr(self, name) for name, field in fields.items() if has_mark(field, "identity", default=True)
+        }
 
 
 class CohortConfig(Section):
@@ -308,177 +303,7 @@ def fingerprint(values: Mapping[str, Any], *, length: int = 12) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def per_job_keys() -> set[str]:
-    """Return the dotted keys that may differ from a bundle's when it is used."""
-    return {f"{section}.{key}" for section, key, field in _fields() if _mark(field, "per_job", False)}
-
-
-# --- reading -----------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, and with 1e-3 read as a number as YAML 1.2 does."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        merge = "tag:yaml.org,2002:merge"
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} is given twice")
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """Parse YAML text. Raises: ConfigError."""
-    try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
-
-
-def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, lay dotted overrides over it, and validate.
-
-    Raises:
-        ConfigError: With every offending key, its value and what was expected.
-    """
-    values: Any = {}
-    if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
-        try:
-            values = parse_yaml(text) or {}
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected sections such as `tiling:`, got {type(values).__name__}")
-    for override in overrides:
-        _set(values, override)
-    return build_config(values)
-
-
-def build_config(values: Mapping[str, Any]) -> Config:
-    """Validate nested values into a Config; an empty section has its defaults. Raises: ConfigError."""
-    try:
-        return Config.model_validate({name: {} if section is None else section for name, section in values.items()})
-    except ValidationError as error:
-        lines = [_explain(dict(item)) for item in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _set(values: dict[str, Any], override: str) -> None:
-    dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"override {override!r}: expected section.key=value")
-    node = values
-    for key in keys[:-1]:
-        child = node.get(key)
-        if child is None:
-            child = node[key] = {}
-        if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {key} is a value, not a section")
-        node = child
-    try:
-        node[keys[-1]] = parse_yaml(text)
-    except ConfigError as error:
-        raise ConfigError(f"override {override!r}: {error}") from error
-
-
-# --- explaining --------------------------------------------------------------------------------------------------
-
-
-def _explain(item: dict[str, Any]) -> str:
-    """Return one line for a validation error: the key, the value, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']"}]
-    key = ".".join(where)
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{_suggest(where)}"
-    if item["type"] == "value_error":
-        return str(item["ctx"]["error"])
-    if len(where) == 1 and where[0] in Config.model_fields:
-        return f"{key} = {item['input']!r}: expected a section of `key: value` lines"
-    field = _field(where)
-    expected = f"expected {_type_text(field)}" if field else str(item["msg"]).replace("Input should be", "expected")
-    return f"{key} = {item['input']!r}: {expected}"
-
-
-def _suggest(where: list[str]) -> str:
-    if len(where) == 1:
-        choices = list(Config.model_fields)
-        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[0]]
-    else:
-        choices = [key for section, key, _ in _fields() if section == where[0]]
-        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[1]]
-    close = elsewhere or difflib.get_close_matches(where[-1], choices, n=1)
-    if close:
-        return f"; did you mean {close[0]}?"
-    return f"; {'sections are' if len(where) == 1 else f'{where[0]} has'} {', '.join(choices)}"
-
-
-def _fields() -> list[tuple[str, str, FieldInfo]]:
-    """Return (section, key, field) of every key."""
-    found = []
-    for section, outer in Config.model_fields.items():
-        assert outer.annotation is not None
-        found += [(section, key, field) for key, field in outer.annotation.model_fields.items()]
-    return found
-
-
-def _field(where: list[str]) -> FieldInfo | None:
-    return next((field for section, key, field in _fields() if where[:2] == [section, key]), None)
-
-
-def _mark(field: FieldInfo, name: str, default: bool) -> bool:
+def has_mark(field: FieldInfo, name: str, *, default: bool) -> bool:
+    """Return a mark of a field, such as ``identity`` or ``per_job``."""
     extra = field.json_schema_extra
     return bool(extra.get(name, default)) if isinstance(extra, dict) else default
-
-
-def _type_text(field: FieldInfo) -> str:
-    """Return a field's type and bounds in words, such as `int >= 1 and <= 4096`."""
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    names = []
-    for kind in get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]:
-        choices = get_args(kind)
-        if kind in words:
-            names.append(words[kind])
-        elif choices and all(isinstance(choice, str) for choice in choices):
-            names.append(" | ".join(choices))
-        elif bool in choices:
-            names.append("auto | true | false")
-        else:
-            names.append("a list of text" if get_origin(kind) is list else "name: name pairs")
-    return " or ".join(names) + _bounds_text(field)
-
-
-def _bounds_text(field: FieldInfo) -> str:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
-    bounds = [
-        f"{sign} {getattr(mark, name)}"
-        for mark in field.metadata
-        for name, sign in signs.items()
-        if getattr(mark, name, None) is not None
-    ]
-    if any(getattr(mark, "pattern", None) for mark in field.metadata):
-        bounds.append("of letters, digits, . _ - (128 at most)")
-    return " " + " and ".join(bounds) if bounds else ""
-
-
-def describe_keys() -> str:
-    """Return the help text: every key with type, bounds, default and meaning."""
-    lines: list[str] = []
-    for name, outer in Config.model_fields.items():
-        assert outer.annotation is not None
-        lines.append(f"\n{name}: {(outer.annotation.__doc__ or '').strip()}")
-        for key, field in outer.annotation.model_fields.items():
-            default = json.dumps(field.get_default(call_default_factory=True))
-            lines.append(f"  {name}.{key}  ({_type_text(field)}; default {default})")
-            lines.append(f"      {field.description}")
-    return "\n".join(lines).strip()

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from distmil.bags import Bag, EmbeddingSource
-from distmil.config import Config, build_config
+from distmil.config import Config
+from distmil.configfile import build_config
 
 EMBEDDING = 12
 

@@ -6,7 +6,7 @@ from slidemaking import save_pyramid, tissue_image
 
 from distmil.bags import BagEntry, open_source
 from distmil.cohort import Slide
-from distmil.config import build_config
+from distmil.configfile import build_config
 from distmil.embedding import SlideEmbedder, embeddings_folder
 from distmil.encoders import EncoderSpec
 from distmil.errors import SlideError, StorageError

@@ -9,7 +9,7 @@ from slidemaking import save_pyramid, tissue_image
 
 from distmil.bags import read_labels, targets
 from distmil.cohort import Slide
-from distmil.config import build_config
+from distmil.configfile import build_config
 from distmil.errors import ConfigError
 from distmil.labelling import SlideLabeller, groups_of, labels_folder
 from distmil.shards import grid_of

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from distmil.config import Config, build_config
+from distmil.config import Config
+from distmil.configfile import build_config
 from distmil.tracking import Tracker, resolve_uri
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from distmil.config import build_config
+from distmil.configfile import build_config
 from distmil.embedding import SlideEmbedder, embeddings_folder
 from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
 from distmil.errors import SlideError, StorageError

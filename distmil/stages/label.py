@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 from distmil.cohort import Slide
-from distmil.config import build_config
+from distmil.configfile import build_config
 from distmil.errors import StorageError
 from distmil.labelling import SlideLabeller
 from distmil.stages.runtime import Job, Row, stream

@@ -11,7 +11,8 @@ import torch
 from distmil.bags import BagEntry, open_source
 from distmil.bundles import Bundle, load_bundle, with_bundle
 from distmil.cohort import Cohort, Slide
-from distmil.config import Config, build_config, per_job_keys
+from distmil.config import Config
+from distmil.configfile import build_config, per_job_keys
 from distmil.encoders import EncoderSpec, prepare_encoder
 from distmil.errors import ConfigError, StorageError
 from distmil.maps import draw_maps

@@ -13,7 +13,8 @@ from distmil.bags import Bag, open_bag
 from distmil.bundles import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.cohort import Cohort
-from distmil.config import Config, fingerprint, per_job_keys
+from distmil.config import Config, fingerprint
+from distmil.configfile import per_job_keys
 from distmil.encoders import EncoderSpec, encoder_state, prepare_encoder
 from distmil.engine import History, active_config
 from distmil.errors import ConfigError, StorageError, TrainingError

@@ -10,7 +10,8 @@ from ray.train.v2.api.callback import UserCallback
 
 from distmil.bags import BagEntry, open_bag
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
-from distmil.config import Config, build_config
+from distmil.config import Config
+from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec, load_trainable
 from distmil.engine import Group, History, Learner, evaluate, fit_normaliser, make_learner, train_epoch
 from distmil.errors import DistmilError

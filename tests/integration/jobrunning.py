@@ -1,0 +1,87 @@
+"""Running the jobs as a user does: as processes, from the project's folder."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_S = 400
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def answer(self) -> dict[str, Any]:
+        """The JSON line."""
+        return json.loads(self.out.splitlines()[-1])
+
+
+def command(job: str, *arguments: object) -> list[str]:
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)]
+
+
+def environment(home: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    return {**kept, "DISTMIL_HOME": str(home), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+def run_job(home: Path, job: str, *arguments: object) -> Done:
+    """Run a job to its end."""
+    done = subprocess.run(
+        command(job, *arguments),
+        cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+    )  # fmt: skip
+    return Done(done.returncode, done.stdout, done.stderr)
+
+
+def kill_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> None:
+    """Start a job and kill -9 it, with everything it started, as soon as the moment has come."""
+    process = subprocess.Popen(
+        command(job, *arguments),
+        cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        while not is_time():
+            assert process.poll() is None, "the job ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        started = descendants(process.pid)
+        for pid in (process.pid, *started):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process started, and theirs."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            parents.setdefault(int(fields[1]), []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        children = parents.get(todo.pop(), [])
+        found += children
+        todo += children
+    return found
