@@ -124,9 +124,9 @@ def _suggest(where: list[str]) -> str:
     else:
         choices = [key for section, key, _ in _fields() if section == where[0]]
         elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[1]]
-    close = elsewhere or difflib.get_close_matches(where[-1], choices, n=1)
+    close = difflib.get_close_matches(where[-1], choices, n=1) + elsewhere
     if close:
-        return f"; did you mean {close[0]}?"
+        return f"; did you mean {' or '.join(close[:3])}?"
     return f"; {'sections are' if len(where) == 1 else f'{where[0]} has'} {', '.join(choices)}"
 
 

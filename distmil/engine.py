@@ -373,7 +373,8 @@ class History:
 
     @staticmethod
     def _rank(row: Mapping[str, float | None], select_by: str) -> tuple[float, float]:
-        loss = row.get("val_slide_loss")
+        """Return what epochs are compared by; the training loss where nothing was validated."""
+        loss = row.get("val_slide_loss", row.get("loss"))
         lower = -math.inf if loss is None else -loss
         value = row.get(f"val_{select_by}")
         return (lower if select_by == "loss" or value is None else value), lower

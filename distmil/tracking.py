@@ -122,11 +122,17 @@ class Tracker:
 
     @property
     def _client(self) -> MlflowClient:
-        for variable, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
-            os.environ.setdefault(variable, value)
-        for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
-            logging.getLogger(name).setLevel(logging.ERROR)
-        return MlflowClient(tracking_uri=self.uri)
+        return _connect(str(self.uri))
+
+
+@functools.cache
+def _connect(uri: str) -> MlflowClient:
+    """Return this process's client; opening an SQLite store checks its tables, which takes a while."""
+    for variable, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
+        os.environ.setdefault(variable, value)
+    for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(tracking_uri=uri)
 
 
 def _exists(client: MlflowClient, run_id: str) -> bool:

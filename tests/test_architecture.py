@@ -39,7 +39,7 @@ LAYERS = [
     ["distmil.stages.tile", "distmil.stages.label"],
     ["distmil.stages.embed"],
     ["distmil.stages.prepare"],
-    ["distmil.stages.predict", "distmil.stages.worker"],
+    ["distmil.stages.predict", "distmil.stages.worker", "distmil.stages.callback"],
     ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit"],
     ["distmil.stages.train"],
     ["distmil.cli"],

@@ -266,6 +266,13 @@ def test_a_metric_that_is_not_known_falls_back_to_the_loss() -> None:
     assert history.best_epoch == 1
 
 
+def test_without_a_val_split_the_training_loss_counts() -> None:
+    history = History()
+    for loss in (0.9, 0.4, 0.6):
+        history.add({"loss": loss}, select_by="slide_auc")
+    assert history.best_epoch == 1
+
+
 def test_pseudo_labelled_slides_are_not_judged() -> None:
     bags = make_bags(10)
     learner, _ = make(small_config(), bags)

@@ -13,8 +13,9 @@ from distmil.config import Config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
 from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.stages.callback import MetricsCallback
 from distmil.stages.runtime import Job, is_autoscaling, start_ray, wants_gpu
-from distmil.stages.worker import MetricsCallback, is_finished, read_history, train_worker
+from distmil.stages.worker import is_finished, read_history, train_worker
 from distmil.storage import Store
 from distmil.tracking import Tracker
 

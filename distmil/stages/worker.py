@@ -1,4 +1,4 @@
-"""What runs in each training worker, and the callback that runs in their controller."""
+"""What runs in each training worker."""
 
 import time
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
-from ray.train.v2.api.callback import UserCallback
 
 from distmil.bags import BagEntry, open_bag
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
@@ -18,7 +17,6 @@ from distmil.errors import DistmilError
 from distmil.models.dual import DualNetwork
 from distmil.sampling import StepPlanner
 from distmil.storage import Store
-from distmil.tracking import Tracker
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
@@ -76,19 +74,6 @@ def read_history(store: Store, run: str) -> History | None:
     """Return the history of a run's latest checkpoint, None if there is none."""
     record = store.read_record(f"{checkpoint_folder(run)}/latest.json")
     return History(**record.info["history"]) if record else None
-
-
-class MetricsCallback(UserCallback):  # type: ignore[misc]  # Ray ships no types
-    """Sends what workers report to MLflow, from the controller; a failure there never reaches the training."""
-
-    def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
-
-    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Log rank 0's metrics, which are the group's."""
-        row = dict(metrics[0])
-        epoch = int(row.pop("epoch"))
-        self._tracker.log_metrics(row, step=epoch)
 
 
 def run_file(run: str, what: str) -> str:

@@ -1,0 +1,132 @@
+"""The command line: help, exit codes, and what is said about bad input before anything starts."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from distmil import cli
+from distmil.config import Config
+from distmil.errors import ConfigError, TrainingError
+from distmil.stages import tile as tile_stage
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DISTMIL_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Path:
+    """A good manifest of two small images of one patient each."""
+    for name in ("a", "b"):
+        Image.new("RGB", (40, 25), "pink").save(tmp_path / f"{name}.png")
+    path = tmp_path / "manifest.csv"
+    path.write_text("slide_id,slide_path,label,patient_id,split\na,a.png,0,p1,train\nb,b.png,positive,p2,val\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["tiling.patch=96"], "unknown key tiling.patch; did you mean patch_px or losses.patch?"),
+        (["tiling.patch_px=big"], "tiling.patch_px = 'big': expected an integer >= 8 and <= 4096"),
+        (["tiling.patch_px=2"], "tiling.patch_px = 2: expected an integer >= 8 and <= 4096"),
+        (["losses.bag=-1"], "losses.bag = -1: expected a number >= 0 and <= 1000"),
+        (["training.run=../up"], "training.run = '../up': expected text or null of letters, digits"),
+        (["encoder.name=texture", "encoder.weights=DEFAULT"], "the texture encoder has no weights; use none"),
+        (["storage.root=ftp://host/x"], "storage.root = 'ftp://host/x': expected an absolute folder, s3://"),
+        ([], "cohort.manifest: set it to a CSV or Parquet file"),
+        (["cohort.manifest=nowhere.csv"], "there is no manifest at"),
+        (["patch_px=96"], "override 'patch_px=96': expected section.key=value"),
+    ],
+)
+def test_bad_configurations_exit_2_and_say_why(
+    overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main("tile", "", overrides) == cli.BAD_INPUT
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("a,b.png,0,p9,train", "line 4: slide_id 'a' is a duplicate of line 2"),
+        ("c,c.png,0,p9,train", "line 4: slide_path 'c.png': there is no such file"),
+        ("c,b.png,tumour,p9,train", "line 4: label 'tumour': not a class; expected negative, positive or 0 to 1"),
+        ("c,b.png,1,p1,val", "line 4: patient 'p1' is in val, but in train on line 2"),
+        ("c/d,b.png,1,p9,val", "line 4: slide_id 'c/d': expected 1 to 128 letters, digits, . _ -"),
+    ],
+)
+def test_bad_manifests_exit_2_and_name_the_line(
+    manifest: Path, row: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest.write_text(manifest.read_text() + row + "\n")
+    assert cli.main("tile", "", [f"cohort.manifest={manifest}"]) == cli.BAD_INPUT
+    assert said in capsys.readouterr().err
+
+
+def test_every_bad_row_is_named_at_once(manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest.write_text(manifest.read_text() + "c,c.png,0,p9,train\nd,d.png,9,p8,train\n")
+    cli.main("tile", "", [f"cohort.manifest={manifest}"])
+    said = capsys.readouterr().err
+    assert "2 lines cannot be used" in said
+    assert said.count("line 5") == 2
+
+
+def test_a_done_job_ends_with_one_json_line(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
+) -> None:
+    monkeypatch.setattr(tile_stage, "run", lambda job: {"patches": "somewhere", "mpp": job.config.tiling.mpp})
+    assert cli.main("tile", "", ["tiling.mpp=1.0"]) == cli.DONE
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"job": "tile", "storage": str(home), "patches": "somewhere", "mpp": 1.0}
+    assert captured.out.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (TrainingError("the loss is nan"), cli.FAILED, "tile: the loss is nan"),
+        (ConfigError("a key"), cli.BAD_INPUT, "tile: a key"),
+        (KeyboardInterrupt(), cli.FAILED, "interrupted; the same command goes on"),
+        (ZeroDivisionError("oh"), cli.FAILED, "a defect in distmil"),
+    ],
+)
+def test_failures_end_in_their_code(
+    error: BaseException, code: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_job: object) -> None:
+        raise error
+
+    monkeypatch.setattr(tile_stage, "run", fail)
+    assert cli.main("tile", "", []) == code
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.out == ""
+
+
+def test_a_root_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert cli.main("tile", "", [f"storage.root={tmp_path / 'file' / 'root'}"]) == cli.FAILED
+    assert f"cannot write {tmp_path / 'file' / 'root'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("job", ["tile", "embed", "train", "predict", "evaluate"])
+def test_help_lists_every_key_without_loading_ray(job: str) -> None:
+    code = (
+        f"import runpy, sys; sys.argv = ['x', '--help']\ntry:\n  runpy.run_path('jobs/{job}.py', run_name='__main__')\n"
+    )
+    code += "except SystemExit: pass\nassert 'ray' not in sys.modules and 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for key in Config().flat():
+        assert f"  {key}  (" in done.stdout
