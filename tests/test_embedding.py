@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from slidemaking import save_pyramid, tissue_image
 
 from distmil.bags import BagEntry, open_source
 from distmil.cohort import Slide
@@ -12,6 +11,7 @@ from distmil.encoders import EncoderSpec
 from distmil.errors import SlideError, StorageError
 from distmil.shards import decode_image, patches_folder, read_patches
 from distmil.tiling import tile_slide
+from tests.slidemaking import save_pyramid, tissue_image
 
 CONFIG = build_config(
     {

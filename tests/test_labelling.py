@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from slidemaking import save_pyramid, tissue_image
 
 from distmil.bags import read_labels, targets
 from distmil.cohort import Slide
@@ -16,6 +15,7 @@ from distmil.shards import grid_of
 from distmil.storage import Store
 from distmil.tables import labels_schema
 from distmil.tiling import tile_slide
+from tests.slidemaking import save_pyramid, tissue_image
 
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}
 

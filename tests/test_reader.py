@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
-from slidemaking import save_image, save_pyramid, tissue_image
 
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
 from distmil.slides import reader
 from distmil.slides.reader import open_slide, overview, resize, resolve_mpp
+from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (173, 97)
 

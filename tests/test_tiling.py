@@ -11,7 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from PIL import Image
-from slidemaking import save_image, save_pyramid, tissue_image
 
 from distmil import tiling as module
 from distmil.cohort import Slide
@@ -21,6 +20,7 @@ from distmil.shards import decode_image, encode_image, encode_shard, grid_of, pa
 from distmil.storage import Store
 from distmil.tables import GRID, PATCHES, STATUSES
 from distmil.tiling import SlideTiler, slide_row, tile_slide
+from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (700, 420)
 PIXELS = tissue_image(SIZE, seed=4, box=(90, 60, 610, 390))

@@ -4,7 +4,6 @@ import csv
 
 import numpy as np
 import pytest
-from slidemaking import tissue_image
 
 from distmil.cohort import Slide
 from distmil.config import TilingConfig
@@ -12,6 +11,7 @@ from distmil.shards import read_grid
 from distmil.slides.tissue import bounding_box, detect_tissue
 from distmil.storage import Part
 from distmil.tiling import SlideTiler
+from tests.slidemaking import tissue_image
 
 SIZE = (300, 180)
 

@@ -37,6 +37,8 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     resources = _resources(config, is_gpu=is_gpu)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.training.start_timeout_s)
     # Workers wait in report() for the controller to look; its default of 2 s would be most of a short epoch.
+    if not is_autoscaling():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_INTERVAL_S))
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
     job.store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")

@@ -46,6 +46,11 @@ def run(job: Job) -> dict[str, Any]:
         raise
     finally:
         tracker.finish(status)
+    job.console.note(f"bundle: {answer['bundle']}")
+    if "maps" in answer:
+        job.console.note(f"maps: {answer['maps']}")
+    if tracker.run_id is not None:
+        job.console.note(f"record: mlflow ui --backend-store-uri {tracker.uri}")
     return answer | {"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}}
 
 

@@ -12,7 +12,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from tests.integration.jobrunning import ROOT, Done, kill_job_when, run_job
+from tests.integration.jobrunning import Done, kill_job_when, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -23,7 +23,12 @@ SMALL = [
     "bags.slides_per_step=2",
     "model.feature_dim=16",
     "model.attention_dim=8",
+    "model.dropout=0",
+    "model.input_dropout=0",
+    "training.run=small",
 ]
+LEAN = ["tracking.uri=none", "prediction.maps=false"]
+NO_PREDICTION = "prediction.split=test"
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +39,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Done:
     """The main job, run once."""
-    done = run_job(home, "train", *SMALL, "training.run=small")
+    done = run_job(home, "train", *SMALL)
     assert done.code == 0, done.err
     return done
 
@@ -84,34 +89,26 @@ def test_the_run_is_recorded(home: Path, trained: Done) -> None:
 
 def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
     before = times(home)
-    again = run_job(home, "train", *SMALL, "training.run=small")
+    again = run_job(home, "train", *SMALL)
     assert again.code == 0, again.err
     assert "run small is trained already" in again.err
     assert again.answer["metrics"] == trained.answer["metrics"]
     assert again.answer["tracking"]["run_id"] == trained.answer["tracking"]["run_id"]
-    changed = {name for name, time in times(home).items() if before.get(name) != time}
-    kept = ("patches", "embeddings", "labels")
-    assert not {n for n in changed if n.startswith(kept) and not n.endswith("slides.parquet")}
-    assert not {name for name in changed if name.startswith(f"predictions/small/{'patches'}")}
+    kept = ("patches", "embeddings", "labels", "predictions/small/patches", "predictions/small/maps")
+    assert not {name for name in changes(home, before) if name.startswith(kept)}
 
 
 def test_another_configuration_under_the_same_name_is_refused(home: Path, trained: Done) -> None:
-    done = run_job(home, "train", *SMALL, "training.run=small", "training.lr=0.5")
+    done = run_job(home, "train", *SMALL, "training.lr=0.5")
     assert done.code == 2
     assert "training.run = 'small' was started with something else" in done.err
     assert "training.lr: 0.001 then, 0.5 now" in done.err
 
 
 def test_two_workers_give_the_loss_of_one(home: Path, trained: Done) -> None:
-    exact = ["model.dropout=0", "model.input_dropout=0", "tracking.uri=none", "prediction.maps=false"]
-    histories = []
-    for workers in (1, 2):
-        run = f"workers-{workers}"
-        done = run_job(home, "train", *SMALL, *exact, f"training.run={run}", f"training.num_workers={workers}")
-        assert done.code == 0, done.err
-        record = json.loads((home / "checkpoints" / run / "latest.json").read_text())
-        histories.append(record["info"]["history"]["rows"])
-    for one, two in zip(*histories, strict=True):
+    done = run_job(home, "train", *SMALL, *LEAN, NO_PREDICTION, "training.run=pair", "training.num_workers=2")
+    assert done.code == 0, done.err
+    for one, two in zip(epochs(home, "small"), epochs(home, "pair"), strict=True):
         assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
 
 
@@ -137,89 +134,69 @@ def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done
         assert image.height > image.width
 
 
-def test_evaluate_agrees_with_the_main_job(home: Path, trained: Done) -> None:
+def evaluate(home: Path, *arguments: str) -> Done:
     manifest = home / "synthetic" / "8" / "manifest.csv"
-    done = run_job(
+    return run_job(
         home, "evaluate", f"cohort.manifest={manifest}", "cohort.val_fraction=0.4", "prediction.model=small",
-        "prediction.run=again", "prediction.split=val", "prediction.maps=false",
+        "prediction.run=again", "prediction.split=val", "prediction.maps=false", *arguments,
     )  # fmt: skip
+
+
+def test_evaluate_agrees_with_the_main_job(home: Path, trained: Done) -> None:
+    done = evaluate(home)
     assert done.code == 0, done.err
     assert done.answer["metrics"]["val"] == pytest.approx(trained.answer["metrics"]["val"])
-    clash = run_job(home, "evaluate", f"cohort.manifest={manifest}", "prediction.model=small", "tiling.patch_px=96")
+
+
+def test_a_key_of_the_bundle_cannot_be_overridden(home: Path, trained: Done) -> None:
+    clash = evaluate(home, "tiling.patch_px=96")
     assert clash.code == 2
     assert "tiling.patch_px = 96: the bundle small was trained with 224" in clash.err
 
 
-def test_an_edited_outline_and_another_rule_redo_labels_alone(home: Path, trained: Done, tmp_path: Path) -> None:
+def test_an_edited_outline_redoes_its_labels_alone(home: Path, trained: Done, tmp_path: Path) -> None:
+    copy = copied(home, tmp_path)
+    val = {row["slide_id"] for row in pq.read_table(copy / "predictions/small/slides.parquet").to_pylist()}
+    outline = next(path for path in (copy / "synthetic/8/annotations").iterdir() if path.stem in val)
+    outline.write_text(outline.read_text() + "\n")
+    before = times(copy)
+    done = evaluate(copy)
+    assert done.code == 0, done.err
+    edited = changes(copy, before)
+    assert {Path(name).stem for name in edited if name.startswith("labels/")} == {outline.stem}
+    assert not {name for name in edited if name.startswith(("patches", "embeddings"))}
+
+
+def test_kill_9_in_training_then_the_same_command_goes_on(home: Path, trained: Done, tmp_path: Path) -> None:
+    broken = copied(home, tmp_path)
+    for folder in ("checkpoints", "models", "predictions"):
+        shutil.rmtree(broken / folder)
+    kill_job_when(broken, (broken / "checkpoints/small/latest.json").exists, "train", *SMALL, *LEAN)
+    assert len(epochs(broken, "small")) < 3
+    done = run_job(broken, "train", *SMALL, *LEAN)
+    assert done.code == 0, done.err
+    assert "run small goes on after epoch" in done.err
+    assert epochs(broken, "small") == epochs(home, "small")
+    assert (broken / "models/small/model.safetensors").read_bytes() == (
+        home / "models/small/model.safetensors"
+    ).read_bytes()
+
+
+def copied(home: Path, tmp_path: Path) -> Path:
+    """Return a copy of a home with its times kept."""
     copy = tmp_path / "home"
     shutil.copytree(home, copy, copy_function=shutil.copy2)
-    outline = next((copy / "synthetic/8/annotations").glob("*.xml"))
-    outline.write_text(outline.read_text().replace('PartOfGroup="Tumor"', 'PartOfGroup="Tumor" '))
-    before = times(copy)
-    done = run_job(copy, "train", *SMALL, "training.run=edited", "tracking.uri=none", "prediction.maps=false")
-    assert done.code == 0, done.err
-    changed = {name for name, time in times(copy).items() if before.get(name) != time}
-    labels = {name for name in changed if name.startswith("labels/")}
-    assert {Path(name).stem for name in labels} == {outline.stem}
-    assert not {n for n in changed if n.startswith(("patches", "embeddings")) and not n.endswith("slides.parquet")}
-    before = times(copy)
-    done = run_job(
-        copy, "train", *SMALL, "labels.positive_at=0.5", "training.run=rule", "tracking.uri=none",
-        "prediction.maps=false",
-    )  # fmt: skip
-    assert done.code == 0, done.err
-    changed = {name for name, time in times(copy).items() if before.get(name) != time}
-    assert len({Path(name).stem for name in changed if name.startswith("labels/")}) == 8
-    assert not {n for n in changed if n.startswith(("patches", "embeddings")) and not n.endswith("slides.parquet")}
+    return copy
 
 
-def test_a_replaced_slide_is_done_again(home: Path, trained: Done, tmp_path: Path) -> None:
-    copy = tmp_path / "home"
-    shutil.copytree(home, copy, copy_function=shutil.copy2)
-    slides = sorted((copy / "synthetic/8/slides").glob("*.tif"))
-    shutil.copy(slides[1], slides[0])
-    before = times(copy)
-    done = run_job(copy, "embed", "cohort.synthetic=8")
-    assert done.code == 0, done.err
-    changed = {name for name, time in times(copy).items() if before.get(name) != time}
-    shards = {name for name in changed if name.endswith((".parquet", ".arrow")) and "slides.parquet" not in name}
-    assert {Path(name).parent.name for name in shards} == {slides[0].stem}
+def epochs(home: Path, run: str) -> list[dict[str, float]]:
+    return json.loads((home / "checkpoints" / run / "latest.json").read_text())["info"]["history"]["rows"]
 
 
-@pytest.mark.parametrize("stage", ["tiling", "embedding", "training"])
-def test_kill_9_then_the_same_command_ends_as_an_unbroken_run(
-    home: Path, trained: Done, tmp_path: Path, stage: str
-) -> None:
-    broken = tmp_path / "home"
-    shutil.copytree(home / "synthetic", broken / "synthetic", copy_function=shutil.copy2)
-    moments = {
-        "tiling": lambda: len(list(broken.glob("patches/*/*/commit.json"))) >= 2,
-        "embedding": lambda: len(list(broken.glob("embeddings/*/*/part-*.arrow"))) >= 2,
-        "training": (broken / "checkpoints/small/latest.json").exists,
-    }
-    arguments = [*SMALL, "training.run=small", "tracking.uri=none", "prediction.maps=false"]
-    kill_job_when(broken, moments[stage], "train", *arguments)
-    done = run_job(broken, "train", *arguments)
-    assert done.code == 0, done.err
-    if stage == "training":
-        assert "goes on after epoch" in done.err
-    assert shards(broken) == shards(home)
-    assert done.answer["metrics"]["val"] == pytest.approx(trained.answer["metrics"]["val"], rel=1e-5)
+def changes(folder: Path, before: dict[str, int]) -> set[str]:
+    """Return the files that are new or newer; the gathered table of all slides is always written again."""
+    return {n for n, time in times(folder).items() if before.get(n) != time and not n.endswith("/slides.parquet")}
 
 
 def times(folder: Path) -> dict[str, int]:
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
-
-
-def shards(folder: Path) -> dict[str, bytes]:
-    """Return every committed shard's bytes; there must be nothing half written beside them."""
-    found = {}
-    for stage in ("patches", "embeddings", "labels"):
-        for path in (folder / stage).rglob("*"):
-            if path.is_file() and path.suffix in {".parquet", ".arrow"} and not path.name.startswith("."):
-                found[str(path.relative_to(folder))] = path.read_bytes()
-    return found
-
-
-def test_project_root_is_where_the_jobs_are() -> None:
-    assert (ROOT / "jobs" / "train.py").is_file()

@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.integration.jobrunning import ROOT
+
+AGENT_START_S = 120
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -30,7 +33,9 @@ ray.shutdown()
 def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     home = tmp_path_factory.mktemp("submit-home")
-    return {**kept, "RAY_AUTH_MODE": "disabled", "DISTMIL_HOME": str(home)}
+    # The entrypoint's `python` is found on the head's PATH.
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    return {**kept, "PATH": path, "RAY_AUTH_MODE": "disabled", "DISTMIL_HOME": str(home), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,12 @@ def head(environment: dict[str, str]) -> Iterator[str]:
         yield next(line.strip() for line in process.stdout if line.startswith("http://"))
     finally:
         process.stdin.close()
-        process.wait(timeout=60)
+        try:
+            process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
 
 
 def submit(head: str, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,15 +62,20 @@ def submit(head: str, environment: dict[str, str], *arguments: str) -> subproces
     command = [
         str(ray), "job", "submit", "--address", head, "--working-dir", ".", "--", "python", "jobs/train.py", *arguments
     ]  # fmt: skip
-    path = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
-    return subprocess.run(
-        command, cwd=ROOT, env={**environment, "PATH": path}, capture_output=True, text=True, timeout=500, check=False
-    )
+    deadline = time.monotonic() + AGENT_START_S
+    while True:
+        done = subprocess.run(
+            command,
+            cwd=ROOT, env=environment, capture_output=True, text=True, timeout=500, check=False,
+        )  # fmt: skip
+        if "No available agent" not in done.stderr or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
 
 
 def test_a_submitted_job_trains_and_its_bundle_stays(head: str, environment: dict[str, str]) -> None:
     done = submit(
-        head, environment, "--config", "jobs/configs/demo.yaml", "cohort.synthetic=8", "training.epochs=2",
+        head, environment, "--config", "jobs/configs/demo.yaml", "cohort.synthetic=4", "training.epochs=2",
         "training.run=submitted",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
