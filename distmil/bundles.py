@@ -114,7 +114,7 @@ def bundle_values(config: Config) -> dict[str, Any]:
     return {
         "cohort": {"classes": full["cohort"]["classes"]},
         "tiling": full["tiling"],
-        "encoder": full["encoder"],
+        "encoder": full["encoder"] | {"weights": _without_folder(config.encoder.weights)},
         "model": full["model"],
         "bags": {"top_k": full["bags"]["top_k"]},
     }
@@ -131,7 +131,7 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     Raises:
         ConfigError: If the job sets one of the bundle's keys to something else.
     """
-    theirs = bundle.config.flat()
+    theirs = {**bundle.config.flat(), "encoder.weights": _without_folder(bundle.config.encoder.weights)}
     values = bundle_values(bundle.config)
     clashes = []
     for key, value in config.explicit().items():
@@ -140,7 +140,7 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
             continue
         if key in per_job:
             values[section][name] = value
-        elif value != theirs[key]:
+        elif (_without_folder(value) if key == "encoder.weights" else value) != theirs[key]:
             clashes.append(f"{key} = {value!r}: the bundle {bundle.run} was trained with {theirs[key]!r}; leave it out")
     if clashes:
         raise ConfigError("\n".join(clashes))
@@ -148,6 +148,11 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     for section, own in values.items():
         merged[section] |= own
     return build_config(merged)
+
+
+def _without_folder(weights: str) -> str:
+    """Return a weights file's name alone: a bundle tells nothing of the machine it was made on."""
+    return Path(weights).name
 
 
 def _find(place: str, store: Store) -> Store:
