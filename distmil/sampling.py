@@ -105,11 +105,6 @@ class StepPlanner:
         """Return how many patches are known to hold target."""
         return sum(pool.size for pool in self._by_class[1:])
 
-    @property
-    def num_negative(self) -> int:
-        """Return how many patches are known to hold none."""
-        return self._by_class[0].size
-
     def steps(self, epoch: int, *, with_mixed: bool) -> Iterator[Step]:
         """Yield the steps of an epoch: every bag once, in an order of its own, with a mixed bag each if wanted."""
         generator = np.random.default_rng([self._seed, epoch])

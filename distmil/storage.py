@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
 import socket
 import tempfile
 import uuid
@@ -271,18 +270,7 @@ def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
         os.close(folder)
 
 
-def free_bytes(root: str) -> int:
-    """Return the free space under a local root, in bytes."""
-    return shutil.disk_usage(root).free
-
-
 def source_key(path: str | Path) -> dict[str, int]:
     """Return what tells one version of a source file from another: size and modification time. Raises: OSError."""
     status = Path(path).stat()
     return {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the checksum of a local file."""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -5,7 +5,7 @@ drift. Tuples are (x, y) and (width, height) in level-0 pixels unless a name say
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +75,6 @@ def plan_read(
     extent_px = round(patch_px * scale)
     read_px = max(1, round(extent_px / downsamples[level]))
     return ReadPlan(level, read_px, extent_px, stride_px * scale, slide_mpp * extent_px / patch_px)
-
-
-def corners(size: tuple[int, int], *, edge: int, stride: float) -> Iterator[tuple[int, int]]:
-    """Yield the corners of the whole patches inside an image, row by row."""
-    for y in _inside(size[1], edge, stride):
-        for x in _inside(size[0], edge, stride):
-            yield x, y
 
 
 def lay_grid(
