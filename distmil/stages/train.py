@@ -50,20 +50,22 @@ def run(job: Job) -> dict[str, Any]:
     if "maps" in answer:
         job.console.note(f"maps: {answer['maps']}")
     if tracker.run_id is not None:
-        job.console.note(f"record: mlflow ui --backend-store-uri {tracker.uri}")
+        is_local = str(tracker.uri).startswith("sqlite:")
+        job.console.note(f"record: {'mlflow ui --backend-store-uri ' if is_local else ''}{tracker.uri}")
     return answer | {"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}}
 
 
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     trained = train(job, cohort, tracker)
+    place = bundle_folder(trained.run)
     slides = held_out_slides(job, cohort)
     predictions, metrics = None, {}
     if slides:
         inner = replace(job, config=with_bundle(job.config, trained.bundle, per_job=per_job_keys()))
         name = job.config.prediction.run or trained.run
-        predictions = judge_slides(inner, cohort, slides, trained.bundle, place=trained.run, run=name, with_labels=True)
+        where = job.store.path(place)
+        predictions = judge_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
         metrics = measure(inner, predictions, slides, cohort)
-    place = bundle_folder(trained.run)
     job.store.write_json(f"{place}/metrics.json", {**trained.bundle.metrics, **metrics})
     record_training(
         job,
