@@ -60,7 +60,7 @@ class SlideEmbedder:
         """
         stem = part.name.removesuffix(".parquet")
         receipt = f"{self.folder}/{stem}.json"
-        done = self._receipt(receipt)
+        done = self.store.read_receipt(receipt, self.key())
         if done:
             return done
         table = read_patches(self.store, f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}/{part.name}")
@@ -71,7 +71,7 @@ class SlideEmbedder:
         columns.append(pa.FixedSizeListArray.from_arrays(flat, embedding_NE.shape[1]))
         shard = pa.table(columns, schema=schema).combine_chunks()
         made = self.store.write_part(self.folder, f"{stem}.arrow", to_ipc(shard), rows=shard.num_rows)
-        self.store.write_json(receipt, {"key": self.key(), "part": vars(made)})
+        self.store.write_receipt(receipt, self.key(), made)
         return made
 
     def commit(self, parts: Sequence[Part]) -> Record:
@@ -81,10 +81,7 @@ class SlideEmbedder:
         info = {name: self.patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px")}
         record = Record(self.patches.slide_id, self.key(), parts=tuple(parts), info=info)
         self.store.write_record(self.record_name, record)
-        keep = {"commit.json", *(part.name for part in parts)}
-        for name in self.store.names(self.folder):
-            if name not in keep and not name.startswith("."):
-                self.store.delete(f"{self.folder}/{name}")
+        self.store.keep_only(self.folder, {"commit.json", *(part.name for part in parts)})
         return record
 
     def _embed(self, images: Sequence[bytes], encoder: Encoder) -> NDArray[np.float16]:
@@ -99,11 +96,3 @@ class SlideEmbedder:
                 "check the encoder's weights"
             )
         return embedding_NE
-
-    def _receipt(self, name: str) -> Part | None:
-        """Return the part that an earlier try wrote for the same patches, if it did."""
-        try:
-            values = self.store.read_json(name)
-        except (FileNotFoundError, StorageError):
-            return None
-        return Part(**values["part"]) if values["key"] == self.key() else None

@@ -14,7 +14,7 @@ import os
 import socket
 import tempfile
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -217,6 +217,24 @@ class Store:
         """Write one part of a record to come and return its entry."""
         self.write(f"{folder}/{name}", data)
         return Part(name=name, rows=rows, size_bytes=len(memoryview(data)), sha256=hashlib.sha256(data).hexdigest())
+
+    def read_receipt(self, name: str, key: Mapping[str, Any]) -> Part | None:
+        """Return the part that an earlier try wrote from the same inputs, before its slide was committed."""
+        try:
+            values = self.read_json(name)
+        except (FileNotFoundError, StorageError):
+            return None
+        return Part(**values["part"]) if values["key"] == key else None
+
+    def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:
+        """Note that a part is written, so that a restart does not write it again."""
+        self.write_json(name, {"key": dict(key), "part": asdict(part)})
+
+    def keep_only(self, folder: str, names: Collection[str]) -> None:
+        """Take away what work left in a committed folder; what another process is writing just now stays."""
+        for name in self.names(folder):
+            if name not in names and not name.startswith("."):
+                self.delete(f"{folder}/{name}")
 
     def read_part(self, folder: str, part: Part) -> bytes:
         """Read a committed file whole and compare its checksum. Raises: StorageError if it is damaged or gone."""

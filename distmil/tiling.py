@@ -85,7 +85,8 @@ class SlideTiler:
         if plan["key"] != self.key():
             raise SlideError(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
         receipt = f"{self.folder}/part-{chunk:05d}.json"
-        done = self._receipt(receipt, plan["key"], plan["grid"])
+        made_from = {"plan": plan["key"], "grid": plan["grid"]}
+        done = self.store.read_receipt(receipt, made_from)
         if done:
             return done
         start = chunk * self.config.chunk_patches
@@ -93,7 +94,7 @@ class SlideTiler:
         with open_slide(self.slide.path, reader=self.config.reader) as image:
             table = self._cut(image, ReadPlan(**plan["read"]), grid)
         part = self.store.write_part(self.folder, f"part-{chunk:05d}.parquet", encode_shard(table), rows=table.num_rows)
-        self.store.write_json(receipt, {"key": plan["key"], "grid": plan["grid"], "part": vars(part)})
+        self.store.write_receipt(receipt, made_from, part)
         return part
 
     def commit(self, parts: Sequence[Part]) -> Record:
@@ -104,10 +105,7 @@ class SlideTiler:
         info = plan["info"] | {"grid": plan["grid"], "extent_px": plan["read"]["extent_px"]}
         record = Record(slide_id=self.slide.slide_id, key=plan["key"], parts=tuple(parts), info=info)
         self.store.write_record(self.record_name, record)
-        keep = {"commit.json", GRID_FILE, *(part.name for part in parts)}
-        for name in self.store.names(self.folder):
-            if name not in keep and not name.startswith("."):
-                self.store.delete(f"{self.folder}/{name}")
+        self.store.keep_only(self.folder, {"commit.json", GRID_FILE, *(part.name for part in parts)})
         return record
 
     def fail(self, error: Exception) -> Record:
@@ -184,14 +182,6 @@ class SlideTiler:
         columns["mpp"] = pa.array([read.mpp] * len(images), pa.float32())
         columns["image"] = pa.array(images, pa.binary())
         return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
-
-    def _receipt(self, name: str, key: dict[str, Any], grid: dict[str, Any]) -> Part | None:
-        """Return the part that an earlier try wrote for the same plan, if it did."""
-        try:
-            values = self.store.read_json(name)
-        except (FileNotFoundError, StorageError):
-            return None
-        return Part(**values["part"]) if values["key"] == key and values["grid"] == grid else None
 
 
 def tile_slide(slide: Slide, config: TilingConfig, store: Store) -> Record:
