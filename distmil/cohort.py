@@ -35,6 +35,7 @@ COLUMNS = (
     "mpp",
     "annotation_path",
     "annotation_complete",
+    "tissue_path",
     "label_source",
     "site",
 )
@@ -55,6 +56,7 @@ class Slide:
     mpp: float | None = None
     annotation_path: str | None = None
     annotation_complete: bool = False
+    tissue_path: str | None = None
     is_pseudo: bool = False
     site: str | None = None
 
@@ -242,6 +244,7 @@ def _check_row(
         mpp=take("mpp", _positive, None),
         annotation_path=take("annotation_path", lambda text: _existing(folder, text), None),
         annotation_complete=take("annotation_complete", _flag, False),
+        tissue_path=take("tissue_path", lambda text: _existing(folder, text), None),
         is_pseudo=take("label_source", _is_pseudo, False),
         site=row.get("site") or None,
     )

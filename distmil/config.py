@@ -87,15 +87,25 @@ class TilingConfig(Section):
     default_mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
     """Resolution in um per pixel to take for slides that state none; null refuses them with `no_mpp`."""
     min_tissue: Fraction = 0.1
-    """Smallest share of tissue a patch needs under `foreground`."""
-    encode: Literal["jpeg", "png"] = "jpeg"
-    """Encoding of the stored patches."""
+    """Smallest share of tissue a patch needs under `foreground`; 0 keeps the whole rectangle."""
+    snap: bool = False
+    """Widen the rectangle of `foreground` to whole tiles of the file."""
+    encode: Literal["jpeg", "png", "reuse"] = "reuse"
+    """Encoding of the stored patches; reuse: the file's own JPEG tile where a patch is exactly one, else jpeg."""
     jpeg_quality: int = Field(default=90, ge=50, le=100)
     """JPEG quality, 4:4:4 chroma from 95 on, else 4:2:0."""
+    reduce: Literal["area", "dct"] = "area"
+    """Two- and four-fold reduction by averaging, or faster and a little softer by libjpeg's scaling."""
     reader: Literal["auto", "openslide"] = Field(default="auto", json_schema_extra=PER_JOB)
-    """auto: OpenSlide where it knows the format, else a plain image; openslide: nothing else."""
+    """auto: JPEG tiles directly, else OpenSlide where it knows the format, else a plain image; openslide: only that."""
     chunk_patches: int = Field(default=1024, ge=16, le=65_536)
     """Patches per shard, the unit of work."""
+    chunk_timeout_s: int = Field(default=600, ge=1, le=86_400, json_schema_extra=PER_JOB)
+    """Seconds after which a chunk that is not done is given up, and its slide for this run."""
+    checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
+    """Of each slide's file, beside size and time: none, samples all over it (fast), or SHA-256 of all of it (full)."""
+    verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
+    """Check every committed shard again: true reports damage, repair makes damaged slides anew."""
     max_bad_fraction: Fraction = Field(default=0.9, json_schema_extra=PER_JOB)
     """Share of slides that may end in another status than `ok` before the job fails."""
 

@@ -50,6 +50,10 @@ class MissingSlide(SlideError):
     status = "missing"
 
 
+class ReplacedSlide(SlideError):
+    """The file became another one while it was read."""
+
+
 class NoResolution(SlideError):
     """Neither manifest nor file says how many um a pixel covers."""
 
@@ -82,6 +86,10 @@ class AnnotationError(SlideError):
 
 class StorageError(DistmilError):
     """The storage root cannot be written or read, or what it holds is damaged."""
+
+
+class DamagedStore(StorageError):
+    """What was committed is not what is there."""
 
 
 class EncoderError(DistmilError):

@@ -84,7 +84,7 @@ class SlideLabeller:
         key: dict[str, Any] = {}
         try:
             key = self.key()
-            made = self._labelled()
+            made = self.labels()
         except AnnotationError as error:
             record = Record(self.slide.slide_id, key, status=error.status, error=str(error))
         except OSError as error:
@@ -97,7 +97,8 @@ class SlideLabeller:
         self.store.write_record(self.record_name, record)
         return record
 
-    def _labelled(self) -> LabelledPatches:
+    def labels(self) -> LabelledPatches:
+        """Return the slide's patch labels. Raises: AnnotationError, OSError if the annotation is gone."""
         size = (self.patches.info["width_px"], self.patches.info["height_px"])
         path = self.slide.annotation_path
         grid = grid_of(self.store, self.config.tiling, self.patches)

@@ -35,7 +35,7 @@ def draw_maps(
     """
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader)
     map_size = (thumbnail.shape[1], thumbnail.shape[0])
-    outlines = [points / scale for points in _outlines(slide, size)]
+    outlines = [points / scale for points in _drawable(slide, size)]
     covered = (round(map_size[0] * scale), round(map_size[1] * scale))
     for name in MAPS:
         grid = score_grid(
@@ -61,14 +61,24 @@ def _thumbnail(slide: Slide, *, size: tuple[int, int], max_px: int, reader: str)
         return np.full((round(size[1] / scale), round(size[0] / scale), 3), 255, np.uint8), scale
 
 
-def _outlines(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """Return the rings of the slide's outlines in level-0 pixels; none if it has none that can be read."""
-    if slide.annotation_path is None:
-        return []
+def _drawable(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """Return the outlines; none where they cannot be read."""
     try:
-        regions = read_annotation(Path(slide.annotation_path), slide_size=size).regions.values()
+        return read_outlines(slide, size)
     except (SlideError, OSError) as error:
         logger.warning("%s: its outlines are not drawn (%s)", slide.slide_id, error)
         return []
+
+
+def read_outlines(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:
+    """Return the rings of a slide's outlines in level-0 pixels, N x 2 each; none if it has none.
+
+    Raises:
+        AnnotationError: If the annotation cannot be read.
+        OSError: If it is gone.
+    """
+    if slide.annotation_path is None:
+        return []
+    regions = read_annotation(Path(slide.annotation_path), slide_size=size).regions.values()
     polygons = [part for region in regions for part in shapely.get_parts(region)]
     return [np.asarray(ring.coords) for part in polygons for ring in (part.exterior, *part.interiors)]

@@ -1,21 +1,20 @@
 """Patch shards as files: how patches are encoded, stored and read back. Needs no slide reader."""
 
-import io
 from collections.abc import Sequence
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import simplejpeg
 from numpy.typing import NDArray
 
+from distmil import jpeg
 from distmil.config import TilingConfig, fingerprint
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.storage import Part, Record, Store
 from distmil.tables import PATCHES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 GRID_FILE = "grid.arrow"
 _ROW_GROUP = 512
 
@@ -55,21 +54,17 @@ def read_patches(store: Store, name: str, *, columns: Sequence[str] | None = Non
 
 
 def encode_image(pixels: NDArray[np.uint8], config: TilingConfig) -> bytes:
-    """Encode an RGB patch as JPEG or PNG, without any metadata."""
+    """Encode an RGB patch as PNG, else as JPEG, without any metadata."""
     if config.encode == "png":
         return bytes(cv2.imencode(".png", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR))[1])
-    subsampling = "444" if config.jpeg_quality >= 95 else "420"
-    contiguous = np.ascontiguousarray(pixels)
-    return bytes(
-        simplejpeg.encode_jpeg(contiguous, config.jpeg_quality, "RGB", colorsubsampling=subsampling, fastdct=False)
-    )
+    return jpeg.encode(pixels, quality=config.jpeg_quality)
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode a stored patch to RGB, H x W x 3. Raises: UnreadableSlide."""
-    if data[:2] == b"\xff\xd8":
+    if data.startswith(jpeg.SOI):
         try:
-            return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+            return jpeg.decode(data)
         except ValueError as error:
             raise UnreadableSlide(f"a stored patch cannot be decoded: {error}") from error
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR) if data else None
@@ -80,7 +75,7 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 def encode_shard(table: pa.Table) -> pa.Buffer:
     """Encode a patch shard as Parquet: pixels as they are, places compressed, every page with its checksum."""
-    sink = io.BytesIO()
+    sink = pa.BufferOutputStream()
     places = {name: "zstd" for name in table.column_names if name != "image"}
     pq.write_table(
         table,
@@ -91,4 +86,4 @@ def encode_shard(table: pa.Table) -> pa.Buffer:
         row_group_size=_ROW_GROUP,
         write_page_checksum=True,
     )
-    return pa.py_buffer(sink.getvalue())
+    return sink.getvalue()

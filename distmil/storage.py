@@ -203,15 +203,18 @@ class Store:
     def read_record(self, name: str) -> Record | None:
         """Return a commit record, or None if there is none that can be read."""
         try:
-            return Record.from_json(self.read_json(name))
-        except FileNotFoundError:
+            values = self.read_json(name)
+        except (FileNotFoundError, StorageError):
             return None
-        except StorageError:
+        try:
+            return Record.from_json(values["record"]) if values["sha256"] == _digest(values["record"]) else None
+        except (KeyError, TypeError, StorageError):
             return None
 
     def write_record(self, name: str, record: Record) -> None:
         """Commit: from now on the parts count."""
-        self.write_json(name, record.to_json())
+        values = record.to_json()
+        self.write_json(name, {"record": values, "sha256": _digest(values)})
 
     def write_part(self, folder: str, name: str, data: bytes | pa.Buffer, *, rows: int) -> Part:
         """Write one part of a record to come and return its entry."""
@@ -267,6 +270,11 @@ class Store:
             raise StorageError(f"cannot {verb} {self.path(name)}: {error.strerror or error}.{full}") from error
 
 
+def _digest(values: Any) -> str:
+    """Return a hash of JSON-ready values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
 def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
     """Write by temporary name, fsync, rename, fsync of the folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -286,9 +294,3 @@ def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def source_key(path: str | Path) -> dict[str, int]:
-    """Return what tells one version of a source file from another: size and modification time. Raises: OSError."""
-    status = Path(path).stat()
-    return {"size_bytes": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -2,29 +2,31 @@
 
 A slide is planned once (resolution, tissue, grid), cut into chunks of ``tiling.chunk_patches`` patches that any process
 may write, and committed when every chunk is there. Each step is a function of the slide, the configuration and
-FORMAT_VERSION, so that a step done twice writes the same bytes.
+FORMAT_VERSION, so that a step done twice writes the same bytes, and any number of processes may do it at once.
 """
 
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from distmil.cohort import Slide
 from distmil.config import TilingConfig
-from distmil.errors import NoTissue, SlideError, StorageError
+from distmil.errors import ReplacedSlide, SlideError, StorageError
+from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, encode_image, encode_shard, patches_folder, read_grid
-from distmil.slides.grid import ReadPlan, box_fractions, lay_grid, plan_read
-from distmil.slides.reader import SlideImage, open_slide, overview, resize, resolve_mpp
-from distmil.slides.tissue import TISSUE_MAX_PX, TISSUE_MPP, bounding_box, detect_tissue
-from distmil.storage import Part, Record, Store, source_key
-from distmil.tables import GRID, PATCHES, TRANSIENT, to_ipc
+from distmil.slides.rawtiles import TileLevel
+from distmil.slides.reader import SlideImage, resize
+from distmil.sources import has_checksum, is_unchanged, source_key
+from distmil.storage import Part, Record, Store
+from distmil.survey import Reading, open_reading, survey
+from distmil.tables import PATCHES, TRANSIENT, to_ipc
 
-_OVERVIEW_PX = 1024
+RECORD_FILE, PLAN_FILE = "commit.json", "plan.json"
 
 
 @dataclass(frozen=True)
@@ -43,20 +45,56 @@ class SlideTiler:
     @property
     def record_name(self) -> str:
         """Return the name of the slide's commit record."""
-        return f"{self.folder}/commit.json"
+        return f"{self.folder}/{RECORD_FILE}"
 
-    def key(self) -> dict[str, Any]:
-        """Return what the content depends on besides the configuration. Raises: OSError if the file is gone."""
-        return {"source": source_key(self.slide.path), "mpp": self.slide.mpp, "default_mpp": self._default_mpp}
+    def key(self, *, checksum: str = "none") -> dict[str, Any]:
+        """Return what the content depends on besides the configuration. Raises: OSError if a file is gone."""
+        path = self.slide.tissue_path
+        return {
+            "source": source_key(self.slide.path, checksum=checksum),
+            "mpp": self.slide.mpp,
+            "default_mpp": None if self.slide.mpp else self.config.default_mpp,
+            "tissue": hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None,
+        }
 
     def finished(self) -> Record | None:
-        """Return the slide's record if it is done and still true of the file, else None."""
+        """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
         record = self.store.read_record(self.record_name)
+        if record is None or record.status in TRANSIENT or not has_checksum(record.key["source"], self.config.checksum):
+            return None
         try:
-            matches = record is not None and record.key == self.key()
+            source = record.key["source"]
+            is_same = self._matches(record) and source_key(self.slide.path)["mtime_ns"] == source["mtime_ns"]
         except OSError:
             return None
-        return record if record is not None and matches and record.status not in TRANSIENT else None
+        return record if is_same else None
+
+    def revived(self) -> Record | None:
+        """Return the slide's record if a checksum shows that it is true of the file, brought up to date, else None.
+
+        That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
+        """
+        record = self.store.read_record(self.record_name)
+        if record is None or record.status in TRANSIENT:
+            return None
+        try:
+            if not self._matches(record) or not is_unchanged(record.key["source"], self.slide.path):
+                return None
+            source = {**record.key["source"], **source_key(self.slide.path, checksum=self.config.checksum)}
+        except OSError:
+            return None
+        record = replace(record, key={**record.key, "source": source})
+        self.store.write_record(self.record_name, record)
+        return record
+
+    def _matches(self, record: Record) -> bool:
+        """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
+        made, now = record.key, self.key()
+        if made["source"]["size_bytes"] != now["source"]["size_bytes"]:
+            return False
+        needs_default = made["default_mpp"] is not None or record.status == "no_mpp"
+        names = ("mpp", "tissue", *(["default_mpp"] if needs_default else []))
+        return all(made[name] == now[name] for name in names)
 
     def plan(self) -> int:
         """Lay the slide's grid and return its number of chunks.
@@ -64,15 +102,20 @@ class SlideTiler:
         Raises:
             SlideError: If the slide cannot be used; ``fail`` makes the record of it.
         """
-        key = self.key()
-        with open_slide(self.slide.path, reader=self.config.reader) as image:
-            info, read, grid = self._survey(image)
+        key = self.key(checksum=self.config.checksum)
+        found = survey(self.slide, self.config)
+        if not found.is_default_mpp:
+            key["default_mpp"] = None
         self.store.delete(self.record_name)
-        num_patches = grid.num_rows
-        part = self.store.write_part(self.folder, GRID_FILE, to_ipc(grid), rows=num_patches)
+        num_patches = found.grid.num_rows
+        part = self.store.write_part(self.folder, GRID_FILE, to_ipc(found.grid), rows=num_patches)
+        files, factor = encode_overview(found.overview, found.mask)
+        pictures = [vars(self.store.write_part(self.folder, name, data, rows=0)) for name, data in files.items()]
         chunks: int = math.ceil(num_patches / self.config.chunk_patches)
-        plan = {"key": key, "info": info, "read": vars(read), "grid": vars(part), "chunks": chunks}
-        self.store.write_json(f"{self.folder}/plan.json", plan)
+        info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
+        info |= {"pictures": pictures, "picture_scale": found.scale * factor}
+        plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
+        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -80,32 +123,52 @@ class SlideTiler:
 
         Raises:
             SlideError: If pixels cannot be read, or the file is not the planned one any more.
+            FileNotFoundError: If the slide is not planned.
         """
-        plan = self.store.read_json(f"{self.folder}/plan.json")
-        if plan["key"] != self.key():
-            raise SlideError(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
-        receipt = f"{self.folder}/part-{chunk:05d}.json"
-        made_from = {"plan": plan["key"], "grid": plan["grid"]}
-        done = self.store.read_receipt(receipt, made_from)
+        plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+        self._check_source(plan["key"])
+        receipt = _receipt(chunk)
+        made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
+        done = self.store.read_receipt(f"{self.folder}/{receipt}", made_from)
         if done:
             return done
         start = chunk * self.config.chunk_patches
-        grid = read_grid(self.store, self.folder, Part(**plan["grid"])).slice(start, self.config.chunk_patches)
-        with open_slide(self.slide.path, reader=self.config.reader) as image:
-            table = self._cut(image, ReadPlan(**plan["read"]), grid)
-        part = self.store.write_part(self.folder, f"part-{chunk:05d}.parquet", encode_shard(table), rows=table.num_rows)
-        self.store.write_receipt(receipt, made_from, part)
+        grid = read_grid(self.store, self.folder, Part(**plan["info"]["grid"])).slice(start, self.config.chunk_patches)
+        reading = Reading.from_json(plan["reading"])
+        size = (plan["info"]["width_px"], plan["info"]["height_px"])
+        with open_reading(self.slide, reading, reader=self.config.reader, size=size) as image:
+            table = self._cut(image, reading, grid)
+        self._check_source(plan["key"])
+        name = f"part-{chunk:05d}.parquet"
+        part = self.store.write_part(self.folder, name, encode_shard(table), rows=table.num_rows)
+        self.store.write_receipt(f"{self.folder}/{receipt}", made_from, part)
         return part
 
-    def commit(self, parts: Sequence[Part]) -> Record:
-        """Commit the slide with its parts, in order, and take away what the work left."""
-        plan = self.store.read_json(f"{self.folder}/plan.json")
-        if len(parts) != plan["chunks"] or sum(part.rows for part in parts) != plan["grid"]["rows"]:
-            raise StorageError(f"{self.slide.slide_id}: {len(parts)} of {plan['chunks']} chunks are there")
-        info = plan["info"] | {"grid": plan["grid"], "extent_px": plan["read"]["extent_px"]}
+    def commit_if_whole(self) -> Record | None:
+        """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
+        try:
+            plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+        except FileNotFoundError:
+            return self.store.read_record(self.record_name)  # another process committed it
+        names = self.store.names(self.folder)
+        made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
+        parts = []
+        for chunk in range(plan["chunks"]):
+            receipt = _receipt(chunk)
+            part = self.store.read_receipt(f"{self.folder}/{receipt}", made_from) if receipt in names else None
+            if part is None:
+                return None
+            parts.append(part)
+        return self._commit(plan, parts)
+
+    def _commit(self, plan: dict[str, Any], parts: Sequence[Part]) -> Record:
+        info = plan["info"]
+        if sum(part.rows for part in parts) != info["grid"]["rows"]:
+            raise StorageError(f"{self.slide.slide_id}: its shards hold other patches than its grid; delete its folder")
         record = Record(slide_id=self.slide.slide_id, key=plan["key"], parts=tuple(parts), info=info)
         self.store.write_record(self.record_name, record)
-        self.store.keep_only(self.folder, {"commit.json", GRID_FILE, *(part.name for part in parts)})
+        pictures = [picture["name"] for picture in info["pictures"]]
+        self.store.keep_only(self.folder, {RECORD_FILE, GRID_FILE, *pictures, *(part.name for part in parts)})
         return record
 
     def fail(self, error: Exception) -> Record:
@@ -114,87 +177,62 @@ class SlideTiler:
         text = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
         try:
             key = self.key()
-        except OSError:
+            if status == "unreadable":
+                with Path(self.slide.path).open("rb") as file:
+                    file.read(1)
+        except FileNotFoundError:
             key, status = {}, "missing"
+        except OSError as refusal:
+            key, status, text = {}, "failed", f"{Path(self.slide.path).name}: {refusal.strerror}"
         text = text.replace(f"{Path(self.slide.path).parent}/", "")  # folders name people and projects
         record = Record(slide_id=self.slide.slide_id, key=key, status=status, error=text)
         if status not in TRANSIENT:
             self.store.write_record(self.record_name, record)
+            self.store.keep_only(self.folder, {RECORD_FILE})
         return record
 
-    @property
-    def _default_mpp(self) -> float | None:
-        return None if self.slide.mpp else self.config.default_mpp
+    def _check_source(self, planned: dict[str, Any]) -> None:
+        now = source_key(self.slide.path)
+        if any(planned["source"][name] != value for name, value in now.items()):
+            raise ReplacedSlide(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
 
-    def _survey(self, image: SlideImage) -> tuple[dict[str, Any], ReadPlan, pa.Table]:
-        """Return the slide's properties, how its patches are read, and its grid."""
-        config = self.config
-        mpp = self._mpp(image)
-        read = plan_read(
-            image.downsamples,
-            slide_mpp=mpp,
-            mpp=config.mpp,
-            tolerance=config.mpp_tolerance,
-            patch_px=config.patch_px,
-            stride_px=config.stride,
-        )
-        reduced = max(image.size) * mpp / TISSUE_MPP if mpp else _OVERVIEW_PX
-        picture, scale = overview(image, max_px=int(np.clip(reduced, _OVERVIEW_PX, TISSUE_MAX_PX)))
-        mask = detect_tissue(picture)
-        box = bounding_box(mask, scale=scale, size=image.size) if config.strategy == "foreground" else None
-        x, y = lay_grid(
-            image.size, strategy=config.strategy, extent_px=read.extent_px, stride=read.stride, foreground=box
-        )
-        tissue = box_fractions(mask, scale=(scale, scale), x=x, y=y, extent_px=read.extent_px)
-        if config.strategy == "foreground":
-            keep = (tissue >= config.min_tissue) & (tissue > 0)
-            if not keep.any():
-                raise NoTissue(
-                    f"no patch holds {config.min_tissue:.0%} of tissue (the most is {tissue.max(initial=0):.0%}); "
-                    "lower tiling.min_tissue, or tile all of it with tiling.strategy=crop"
-                )
-            x, y, tissue = x[keep], y[keep], tissue[keep]
-        width, height = image.size
-        info = {
-            "width_px": width,
-            "height_px": height,
-            "mpp": mpp,
-            "levels": len(image.downsamples),
-            "vendor": image.vendor,
-            "reader": image.reader,
-        }
-        columns = [[self.slide.slide_id] * len(x), x, y, np.full(len(x), read.extent_px, np.int32), tissue]
-        return info, read, pa.table(columns, schema=GRID)
-
-    def _mpp(self, image: SlideImage) -> float | None:
-        if self.config.mpp is None:
-            return self.slide.mpp or image.mpp
-        return resolve_mpp(image, given=self.slide.mpp, default=self.config.default_mpp)
-
-    def _cut(self, image: SlideImage, read: ReadPlan, grid: pa.Table) -> pa.Table:
-        """Read and encode the patches of a grid."""
-        size = (self.config.patch_px, self.config.patch_px)
+    def _cut(self, image: SlideImage, reading: Reading, grid: pa.Table) -> pa.Table:
+        """Read and encode the patches of a grid, or take them over as they are."""
+        edge_px, plan = self.config.patch_px, reading.plan
         images = []
         for x, y in zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True):
-            pixels = image.read(x, y, level=read.level, width=read.read_px, height=read.read_px)
-            images.append(encode_image(resize(pixels, size), self.config))
+            stored = None
+            if reading.is_reused and isinstance(image, TileLevel):
+                stored = image.stored(x, y, edge_px=edge_px)
+            if stored is None:
+                pixels = image.read(x, y, level=plan.level, width=plan.read_px, height=plan.read_px)
+                stored = encode_image(resize(pixels, (edge_px, edge_px)), self.config)
+            images.append(stored)
         columns = {name: grid[name] for name in grid.column_names}
-        columns["mpp"] = pa.array([read.mpp] * len(images), pa.float32())
+        columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
         columns["image"] = pa.array(images, pa.binary())
         return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
+
+
+def _receipt(chunk: int) -> str:
+    return f"part-{chunk:05d}.json"
 
 
 def tile_slide(slide: Slide, config: TilingConfig, store: Store) -> Record:
     """Make all shards of a slide in this process; a slide that cannot be used becomes a record too."""
     tiler = SlideTiler(slide, config, store)
-    done = tiler.finished()
+    done = tiler.finished() or tiler.revived()
     if done:
         return done
     try:
-        parts = [tiler.write_chunk(chunk) for chunk in range(tiler.plan())]
+        for chunk in range(tiler.plan()):
+            tiler.write_chunk(chunk)
     except (SlideError, FileNotFoundError) as error:
         return tiler.fail(error)
-    return tiler.commit(parts)
+    record = tiler.commit_if_whole()
+    if record is None:
+        raise StorageError(f"{slide.slide_id}: its shards vanished while it was tiled; does something clean the store?")
+    return record
 
 
 def slide_row(record: Record) -> dict[str, Any]:

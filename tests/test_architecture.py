@@ -15,7 +15,7 @@ LAYERS = [
     ["distmil"],
     ["distmil.errors"],
     ["distmil.config", "distmil.tables"],
-    ["distmil.configfile", "distmil.storage"],
+    ["distmil.configfile", "distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [
         "distmil.slides.reader",
@@ -24,9 +24,12 @@ LAYERS = [
         "distmil.texture",
         "distmil.resnet",
     ],
-    ["distmil.slides.marks"],
-    ["distmil.tiling", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
+    ["distmil.slides.marks", "distmil.slides.rawtiles", "distmil.slides.tissuefile", "distmil.overviews"],
+    ["distmil.survey"],
+    ["distmil.isolation", "distmil.thumbnails", "distmil.report"],
+    ["distmil.tiling", "distmil.reportpage", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
     ["distmil.labelling", "distmil.embedding", "distmil.bags", "distmil.maps"],
+    ["distmil.tilework", "distmil.verification"],
     ["distmil.models.pooling", "distmil.sampling"],
     ["distmil.models.dual", "distmil.losses"],
     ["distmil.scoring"],
@@ -35,7 +38,7 @@ LAYERS = [
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
     ["distmil.evaluation"],
     ["distmil.stages.runtime"],
-    ["distmil.stages.inputs"],
+    ["distmil.stages.inputs", "distmil.stages.verify", "distmil.stages.tilereport"],
     ["distmil.stages.tile", "distmil.stages.label"],
     ["distmil.stages.embed"],
     ["distmil.stages.prepare"],
@@ -58,8 +61,8 @@ OWNERS = {
     "matplotlib": {"distmil.heatmaps"},
     "sklearn": {"distmil.metrics"},
     "defusedxml": {"distmil.slides.annotations"},
-    "simplejpeg": {"distmil.shards", "distmil.demo"},
-    "tifffile": {"distmil.slides.masks", "distmil.demo"},
+    "simplejpeg": {"distmil.jpeg", "distmil.demo"},
+    "tifffile": {"distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},
 }
 
 

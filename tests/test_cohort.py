@@ -197,11 +197,12 @@ def test_paths_start_at_the_manifests_folder(folder, monkeypatch):
 
 def test_every_column_reaches_its_slide(folder):
     text = (
-        "slide_id,slide_path,label,patient_id,split,mpp,annotation_path,annotation_complete,label_source,site\n"
-        "a,a.tif,1,p,VAL,0.243,a.xml,yes,pseudo,Brno\n"
+        "slide_id,slide_path,label,patient_id,split,mpp,annotation_path,annotation_complete,tissue_path,label_source,site\n"
+        "a,a.tif,1,p,VAL,0.243,a.xml,yes,b.tif,pseudo,Brno\n"
     )
     slide = read(folder, text).slides[0]
-    assert slide == Slide("a", str(folder / "a.tif"), 1, "p", "val", 0.243, str(folder / "a.xml"), True, True, "Brno")
+    place = {name: str(folder / name) for name in ("a.tif", "a.xml", "b.tif")}
+    assert slide == Slide("a", place["a.tif"], 1, "p", "val", 0.243, place["a.xml"], True, place["b.tif"], True, "Brno")
 
 
 # --- Parquet

@@ -187,14 +187,19 @@ TILING = {
     "mpp_tolerance": 0.1,
     "default_mpp": 0.25,
     "min_tissue": 0.3,
+    "snap": True,
     "encode": "png",
     "jpeg_quality": 80,
+    "reduce": "dct",
     "reader": "openslide",
     "chunk_patches": 64,
+    "chunk_timeout_s": 5,
+    "checksum": "full",
+    "verify": True,
     "max_bad_fraction": 0.5,
 }
-# A slide's own record remembers the default resolution it was made with; the other two change no pixel.
-SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction"}
+# A slide's own record remembers the default resolution it was made with; the others change no pixel.
+SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction", "chunk_timeout_s", "checksum", "verify"}
 
 
 def test_the_table_of_tiling_keys_is_complete():

@@ -14,7 +14,8 @@ import pytest
 
 from distmil import storage
 from distmil.errors import ConfigError, StorageError
-from distmil.storage import JOB_VARIABLE, Part, Record, Store, resolve_root, source_key
+from distmil.sources import source_key
+from distmil.storage import JOB_VARIABLE, Part, Record, Store, resolve_root
 
 RECORD = Record(
     "s1",

@@ -12,56 +12,16 @@ import pytest
 import tifffile
 from PIL import Image
 
-from distmil import tiling as module
+from distmil import survey
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.shards import decode_image, encode_image, encode_shard, grid_of, patches_folder, read_patches
 from distmil.storage import Store
 from distmil.tables import GRID, PATCHES, STATUSES
 from distmil.tiling import SlideTiler, slide_row, tile_slide
+from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import save_image, save_pyramid, tissue_image
-
-SIZE = (700, 420)
-PIXELS = tissue_image(SIZE, seed=4, box=(90, 60, 610, 390))
-
-
-def tiling(**values):
-    """Lossless small patches of everything, in pixels, sixteen to a shard."""
-    defaults = {"strategy": "crop", "patch_px": 64, "mpp": None, "encode": "png", "chunk_patches": 16}
-    return TilingConfig(**defaults | values)
-
-
-def make_slide(tmp_path, *, pixels=PIXELS, name="slide.tif", mpp=None, **values):
-    path = tmp_path / name
-    if name.endswith(".png"):
-        save_image(path, pixels)
-    else:
-        save_pyramid(path, pixels, mpp=mpp)
-    return Slide("s1", str(path), **values)
-
-
-def patches_of(store, config, record):
-    folder = f"{patches_folder(config)}/{record.slide_id}"
-    return pa.concat_tables([read_patches(store, f"{folder}/{part.name}") for part in record.parts])
-
-
-def images_of(table):
-    return [decode_image(data) for data in table["image"].to_pylist()]
-
-
-def framed(pixels, margin):
-    """An image on white, and how far its corner moved."""
-    height, width = pixels.shape[:2]
-    frame = np.full((height + 2 * margin, width + 2 * margin, 3), 255, np.uint8)
-    frame[margin : margin + height, margin : margin + width] = pixels
-    return frame
-
-
-def contents(root):
-    """Every file of a store and its bytes."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in Path(root).rglob("*") if path.is_file()}
-
+from tests.tilemaking import PIXELS, SIZE, contents, framed, images_of, make_slide, patches_of, tiling
 
 # --- pixels
 
@@ -231,7 +191,7 @@ def test_the_same_slide_makes_the_same_bytes(tmp_path):
         tile_slide(slide, tiling(encode="jpeg"), Store(str(tmp_path / name)))
         made.append(contents(tmp_path / name))
     assert made[0] == made[1]
-    assert len(made[0]) == 4 + 2  # four shards of 60 patches, the grid and the record
+    assert len(made[0]) == 4 + 4  # four shards of 60 patches, the grid, the record, the overview and its mask
 
 
 def test_a_finished_slide_is_not_touched_and_a_replaced_one_is_made_anew(tmp_path, store, monkeypatch):
@@ -295,20 +255,24 @@ def test_chunks_may_be_written_in_any_order_and_twice(tmp_path):
     tile_slide(slide, config, one)
     tiler = SlideTiler(slide, config, other)
     tiler.plan()
-    parts = {chunk: tiler.write_chunk(chunk) for chunk in (2, 0, 3, 1, 2)}
-    tiler.commit([parts[i] for i in range(4)])
+    for chunk in (2, 0, 3, 1, 2):
+        tiler.write_chunk(chunk)
+    assert tiler.commit_if_whole()
     assert contents(other.root) == contents(one.root)
 
 
 def test_a_commit_needs_every_chunk(tmp_path, store):
     tiler = SlideTiler(make_slide(tmp_path), tiling(), store)
     chunks = tiler.plan()
-    parts = [tiler.write_chunk(chunk) for chunk in range(chunks)]
-    for some in (parts[:-1], parts[1:], [], [*parts, parts[0]]):
-        with pytest.raises(StorageError, match="s1"):
-            tiler.commit(some)
-    assert tiler.finished() is None
-    assert tiler.commit(parts).ok
+    for chunk in (3, 0, 2, 1):
+        assert tiler.commit_if_whole() is None
+        assert tiler.finished() is None
+        tiler.write_chunk(chunk)
+    assert chunks == 4
+    record = tiler.commit_if_whole()
+    assert record == tiler.finished()
+    assert [part.name for part in record.parts] == [f"part-0000{i}.parquet" for i in range(4)]
+    assert tiler.commit_if_whole() == record  # another process was faster
 
 
 def test_a_file_replaced_while_it_is_tiled_is_never_committed(tmp_path, store):
@@ -330,8 +294,8 @@ def test_a_chunk_of_another_grid_is_not_reused(tmp_path, store, monkeypatch):
     tiler = SlideTiler(slide, config, store)
     tiler.plan()
     tiler.write_chunk(0)
-    lay = module.lay_grid
-    monkeypatch.setattr(module, "lay_grid", lambda *given, **more: tuple(at + 5 for at in lay(*given, **more)))
+    lay = survey.lay_grid
+    monkeypatch.setattr(survey, "lay_grid", lambda *given, **more: tuple(at + 5 for at in lay(*given, **more)))
     table = patches_of(store, config, tile_slide(slide, config, store))
     assert np.array_equal(images_of(table)[0], PIXELS[5:69, 5:69])
 
@@ -445,7 +409,7 @@ def test_no_name_in_a_slides_metadata_reaches_the_store(tmp_path, store, encode,
     record = tile_slide(Slide("s1", str(folder / path.name)), tiling(encode=encode), store)
     assert record.ok is (kind != "unreadable")
     made = contents(store.root)
-    assert len(made) == (6 if record.ok else 1)
+    assert len(made) == (8 if record.ok else 1)
     for name, data in made.items():
         assert MARKER.encode() not in data, name
         assert str(tmp_path).encode() not in data, name
@@ -468,3 +432,188 @@ def test_the_slides_table_holds_technical_properties_only(tmp_path, store):
         "num_patches": 60,
         "sha256": None,
     }
+
+
+# --- the file's own tiles
+
+
+def jpeg_slide(tmp_path, **options):
+    return Slide("s1", str(save_jpeg_tiff(tmp_path / "j.tif", PIXELS, **options)))
+
+
+@pytest.mark.parametrize("values", [{}, {"patch_px": 50}, {"patch_px": 70, "stride_px": 33}, {"strategy": "pad"}])
+@pytest.mark.parametrize("mpp", [None, 0.5, 0.25])
+def test_the_files_tiles_give_the_patches_that_openslide_gives(tmp_path, values, mpp):
+    slide = jpeg_slide(tmp_path, mpp=0.25)
+    made = []
+    for reader in ("auto", "openslide"):
+        config, store = tiling(**values, mpp=mpp, reader=reader), Store(str(tmp_path / reader))
+        record = tile_slide(slide, config, store)
+        assert record.info["reader"] == {"auto": "rawtiles"}.get(reader, reader)
+        made.append((record.parts, patches_of(store, config, record)))
+    assert made[0][1].equals(made[1][1])  # pixels too: they are PNG
+    assert made[0][0] == made[1][0]
+
+
+def test_a_patch_that_is_a_tile_is_stored_as_it_is(tmp_path, store):
+    slide, config = jpeg_slide(tmp_path, mpp=0.5), tiling(encode="reuse", mpp=0.505, strategy="pad")
+    record = tile_slide(slide, config, store)
+    table = patches_of(store, config, record)
+    assert record.info["reused"] == table.num_rows == 11 * 7
+    exact = patches_of(store, tiling(strategy="pad"), tile_slide(slide, tiling(strategy="pad"), store))
+    assert exact.select(["x", "y"]).equals(table.select(["x", "y"]))
+    for x, y, one, two in zip(*(table[c].to_pylist() for c in "xy"), images_of(table), images_of(exact), strict=True):
+        if x + 64 <= SIZE[0] and y + 64 <= SIZE[1]:
+            assert np.array_equal(one, two)
+        else:  # the tile holds what is no part of the image, so it is encoded anew
+            assert np.abs(one.astype(int) - two).mean() < 8
+            assert one[420 - y + 16 :].min(initial=255) > 240
+
+
+@pytest.mark.parametrize(
+    "values", [{"patch_px": 32}, {"stride_px": 40}, {"mpp": 1.0}, {"encode": "jpeg"}, {"encode": "png"}]
+)
+def test_what_is_no_tile_is_encoded(tmp_path, store, values):
+    config = tiling(**{"encode": "reuse", "mpp": 0.5} | values)
+    record = tile_slide(jpeg_slide(tmp_path, mpp=0.5), config, store)
+    assert record.info["reused"] == 0
+    shape = (config.patch_px, config.patch_px, 3)
+    assert all(image.shape == shape for image in images_of(patches_of(store, config, record)))
+
+
+def test_patches_apart_by_whole_tiles_are_reused(tmp_path, store):
+    config = tiling(encode="reuse", stride_px=128)
+    record = tile_slide(jpeg_slide(tmp_path), config, store)
+    assert record.info["reused"] == record.rows == 5 * 3
+
+
+def test_tiles_that_decode_to_other_pixels_are_left_to_openslide(tmp_path, store, monkeypatch, caplog):
+    monkeypatch.setattr(survey, "agrees", lambda *given, **more: False)
+    record = tile_slide(jpeg_slide(tmp_path), tiling(), store)
+    assert record.info["reader"] == "openslide"
+    assert "s1: its tiles do not decode to OpenSlide's pixels" in caplog.text
+
+
+def test_a_level_with_missing_tiles_is_left_to_openslide_and_level_0_is_counted(tmp_path, store):
+    # OpenSlide draws a missing tile of a coarser level from the finer one
+    slide = jpeg_slide(tmp_path, mpp=0.25, downsamples=(1, 2), missing=[(2, 3)])
+    fine, coarse = (tile_slide(slide, tiling(mpp=mpp), store) for mpp in (0.25, 0.5))
+    assert (fine.info["reader"], fine.info["blank"]) == ("rawtiles", 1)
+    assert coarse.info["reader"] == "openslide"
+
+
+def test_reduction_by_dct_is_named_and_near_the_average(tmp_path, store):
+    slide = jpeg_slide(tmp_path, mpp=0.25, quality=95)
+    tables = []
+    for reduce in ("area", "dct"):
+        config = tiling(mpp=0.5, reduce=reduce)
+        tables.append(patches_of(store, config, tile_slide(slide, config, store)))
+    for one, two in zip(*(images_of(table) for table in tables), strict=True):
+        assert 0 < np.abs(one.astype(int) - two).mean() < 6
+
+
+def test_a_nearly_twofold_slide_is_reduced_by_two(tmp_path, store):
+    # 0.252 um/px twofold is 0.504, within the tolerance of 0.5: whole pixels, no resampling
+    config = tiling(mpp=0.5)
+    record = tile_slide(jpeg_slide(tmp_path, mpp=0.252), config, store)
+    assert record.info["extent_px"] == 128
+    assert patches_of(store, config, record)["mpp"].to_pylist()[0] == pytest.approx(0.504, abs=1e-4)
+
+
+def test_a_run_of_patches_is_a_block_of_the_slide(tmp_path, store):
+    # 40 patches wide: a shard of 64 holds 32 columns of two rows
+    pixels = tissue_image((40 * 16, 10 * 16), seed=1)
+    config = tiling(patch_px=16, chunk_patches=64)
+    record = tile_slide(make_slide(tmp_path, pixels=pixels), config, store)
+    first = read_patches(store, f"{patches_folder(config)}/s1/{record.parts[0].name}")
+    assert (first["x"].to_numpy().max(), first["y"].to_numpy().max()) == (31 * 16, 16)
+    table = patches_of(store, config, record)
+    assert len(set(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True))) == 400
+
+
+# --- foreground
+
+
+def test_no_least_tissue_keeps_the_whole_rectangle_and_snap_widens_it_to_tiles(tmp_path, store):
+    slide = jpeg_slide(tmp_path, tile=(128, 96))
+    found = {}
+    for snap in (False, True):
+        config = tiling(strategy="foreground", min_tissue=0.0, patch_px=32, snap=snap)
+        table = patches_of(store, config, tile_slide(slide, config, store))
+        x, y = table["x"].to_numpy(), table["y"].to_numpy()
+        found[snap] = [int(value) for value in (x.min(), y.min(), x.max(), y.max())]
+        assert table.num_rows == len(set(x.tolist())) * len(set(y.tolist()))
+    # tissue from (90, 60) to (610, 390); tiles of 128 x 96 px
+    assert found == {False: [64, 32, 608, 384], True: [0, 0, 608, 416]}
+
+
+def test_the_users_own_tissue_decides(tmp_path, store):
+    mask = np.zeros(SIZE[::-1], np.uint8)
+    mask[64:128, 128:320] = 255
+    own = tmp_path / "own.png"
+    assert cv2.imwrite(str(own), mask)
+    slide = make_slide(tmp_path, tissue_path=str(own))
+    config = tiling(strategy="foreground")
+    record = tile_slide(slide, config, store)
+    table = patches_of(store, config, record)
+    assert list(zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)) == [(128, 64), (192, 64), (256, 64)]
+    assert SlideTiler(slide, config, store).finished() == record
+    mask[64:128, 192:320] = 0
+    assert cv2.imwrite(str(own), mask)
+    assert SlideTiler(slide, config, store).finished() is None
+    assert tile_slide(slide, config, store).rows == 1
+
+
+def test_a_tissue_file_that_cannot_be_used_is_the_slides_status(tmp_path, store):
+    own = tmp_path / "own.geojson"
+    own.write_text("{}")
+    record = tile_slide(make_slide(tmp_path, tissue_path=str(own)), tiling(), store)
+    assert record.status == "bad_annotation"
+
+
+# --- checksums
+
+
+@pytest.mark.parametrize("checksum", ["fast", "full"])
+def test_a_copied_file_is_known_by_its_checksum(tmp_path, store, checksum):
+    slide, config = make_slide(tmp_path), tiling(checksum=checksum)
+    first = tile_slide(slide, config, store)
+    assert slide_row(first)["sha256"] == (first.key["source"]["sha256"] if checksum == "full" else None)
+    os.utime(slide.path, ns=(1, 1))
+    tiler = SlideTiler(slide, config, store)
+    assert tiler.finished() is None
+    again = tiler.revived()
+    assert again.parts == first.parts
+    assert tiler.finished() == again
+    make_slide(tmp_path, pixels=PIXELS[:, ::-1])
+    assert tiler.revived() is None
+
+
+def test_a_checksum_asked_for_later_is_added_without_tiling(tmp_path, store, monkeypatch):
+    slide = make_slide(tmp_path)
+    first = tile_slide(slide, tiling(), store)
+    config = tiling(checksum="full")
+    assert SlideTiler(slide, config, store).finished() is None
+    monkeypatch.setattr(SlideTiler, "plan", None)
+    second = tile_slide(slide, config, store)
+    assert second.parts == first.parts
+    assert len(second.key["source"]["sha256"]) == 64
+    assert SlideTiler(slide, tiling(), store).finished() == second
+
+
+def test_a_default_resolution_counts_only_where_it_was_needed(tmp_path, store):
+    stated, silent = make_slide(tmp_path, mpp=0.5), Slide("s2", str(save_pyramid(tmp_path / "b.tif", PIXELS)))
+    tile_slide(stated, tiling(mpp=0.5), store)
+    assert tile_slide(silent, tiling(mpp=0.5), store).status == "no_mpp"
+    config = tiling(mpp=0.5, default_mpp=0.25)
+    assert SlideTiler(stated, config, store).finished()
+    assert SlideTiler(silent, config, store).finished() is None
+    assert tile_slide(silent, config, store).ok
+    assert SlideTiler(silent, tiling(mpp=0.5, default_mpp=0.3), store).finished() is None
+
+
+def test_an_absurd_size_is_refused_before_it_fills_the_memory(tmp_path, store, monkeypatch):
+    monkeypatch.setattr(survey, "MAX_PLACES", 50)
+    record = tile_slide(make_slide(tmp_path), tiling(), store)
+    assert record.status == "unreadable"
+    assert "700 x 420 px" in record.error

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from distmil.errors import TooCoarse, TooSmall
 
 Box = tuple[int, int, int, int]
+FACTORS = (2, 4)
+"""Whole-number reductions of a level that count as a resolution of their own."""
 _ROUNDING = 1e-9
 
 
@@ -43,8 +45,8 @@ def plan_read(
 ) -> ReadPlan:
     """Choose the level that patches of ``patch_px`` at ``mpp`` are read from.
 
-    A level within ``tolerance`` of the wanted resolution is taken as it is; else the nearest finer one is read and
-    resampled.
+    A level within ``tolerance`` of the wanted resolution is taken as it is; else a level whose two- or four-fold
+    reduction is within it, which keeps patches on whole pixels; else the nearest finer one is read and resampled.
 
     Args:
         downsamples: Level-0 pixels per pixel of each level.
@@ -60,10 +62,12 @@ def plan_read(
     if mpp is None or slide_mpp is None:
         return ReadPlan(level=0, read_px=patch_px, extent_px=patch_px, stride=stride_px, mpp=slide_mpp)
     ratios = [slide_mpp * downsample / mpp for downsample in downsamples]
-    level = min(range(len(ratios)), key=lambda i: abs(math.log(ratios[i])))
-    if abs(ratios[level] - 1) <= tolerance + _ROUNDING:
-        scale = downsamples[level]
-        return ReadPlan(level, patch_px, round(patch_px * scale), stride_px * scale, slide_mpp * scale)
+    for factor in (1, *FACTORS):
+        level = min(range(len(ratios)), key=lambda i: abs(math.log(ratios[i] * factor)))
+        if abs(ratios[level] * factor - 1) <= tolerance + _ROUNDING:
+            scale = downsamples[level] * factor
+            extent_px = round(patch_px * scale)
+            return ReadPlan(level, patch_px * factor, extent_px, stride_px * scale, slide_mpp * scale)
     finer = [i for i, ratio in enumerate(ratios) if ratio < 1]
     if not finer:
         raise TooCoarse(
@@ -123,6 +127,33 @@ def _covering(start: int, stop: int, edge: int, stride: float) -> list[int]:
         first += 1
         found.append(round(first * stride))
     return found
+
+
+def snapped(box: Box, *, tile: tuple[float, float], size: tuple[int, int]) -> Box:
+    """Return the smallest rectangle of whole tiles, cut at the slide's edge, that holds another.
+
+    Args:
+        box: Left, top, right, bottom.
+        tile: Width and height of a tile in level-0 pixels.
+        size: Slide (width, height).
+    """
+    left, top = (math.floor(box[i] / tile[i]) * tile[i] for i in (0, 1))
+    right, bottom = (min(math.ceil(box[i + 2] / tile[i]) * tile[i], size[i]) for i in (0, 1))
+    return math.floor(left), math.floor(top), math.ceil(right), math.ceil(bottom)
+
+
+def banded(x: NDArray[np.int32], y: NDArray[np.int32], *, width_px: float) -> NDArray[np.intp]:
+    """Return an order of patches that walks down one band of columns after the other.
+
+    Neighbours in the order are neighbours on the slide in both directions, so that a run of them touches few of the
+    file's tiles, however wide the slide is.
+
+    Args:
+        x: Left edges, N.
+        y: Top edges, N.
+        width_px: Width of a band in level-0 pixels.
+    """
+    return np.lexsort((x, y, np.floor_divide(x, width_px)))
 
 
 def box_fractions(

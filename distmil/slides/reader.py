@@ -31,6 +31,8 @@ class SlideImage(Protocol):
 
     size: tuple[int, int]
     downsamples: tuple[float, ...]
+    level_sizes: tuple[tuple[int, int], ...]
+    """Width and height of each level in its own pixels."""
     mpp: float | None
     vendor: str
     reader: str
@@ -111,8 +113,7 @@ def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], floa
     Returns:
         RGB, H x W x 3, and level-0 pixels per pixel of it.
     """
-    wanted = max(1.0, max(image.size) / max_px)
-    level = max((i for i, d in enumerate(image.downsamples) if d <= wanted), key=lambda i: image.downsamples[i])
+    level, wanted = overview_level(image, max_px=max_px)
     downsample = image.downsamples[level]
     factor = max(1, math.ceil(wanted / downsample - 1e-6))
     width, height = (round(edge / downsample) for edge in image.size)
@@ -128,6 +129,13 @@ def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], floa
     return result, downsample * factor
 
 
+def overview_level(image: SlideImage, *, max_px: int) -> tuple[int, float]:
+    """Return the level that an overview is made from, and the reduction wanted of level 0."""
+    wanted = max(1.0, max(image.size) / max_px)
+    level = max((i for i, d in enumerate(image.downsamples) if d <= wanted), key=lambda i: image.downsamples[i])
+    return level, wanted
+
+
 def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """Resample to (width, height): area averaging down, cubic up."""
     if (image.shape[1], image.shape[0]) == size:
@@ -136,7 +144,9 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC))
 
 
-class _Closing:
+class Closing:
+    """The with-statement of a file."""
+
     def close(self) -> None:
         """Close the file."""
 
@@ -149,7 +159,7 @@ class _Closing:
         self.close()
 
 
-class WholeSlide(_Closing):
+class WholeSlide(Closing):
     """A slide that OpenSlide reads. One handle a process, never pickled, opened anew after an error."""
 
     reader = "openslide"
@@ -160,6 +170,7 @@ class WholeSlide(_Closing):
         properties = self._handle.properties
         self.size: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
+        self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.mpp = _mpp(
             properties.get(openslide.PROPERTY_NAME_MPP_X),
@@ -188,7 +199,7 @@ class WholeSlide(_Closing):
             raise UnreadableSlide(f"{self._path.name}: {error}") from error
 
 
-class PlainImage(_Closing):
+class PlainImage(Closing):
     """An ordinary image held in memory, upright by its EXIF orientation, as one level."""
 
     reader = "image"
@@ -205,6 +216,7 @@ class PlainImage(_Closing):
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
             raise UnreadableSlide(f"{path.name}: not a readable image ({error})") from error
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
+        self.level_sizes: tuple[tuple[int, int], ...] = (self.size,)
 
     def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see SlideImage."""

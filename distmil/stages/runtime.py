@@ -35,6 +35,17 @@ class Job:
     console: Console = field(default_factory=Console)
 
 
+@dataclass
+class Tiled:
+    """What tiling a cohort came to."""
+
+    records: dict[str, Record] = field(default_factory=dict)
+    """Of every slide, by its id."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Work on each slide that was not done before."""
+    wall_s: float = 0.0
+
+
 def start_ray() -> None:
     """Connect to the cluster of a submitted job or of RAY_ADDRESS, else start a local Ray; do nothing if it runs."""
     if ray.is_initialized():
@@ -99,6 +110,8 @@ def stream_actors(
     items: Sequence[Row], worker: type, arguments: Mapping[str, Any], *, num_gpus: float = 0
 ) -> Iterator[Row]:
     """Run rows through actors that each build ``worker`` once, and yield their rows as they come, in any order."""
+    if not items:
+        return
     start_ray()
     unit = "GPU" if num_gpus else "CPU"
     ready = int(ray.cluster_resources().get(unit, 0) / (num_gpus or 1)) or 1

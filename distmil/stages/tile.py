@@ -1,8 +1,10 @@
-"""Slides to patch shards in parallel: each slide's plan and first chunk, then the other chunks of large slides."""
+"""Slides to patch shards in parallel: whole slides first, then the chunks that are left of the large ones."""
 
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -13,19 +15,48 @@ from distmil.config import TilingConfig
 from distmil.errors import StorageError
 from distmil.shards import patches_folder
 from distmil.stages.inputs import open_cohort
-from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream
-from distmil.storage import Part, Record, Store
+from distmil.stages.runtime import (
+    Job,
+    Row,
+    Tiled,
+    check_bad_fraction,
+    cluster_resources,
+    start_ray,
+    status_counts,
+    stream_actors,
+)
+from distmil.stages.tilereport import write_report
+from distmil.stages.verify import verify
+from distmil.storage import Record, Store
 from distmil.tables import SLIDES
+from distmil.tilework import Answer, SlideWorker
 from distmil.tiling import SlideTiler, slide_row
+
+MOST_CHUNKS = 32
+"""Chunks of one slide that a worker does in a row; the rest of a larger slide is shared out."""
+WINDOW = 4096
+"""Chunks that are handed out at a time."""
+_ALL = -1
+
+Piece = tuple[Slide, int]
+"""A slide, and the chunk to do of it; _ALL: its plan, and then as much as one worker should do."""
 
 
 def run(job: Job) -> dict[str, Any]:
     """Cut the slides of a manifest into patch shards."""
     cohort = open_cohort(job, needs_labels=False, needs_splits=False)
-    records = tile(job, cohort.slides)
+    verified = {}
+    if job.config.tiling.verify:
+        num_damaged = verify(job, cohort.slides)
+        verified = {"verified": len(cohort.slides), "repaired": num_damaged}
+    tiled = tile_timed(job, cohort.slides)
+    records = tiled.records
+    report = write_report(job, cohort.slides, tiled)
+    job.console.note(f"report: {job.store.path(report)}/summary.html")
     check_bad_fraction(job, records)
     folder = patches_folder(job.config.tiling)
-    return {
+    return verified | {
+        "report": job.store.path(f"{report}/summary.html"),
         "patches": job.store.path(folder),
         "slides_table": job.store.path(f"{folder}/slides.parquet"),
         "num_patches": sum(record.rows for record in records.values()),
@@ -39,108 +70,85 @@ def tile(job: Job, slides: Sequence[Slide]) -> dict[str, Record]:
     Raises:
         StorageError: If the store cannot be written.
     """
+    return tile_timed(job, slides).records
+
+
+def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
+    """Tile every slide that is not done; see ``tile``."""
+    started = time.monotonic()
     config, store = job.config.tiling, job.store
-    tilers = {slide.slide_id: SlideTiler(slide, config, store) for slide in slides}
-    records = {slide_id: record for slide_id, tiler in tilers.items() if (record := tiler.finished())}
-    todo = [tiler for slide_id, tiler in tilers.items() if slide_id not in records]
+    found = ((slide.slide_id, SlideTiler(slide, config, store).finished()) for slide in slides)
+    done = {slide_id: record for slide_id, record in found if record}
+    todo = [slide for slide in slides if slide.slide_id not in done]
+    tiled = Tiled(dict(done))
     if todo:
-        job.console.note(f"tiling {len(todo)} slides ({len(records)} are done)")
-        records |= _tile(job, todo)
-    _gather(store, config, [records[slide.slide_id] for slide in slides])
-    return records
+        job.console.note(f"tiling {len(todo)} slides ({len(done)} are done)")
+        _tile(job, todo, tiled)
+        _gather(store, config, [tiled.records[slide.slide_id] for slide in slides])
+    tiled.wall_s = time.monotonic() - started
+    return tiled
 
 
-def _tile(job: Job, tilers: Sequence[SlideTiler]) -> dict[str, Record]:
-    """Run both passes and commit."""
-    records: dict[str, Record] = {}
-    parts: dict[str, dict[int, Part]] = {}
+def _tile(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
+    """Tile slides into ``tiled``."""
+    start_ray()
+    share = len(slides) / max(1.0, cluster_resources().get("CPU", 1.0))
+    most = max(1, min(MOST_CHUNKS, int(share)))
     chunks: dict[str, int] = {}
-    by_id = {tiler.slide.slide_id: tiler for tiler in tilers}
-    with job.console.progress("tile", len(tilers), "slides") as advance:
+    with job.console.progress("tile", len(slides), "slides") as advance:
 
-        def take(row: Row) -> None:
-            if row["fatal"]:
-                raise StorageError(row["fatal"])
-            slide_id = row["slide_id"]
-            if slide_id in records:
-                return
-            if row["record"]:
-                records[slide_id] = Record.from_json(json.loads(row["record"]))
-            else:
-                found = parts.setdefault(slide_id, {})
-                found[row["chunk"]] = Part(**json.loads(row["part"]))
-                if len(found) < chunks.setdefault(slide_id, row["chunks"]):
-                    return
-                records[slide_id] = by_id[slide_id].commit([found[i] for i in sorted(found)])
-            advance()
+        def take(pieces: Iterable[Piece], most_chunks: int) -> None:
+            for row in _work(job, pieces, most_chunks=most_chunks):
+                slide_id, answer = row["slide_id"], Answer.from_json(json.loads(row["answer"]))
+                if answer.fatal:
+                    raise StorageError(answer.fatal)
+                tiled.seconds[slide_id] = tiled.seconds.get(slide_id, 0.0) + row["seconds"]
+                if row["chunk"] == _ALL:
+                    chunks[slide_id] = answer.chunks
+                if answer.record and slide_id not in tiled.records:
+                    tiled.records[slide_id] = answer.record
+                    advance()
 
-        for row in stream([_item(tiler, 0) for tiler in tilers], _first_chunk):
-            take(row)
-        rest = [_item(by_id[slide_id], i) for slide_id, count in chunks.items() for i in range(1, count)]
-        for row in stream(rest, _one_chunk):
-            take(row)
-    return records
+        take(((slide, _ALL) for slide in slides), most)
+        large = [slide for slide in slides if slide.slide_id not in tiled.records]
+        left = ((slide, chunk) for slide in large for chunk in range(most, chunks[slide.slide_id]))
+        while window := list(islice(left, WINDOW)):
+            take(window, 1)
+        take(((slide, _ALL) for slide in large if slide.slide_id not in tiled.records), 1_000_000)
+    missing = [slide.slide_id for slide in slides if slide.slide_id not in tiled.records]
+    if missing:
+        raise StorageError(f"shards of {', '.join(missing[:5])} vanished while they were made; run the job again")
 
 
-def _item(tiler: SlideTiler, chunk: int) -> Row:
-    values = {"slide": asdict(tiler.slide), "config": tiler.config.model_dump(), "root": tiler.store.root}
-    return {"tiler": json.dumps(values), "chunk": chunk}
+def _work(job: Job, pieces: Iterable[Piece], *, most_chunks: int) -> Iterator[Row]:
+    """Do pieces of work on the cluster and yield a row for each, in any order."""
+    rows = [{"slide": json.dumps(asdict(slide)), "chunk": chunk} for slide, chunk in pieces]
+    if rows:
+        arguments = {"config": job.config.tiling, "store": job.store, "most_chunks": most_chunks}
+        yield from stream_actors(rows, Tiler, arguments)
 
 
-def _tiler(row: Row) -> SlideTiler:
-    values = json.loads(row["tiler"])
-    return SlideTiler(Slide(**values["slide"]), TilingConfig(**values["config"]), Store(values["root"]))
+class Tiler:
+    """Does pieces of work in its own child process."""
 
+    def __init__(self, config: TilingConfig, store: Store, most_chunks: int) -> None:
+        self._worker = SlideWorker(config, store)
+        self._most_chunks = most_chunks
 
-def _first_chunk(row: Row) -> Row:
-    """Plan a slide and write its first chunk; commit it if that was all."""
-    tiler = _tiler(row)
-
-    def work() -> Row:
-        chunks = tiler.plan()
-        part = tiler.write_chunk(0)
-        if chunks == 1:
-            return _answer(tiler, record=tiler.commit([part]))
-        return _answer(tiler, part=part, chunks=chunks)
-
-    return _guarded(tiler, work)
-
-
-def _one_chunk(row: Row) -> Row:
-    """Write one chunk of a planned slide."""
-    tiler = _tiler(row)
-    return _guarded(tiler, lambda: _answer(tiler, part=tiler.write_chunk(row["chunk"]), chunk=row["chunk"]))
-
-
-def _guarded(tiler: SlideTiler, work: Callable[[], Row]) -> Row:
-    """Turn whatever goes wrong with a slide into its record; only a store that fails stops the job."""
-    calm_worker()
-    try:
-        return work()
-    except StorageError as error:
-        return _answer(tiler, fatal=str(error))
-    except Exception as error:  # noqa: BLE001 (one bad slide is one status row)
-        return _answer(tiler, record=tiler.fail(error))
-
-
-def _answer(
-    tiler: SlideTiler,
-    *,
-    record: Record | None = None,
-    part: Part | None = None,
-    chunk: int = 0,
-    chunks: int = 0,
-    fatal: str = "",
-) -> Row:
-    """Return a row of plain values."""
-    return {
-        "slide_id": tiler.slide.slide_id,
-        "record": json.dumps(record.to_json()) if record else "",
-        "part": json.dumps(asdict(part)) if part else "",
-        "chunk": chunk,
-        "chunks": chunks,
-        "fatal": fatal,
-    }
+    def __call__(self, row: Mapping[str, Any]) -> Row:
+        """Do one piece."""
+        slide, chunk = Slide(**json.loads(row["slide"])), row["chunk"]
+        started = time.monotonic()
+        if chunk == _ALL:
+            answer = self._worker.tile(slide, most_chunks=self._most_chunks)
+        else:
+            answer = self._worker.step(slide, chunk)
+        return {
+            "slide_id": slide.slide_id,
+            "chunk": chunk,
+            "answer": json.dumps(answer.to_json()),
+            "seconds": time.monotonic() - started,
+        }
 
 
 def _gather(store: Store, config: TilingConfig, records: Sequence[Record]) -> None:

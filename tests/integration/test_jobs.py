@@ -190,7 +190,7 @@ def copied(home: Path, tmp_path: Path) -> Path:
 
 
 def epochs(home: Path, run: str) -> list[dict[str, float]]:
-    return json.loads((home / "checkpoints" / run / "latest.json").read_text())["info"]["history"]["rows"]
+    return json.loads((home / "checkpoints" / run / "latest.json").read_text())["record"]["info"]["history"]["rows"]
 
 
 def changes(folder: Path, before: dict[str, int]) -> set[str]:

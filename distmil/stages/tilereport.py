@@ -1,0 +1,157 @@
+"""The report on tiling: a page, its numbers as JSON, and each slide's picture with grid and labels drawn in."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import distmil
+from distmil.cohort import Slide
+from distmil.config import Config, fingerprint
+from distmil.errors import SlideError, StorageError
+from distmil.labelling import SlideLabeller
+from distmil.maps import read_outlines
+from distmil.overviews import decode_overview
+from distmil.report import SlideSummary, choose_cards, summarise
+from distmil.reportpage import to_html
+from distmil.shards import grid_of, patches_folder
+from distmil.stages.runtime import Job, Row, Tiled, stream_actors
+from distmil.storage import Part, Record, Store
+from distmil.thumbnails import draw_slide
+
+SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "chunk_patches")
+_FORMAT_VERSION = 1
+
+
+def write_report(job: Job, slides: Sequence[Slide], tiled: Tiled) -> str:
+    """Write ``summary.html`` and ``summary.json`` of these slides, and return their folder."""
+    config, store = job.config, job.store
+    run = f"tiling-{fingerprint({'slides': sorted(tiled.records), 'patches': patches_folder(config.tiling)}, length=8)}"
+    folder = f"reports/{run}"
+    rows = {i: asdict(_summary(tiled, slide.slide_id)) for i, slide in enumerate(slides)}
+    shown = [slides[i] for i in choose_cards(rows) if tiled.records[slides[i].slide_id].ok]
+    about, num_drawn = _illustrate(job, folder, shown, tiled.records)
+    if not tiled.seconds and not num_drawn and store.exists(f"{folder}/summary.html"):
+        return folder  # the page of the run that did the work says more
+    summaries = [replace(_summary(tiled, slide.slide_id), **about.get(slide.slide_id, {})) for slide in slides]
+    settings = {f"tiling.{name}": getattr(config.tiling, name) for name in SETTINGS}
+    summary = summarise(summaries, run=run, settings=settings, wall_s=tiled.wall_s, version=distmil.__version__)
+    store.write_json(f"{folder}/summary.json", summary)
+    store.write(f"{folder}/summary.html", to_html(summary).encode())
+    return folder
+
+
+def _illustrate(
+    job: Job, folder: str, slides: Sequence[Slide], records: Mapping[str, Record]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Draw what is not drawn yet; return what there is to say of each picture by slide id, and how many were drawn."""
+    there = set(job.store.names(f"{folder}/slides"))
+    about, items = {}, []
+    for slide in slides:
+        record = records[slide.slide_id]
+        name = _name(job.config, slide, record)
+        if f"{name}.json" in there:
+            about[slide.slide_id] = job.store.read_json(f"{folder}/slides/{name}.json")
+        else:
+            items.append({"slide": json.dumps(asdict(slide)), "record": json.dumps(record.to_json()), "name": name})
+    with job.console.progress("report", len(items), "slides") as advance:
+        arguments = {"config": job.config, "store": job.store, "folder": folder}
+        for row in stream_actors(items, Illustrator, arguments):
+            if row["fatal"]:
+                raise StorageError(row["fatal"])
+            about[row["slide_id"]] = json.loads(row["about"])
+            advance()
+    return about, len(items)
+
+
+def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
+    """Return what the record says of a slide."""
+    record = tiled.records[slide_id]
+    names = ("width_px", "height_px", "mpp", "reader", "tissue_share")
+    info: dict[str, Any] = {name: record.info.get(name) for name in names}
+    return SlideSummary(
+        slide_id=slide_id,
+        status=record.status,
+        error=record.error,
+        num_patches=record.rows,
+        reused=record.info.get("reused", 0),
+        blank=record.info.get("blank", 0),
+        doubts=record.info.get("doubts", ()),
+        seconds=tiled.seconds.get(slide_id),
+        **info,
+    )
+
+
+def _name(config: Config, slide: Slide, record: Record) -> str:
+    """Return the name of a slide's picture, another one whenever it would look otherwise."""
+    try:
+        annotation = Path(slide.annotation_path).read_bytes() if slide.annotation_path else b""
+    except OSError:
+        annotation = b""
+    values = {
+        "patches": record.digest,
+        "annotation": hashlib.sha256(annotation).hexdigest(),
+        "slide": [slide.label, slide.annotation_complete],
+        "labels": config.labels.identity(),
+        "classes": config.cohort.classes,
+        "format_version": _FORMAT_VERSION,
+    }
+    return f"{slide.slide_id}-{fingerprint(values, length=8)}"
+
+
+class Illustrator:
+    """Draws one slide after the other."""
+
+    def __init__(self, config: Config, store: Store, folder: str) -> None:
+        self._config, self._store, self._folder = config, store, folder
+
+    def __call__(self, row: Mapping[str, Any]) -> Row:
+        """Draw one slide and note what is drawn."""
+        slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
+        try:
+            about = self._draw(slide, record, row["name"])
+            return {"slide_id": slide.slide_id, "about": json.dumps(about), "fatal": ""}
+        except StorageError as error:
+            return {"slide_id": slide.slide_id, "about": "{}", "fatal": str(error)}
+
+    def _draw(self, slide: Slide, record: Record, name: str) -> dict[str, Any]:
+        store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
+        picture, mask = decode_overview(*(store.read_part(patches, Part(**part)) for part in record.info["pictures"]))
+        grid = grid_of(store, self._config.tiling, record)
+        label_N, outlines, about = self._labels(slide, record)
+        image = draw_slide(
+            picture,
+            scale=record.info["picture_scale"],
+            mask=mask,
+            x=grid["x"].to_numpy(),
+            y=grid["y"].to_numpy(),
+            extent_px=record.info["extent_px"],
+            label_N=label_N,
+            outlines=outlines,
+        )
+        about["picture"] = f"slides/{name}.jpg"
+        store.write(f"{self._folder}/{about['picture']}", image)
+        store.write_json(f"{self._folder}/slides/{name}.json", about)
+        return about
+
+    def _labels(
+        self, slide: Slide, record: Record
+    ) -> tuple[NDArray[np.int8] | None, list[NDArray[np.float64]], dict[str, Any]]:
+        """Return the patches' labels, the annotation's outlines, and what to say of them."""
+        if slide.annotation_path is None:
+            return None, [], {}
+        is_given = slide.label is not None
+        labelled = slide if is_given else replace(slide, label=1)  # what is outlined without a label is worth seeing
+        try:
+            made = SlideLabeller(labelled, self._config, self._store, record).labels()
+            outlines = read_outlines(slide, (record.info["width_px"], record.info["height_px"]))
+        except (SlideError, OSError) as error:
+            return None, [], {"note": f"its annotation cannot be used: {error}"}
+        label_N = made.labels.label
+        counts = {"positive": label_N > 0, "negative": label_N == 0, "unknown": label_N < 0}
+        return label_N, outlines, {"labels": {name: int(found.sum()) for name, found in counts.items()}}

@@ -1,0 +1,26 @@
+"""What the tests of the child process let it do."""
+
+import ctypes
+import os
+import sys
+import time
+from typing import Any
+
+
+def act(request: dict[str, Any]) -> dict[str, Any]:
+    """Do as the request says."""
+    match request["do"]:
+        case "echo":
+            return {"said": request["text"], "pid": os.getpid()}
+        case "print":
+            os.write(1, b"noise from native code\n")
+            sys.stdout.write("noise from Python\n")
+        case "crash":
+            ctypes.string_at(0)
+        case "exit":
+            os._exit(7)
+        case "sleep":
+            time.sleep(request["seconds"])
+        case "block":
+            ctypes.PyDLL(None).sleep(60)  # native code that keeps the interpreter's lock
+    return {}
