@@ -7,6 +7,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from distmil import jpeg
 from distmil.demo import draw_slide
 
 Pixels = NDArray[np.uint8]
@@ -45,6 +46,36 @@ def make_slide(path: Path, *, edge_px: int = 20_000, mpp: float = 0.25, seed: in
                 subfiletype=int(downsample > 1),
                 metadata=None,
             )
+    partial.replace(path)
+    return path
+
+
+def make_giant(path: Path, *, edge_px: int = 100_000, mpp: float = 0.25, seed: int = 0) -> Path:
+    """Write a slide of one level, if it is not there: a tenth of it tissue, and no tile for the rest, as scanners do."""
+    if path.exists():
+        return path
+    rng = np.random.default_rng(seed)
+    pieces = [cv2.resize(piece, (TILE_PX, TILE_PX), interpolation=cv2.INTER_AREA) for piece in _pieces(rng)]
+    coded = [jpeg.encode(piece, quality=80) for piece in pieces]
+    tiles = -(-edge_px // TILE_PX)
+    is_tissue = _blobs(rng, (tiles, tiles), 0.1)
+    data = (coded[rng.integers(len(coded))] if found else b"" for found in is_tissue.ravel())
+    partial = path.with_suffix(".partial")
+    with tifffile.TiffWriter(partial, bigtiff=True) as file:
+        file.write(
+            data,
+            shape=(edge_px, edge_px, 3),
+            dtype="uint8",
+            tile=(TILE_PX, TILE_PX),
+            photometric="rgb",
+            compression="zlib",  # put right below: the tiles come coded
+            resolution=(1e4 / mpp, 1e4 / mpp),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+        )
+    with tifffile.TiffFile(partial, mode="r+") as written:
+        written.pages[0].tags["Compression"].overwrite(7)
+        written.pages[0].tags["PhotometricInterpretation"].overwrite(6)
     partial.replace(path)
     return path
 

@@ -105,7 +105,7 @@ class TilingConfig(Section):
     checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
     """Of each slide's file, beside size and time: none, samples all over it (fast), or SHA-256 of all of it (full)."""
     verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
-    """Check every committed shard again: true reports damage, repair makes damaged slides anew."""
+    """In `tile`: check every committed shard again; true reports damage, repair makes damaged slides anew."""
     max_bad_fraction: Fraction = Field(default=0.9, json_schema_extra=PER_JOB)
     """Share of slides that may end in another status than `ok` before the job fails."""
 

@@ -4,6 +4,7 @@ A tile of a TIFF is an abbreviated stream: its tables may stand in the JPEGTable
 tag Photometric alone. Source: ITU-T T.81 annex B; TIFF Technical Note 2; Adobe's APP14 segment in Technical Note 5116.
 """
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ IS_RGB, IS_YCBCR = 0, 1
 _SOS = 0xDA
 _BASELINE = {0xC0, 0xC1}
 _FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a scan: not stuffing, restarts and fill
 _METADATA = {*range(0xE0, 0xF0), 0xFE}  # APPn and COM
 
 
@@ -87,10 +89,8 @@ def is_whole_scan(data: bytes, *, start: int) -> bool:
 
     It finds cut-off and many damaged tiles without decoding them, and metadata hidden behind the scan.
     """
-    scan = np.frombuffer(data, np.uint8, offset=start)
-    after = scan[np.flatnonzero(scan[:-1] == 0xFF) + 1]
-    markers = after[(after != 0) & ((after & 0xF8) != 0xD0) & (after != 0xFF)]  # not stuffing, restarts and fill
-    return len(markers) == 1 and data.endswith(EOI)
+    found = _MARKER.search(data, start)
+    return found is not None and found.start() == len(data) - len(EOI) and data.endswith(EOI)
 
 
 def decode(

@@ -154,11 +154,11 @@ def _card(slide: Row, *, anchor: str) -> str:
     facts = {
         "size": f"{size[0]:,} x {size[1]:,} px" if all(size) else None,
         "resolution": f"{slide['mpp']:.4g} \N{MICRO SIGN}m/px" if slide["mpp"] else None,
-        "patches": f"{slide['num_patches']:,}",
+        "patches": f"{slide['num_patches']:,}" if slide["num_patches"] else None,
         "tissue": None if slide["tissue_share"] is None else f"{slide['tissue_share']:.1%}",
         "labels": _labels(labels) if labels else None,
         "reader": _text(slide["reader"]) if slide["reader"] else None,
-        "speed": _rate(slide["num_patches"] / slide["seconds"]) if slide["seconds"] else None,
+        "speed": _rate(slide["num_patches"] / slide["seconds"]) if slide["num_patches"] and slide["seconds"] else None,
         "reused": f"{slide['reused']:,}" if slide["reused"] else None,
         "touch absent tiles": f"{slide['blank']:,}" if slide["blank"] else None,
     }

@@ -17,6 +17,7 @@ from distmil.tables import PATCHES
 FORMAT_VERSION = 2
 GRID_FILE = "grid.arrow"
 _ROW_GROUP = 512
+_MARGIN_BYTES = 2**20
 
 
 def patches_folder(config: TilingConfig) -> str:
@@ -75,7 +76,8 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 
 def encode_shard(table: pa.Table) -> pa.Buffer:
     """Encode a patch shard as Parquet: pixels as they are, places compressed, every page with its checksum."""
-    sink = pa.BufferOutputStream()
+    buffer = pa.allocate_buffer(table.nbytes + _MARGIN_BYTES)  # one that grows would be copied again and again
+    sink = pa.FixedSizeBufferWriter(buffer)
     places = {name: "zstd" for name in table.column_names if name != "image"}
     pq.write_table(
         table,
@@ -86,4 +88,4 @@ def encode_shard(table: pa.Table) -> pa.Buffer:
         row_group_size=_ROW_GROUP,
         write_page_checksum=True,
     )
-    return sink.getvalue()
+    return buffer.slice(0, sink.tell())

@@ -32,8 +32,8 @@ from distmil.tables import SLIDES
 from distmil.tilework import Answer, SlideWorker
 from distmil.tiling import SlideTiler, slide_row
 
-MOST_CHUNKS = 32
-"""Chunks of one slide that a worker does in a row; the rest of a larger slide is shared out."""
+MOST_CHUNKS = 16
+"""Chunks of one slide that a worker does in a row, if there is a slide for each; the rest is shared out afterwards."""
 WINDOW = 4096
 """Chunks that are handed out at a time."""
 _ALL = -1
@@ -84,7 +84,7 @@ def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
     if todo:
         job.console.note(f"tiling {len(todo)} slides ({len(done)} are done)")
         _tile(job, todo, tiled)
-        _gather(store, config, [tiled.records[slide.slide_id] for slide in slides])
+    _gather(store, config, [tiled.records[slide.slide_id] for slide in slides])
     tiled.wall_s = time.monotonic() - started
     return tiled
 
@@ -92,8 +92,7 @@ def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
 def _tile(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
     """Tile slides into ``tiled``."""
     start_ray()
-    share = len(slides) / max(1.0, cluster_resources().get("CPU", 1.0))
-    most = max(1, min(MOST_CHUNKS, int(share)))
+    most = MOST_CHUNKS if len(slides) >= cluster_resources().get("CPU", 1) else 1
     chunks: dict[str, int] = {}
     with job.console.progress("tile", len(slides), "slides") as advance:
 

@@ -1,0 +1,1 @@
+"""Measurements and attacks behind the numbers in the documentation; run them from the project's folder."""
