@@ -167,6 +167,7 @@ class WholeSlide(Closing):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._handle = self._open()
+        self._is_open = True
         properties = self._handle.properties
         self.size: tuple[int, int] = self._handle.dimensions
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
@@ -183,14 +184,17 @@ class WholeSlide(Closing):
         try:
             region = np.asarray(self._handle.read_region((x, y), level, (width, height)))
         except openslide.OpenSlideError as error:
-            self._handle.close()
+            self.close()
             self._handle = self._open()  # the old handle stays in its error
+            self._is_open = True
             raise UnreadableSlide(f"{self._path.name}: damaged at x={x}, y={y}, level {level}: {error}") from error
         return _over_white(region)
 
     def close(self) -> None:
         """Close the file."""
-        self._handle.close()
+        if self._is_open:
+            self._handle.close()
+        self._is_open = False
 
     def _open(self) -> openslide.OpenSlide:
         try:
