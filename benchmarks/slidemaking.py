@@ -51,7 +51,7 @@ def make_slide(path: Path, *, edge_px: int = 20_000, mpp: float = 0.25, seed: in
 
 
 def make_giant(path: Path, *, edge_px: int = 100_000, mpp: float = 0.25, seed: int = 0) -> Path:
-    """Write a slide of one level, if it is not there: a tenth of it tissue, and no tile for the rest, as scanners do."""
+    """Write a slide of one level, if it is not there: a tenth of it tissue, and no tile for the rest."""
     if path.exists():
         return path
     rng = np.random.default_rng(seed)

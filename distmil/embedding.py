@@ -61,7 +61,7 @@ class SlideEmbedder:
         stem = part.name.removesuffix(".parquet")
         receipt = f"{self.folder}/{stem}.json"
         done = self.store.read_receipt(receipt, self.key())
-        if done:
+        if done and self.store.is_intact(self.folder, done):
             return done
         table = read_patches(self.store, f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}/{part.name}")
         embedding_NE = self._embed(table["image"].to_pylist(), encoder)

@@ -250,6 +250,14 @@ class Store:
             raise StorageError(f"{self.path(name)} is damaged: its checksum is not the committed one")
         return data
 
+    def is_intact(self, folder: str, part: Part) -> bool:
+        """Return whether a file is there with its noted checksum."""
+        try:
+            self.read_part(folder, part)
+        except StorageError:
+            return False
+        return True
+
     def local_copy(self, name: str, sha256: str) -> Path:
         """Return a local path of a committed file, fetched once into a cache where the store is remote."""
         if self.is_local:

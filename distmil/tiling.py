@@ -106,7 +106,8 @@ class SlideTiler:
         found = survey(self.slide, self.config)
         if not found.is_default_mpp:
             key["default_mpp"] = None
-        self.store.delete(self.record_name)
+        if self.finished() is None:  # another process may have committed the slide meanwhile
+            self.store.delete(self.record_name)
         num_patches = found.grid.num_rows
         part = self.store.write_part(self.folder, GRID_FILE, to_ipc(found.grid), rows=num_patches)
         files, factor = encode_overview(found.overview, found.mask)
@@ -130,7 +131,7 @@ class SlideTiler:
         receipt = _receipt(chunk)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
         done = self.store.read_receipt(f"{self.folder}/{receipt}", made_from)
-        if done:
+        if done and self.store.is_intact(self.folder, done):
             return done
         start = chunk * self.config.chunk_patches
         grid = read_grid(self.store, self.folder, Part(**plan["info"]["grid"])).slice(start, self.config.chunk_patches)
@@ -167,9 +168,13 @@ class SlideTiler:
             raise StorageError(f"{self.slide.slide_id}: its shards hold other patches than its grid; delete its folder")
         record = Record(slide_id=self.slide.slide_id, key=plan["key"], parts=tuple(parts), info=info)
         self.store.write_record(self.record_name, record)
-        pictures = [picture["name"] for picture in info["pictures"]]
-        self.store.keep_only(self.folder, {RECORD_FILE, GRID_FILE, *pictures, *(part.name for part in parts)})
+        self.tidy(record)
         return record
+
+    def tidy(self, record: Record) -> None:
+        """Take away what work left beside a committed slide, as a kill just after the commit does."""
+        pictures = [picture["name"] for picture in record.info.get("pictures", ())]
+        self.store.keep_only(self.folder, {RECORD_FILE, GRID_FILE, *pictures, *(part.name for part in record.parts)})
 
     def fail(self, error: Exception) -> Record:
         """Return the record of a slide that cannot be used, committed unless another try may go better."""

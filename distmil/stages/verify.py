@@ -51,8 +51,12 @@ class Verifier:
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """Check one."""
         slide = Slide(**json.loads(row["slide"]))
+        tiler = SlideTiler(slide, self._config, self._store)
         try:
             damage, fatal = find_damage(slide, self._config, self._store), ""
+            record = None if damage else tiler.finished()
+            if record:
+                tiler.tidy(record)
         except StorageError as error:
             damage, fatal = [], str(error)
         return {"slide_id": slide.slide_id, "damage": json.dumps(damage), "fatal": fatal}

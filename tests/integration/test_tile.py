@@ -107,7 +107,9 @@ def test_a_second_run_touches_nothing(home: Path, tiled: Done) -> None:
 def test_damage_is_found_and_repaired(home: Path, tiled: Done) -> None:
     folder = Path(tiled.answer["patches"])
     whole = shards(folder)
+    (folder / "wide" / "plan.json").write_text("left by a kill just after the commit")
     assert run_tile(home, "tiling.verify=true").answer["verified"] == 4
+    assert shards(folder) == whole
     part = folder / "wide" / "part-00007.parquet"
     damaged = bytearray(part.read_bytes())
     damaged[len(damaged) // 2] ^= 4
