@@ -39,6 +39,10 @@ class Header:
     whole: bytes
     frame: Frame
 
+    def complete(self, tile: bytes) -> bytes:
+        """Return a tile of this header as a JPEG that stands alone."""
+        return b"".join((self.whole, memoryview(tile)[len(self.stored) :]))
+
 
 def read_header(tile: bytes, *, tables: bytes, colours: int) -> Header:
     """Return the header of a TIFF's tile, made whole.

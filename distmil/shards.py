@@ -74,6 +74,18 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB))
 
 
+def binary_array(values: Sequence[bytes]) -> pa.Array:
+    """Return values as one Arrow array by a single copy. Raises: StorageError if they are more than it can hold."""
+    offsets = np.zeros(len(values) + 1, np.int64)
+    np.cumsum([len(value) for value in values], out=offsets[1:])
+    if offsets[-1] > np.iinfo(np.int32).max:
+        raise StorageError(
+            f"{len(values)} patches take {offsets[-1]} bytes, too many for a shard: lower tiling.chunk_patches"
+        )
+    buffers = [None, pa.py_buffer(offsets.astype(np.int32)), pa.py_buffer(b"".join(values))]
+    return pa.Array.from_buffers(pa.binary(), len(values), buffers)
+
+
 def encode_shard(table: pa.Table) -> pa.Buffer:
     """Encode a patch shard as Parquet: pixels as they are, places compressed, every page with its checksum."""
     buffer = pa.allocate_buffer(table.nbytes + _MARGIN_BYTES)  # one that grows would be copied again and again

@@ -143,11 +143,20 @@ class Store:
         self.write(probe, b"distmil")
         self.delete(probe)
 
-    def write(self, name: str, data: bytes | pa.Buffer) -> None:
-        """Write a file so that it is there whole and durable, or not at all. Raises: StorageError."""
+    def write(self, name: str, data: bytes | pa.Buffer, *, is_durable: bool = True) -> None:
+        """Write a file so that it is there whole, or not at all.
+
+        Args:
+            name: The file.
+            data: Its content.
+            is_durable: It is to outlast the loss of power; without it only the end of the process.
+
+        Raises:
+            StorageError: If it cannot be written.
+        """
         with self._explained("write", name):
             if self.is_local:
-                _write_durably(Path(self.path(name)), data)
+                _write_whole(Path(self.path(name)), data, is_durable=is_durable)
             else:
                 filesystem, path = self._located(name)
                 with filesystem.open_output_stream(path) as stream:
@@ -188,9 +197,10 @@ class Store:
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
             filesystem.delete_file(path)
 
-    def write_json(self, name: str, values: Any) -> None:
-        """Write values as JSON, refusing NaN."""
-        self.write(name, (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+    def write_json(self, name: str, values: Any, *, is_durable: bool = True) -> None:
+        """Write values as JSON, refusing NaN; see ``write``."""
+        data = (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+        self.write(name, data, is_durable=is_durable)
 
     def read_json(self, name: str) -> Any:
         """Read JSON. Raises: FileNotFoundError, StorageError."""
@@ -230,8 +240,8 @@ class Store:
         return Part(**values["part"]) if values["key"] == key else None
 
     def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:
-        """Note that a part is written, so that a restart does not write it again."""
-        self.write_json(name, {"key": dict(key), "part": asdict(part)})
+        """Note that a part is written, so that a restart does not write it again; whoever reads it checks the part."""
+        self.write_json(name, {"key": dict(key), "part": asdict(part)}, is_durable=False)
 
     def keep_only(self, folder: str, names: Collection[str]) -> None:
         """Take away what work left in a committed folder; what another process is writing just now stays."""
@@ -264,7 +274,7 @@ class Store:
             return Path(self.path(name))
         cached = Path(tempfile.gettempdir()) / f"distmil-cache-{os.getuid()}" / sha256
         if not cached.exists():
-            _write_durably(cached, self.read(name))
+            _write_whole(cached, self.read(name), is_durable=False)
         return cached
 
     @contextlib.contextmanager
@@ -283,7 +293,7 @@ def _digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
+def _write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool) -> None:
     """Write by temporary name, fsync, rename, fsync of the folder."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
@@ -291,12 +301,15 @@ def _write_durably(target: Path, data: bytes | pa.Buffer) -> None:
         with partial.open("wb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if is_durable:
+                os.fsync(file.fileno())
         partial.replace(target)
     except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
         raise
+    if not is_durable:
+        return
     folder = os.open(target.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -18,7 +18,7 @@ from distmil.cohort import Slide
 from distmil.config import TilingConfig
 from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
-from distmil.shards import GRID_FILE, encode_image, encode_shard, patches_folder, read_grid
+from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
 from distmil.slides.rawtiles import TileLevel
 from distmil.slides.reader import SlideImage, resize
 from distmil.sources import has_checksum, is_unchanged, source_key
@@ -116,7 +116,7 @@ class SlideTiler:
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
         plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
-        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan)
+        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -215,7 +215,7 @@ class SlideTiler:
             images.append(stored)
         columns = {name: grid[name] for name in grid.column_names}
         columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
-        columns["image"] = pa.array(images, pa.binary())
+        columns["image"] = binary_array(images)
         return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
 
 

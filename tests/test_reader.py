@@ -108,7 +108,6 @@ def test_a_slide_that_vanishes_while_it_is_read_is_unreadable_and_closes(tmp_pat
     image.close()
 
 
-
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".tiff", ".PNG"])
 def test_a_plain_image_is_its_pixels(tmp_path, pixels, suffix):
     with open_slide(save_image(tmp_path / f"plain{suffix}", pixels)) as image:

@@ -176,7 +176,7 @@ class TileLevel(Closing):
         frame = header.frame
         if not frame.is_baseline or (frame.width, frame.height, frame.components) != (edge_px, edge_px, 3):
             return None
-        return header.whole + data[len(header.stored) :] if is_whole_scan(data, start=len(header.stored)) else None
+        return header.complete(data) if is_whole_scan(data, start=len(header.stored)) else None
 
     def close(self) -> None:
         """Close the file."""
@@ -222,8 +222,7 @@ class TileLevel(Closing):
             header = self._header_of(data)
             if (header.frame.width, header.frame.height) != table.tile_size:
                 raise ValueError(f"it is {header.frame.width} x {header.frame.height} px")
-            whole = header.whole + data[len(header.stored) :]
-            decode(whole, reduced_to=(tile.shape[1], tile.shape[0]), out=tile)
+            decode(header.complete(data), reduced_to=(tile.shape[1], tile.shape[0]), out=tile)
         except ValueError as error:
             raise UnreadableSlide(
                 f"{self._path.name}: damaged in tile {column}, {row} of the level: {error}"
