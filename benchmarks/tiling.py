@@ -55,7 +55,7 @@ def measure(job: dict[str, Any], scratch: Path) -> dict[str, Any]:
     """Run one way in a process of its own on one core."""
     folder = Path(tempfile.mkdtemp(dir=scratch))
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "VIPS_CONCURRENCY": "1"}
-    command = ["taskset", "-c", "0"] if shutil.which("taskset") else []
+    command = ["taskset", "-c", str((os.cpu_count() or 1) - 1)] if shutil.which("taskset") else []
     try:
         done = subprocess.run(
             [*command, sys.executable, "-m", "benchmarks.tilingways"],
