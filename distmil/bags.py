@@ -6,7 +6,7 @@ N patches of a bag, E embedding, C classes.
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -17,15 +17,19 @@ from distmil.errors import StorageError
 from distmil.shards import decode_image, read_patches
 from distmil.storage import Part, Store
 
+if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
+    from torch import Tensor
+
 Indices = NDArray[np.int64]
+Patches: TypeAlias = "NDArray[Any] | Tensor"
 
 
 class PatchSource(Protocol):
-    """Where a bag's patches come from: stored embeddings, or images for a trainable encoder."""
+    """Where a bag's patches come from: stored or resident embeddings, or images for a trainable encoder."""
 
     def __len__(self) -> int: ...
 
-    def take(self, indices: Indices | slice) -> NDArray[Any]:
+    def take(self, indices: Indices | slice) -> Patches:
         """Return the chosen patches in the given order: N x E embeddings, or N x H x W x 3 pixels."""
         ...
 

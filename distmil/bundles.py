@@ -14,7 +14,8 @@ from distmil import __version__
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.errors import BundleError, ConfigError, StorageError
-from distmil.models.dual import DualNetwork
+from distmil.models.baselines import make_network
+from distmil.models.network import Network
 from distmil.storage import Record, Store
 
 BUNDLE_VERSION = 1
@@ -27,7 +28,7 @@ class Bundle:
 
     run: str
     config: Config
-    head: DualNetwork
+    head: Network
     encoder_state: dict[str, Tensor] | None
     patch_threshold: float = 0.5
     slide_threshold: float = 0.5
@@ -91,7 +92,7 @@ def load_bundle(place: str, store: Store) -> Bundle:
             )
         parts = {part.name: part for part in record.parts}
         built = build_config(config["config"])
-        head = DualNetwork(built.model, embedding_dim=config["embedding_dim"], num_classes=len(built.cohort.classes))
+        head = make_network(built.model, embedding_dim=config["embedding_dim"], num_classes=len(built.cohort.classes))
         head.load_state_dict(load_safetensors(found.read_part(".", parts["model.safetensors"])))
         encoder = parts.get(ENCODER_FILE)
         return Bundle(

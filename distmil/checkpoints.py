@@ -5,14 +5,14 @@ Files first, the record last, as everywhere.
 """
 
 import io
-from collections.abc import Mapping
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
-from distmil.engine import History, Learner
+from distmil.engine import History
+from distmil.learner import Learner
 from distmil.storage import Record, Store
 
 
@@ -54,21 +54,26 @@ def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = Fa
         return None
     model, optimizer = record.parts
     tensors = load_safetensors(store.read_part(folder, model))
-    learner.head.load_state_dict(_with_prefix(tensors, "head."))
-    if learner.encoder is not None:
-        learner.encoder.load_state_dict(_with_prefix(tensors, "encoder."))
+    for prefix, module in _modules(learner).items():
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(own)
     state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
     learner.optimizer.load_state_dict(state)
     learner.steps_done = record.info["steps_done"]
     return History(**record.info["history"])
 
 
+def _modules(learner: Learner) -> dict[str, nn.Module]:
+    """Return what a checkpoint holds, by the prefix of its tensors."""
+    found = {"head.": learner.head, "encoder.": learner.encoder}
+    if learner.averaged is not None:
+        found |= {"averaged.head.": learner.averaged.head, "averaged.encoder.": learner.averaged.encoder}
+    return {prefix: module for prefix, module in found.items() if module is not None}
+
+
 def _tensors(learner: Learner) -> dict[str, Tensor]:
-    tensors = {f"head.{key}": value for key, value in learner.head.state_dict().items()}
-    if learner.encoder is not None:
-        tensors |= {f"encoder.{key}": value for key, value in learner.encoder.state_dict().items()}
-    return {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-
-
-def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    return {
+        f"{prefix}{key}": value.detach().cpu().contiguous()
+        for prefix, module in _modules(learner).items()
+        for key, value in module.state_dict().items()
+    }

@@ -176,14 +176,22 @@ class BagsConfig(Section):
     slides_per_step: int = Field(default=8, ge=1, le=65_536)
     """Most slide bags in a step."""
     patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
-    """Most slide-bag patches in a step; a larger bag is sampled in training, never in evaluation."""
+    """Most slide-bag patches that pass through the network at once; a larger bag is trained on in chunks, exactly."""
+    sample: int = Field(default=0, ge=0, le=100_000_000)
+    """Patches drawn anew in every epoch from a bag that has more; 0: every bag whole. Evaluation never samples."""
+    oversample: float = Field(default=1.0, ge=1, le=100)
+    """How often annotated slides come in the first epoch; falls to once in the last."""
+    paired: bool = False
+    """Put as many positive as negative slides into every step, repeating slides of the smaller class."""
 
 
 class ModelConfig(Section):
     """The network."""
 
-    name: Literal["dual"] = "dual"
-    """dual: sigmoid attention pooling with two classifiers."""
+    name: Literal["dual", "attention", "gated_attention", "max", "mean", "instance", "patches"] = "dual"
+    """dual: sigmoid attention pooling with two classifiers. The others are baselines of one loss each: softmax
+    attention (plain or gated), max and mean pooling, a classifier of patches that all take the slide's label, and one
+    of labelled patches alone."""
     feature_dim: int = Field(default=512, ge=1, le=65_536)
     """Width F of the patch feature."""
     attention_dim: int = Field(default=256, ge=1, le=65_536)
@@ -211,6 +219,12 @@ class LossesConfig(Section):
     """L3: cross entropy of C2 on the top-K patches under the slide's label."""
     attention: Weight = 1.0
     """L4: binary cross entropy of attention times probability on labelled patches."""
+    ramp: dict[Literal["patch", "bag", "topk", "attention"], Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        default_factory=dict
+    )
+    """Epochs in which a loss's weight grows from 0 to its full value, by loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: slide losses count each class alike, whatever its number of training slides."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -244,6 +258,14 @@ class TrainingConfig(Section):
     """One GPU per worker; auto takes them where the cluster has or can start enough."""
     start_timeout_s: int = Field(default=900, ge=1, le=86_400, json_schema_extra=NO_IDENTITY)
     """Seconds to wait for an autoscaling cluster's workers to start."""
+    min_workers: int | None = Field(default=None, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
+    """Go on with as few workers as this when nodes are gone, and grow back to num_workers; null: always num_workers."""
+    precision: Literal["fp32", "bf16", "auto"] = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """Precision of the wide products; auto: bf16 on GPUs that have it. Attention scores and losses are always fp32."""
+    resident: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """Keep all training embeddings in the GPU's memory; auto: where they fill at most half of what is free."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay a step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
     max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)
     """Worker failures after which training gives up; each restart goes on from the last checkpoint."""
     select_by: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "slide_auc"

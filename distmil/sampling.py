@@ -1,5 +1,7 @@
 """What each training step sees: slide bags and a mixed bag, drawn alike on every worker.
 
+Every bag comes at least once an epoch. A bag larger than a step's budget is a step of its own, which all workers share.
+
 An epoch's steps follow from a seed for the whole group; each worker draws the same plan and takes its share of it.
 """
 
@@ -23,13 +25,15 @@ class Step:
 
     bags: Sequence[int]
     samples: Mapping[int, Indices]
-    """Patches of the bags that are too large for a step; the other bags are whole."""
+    """Patches of the bags that are sampled; the other bags are whole."""
     mixed_bag: Indices
     mixed_patch: Indices
+    is_giant: bool = False
+    """Its one slide bag is larger than the budget: every worker takes a piece of it, in chunks."""
 
     def share(self, rank: int, size: int, lengths: Sequence[int]) -> list[int]:
-        """Return what one of ``size`` workers takes: bag indices, and MIXED for the mixed bag; the load is even."""
-        load = {i: min(lengths[i], len(self.samples.get(i, range(lengths[i])))) for i in self.bags}
+        """Return what one of ``size`` workers takes whole: bags, and MIXED for the mixed bag; the load is even."""
+        load = {} if self.is_giant else {i: len(self.samples.get(i, range(lengths[i]))) for i in self.bags}
         if len(self.mixed_bag):
             load[MIXED] = len(self.mixed_bag)
         totals, mine = [0] * size, []
@@ -90,11 +94,16 @@ def _spill(chosen: Indices, capacity: Indices) -> Indices:
 class StepPlanner:
     """Draws the steps of an epoch from a seed, alike on every worker."""
 
-    def __init__(self, bags: Sequence[Bag], config: BagsConfig, *, num_classes: int, seed: int) -> None:
+    def __init__(
+        self, bags: Sequence[Bag], config: BagsConfig, *, num_classes: int, seed: int, epochs: int = 1
+    ) -> None:
         self._config = config
         self._seed = seed
-        self._num_classes = num_classes
+        self._epochs = epochs
         self._lengths = [len(bag) for bag in bags]
+        self._is_positive = np.array([bool(bag.label) for bag in bags])
+        self._annotated = np.array([i for i, bag in enumerate(bags) if bag.label and (bag.label_N > 0).any()], np.int64)
+        self.num_of_class = np.bincount([bag.label or 0 for bag in bags], minlength=num_classes)
         self._by_class = [_pool_of(_of_class(bags, c)) for c in range(num_classes)]
         labels = {bag.label or 0 for bag in bags}
         self._negatives = [_pool_of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
@@ -106,30 +115,51 @@ class StepPlanner:
         return sum(pool.size for pool in self._by_class[1:])
 
     def steps(self, epoch: int, *, with_mixed: bool) -> Iterator[Step]:
-        """Yield the steps of an epoch: every bag once, in an order of its own, with a mixed bag each if wanted."""
+        """Yield the steps of an epoch: every bag, in an order of its own, with a mixed bag each if wanted."""
         generator = np.random.default_rng([self._seed, epoch])
         budget = self._config.patches_per_step
         group: list[int] = []
         filled = 0
-        for i in generator.permutation(len(self._lengths)).tolist():
-            size = min(self._lengths[i], budget)
-            if group and (len(group) == self._config.slides_per_step or filled + size > budget):
+        for i in self._order(epoch, generator):
+            size = self._size(i)
+            is_full = len(group) == self._config.slides_per_step or filled + size > budget
+            if group and (is_full or i in group):
                 yield self._step(group, generator, with_mixed=with_mixed)
                 group, filled = [], 0
             group.append(i)
             filled += size
         yield self._step(group, generator, with_mixed=with_mixed)
 
+    def _order(self, epoch: int, generator: Generator) -> list[int]:
+        """Return the epoch's bags in turn: all, annotated ones several times and classes in pairs if wanted."""
+        bags = np.arange(len(self._lengths))
+        rest = 1 - epoch / (self._epochs - 1) if self._epochs > 1 else 1.0
+        extra = round((self._config.oversample - 1) * max(0.0, rest) * len(self._annotated))
+        if extra:
+            rounds = [generator.permutation(self._annotated) for _ in range(-(-extra // len(self._annotated)))]
+            bags = np.concatenate([bags, np.concatenate(rounds)[:extra]])
+        order = generator.permutation(bags)
+        positive = self._is_positive[order]
+        if not self._config.paired or positive.all() or not positive.any():
+            return list(map(int, order))
+        count = max(int(positive.sum()), int((~positive).sum()))
+        pairs = np.stack([np.resize(order[positive], count), np.resize(order[~positive], count)], axis=1)
+        return list(map(int, pairs.flatten()))
+
+    def _size(self, bag: int) -> int:
+        """Return how many patches of a bag an epoch sees."""
+        return min(self._lengths[bag], self._config.sample or self._lengths[bag])
+
     def _step(self, group: list[int], generator: Generator, *, with_mixed: bool) -> Step:
-        budget = self._config.patches_per_step
         samples = {
-            i: np.sort(generator.choice(self._lengths[i], size=budget, replace=False))
+            i: np.sort(generator.choice(self._lengths[i], size=self._size(i), replace=False))
             for i in group
-            if self._lengths[i] > budget
+            if self._size(i) < self._lengths[i]
         }
         nothing = np.empty(0, np.int64)
         mixed = self._mixed(group, generator) if with_mixed else (nothing, nothing)
-        return Step(group, samples, *mixed)
+        is_giant = self._size(group[0]) > self._config.patches_per_step
+        return Step(group, samples, *mixed, is_giant=is_giant)
 
     def _mixed(self, group: list[int], generator: Generator) -> tuple[Indices, Indices]:
         """Draw a mixed bag by the configured strategy."""

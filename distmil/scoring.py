@@ -5,15 +5,14 @@ N patches of the bag, E embedding, F feature, C classes.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmil.bags import PatchSource
-from distmil.models.dual import DualNetwork
+from distmil.bags import Patches, PatchSource
+from distmil.models.network import Network
 from distmil.models.pooling import RunningPool, top_k_size
 
 SCORE_CHUNK = 16_384
@@ -38,9 +37,9 @@ class BagScores:
 
 
 def score_bag(
-    head: DualNetwork,
+    head: Network,
     source: PatchSource,
-    embed: Callable[[NDArray[Any]], Tensor],
+    embed: Callable[[Patches], Tensor],
     *,
     top_k: int,
     chunk: int = SCORE_CHUNK,
@@ -54,7 +53,7 @@ def score_bag(
         top_k: Largest K of ``topk_mean``.
         chunk: Patches held at once.
     """
-    pooled = RunningPool()
+    pooled = RunningPool(head.pooling)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for patches in _chunks(source, chunk):
@@ -82,6 +81,6 @@ def score_bag(
     )
 
 
-def _chunks(source: PatchSource, chunk: int) -> Iterator[NDArray[Any]]:
+def _chunks(source: PatchSource, chunk: int) -> Iterator[Patches]:
     for start in range(0, len(source), chunk):
         yield source.take(slice(start, start + chunk))

@@ -30,10 +30,10 @@ LAYERS = [
     ["distmil.tiling", "distmil.reportpage", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
     ["distmil.labelling", "distmil.embedding", "distmil.bags", "distmil.maps"],
     ["distmil.tilework", "distmil.verification"],
-    ["distmil.models.pooling", "distmil.sampling"],
-    ["distmil.models.dual", "distmil.losses"],
-    ["distmil.scoring"],
-    ["distmil.metrics"],
+    ["distmil.models.pooling", "distmil.models.normaliser", "distmil.sampling", "distmil.group"],
+    ["distmil.models.network", "distmil.losses"],
+    ["distmil.models.dual", "distmil.scoring", "distmil.batches", "distmil.learner"],
+    ["distmil.models.baselines", "distmil.metrics", "distmil.steps"],
     ["distmil.engine", "distmil.bundles"],
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
     ["distmil.evaluation"],
@@ -142,13 +142,15 @@ import torch, numpy as np
 import distmil.labels, distmil.labelling, distmil.cohort, distmil.checkpoints
 import distmil.evaluation, distmil.bundles, distmil.heatmaps
 from distmil.slides import annotations, grid, tissue
-from distmil.engine import Group, evaluate, fit_normaliser, make_learner, train_epoch
+from distmil.engine import evaluate, train_epoch
+from distmil.group import Group
+from distmil.learner import fit_normaliser, make_learner
 from distmil.sampling import StepPlanner
-from distmil.models.dual import DualNetwork
+from distmil.models.baselines import make_network
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 
 config, bags = small_config(), make_bags(8)
-head = DualNetwork(config.model, embedding_dim=EMBEDDING, num_classes=2)
+head = make_network(config.model, embedding_dim=EMBEDDING, num_classes=2)
 learner = make_learner(config, head, None, torch.device("cpu"))
 fit_normaliser(learner, bags, seed=0, batch_size=64)
 planner = StepPlanner(bags, config.bags, num_classes=2, seed=0)

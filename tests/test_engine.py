@@ -3,7 +3,6 @@
 import copy
 import math
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +16,24 @@ from distmil import losses
 from distmil.bags import Bag, EmbeddingSource
 from distmil.checkpoints import load_checkpoint, save_checkpoint
 from distmil.config import Config
-from distmil.engine import (
-    Group,
-    History,
-    Learner,
-    active_config,
-    evaluate,
-    fit_normaliser,
-    learning_rate,
-    make_learner,
-    train_epoch,
-    train_step,
-)
+from distmil.engine import History, active_config, evaluate, train_epoch
 from distmil.errors import TrainingError
-from distmil.models.dual import DualNetwork
+from distmil.group import Group
+from distmil.learner import Learner, fit_normaliser, learning_rate, make_learner
+from distmil.models.baselines import make_network
 from distmil.models.pooling import top_k_patches
 from distmil.sampling import StepPlanner
+from distmil.steps import train_step
 from distmil.storage import Store
 from tests.bagmaking import EMBEDDING, make_bag, make_bags, small_config
+from tests.threadgroup import run_as_group
 
 ALONE = Group()
 
 
 def make(config: Config, bags: list[Bag], *, classes: int = 2, double: bool = False) -> tuple[Learner, StepPlanner]:
     torch.manual_seed(config.training.seed)
-    head = DualNetwork(config.model, embedding_dim=EMBEDDING, num_classes=classes)
+    head = make_network(config.model, embedding_dim=EMBEDDING, num_classes=classes)
     learner = make_learner(config, head, None, torch.device("cpu"))
     fit_normaliser(learner, bags, seed=0, batch_size=64)
     if double:
@@ -82,7 +74,7 @@ def test_a_packed_step_equals_one_bag_at_a_time(
     config = small_config(model={"patch_feature": patch_feature, "topk_feature": topk_feature})
     bags = make_bags(8, classes=classes)
     learner, planner = make(config, bags, classes=classes, double=True)
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.from_numpy(patches.astype(np.float64)))
+    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
     for step in planner.steps(0, with_mixed=True):
         expected = direct_losses(learner, bags, step, config)
         found = train_step(learner, bags, step, config, ALONE, rate=1.0)
@@ -286,25 +278,6 @@ def test_pseudo_labelled_slides_are_not_judged() -> None:
 # --- several workers ---------------------------------------------------------------------------------------------
 
 
-class ThreadGroup(Group):
-    """A group whose workers are threads of this process."""
-
-    def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: dict[int, Any]) -> None:
-        super().__init__(rank, size)
-        object.__setattr__(self, "barrier", barrier)
-        object.__setattr__(self, "board", board)
-
-    def gather(self, value: Any) -> list[Any]:
-        self.board[self.rank] = value
-        self.barrier.wait()
-        values = [self.board[rank] for rank in range(self.size)]
-        self.barrier.wait()
-        return values
-
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        return values.copy_(torch.stack(self.gather(values.clone())).sum(0))
-
-
 INITIALISING = threading.Lock()
 
 
@@ -331,27 +304,24 @@ def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
 
 @pytest.mark.parametrize("mixed_bag_loss", [False, True])
 def test_several_workers_give_the_loss_of_one(mixed_bag_loss: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.from_numpy(patches.astype(np.float64)))
+    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
     results = [train_two_epochs(ALONE, mixed_bag_loss=mixed_bag_loss)]
     for size in (2, 3, 5):
-        barrier, board = threading.Barrier(size, timeout=60), {}
-        groups = [ThreadGroup(rank, size, barrier, board) for rank in range(size)]
-        with ThreadPoolExecutor(size) as pool:
-            results += pool.map(lambda group: train_two_epochs(group, mixed_bag_loss=mixed_bag_loss), groups)
+        results += run_as_group(size, lambda group: train_two_epochs(group, mixed_bag_loss=mixed_bag_loss))
     assert_same(results)
 
 
 def train_as_process(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
-    Learner.embed = lambda _self, patches: torch.from_numpy(patches.astype(np.float64))  # type: ignore[method-assign]
+    Learner.embed = lambda _self, patches: torch.as_tensor(patches).double()  # type: ignore[method-assign]
     torch.save(train_two_epochs(Group.current(), mixed_bag_loss=False), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_loss_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.from_numpy(patches.astype(np.float64)))
+    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
     mp.spawn(train_as_process, args=(2, str(tmp_path)), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert_same([train_two_epochs(ALONE, mixed_bag_loss=False), *found])

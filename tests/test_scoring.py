@@ -6,7 +6,7 @@ import torch
 
 from distmil.bags import EmbeddingSource
 from distmil.config import ModelConfig
-from distmil.models.dual import CLIP, DualNetwork, Normaliser
+from distmil.models.dual import DualNetwork
 from distmil.models.pooling import top_k_size
 from distmil.scoring import score_bag
 from tests.bagmaking import EMBEDDING, make_bag
@@ -57,16 +57,3 @@ def test_read_outs_follow_their_definitions(classes: int) -> None:
 def test_a_bag_of_one_patch_is_judged() -> None:
     scores = score_bag(network(), EmbeddingSource([np.ones((1, EMBEDDING), np.float16)]), as_tensor, top_k=8)
     assert scores.max == scores.topk_mean == float(scores.fused_N[0])
-
-
-def test_a_normaliser_takes_constants_and_outliers() -> None:
-    generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(5000, 3, generator=generator) * torch.tensor([1.0, 50.0, 0.0]) + torch.tensor([0.0, 9.0, 7.0])
-    sample[0, 1] = 1e4
-    normaliser = Normaliser(3)
-    normaliser.fit(sample)
-    normal = normaliser(sample)
-    assert normal[:, :2].mean(0).abs().max() < 0.02
-    assert normal[:, :2].std(0) == pytest.approx([1, 1], abs=0.05)
-    assert (normal[:, 2] == 0).all()
-    assert normal.abs().max() <= CLIP

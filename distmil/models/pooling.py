@@ -1,17 +1,99 @@
-"""Attention pooling of packed bags, and the choice of the top-K patches.
+"""Pooling of packed bags by weights from attention, and the choice of the top-K patches.
 
 T patches of all bags, B bags, F feature. Offsets are the start of each bag and the total, B + 1, increasing.
 
-Weights are w_i = sigmoid(a_i) / sum_j sigmoid(a_j), computed as a softmax over logsigmoid(a): the plain ratio is wrong
-from a = -88 and NaN from -104 in fp32. The ratio of two sums is exact in chunks, with the running maximum of online
-softmax (Milakov & Gimelshein 2018).
+The method's weights are w_i = sigmoid(a_i) / sum_j sigmoid(a_j), computed as a softmax over logsigmoid(a): the plain
+ratio is wrong from a = -88 and NaN from -104 in fp32. Like the baselines' weights it is a ratio of two sums, hence
+exact in chunks and over workers, with the running maximum of online softmax (Milakov & Gimelshein 2018).
 """
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+_MATRIX_BAGS = 64
+Pooling = Literal["sigmoid", "softmax", "mean", "max"]
+"""What a patch weighs before normalisation: sigmoid(a), exp(a), 1, or 1 for the highest a and 0 for the rest."""
+
+
+@dataclass(frozen=True)
+class PooledPart:
+    """What some patches bring to the vectors of B bags. Parts of any cut merge to the same result."""
+
+    peak_B: Tensor
+    """Largest log weight so far; -inf where a bag has no patch in this part."""
+    total_B: Tensor
+    """Sum of weights relative to the peak."""
+    sum_BF: Tensor
+    """Sum of such weights x features."""
+
+    @classmethod
+    def of(
+        cls, feature_TF: Tensor, attention_T: Tensor, bag_T: Tensor, *, num_bags: int, pooling: Pooling
+    ) -> "PooledPart":
+        """Pool patches whose bags are ``bag_T``; features are not detached, the peak is."""
+        log_T = log_weight(attention_T, pooling)
+        peak_B = log_T.new_full((num_bags,), -torch.inf).scatter_reduce(0, bag_T, log_T.detach(), "amax")
+        weight_T = _relative(log_T - peak_B[bag_T], pooling)
+        total_B = weight_T.new_zeros(num_bags).index_add(0, bag_T, weight_T)
+        return cls(peak_B, total_B, _sum_by_bag(weight_T, feature_TF, bag_T, num_bags))
+
+    def merge(self, other: "PooledPart", pooling: Pooling) -> "PooledPart":
+        """Return the part of both's patches."""
+        peak_B = torch.maximum(self.peak_B, other.peak_B)
+        mine_B, other_B = (_shrink(part.peak_B, peak_B, pooling) for part in (self, other))
+        return PooledPart(
+            peak_B,
+            mine_B * self.total_B + other_B * other.total_B,
+            mine_B[:, None] * self.sum_BF + other_B[:, None] * other.sum_BF,
+        )
+
+    def to(self, device: torch.device | str) -> "PooledPart":
+        """Return the part on another device."""
+        return PooledPart(self.peak_B.to(device), self.total_B.to(device), self.sum_BF.to(device))
+
+    def vectors(self) -> Tensor:
+        """Return the bag vectors, B x F."""
+        return self.sum_BF / self.total_B[:, None]
+
+    def share(self, attention_T: Tensor, bag_T: Tensor, pooling: Pooling) -> Tensor:
+        """Return each patch's share of its bag, T, given the whole bag's part, whose peak and total are constants."""
+        relative_T = _relative(log_weight(attention_T, pooling) - self.peak_B[bag_T], pooling)
+        return relative_T / self.total_B.detach()[bag_T]
+
+
+def log_weight(attention_T: Tensor, pooling: Pooling) -> Tensor:
+    """Return the logarithm of what each patch weighs before normalisation, fp32 at least."""
+    attention_T = widen(attention_T)
+    if pooling == "sigmoid":
+        return logsigmoid(attention_T)
+    return torch.zeros_like(attention_T) if pooling == "mean" else attention_T
+
+
+def _sum_by_bag(weight_T: Tensor, feature_TF: Tensor, bag_T: Tensor, num_bags: int) -> Tensor:
+    """Return the sum of weight x feature of each bag, B x F.
+
+    One product with a B x T matrix of weights costs little beside the network's own while bags are few.
+    """
+    feature_TF = feature_TF.to(weight_T.dtype)
+    if num_bags > _MATRIX_BAGS:
+        return weight_T.new_zeros(num_bags, feature_TF.shape[1]).index_add(0, bag_T, weight_T[:, None] * feature_TF)
+    place_T = torch.arange(len(bag_T), device=bag_T.device)
+    return weight_T.new_zeros(num_bags, len(bag_T)).index_put((bag_T, place_T), weight_T) @ feature_TF
+
+
+def _relative(difference_T: Tensor, pooling: Pooling) -> Tensor:
+    """Return weights relative to the peak's from the difference of the logarithms."""
+    return (difference_T == 0).to(difference_T.dtype) if pooling == "max" else difference_T.exp()
+
+
+def _shrink(old_B: Tensor, new_B: Tensor, pooling: Pooling) -> Tensor:
+    """Return the factor from an old peak to a new one; 0 where there was none."""
+    return torch.where(old_B == -torch.inf, torch.zeros_like(old_B), _relative(old_B - new_B, pooling))
 
 
 def bag_index(offsets: Tensor) -> Tensor:
@@ -22,16 +104,17 @@ def bag_index(offsets: Tensor) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
 
 
-def pool(feature_TF: Tensor, attention_T: Tensor, offsets: Tensor) -> Tensor:
-    """Pool every packed bag into one vector by sigmoid-normalised attention.
+def pool(feature_TF: Tensor, attention_T: Tensor, offsets: Tensor, pooling: Pooling = "sigmoid") -> Tensor:
+    """Pool every packed bag into one vector by normalised weights.
 
     Args:
         feature_TF: Patch features of all bags, concatenated, T x F.
         attention_T: Raw attention scores, T.
         offsets: Start of each bag and the total, int64, B + 1, increasing.
+        pooling: Where the weights come from; the method's are sigmoid(attention).
 
     Returns:
-        Bag vectors, B x F: per bag, sum of sigmoid(attention) x feature over sum of sigmoid(attention).
+        Bag vectors, B x F: per bag, sum of weight x feature over sum of weights.
 
     Raises:
         ValueError: If a bag is empty.
@@ -39,42 +122,27 @@ def pool(feature_TF: Tensor, attention_T: Tensor, offsets: Tensor) -> Tensor:
     Source: the method's formulas for L2 (DESIGN section 1).
     """
     bag_T = bag_index(offsets)
-    num_bags = len(offsets) - 1
-    log_T = logsigmoid(widen(attention_T))
-    peak_B = log_T.new_full((num_bags,), -torch.inf).scatter_reduce(0, bag_T, log_T.detach(), "amax")
-    weight_T = (log_T - peak_B[bag_T]).exp()
-    total_B = weight_T.new_zeros(num_bags).index_add(0, bag_T, weight_T)
-    share_T = weight_T / total_B[bag_T]
-    weighted_TF = share_T[:, None] * feature_TF.to(share_T.dtype)
-    return weighted_TF.new_zeros(num_bags, feature_TF.shape[1]).index_add(0, bag_T, weighted_TF)
+    return PooledPart.of(feature_TF, attention_T, bag_T, num_bags=len(offsets) - 1, pooling=pooling).vectors()
 
 
 class RunningPool:
     """Pools one bag that comes in chunks, exactly, in the memory of one chunk."""
 
-    def __init__(self) -> None:
-        self._peak: Tensor | None = None
-        self._total = torch.zeros(())
-        self._sum_F = torch.zeros(())
+    def __init__(self, pooling: Pooling = "sigmoid") -> None:
+        self._pooling: Pooling = pooling
+        self._part: PooledPart | None = None
 
     def add(self, feature_TF: Tensor, attention_T: Tensor) -> None:
         """Take in a chunk: features T x F and raw attention T."""
-        log_T = logsigmoid(attention_T.double())
-        peak = log_T.max()
-        if self._peak is not None:
-            peak = torch.maximum(peak, self._peak)
-            shrink = (self._peak - peak).exp()
-            self._total, self._sum_F = self._total * shrink, self._sum_F * shrink
-        weight_T = (log_T - peak).exp()
-        self._total = self._total + weight_T.sum()
-        self._sum_F = self._sum_F + weight_T @ feature_TF.double()
-        self._peak = peak
+        bag_T = torch.zeros(len(attention_T), dtype=torch.int64, device=attention_T.device)
+        part = PooledPart.of(feature_TF.double(), attention_T.double(), bag_T, num_bags=1, pooling=self._pooling)
+        self._part = part if self._part is None else self._part.merge(part, self._pooling)
 
     def result(self) -> Tensor:
         """Return the bag vector, F, in float64. Raises: ValueError if nothing was added."""
-        if self._peak is None:
+        if self._part is None:
             raise ValueError("every bag needs at least one patch")
-        return self._sum_F / self._total
+        return self._part.vectors()[0]
 
 
 def top_k_size(num_patches: int, top_k: int) -> int:

@@ -27,6 +27,7 @@ from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
 from distmil.stages.worker import new_learner, run_file
+from distmil.steps import LOSSES
 from distmil.storage import Store
 from distmil.tracking import Tracker, resolve_uri
 
@@ -123,8 +124,8 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     bundle = Bundle(
         run=run,
         config=job.config,
-        head=learner.head,
-        encoder_state=encoder_state(spec, job.store, trained=learner.encoder),
+        head=learner.judging.head,
+        encoder_state=encoder_state(spec, job.store, trained=learner.judging.encoder),
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": history.rows[chosen]},
     )
     record = save_bundle(job.store, bundle)
@@ -196,7 +197,7 @@ def _announce(job: Job, prepared: Prepared) -> Config:
     config, notes = active_config(job.config, planner)
     for note in notes:
         job.console.note(f"note: {note}")
-    weights = config.losses.model_dump()
+    weights = {name: getattr(config.losses, name) for name in LOSSES}
     job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
     return config
 

@@ -12,9 +12,11 @@ from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpo
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec, load_trainable
-from distmil.engine import Group, History, Learner, evaluate, fit_normaliser, make_learner, train_epoch
+from distmil.engine import History, evaluate, keep_resident, train_epoch
 from distmil.errors import DistmilError
-from distmil.models.dual import DualNetwork
+from distmil.group import Group
+from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.models.baselines import make_network
 from distmil.sampling import StepPlanner
 from distmil.storage import Store
 
@@ -36,12 +38,15 @@ def _run_epochs(config: Config, store: Store, run: str, spec: EncoderSpec, *, is
     bags = [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
     learning = [bag for bag in bags if bag.split == "train"]
     judging = [bag for bag in bags if bag.split == "val"]
-    planner = StepPlanner(learning, config.bags, num_classes=classes, seed=config.training.seed)
+    planner = StepPlanner(
+        learning, config.bags, num_classes=classes, seed=config.training.seed, epochs=config.training.epochs
+    )
     learner = new_learner(config, spec, store, device=device)
     history = load_checkpoint(store, run, learner)
     if history is None:
         history = History()
         fit_normaliser(learner, learning, seed=config.training.seed, batch_size=config.encoder.batch_size)
+    learning = keep_resident(learning, config, device)
     while not is_finished(history, config):
         started = time.monotonic()
         epoch = len(history.rows)
@@ -58,19 +63,17 @@ def _run_epochs(config: Config, store: Store, run: str, spec: EncoderSpec, *, is
 def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
     """Return a freshly initialised learner, the same on every worker."""
     torch.manual_seed(config.training.seed)
-    head = DualNetwork(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
+    head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
     encoder = load_trainable(spec, store) if config.encoder.trainable else None
     return make_learner(config, head, encoder, device)
 
 
 def is_finished(history: History, config: Config) -> bool:
     """Return whether a run has all its epochs, or stopped early."""
-    """Return whether a run has all its epochs, or stopped early."""
     return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)
 
 
 def read_history(store: Store, run: str) -> History | None:
-    """Return the history of a run's latest checkpoint, None if there is none."""
     """Return the history of a run's latest checkpoint, None if there is none."""
     record = store.read_record(f"{checkpoint_folder(run)}/latest.json")
     return History(**record.info["history"]) if record else None

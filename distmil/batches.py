@@ -1,0 +1,132 @@
+"""From a planned step to tensors on the device, read ahead in the background.
+
+T patches of the step, B slide bags, N patches of the mixed bag, E embedding, C classes.
+"""
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distmil.bags import Bag, Indices, Patches
+from distmil.sampling import MIXED, Step
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One worker's share of a step, packed: slide bags first, then the mixed bag."""
+
+    patches: Tensor
+    offsets: Tensor
+    label_B: Tensor
+    target_NC: Tensor
+
+    @property
+    def num_bag_patches(self) -> int:
+        """Return T without the mixed bag."""
+        return len(self.patches) - len(self.target_NC)
+
+
+def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: torch.device) -> Batch | None:
+    """Read a worker's share of a step; None if it has none."""
+    if not mine:
+        return None
+    whole = slice(None)
+    slides = [i for i in mine if i != MIXED]
+    pieces = [bags[i].source.take(step.samples.get(i, whole)) for i in slides]
+    offsets = np.cumsum([0, *(len(piece) for piece in pieces)])
+    target = np.empty((0, bags[0].target_NC.shape[1]), np.float32)
+    if MIXED in mine:
+        drawn = [(bags[i], step.mixed_patch[step.mixed_bag == i]) for i in np.unique(step.mixed_bag)]
+        pieces += [bag.source.take(patches) for bag, patches in drawn]
+        target = np.concatenate([bag.target_NC[patches] for bag, patches in drawn])
+    return Batch(
+        patches=pack(pieces, device),
+        offsets=torch.from_numpy(offsets).to(device),
+        label_B=torch.tensor([bags[i].label or 0 for i in slides], dtype=torch.int64, device=device),
+        target_NC=torch.from_numpy(target).to(device),
+    )
+
+
+def load_piece(bag: Bag, indices: Indices | slice, device: torch.device) -> Tensor:
+    """Read some patches of a bag."""
+    return pack([bag.source.take(indices)], device)
+
+
+def pack(pieces: Sequence[Patches], device: torch.device) -> Tensor:
+    """Return pieces one after the other as one tensor on the device."""
+    if isinstance(pieces[0], Tensor):
+        return torch.cat([torch.as_tensor(piece) for piece in pieces])
+    rows = sum(len(piece) for piece in pieces)
+    shape = (rows, *pieces[0].shape[1:])
+    is_gpu = device.type == "cuda"
+    packed = torch.empty(shape, dtype=torch.from_numpy(np.empty(0, pieces[0].dtype)).dtype, pin_memory=is_gpu)
+    np.concatenate(pieces, out=packed.numpy())
+    return packed.to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class ResidentSource:
+    """A slide's embeddings in the device's memory."""
+
+    patches: Tensor
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def take(self, indices: Indices | slice) -> Tensor:
+        """Return embeddings, N x E, on the device; a slice is not copied."""
+        if isinstance(indices, slice):
+            return self.patches[indices]
+        return self.patches[torch.from_numpy(indices).to(self.patches.device)]
+
+
+def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
+    """Return the bags with their embeddings copied to the device."""
+    return [replace(bag, source=ResidentSource(load_piece(bag, slice(None), device))) for bag in bags]
+
+
+def read_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """Yield what ``make`` makes of each item, one ahead, in a thread; its errors are raised here."""
+    made: queue.Queue[tuple[bool, Any]] = queue.Queue(maxsize=1)
+    is_stopped = threading.Event()
+
+    def put(value: tuple[bool, Any]) -> bool:
+        while not is_stopped.is_set():
+            try:
+                made.put(value, timeout=0.1)
+            except queue.Full:
+                continue
+            return True
+        return False
+
+    def work() -> None:
+        try:
+            for item in items:
+                if not put((True, make(item))):
+                    return
+            put((False, None))
+        except BaseException as error:  # noqa: BLE001  # raised again by the reader
+            put((False, error))
+
+    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
+    thread.start()
+    try:
+        while True:
+            is_item, value = made.get()
+            if not is_item:
+                if value is not None:
+                    raise value
+                return
+            yield value
+    finally:
+        is_stopped.set()
+        thread.join()

@@ -1,0 +1,52 @@
+"""The workers that train together, and what they tell each other."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Group:
+    """The workers that train together; a group of one does not communicate."""
+
+    rank: int = 0
+    size: int = 1
+
+    @classmethod
+    def current(cls) -> "Group":
+        """Return this process's place in the torch process group, or a group of one."""
+        if not dist.is_initialized():
+            return cls()
+        return cls(dist.get_rank(), dist.get_world_size())
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum a tensor over the group, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's value, by rank."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Sum gradients over the group in one message; a parameter without one counts as zero."""
+        if self.size == 1:
+            return
+        present = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        flat = self.sum(torch.cat([gradient.flatten() for gradient in present]))
+        pieces = torch.split(flat, [p.numel() for p in parameters])
+        for parameter, piece in zip(parameters, pieces, strict=True):
+            parameter.grad = piece.view_as(parameter).clone()
+
+    def piece(self, count: int) -> tuple[int, int]:
+        """Return this worker's even piece of ``count`` things: start and stop."""
+        return count * self.rank // self.size, count * (self.rank + 1) // self.size

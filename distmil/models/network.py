@@ -1,0 +1,91 @@
+"""What every network over patch embeddings shares: a normaliser, the attention block's feature, and the classifier C1.
+
+Under autocast only the wide products run in half precision; scores and logits are fp32.
+
+T patches, B bags, E embedding, F feature, A attention, C classes.
+"""
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from distmil.config import ModelConfig
+from distmil.models.normaliser import Normaliser, feature_in_blocks
+from distmil.models.pooling import PooledPart, Pooling, pool, widen
+
+
+class Network(nn.Module):
+    """A normaliser, phi and C1. Subclasses say how patches are attended and pooled, and what they learn from."""
+
+    pooling: ClassVar[Pooling]
+    losses: ClassVar[frozenset[str]] = frozenset({"bag"})
+    """Losses that it can learn from."""
+    bag_loss_on_patches: ClassVar[bool] = False
+    """The bag loss is the mean over the bag's patches, each under the bag's label."""
+
+    def __init__(self, config: ModelConfig, *, embedding_dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.config = config
+        self.normaliser = Normaliser(embedding_dim)
+        self.input_dropout = nn.Dropout(config.input_dropout)
+        self.phi = nn.Linear(embedding_dim, config.feature_dim)
+        self.feature_dropout = nn.Dropout(config.dropout)
+        self.classifier = nn.Linear(config.feature_dim, num_classes)
+
+    def forward(self, embedding_TE: Tensor) -> tuple[Tensor, Tensor]:
+        """Return patch features, T x F, and raw attention scores, T, from raw embeddings, T x E."""
+        # The normaliser's factors go into the weights: F x E products in place of T x E.
+        weight_FE = self.input_dropout(self.normaliser.scale) * self.phi.weight
+        drop = self.feature_dropout.p if self.training else 0.0
+        if embedding_TE.requires_grad or embedding_TE.device.type != "cpu":
+            feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
+            feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
+        else:
+            feature_TF = feature_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
+        return feature_TF, self.attend(feature_TF)
+
+    def attend(self, feature_TF: Tensor) -> Tensor:
+        """Return raw attention scores, T."""
+        raise NotImplementedError
+
+    def patch_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+        """Return C1's logits of single patches, T x C."""
+        del attention_T
+        return exact(self.classifier, feature_TF)
+
+    def topk_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+        """Return the logits of single top-K patches, T x C; C1's, where there is no second classifier."""
+        return self.patch_logits(feature_TF, attention_T)
+
+    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, offsets: Tensor) -> Tensor:
+        """Return C1's logits of packed bags, B x C."""
+        return self.pooled_logits(pool(feature_TF, attention_T, offsets, self.pooling))
+
+    def pool_part(self, feature_TF: Tensor, attention_T: Tensor, bag_T: Tensor, *, num_bags: int) -> PooledPart:
+        """Return what some patches bring to their bags' vectors."""
+        return PooledPart.of(feature_TF, attention_T, bag_T, num_bags=num_bags, pooling=self.pooling)
+
+    def pooled_logits(self, bag_BF: Tensor) -> Tensor:
+        """Return C1's logits of bag vectors, B x C."""
+        return exact(self.classifier, bag_BF)
+
+
+class GatedNetwork(Network):
+    """Gated attention. Source: Ilse et al. 2018, equation 9, with both gates in one product."""
+
+    def __init__(self, config: ModelConfig, *, embedding_dim: int, num_classes: int) -> None:
+        super().__init__(config, embedding_dim=embedding_dim, num_classes=num_classes)
+        self.gates = nn.Linear(config.feature_dim, 2 * config.attention_dim)
+        self.score = nn.Linear(config.attention_dim, 1)
+
+    def attend(self, feature_TF: Tensor) -> Tensor:
+        """Return raw attention scores, T."""
+        value_TA, gate_TA = self.gates(feature_TF).chunk(2, dim=1)
+        return exact(self.score, value_TA.tanh() * gate_TA.sigmoid())[:, 0]
+
+
+def exact(layer: nn.Linear, values: Tensor) -> Tensor:
+    """Apply a layer in its own precision, whatever autocast says."""
+    with torch.autocast(values.device.type, enabled=False):
+        return nn.functional.linear(widen(values), layer.weight, layer.bias)

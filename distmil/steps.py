@@ -1,0 +1,295 @@
+"""One training step: the losses of a worker's share, packed into one pass, or of a giant bag in chunks, exactly.
+
+A step is planned for the whole group of workers. Each worker adds up the losses of its own bags divided by the group's
+totals, and gradients are summed over the group: the loss of n workers is the loss of one.
+
+A giant bag passes twice. The first pass, without gradients, pools its vector and finds its top-K patches; the bag loss
+then gives the vector's gradient g. The second recomputes each chunk and sends back what the chunk has of it: for
+F = sum_i s_i f_i with shares s = softmax(l), dF/df_i = s_i and dF/dl_i = s_i (f_i - F).
+
+T patches, B slide bags, N patches of the mixed bag, E embedding, F feature, C classes.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from distmil import losses
+from distmil.bags import Bag, Indices
+from distmil.batches import Batch, load_batch, load_piece, read_ahead
+from distmil.config import Config
+from distmil.errors import TrainingError
+from distmil.group import Group
+from distmil.learner import Learner
+from distmil.models.network import Network
+from distmil.models.pooling import PooledPart, bag_index, top_k_patches, top_k_size, widen
+from distmil.sampling import Step
+
+LOSSES = ("patch", "bag", "topk", "attention")
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the losses of a step are divided by: counts over the whole group."""
+
+    num_bags: int
+    num_mixed: int
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What a step's losses need beside the patches: the configuration, the totals, and what each class weighs."""
+
+    config: Config
+    totals: Totals
+    class_weight_C: Tensor | None
+
+    def of_bags(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
+        """Return the sum of slide losses over the group's bags, by class weight."""
+        if self.class_weight_C is not None:
+            loss_B = loss_B * self.class_weight_C.to(loss_B)[label_B]
+        return loss_B.sum() / self.totals.num_bags
+
+    def weigh(self, found: dict[str, Tensor]) -> Tensor:
+        """Return the weighted sum of losses."""
+        return torch.stack([getattr(self.config.losses, name) * value for name, value in found.items()]).sum()
+
+
+def train_step(
+    learner: Learner,
+    bags: Sequence[Bag],
+    step: Step,
+    config: Config,
+    group: Group,
+    *,
+    rate: float,
+    batch: Batch | None = None,
+    class_weight_C: Tensor | None = None,
+) -> dict[str, float]:
+    """Take one step and return the group's losses, each unweighted, and their weighted sum as ``loss``.
+
+    Args:
+        learner: What is trained.
+        bags: All training bags.
+        step: The group's step.
+        config: The configuration, with the loss weights of this step.
+        group: The workers.
+        rate: Share of the peak learning rate.
+        batch: This worker's share, if it is loaded already.
+        class_weight_C: What a slide of each class weighs; None: 1.
+
+    Raises:
+        TrainingError: If the loss is not finite, naming the slides of the step.
+    """
+    extra = 1 if config.bags.mixed_bag_loss and len(step.mixed_bag) else 0
+    aim = Aim(config, Totals(len(step.bags) + extra, len(step.mixed_bag)), class_weight_C)
+    batch = batch or load_batch(bags, step, share_of(step, bags, group), learner.device)
+    learner.optimizer.zero_grad(set_to_none=True)
+    values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
+    parts = []
+    if step.is_giant:
+        parts.append(GiantBag(learner, bags[step.bags[0]], step.samples.get(step.bags[0]), aim, group).backward())
+    if batch is not None:
+        with learner.autocast():
+            found = packed_losses(learner.head, learner.embed(batch.patches), batch, aim)
+        if found:
+            aim.weigh(found).backward()  # type: ignore[no-untyped-call]
+        parts.append(found)
+    for found in parts:
+        detached = {name: value.detach() for name, value in found.items()}
+        values += torch.stack([detached.get(name, values.new_zeros(())).to(values) for name in LOSSES]
+                              + [aim.weigh(detached).to(values) if detached else values.new_zeros(())])  # fmt: skip
+    numbers = group.sum(values).tolist()
+    if not math.isfinite(numbers[-1]):
+        involved = sorted({bags[i].slide_id for i in (*step.bags, *step.mixed_bag.tolist())})
+        raise TrainingError(
+            f"the loss is {numbers[-1]} in a step on slides {', '.join(involved[:20])}"
+            f"{' and more' if len(involved) > 20 else ''}; lower training.lr, or look at these slides' embeddings"
+        )
+    group.sum_gradients(learner.parameters)
+    learner.step(rate=rate, clip_norm=config.training.clip_norm)
+    return dict(zip([*LOSSES, "loss"], numbers, strict=True))
+
+
+def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
+    """Return what this worker takes whole of a step."""
+    return step.share(group.rank, group.size, [len(bag) for bag in bags])
+
+
+def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -> dict[str, Tensor]:
+    """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
+    feature_TF, attention_T = head(embedding_TE)
+    cut, weights, found = batch.num_bag_patches, aim.config.losses, {}
+    bag_feature_TF, feature_NF = feature_TF.split([cut, len(feature_TF) - cut])
+    bag_attention_T, attention_N = attention_T.split([cut, len(feature_TF) - cut])
+    if len(batch.label_B):
+        if weights.bag:
+            found["bag"] = bag_losses(head, bag_feature_TF, bag_attention_T, batch, aim)
+        if weights.topk:
+            chosen, bag_K = top_k_patches(bag_attention_T, batch.offsets, aim.config.bags.top_k)
+            found["topk"] = topk_losses(
+                head, bag_feature_TF[chosen], bag_attention_T[chosen], bag_K=bag_K, label_B=batch.label_B, aim=aim
+            )
+    if len(batch.target_NC):
+        for name, value in mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim).items():
+            found[name] = found[name] + value if name in found else value
+    return found
+
+
+def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: Aim) -> Tensor:
+    """Return L2 of packed bags: on their vectors, or on each of their patches, where the network learns so."""
+    if not head.bag_loss_on_patches:
+        logits_BC = head.bag_logits(feature_TF, attention_T, batch.offsets)
+        return aim.of_bags(losses.bag_loss(logits_BC, batch.label_B), batch.label_B)
+    bag_T = bag_index(batch.offsets)
+    loss_T = cross_entropy(head.patch_logits(feature_TF, attention_T), batch.label_B[bag_T], reduction="none")
+    total_B = loss_T.new_zeros(len(batch.label_B)).index_add(0, bag_T, loss_T)
+    return aim.of_bags(total_B / batch.offsets.diff(), batch.label_B)
+
+
+def topk_losses(
+    head: Network, feature_KF: Tensor, attention_K: Tensor, *, bag_K: Tensor, label_B: Tensor, aim: Aim
+) -> Tensor:
+    """Return L3 of the top-K patches of bags."""
+    if aim.config.model.topk_detach:
+        feature_KF, attention_K = feature_KF.detach(), attention_K.detach()
+    logits_KC = head.topk_logits(feature_KF, attention_K)
+    return aim.of_bags(losses.topk_loss(logits_KC, bag_K, label_B), label_B)
+
+
+def mixed_losses(
+    head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: Aim
+) -> dict[str, Tensor]:
+    """Return the active losses of the mixed bag: L1, L4, and its own L2 where that is wanted."""
+    weights, totals, found = aim.config.losses, aim.totals, {}
+    positive_N = 1 - target_NC[:, 0]
+    logits_NC = head.patch_logits(feature_NF, attention_N)
+    if weights.patch:
+        found["patch"] = losses.patch_loss(logits_NC, target_NC).sum() / totals.num_mixed
+    if weights.attention:
+        found["attention"] = losses.attention_loss(attention_N, logits_NC, positive_N).sum() / totals.num_mixed
+    if weights.bag and aim.config.bags.mixed_bag_loss:
+        offsets = torch.tensor([0, len(target_NC)], device=target_NC.device)
+        logits_C = head.bag_logits(feature_NF, attention_N, offsets)[0]
+        is_positive = bool((positive_N > 0).any())
+        found["bag"] = losses.mixed_bag_loss(logits_C, is_positive=is_positive) / totals.num_bags
+    return found
+
+
+class GiantBag:
+    """This worker's part in the losses of a bag that does not pass at once."""
+
+    def __init__(self, learner: Learner, bag: Bag, sample: Indices | None, aim: Aim, group: Group) -> None:
+        self._learner, self._bag, self._aim, self._group = learner, bag, aim, group
+        self._count = len(bag) if sample is None else len(sample)
+        self._label_B = torch.tensor([bag.label or 0], device=learner.device)
+        start, stop = group.piece(self._count)
+        cuts = np.linspace(start, stop, num=math.ceil((stop - start) / aim.config.bags.patches_per_step) + 1)
+        edges = cuts.round().astype(int).tolist()
+        spans = list(itertools.pairwise(edges))
+        self._start, self._spans = start, spans
+        self._pieces: list[Indices | slice] = [slice(a, b) if sample is None else sample[a:b] for a, b in spans]
+        self._sample = sample
+
+    def backward(self) -> dict[str, Tensor]:
+        """Add this worker's gradients of the bag's losses and return its share of their values."""
+        weights, found = self._aim.config.losses, {}
+        head = self._learner.head
+        is_pooled = bool(weights.bag) and not head.bag_loss_on_patches
+        if is_pooled or weights.topk:
+            part, attention_T = self._survey()
+        if is_pooled:
+            found["bag"] = self._pooled(part)
+        elif weights.bag:
+            found["bag"] = self._each_patch()
+        if weights.topk:
+            found["topk"] = self._topk(attention_T)
+        return found
+
+    def _forward(self, index: int, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Pass one chunk; a second time with the same dropout."""
+        learner = self._learner
+        with learner.seeded(self._group.rank, index), learner.autocast():
+            feature_TF, attention_T = learner.head(learner.embed(patches))
+        return feature_TF, attention_T
+
+    def _chunks(self) -> "enumerate[Tensor]":
+        device = self._learner.device
+        return enumerate(read_ahead(lambda piece: load_piece(self._bag, piece, device), self._pieces))
+
+    def _survey(self) -> tuple[PooledPart, Tensor]:
+        """Return the whole bag's pooled part, and the attention of this worker's patches."""
+        head, part, scores = self._learner.head, None, []
+        with torch.no_grad():
+            for index, patches in self._chunks():
+                feature_TF, attention_T = self._forward(index, patches)
+                mine = head.pool_part(feature_TF, attention_T, self._one_bag(attention_T), num_bags=1)
+                part = mine if part is None else part.merge(mine, head.pooling)
+                scores.append(widen(attention_T))
+        device = self._learner.device
+        parts = [found.to(device) for found in self._group.gather(part and part.to("cpu")) if found is not None]
+        whole = functools.reduce(lambda one, other: one.merge(other, head.pooling), parts)
+        return whole, torch.cat(scores) if scores else torch.empty(0, device=device)
+
+    def _pooled(self, part: PooledPart) -> Tensor:
+        """Send the bag loss back through every chunk."""
+        head, aim = self._learner.head, self._aim
+        vector_BF = part.vectors().detach().requires_grad_()
+        loss = aim.of_bags(losses.bag_loss(head.pooled_logits(vector_BF), self._label_B), self._label_B)
+        is_first = self._group.rank == 0  # the classifier's own gradient counts once
+        weight = aim.config.losses.bag
+        if is_first:
+            (weight * loss).backward()  # type: ignore[no-untyped-call]
+            assert vector_BF.grad is not None
+            gradient_BF = vector_BF.grad
+        else:
+            (gradient_BF,) = torch.autograd.grad(weight * loss, vector_BF)
+        for index, patches in self._chunks():
+            feature_TF, attention_T = self._forward(index, patches)
+            bag_T = self._one_bag(attention_T)
+            share_T = part.share(attention_T, bag_T, head.pooling)
+            along_T = widen(feature_TF) @ gradient_BF[0] - vector_BF.detach()[0] @ gradient_BF[0]
+            (share_T * along_T).sum().backward()  # type: ignore[no-untyped-call]
+        return loss.detach() if is_first else torch.zeros_like(loss)
+
+    def _each_patch(self) -> Tensor:
+        """Send back the loss of every patch under the bag's label."""
+        total = torch.zeros((), device=self._learner.device)
+        for index, patches in self._chunks():
+            feature_TF, attention_T = self._forward(index, patches)
+            logits_TC = self._learner.head.patch_logits(feature_TF, attention_T)
+            loss_T = cross_entropy(logits_TC, self._label_B.expand(len(logits_TC)), reduction="sum")
+            loss = self._aim.of_bags(loss_T[None] / self._count, self._label_B)
+            (self._aim.config.losses.bag * loss).backward()  # type: ignore[no-untyped-call]
+            total = total + loss.detach()
+        return total
+
+    def _topk(self, attention_T: Tensor) -> Tensor:
+        """Send back the loss of the whole bag's top-K patches, as far as they are this worker's."""
+        aim, learner = self._aim, self._learner
+        k = top_k_size(self._count, aim.config.bags.top_k)
+        best = attention_T.argsort(descending=True, stable=True)[:k].cpu()
+        mine = list(zip((-attention_T.cpu()[best]).tolist(), (best + self._start).tolist(), strict=True))
+        chosen = sorted(found for part in self._group.gather(mine) for found in part)[:k]
+        start, stop = self._start, self._start + len(attention_T)
+        own = np.array([place for _, place in chosen if start <= place < stop], np.int64)
+        if not len(own):
+            return torch.zeros((), device=learner.device)
+        patches = load_piece(self._bag, own if self._sample is None else self._sample[own], learner.device)
+        feature_KF, attention_K = self._forward(len(self._pieces), patches)
+        bag_K = self._one_bag(attention_K)
+        loss = topk_losses(learner.head, feature_KF, attention_K, bag_K=bag_K, label_B=self._label_B, aim=aim) * (
+            len(own) / k
+        )
+        (aim.config.losses.topk * loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def _one_bag(self, attention_T: Tensor) -> Tensor:
+        return torch.zeros(len(attention_T), dtype=torch.int64, device=attention_T.device)
