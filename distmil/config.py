@@ -267,11 +267,21 @@ class TrainingConfig(Section):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
     max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)
-    """Worker failures after which training gives up; each restart goes on from the last checkpoint."""
+    """Worker failures after which training gives up; each restart goes on from the last checkpoint. Nodes that are
+    taken away by announcement do not count; failures while a group starts count apart."""
     select_by: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "slide_auc"
     """Validation metric that early stopping and the choice of the epoch go by; `loss` where it is not known."""
     patience: int = Field(default=0, ge=0, le=100_000)
     """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"training.min_workers = {self.min_workers}: expected at most training.num_workers, "
+                f"which is {self.num_workers}"
+            )
+        return self
 
 
 class PredictionConfig(Section):

@@ -6,9 +6,10 @@ Unknown keys, wrong types and values out of range are refused together, each wit
 import difflib
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -104,7 +105,7 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 def _explain(item: dict[str, Any]) -> str:
     """Return one line for a validation error: the key, the value, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']"}]
+    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']", "[key]"}]
     key = ".".join(where)
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggest(where)}"
@@ -145,19 +146,22 @@ def _field(where: list[str]) -> FieldInfo | None:
 
 def _type_text(field: FieldInfo) -> str:
     """Return a field's type and bounds in words, such as `int >= 1 and <= 4096`."""
+    kinds = get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]
+    return " or ".join(_kind_text(kind) for kind in kinds) + _bounds_text(field)
+
+
+def _kind_text(kind: Any) -> str:
     words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    names = []
-    for kind in get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]:
-        choices = get_args(kind)
-        if kind in words:
-            names.append(words[kind])
-        elif choices and all(isinstance(choice, str) for choice in choices):
-            names.append(" | ".join(choices))
-        elif bool in choices:
-            names.append("auto | true | false")
-        else:
-            names.append("a list of text" if get_origin(kind) is list else "name: name pairs")
-    return " or ".join(names) + _bounds_text(field)
+    choices = get_args(kind)
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is Annotated:
+        return _kind_text(choices[0])
+    if get_origin(kind) is list:
+        return "a list of text"
+    if get_origin(kind) is dict:
+        return f"pairs of {_kind_text(choices[0])}: {_kind_text(choices[1])}"
+    return "auto | true | false" if bool in choices else " | ".join(choices)
 
 
 def _bounds_text(field: FieldInfo) -> str:
@@ -182,5 +186,5 @@ def describe_keys() -> str:
         for key, field in outer.annotation.model_fields.items():
             default = json.dumps(field.get_default(call_default_factory=True))
             lines.append(f"  {name}.{key}  ({_type_text(field)}; default {default})")
-            lines.append(f"      {field.description}")
+            lines.append(textwrap.indent(field.description or "", 6 * " "))
     return "\n".join(lines).strip()

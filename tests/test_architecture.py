@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["distmil"],
     ["distmil.errors"],
-    ["distmil.config", "distmil.tables"],
+    ["distmil.config", "distmil.tables", "distmil.memory"],
     ["distmil.configfile", "distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [

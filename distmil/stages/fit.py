@@ -22,10 +22,22 @@ from distmil.tracking import Tracker
 POLL_S = 1.0
 REPORT_INTERVAL_S = 0.2
 COLLECTIVE_TIMEOUT_S = 300
+RESIZE_INTERVAL_S = 60.0
+# An elastic group starts only where nodes are ready, but what Ray knows of them may be 20 s old. A wait for a node that
+# is gone is given up soon, and says nothing about what is wrong; until its nodes are ready a group waits without limit.
+ELASTIC_START_TIMEOUT_S = 15
+ELASTIC_STARTS = 100
+CLUSTER_STARTS = 3
 
 
 def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> History:
-    """Run the worker group to the end of training and return the history."""
+    """Run the worker group to the end of training and return the history.
+
+    Raises:
+        ConfigError: If what workers need is not there.
+        TrainingError: If the loss is not finite, or the group failed more often than it may.
+        StorageError: If the store cannot be written or read.
+    """
     done = read_history(job.store, run)
     if done is not None and is_finished(done, config):
         job.console.note(f"run {run} is trained already ({len(done.rows)} epochs)")
@@ -33,48 +45,87 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if done is not None:
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
     start_ray()
-    is_gpu = wants_gpu(config)
-    resources = _resources(config, is_gpu=is_gpu)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(config.training.start_timeout_s)
-    # Workers wait in report() for the controller to look; its default of 2 s would be most of a short epoch.
-    if not is_autoscaling():
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_INTERVAL_S))
-    # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
-    job.store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
-    trainer = TorchTrainer(
-        train_worker,
-        train_loop_config={
-            "config": config.model_dump(), "run": run, "root": job.store.root, "spec": vars(spec), "is_gpu": is_gpu,
-        },
-        torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.training.num_workers, use_gpu=is_gpu, resources_per_worker=resources
-        ),
-        run_config=ray.train.RunConfig(
-            name=run,
-            storage_path=job.store.path("ray-train"),
-            failure_config=ray.train.FailureConfig(
-                max_failures=config.training.max_failures, controller_failure_limit=3 if is_autoscaling() else 0
-            ),
-            callbacks=[MetricsCallback(tracker)],
-        ),
-    )  # fmt: skip
-    job.console.note(
-        f"training {run}: {config.training.num_workers} worker(s) on {'GPU' if is_gpu else 'CPU'}, "
-        f"{config.training.epochs} epochs"
-    )
+    trainer = _make_trainer(job, config, run, spec, tracker)
     with _epochs_shown(job, run, config):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
-    if result.return_value and result.return_value.get("error"):
-        raise TrainingError(result.return_value["error"])
+    if failure := (result.return_value or {}).get("error"):
+        raise failure
     history = read_history(job.store, run)
     if history is None:
         raise TrainingError(f"run {run} left no checkpoint")
     return history
+
+
+def _make_trainer(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> TorchTrainer:
+    is_gpu = wants_gpu(config)
+    resources = _resources(config, is_gpu=is_gpu)
+    _set_environment(config)
+    # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
+    job.store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
+    fewest, most = config.training.min_workers, config.training.num_workers
+    count = f"{most}" if fewest is None else f"{fewest} to {most}"
+    job.console.note(
+        f"training {run}: {count} worker(s) on {'GPU' if is_gpu else 'CPU'}, {config.training.epochs} epochs"
+    )
+    return TorchTrainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(), "run": run, "root": job.store.root, "spec": vars(spec), "is_gpu": is_gpu,
+            "threads": int(resources["CPU"]),
+        },
+        torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),
+        run_config=ray.train.RunConfig(
+            name=run,
+            storage_path=job.store.path("ray-train"),
+            failure_config=_failure_config(config),
+            callbacks=[MetricsCallback(tracker)],
+        ),
+    )  # fmt: skip
+
+
+def _scaling_config(config: Config, resources: dict[str, float], *, is_gpu: bool) -> ray.train.ScalingConfig:
+    """Return how many workers there are, and how often an elastic group looks whether there could be more."""
+    fewest, most = config.training.min_workers, config.training.num_workers
+    return ray.train.ScalingConfig(
+        num_workers=most if fewest is None else (fewest, most),
+        use_gpu=is_gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+    )
+
+
+def _failure_config(config: Config) -> ray.train.FailureConfig:
+    """Return how often training starts again.
+
+    Nodes that are taken away by announcement do not count. What Ray calls failures of the controller are failures
+    while a group starts, as when a worker dies before its first step: they count apart, by the same limit.
+    """
+    limit = config.training.max_failures
+    starts = max(limit, CLUSTER_STARTS) if _is_cluster() else limit
+    if config.training.min_workers is not None:
+        starts = ELASTIC_STARTS
+    return ray.train.FailureConfig(max_failures=limit, max_preemption_failures=-1, controller_failure_limit=starts)
+
+
+def _is_cluster() -> bool:
+    """Return whether nodes may come and go."""
+    return is_autoscaling() or len(ray.nodes()) > 1
+
+
+def _set_environment(config: Config) -> None:
+    """Set what Ray Train reads from the environment alone."""
+    timeout_s = config.training.start_timeout_s
+    if config.training.min_workers is not None:
+        timeout_s = min(timeout_s, ELASTIC_START_TIMEOUT_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_s)
+    # Workers wait in report() for the controller to look; its default of 2 s would be most of a short epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_INTERVAL_S))
+    if not _is_cluster():  # nothing is taken away by announcement
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
 def _resources(config: Config, *, is_gpu: bool) -> dict[str, float]:
@@ -83,18 +134,27 @@ def _resources(config: Config, *, is_gpu: bool) -> dict[str, float]:
     Raises:
         ConfigError: If a cluster that cannot grow does not have it.
     """
-    workers, have = config.training.num_workers, ray.cluster_resources()
-    cores = 1 if is_gpu or is_autoscaling() else max(1, int(have.get("CPU", 1)) // workers)
-    wanted = {"CPU": float(cores)} | ({"GPU": 1.0} if is_gpu else {})
+    most = config.training.num_workers
+    needed = config.training.min_workers or most
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in nodes]
+    each = 1 if is_gpu or is_autoscaling() else _cores_each(cores, most)
+    wanted = {"CPU": float(each)} | ({"GPU": 1.0} if is_gpu else {})
     if not is_autoscaling():
         for name, amount in wanted.items():
-            if have.get(name, 0) < amount * workers:
+            have = sum(node.get(name, 0) for node in nodes)
+            if have < amount * needed:
                 raise ConfigError(
-                    f"training.num_workers = {workers}: needs {amount * workers:g} {name}, "
-                    f"this machine or cluster has {have.get(name, 0):g}"
+                    f"training.{'num' if needed == most else 'min'}_workers = {needed}: needs {amount * needed:g} "
+                    f"{name}, this machine or cluster has {have:g}"
                     + ("; set training.use_gpu=auto or false" if name == "GPU" else "")
                 )
     return wanted
+
+
+def _cores_each(cores: Sequence[int], workers: int) -> int:
+    """Return the most cores that each worker can have on nodes of so many, at least one."""
+    return next((each for each in range(max(cores), 1, -1) if sum(n // each for n in cores) >= workers), 1)
 
 
 @contextmanager

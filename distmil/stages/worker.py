@@ -1,37 +1,87 @@
 """What runs in each training worker."""
 
 import time
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
 
 import ray.train
 import ray.train.torch
 import torch
 
-from distmil.bags import BagEntry, open_bag
+from distmil.bags import Bag, BagEntry, open_bag
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec, load_trainable
 from distmil.engine import History, evaluate, keep_resident, train_epoch
-from distmil.errors import DistmilError
+from distmil.errors import DistmilError, TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.memory import keep_freed_memory
 from distmil.models.baselines import make_network
 from distmil.sampling import StepPlanner
 from distmil.storage import Store
 
+Result = TypeVar("Result")
+
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """Train on one worker: every worker holds the same plan and takes its share of each step."""
+    """Train on one worker: every worker holds the same plan and takes its share of each step.
+
+    What is wrong for the whole group is returned, for every retry would end in it as well. What a worker meets alone,
+    in the middle of a step, is raised: the others wait for it, and only its failure ends them.
+    """
     config, store, run = build_config(settings["config"]), Store(settings["root"]), settings["run"]
-    try:
-        return _run_epochs(config, store, run, EncoderSpec(**settings["spec"]), is_gpu=settings["is_gpu"])
-    except DistmilError as error:  # the same on every worker, and on every retry
-        return {"error": str(error)}
-
-
-def _run_epochs(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> dict[str, Any]:
+    torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
+    if not settings["is_gpu"]:
+        keep_freed_memory()
     group = Group.current()
+    try:
+        return _run_epochs(config, store, run, EncoderSpec(**settings["spec"]), group, is_gpu=settings["is_gpu"])
+    except GroupFailed as failed:
+        return {"error": failed.__cause__}
+    except DistmilError as error:
+        if group.size > 1 and not isinstance(error, TrainingError):
+            raise
+        return {"error": error}
+
+
+class GroupFailed(Exception):
+    """Every worker knows of the failure that is this one's cause."""
+
+
+def together(group: Group, work: Callable[[], Result]) -> Result:
+    """Do something on every worker at once, and fail on all of them where it fails on one.
+
+    Raises:
+        GroupFailed: From the first worker's failure.
+    """
+    failure: DistmilError | None = None
+    try:
+        result = work()
+    except DistmilError as error:
+        failure = error
+    first = next((found for found in group.gather(failure) if found is not None), None)
+    if first is not None:
+        raise GroupFailed from first
+    return result
+
+
+@dataclass
+class Opened:
+    """What a worker trains, and on what."""
+
+    learner: Learner
+    planner: StepPlanner
+    learning: list[Bag]
+    judging: list[Bag]
+    history: History
+
+
+def _open_run(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> Opened:
+    """Open the bags and go on from the latest checkpoint."""
     device = ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
     entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
     classes = len(config.cohort.classes)
@@ -46,18 +96,29 @@ def _run_epochs(config: Config, store: Store, run: str, spec: EncoderSpec, *, is
     if history is None:
         history = History()
         fit_normaliser(learner, learning, seed=config.training.seed, batch_size=config.encoder.batch_size)
-    learning = keep_resident(learning, config, device)
+    return Opened(learner, planner, keep_resident(learning, config, device), judging, history)
+
+
+def _run_epochs(
+    config: Config, store: Store, run: str, spec: EncoderSpec, group: Group, *, is_gpu: bool
+) -> dict[str, Any]:
+    opened = together(group, lambda: _open_run(config, store, run, spec, is_gpu=is_gpu))
+    learner, history = opened.learner, opened.history
     while not is_finished(history, config):
         started = time.monotonic()
         epoch = len(history.rows)
-        losses = train_epoch(learner, learning, planner, config, epoch=epoch, group=group)
+        losses = train_epoch(learner, opened.learning, opened.planner, config, epoch=epoch, group=group)
         row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
-        row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=group).items()}
+        row |= {f"val_{name}": value for name, value in evaluate(learner, opened.judging, config, group=group).items()}
         is_best = history.add(row, select_by=config.training.select_by)
-        if group.rank == 0:
-            save_checkpoint(store, run, learner, history, is_best=is_best)
+        save = partial(save_checkpoint, store, run, learner, history, is_best=is_best)
+        together(group, save if group.rank == 0 else _nothing)
         ray.train.report({**row, "epoch": epoch, "epoch_s": time.monotonic() - started})
     return {"epochs": len(history.rows)}
+
+
+def _nothing() -> None:
+    """Leave it to rank 0."""
 
 
 def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:

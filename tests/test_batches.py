@@ -1,0 +1,76 @@
+"""Batches: what a step reads, read ahead or resident."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from distmil.batches import load_batch, make_resident, read_ahead
+from distmil.sampling import MIXED, Step
+from tests.bagmaking import make_bag
+
+CPU = torch.device("cpu")
+
+
+def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
+    bags = [make_bag(i, size=20 + i) for i in range(4)]
+    step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]))
+    batch = load_batch(bags, step, [2, 0, MIXED], CPU)
+    assert batch is not None
+    assert batch.offsets.tolist() == [0, 22, 25]
+    assert batch.label_B.tolist() == [0, 0]
+    assert batch.num_bag_patches == 25
+    rows = [bags[2].source.take(slice(None)), bags[0].source.take(np.array([1, 5, 7]))]
+    np.testing.assert_array_equal(batch.patches[:25].numpy(), np.concatenate(rows))
+    drawn = {(1, 0), (3, 4), (3, 2)}
+    for patch, target in zip(batch.patches[25:].numpy(), batch.target_NC.numpy(), strict=True):
+        where = [(b, p) for b, p in drawn if np.array_equal(bags[b].source.take(np.array([p]))[0], patch)]
+        assert len(where) == 1
+        drawn.remove(where[0])
+        np.testing.assert_array_equal(target, bags[where[0][0]].target_NC[where[0][1]])
+    assert not drawn
+
+
+def test_resident_bags_give_the_same_batches() -> None:
+    bags = [make_bag(i, size=30 + i) for i in range(4)]
+    step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]))
+    here = load_batch(bags, step, [2, 0, MIXED], CPU)
+    resident = load_batch(make_resident(bags, CPU), step, [2, 0, MIXED], CPU)
+    assert here is not None
+    assert resident is not None
+    assert torch.equal(here.patches, resident.patches)
+    assert torch.equal(here.target_NC, resident.target_NC)
+
+
+def test_reading_ahead_keeps_the_order_and_makes_one_ahead_at_most() -> None:
+    made: list[int] = []
+
+    def make(item: int) -> int:
+        made.append(item)
+        return item * item
+
+    found = []
+    for value in read_ahead(make, range(10)):
+        time.sleep(0.01)
+        found.append(value)
+        assert len(made) <= len(found) + 2  # one waits in the queue, one is being handed over
+    assert found == [i * i for i in range(10)]
+
+
+def test_an_error_while_reading_ahead_is_raised_where_it_is_read() -> None:
+    def make(item: int) -> int:
+        if item == 2:
+            raise OSError("the disk is gone")
+        return item
+
+    found = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        found += read_ahead(make, range(5))
+    threads = threading.active_count()
+    for value in read_ahead(make, range(2)):
+        assert value == 0
+        break  # the thread ends with the reader
+    time.sleep(0.3)
+    assert threading.active_count() <= threads
