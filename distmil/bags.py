@@ -38,7 +38,7 @@ class PatchSource(Protocol):
 class EmbeddingSource:
     """Embedding shards of one slide, memory-mapped."""
 
-    parts: Sequence[NDArray[np.float16]]
+    parts: Sequence[NDArray[np.floating[Any]]]
 
     @cached_property
     def _starts(self) -> Indices:
@@ -47,7 +47,7 @@ class EmbeddingSource:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def take(self, indices: Indices | slice) -> NDArray[np.float16]:
+    def take(self, indices: Indices | slice) -> NDArray[np.floating[Any]]:
         """Return embeddings, N x E; a slice of one shard is not copied."""
         if isinstance(indices, slice):
             start, stop, _ = indices.indices(len(self))
@@ -56,7 +56,7 @@ class EmbeddingSource:
                 for part, begin in zip(self.parts, self._starts, strict=False)
             ]
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        chosen = np.empty((len(indices), self.parts[0].shape[1]), np.float16)
+        chosen = np.empty((len(indices), self.parts[0].shape[1]), self.parts[0].dtype)
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         for part in np.unique(part_of):
             where = part_of == part
