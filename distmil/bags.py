@@ -227,5 +227,5 @@ def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
 
 def _matrix(table: pa.Table) -> NDArray[np.float16]:
     """Return the embeddings of a shard, N x E, without a copy."""
-    column = table["embedding"].combine_chunks()
+    (column,) = table["embedding"].chunks  # one record batch a shard; combining even one chunk would copy it
     return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)

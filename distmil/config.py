@@ -173,7 +173,7 @@ class BagsConfig(Section):
     """Patches of highest attention that take the slide's label; at most a tenth of the bag, at least one."""
     mixed_bag_loss: bool = False
     """Put the bag loss on the mixed bag as well."""
-    slides_per_step: int = Field(default=8, ge=1, le=65_536)
+    slides_per_step: int = Field(default=4, ge=1, le=65_536)
     """Most slide bags in a step."""
     patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
     """Most slide-bag patches that pass through the network at once; a larger bag is trained on in chunks, exactly."""

@@ -38,19 +38,23 @@ def test_a_single_shard_is_not_copied() -> None:
 
 @pytest.mark.parametrize("slides_per_step", [1, 3, 8])
 @pytest.mark.parametrize("patches_per_step", [40, 100, 10_000])
-def test_every_bag_is_seen_once_an_epoch_within_the_budget(slides_per_step: int, patches_per_step: int) -> None:
+@pytest.mark.parametrize("sample", [0, 30])
+def test_every_bag_is_seen_once_an_epoch_within_the_budget(
+    slides_per_step: int, patches_per_step: int, sample: int
+) -> None:
     bags = make_bags(17)
-    plan = planner(bags, slides_per_step=slides_per_step, patches_per_step=patches_per_step)
+    plan = planner(bags, slides_per_step=slides_per_step, patches_per_step=patches_per_step, sample=sample)
     for epoch in range(3):
         steps = list(plan.steps(epoch, with_mixed=True))
         assert Counter(i for step in steps for i in step.bags) == Counter(range(17))
         for step in steps:
             assert 1 <= len(step.bags) <= slides_per_step
             sizes = [len(step.samples.get(i, range(len(bags[i])))) for i in step.bags]
-            assert sum(sizes) <= patches_per_step
-            for i, sample in step.samples.items():
-                assert len(sample) == patches_per_step < len(bags[i])
-                assert len(set(sample.tolist())) == len(sample)
+            assert step.is_giant == (sum(sizes) > patches_per_step)
+            assert not step.is_giant or len(step.bags) == 1
+            assert all((len(bags[i]) > sample > 0) == (i in step.samples) for i in step.bags)
+            for drawn in step.samples.values():
+                assert len(drawn) == len(set(drawn.tolist())) == sample
 
 
 def test_steps_follow_from_the_seed_and_the_epoch() -> None:
@@ -164,6 +168,21 @@ def test_an_opened_bag_knows_three_states(tmp_path: Path) -> None:
     soft = open_bag(store, entry, num_classes=2, form="fraction")
     assert soft.target_NC[1].tolist() == [0.75, 0.25]
     assert soft.label_N.tolist() == bag.label_N.tolist()
+
+
+def test_opening_a_bag_leaves_its_embeddings_in_the_file(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    rows, width = 500, 256
+    place = pa.array(np.arange(rows, dtype=np.int32))
+    flat = pa.array(np.ones(rows * width, np.float16))
+    columns = [pa.array(["s"] * rows), place, place, place, pa.FixedSizeListArray.from_arrays(flat, width)]
+    shard = to_ipc(pa.Table.from_arrays(columns, schema=embeddings_schema(width)))
+    part = store.write_part("embeddings/s", "part-00000.arrow", shard, rows=rows)
+    entry = BagEntry("s", 1, "train", False, "embeddings/s", (part,), None)
+    before = pa.total_allocated_bytes()
+    bag = open_bag(store, entry, num_classes=2, form="class")
+    assert pa.total_allocated_bytes() - before < rows * width  # half of what the embeddings take
+    assert bag.source.take(slice(None)).shape == (rows, width)
 
 
 def test_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
