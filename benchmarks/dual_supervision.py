@@ -29,16 +29,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from benchmarks.inprocess import spread, train_here
 from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.configfile import build_config
-from distmil.engine import active_config, train_epoch
-from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.learner import Learner
 from distmil.metrics import PATCH_SCORES, auc, average_precision
-from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
 from distmil.scoring import READ_OUTS, BagScores, score_bag
 
 COLUMNS = [
@@ -82,17 +79,8 @@ def nest(overrides: dict[str, Any]) -> dict[str, Any]:
 
 def train(bags: Sequence[Bag], config: Config) -> tuple[Learner, Config]:
     """Train to the last epoch in this process."""
-    planner = StepPlanner(bags, config.bags, num_classes=2, seed=config.training.seed, epochs=config.training.epochs)
-    config, _ = active_config(config, planner)
     torch.manual_seed(config.training.seed)
-    dimension = bags[0].source.take(slice(0, 1)).shape[1]
-    head = make_network(config.model, embedding_dim=dimension, num_classes=2)
-    learner = make_learner(config, head, None, torch.device("cpu"))
-    fit_normaliser(learner, bags, seed=config.training.seed, batch_size=4096)
-    for epoch in range(config.training.epochs):
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
-    learner.judging.train(False)
-    return learner, config
+    return train_here(bags, config, embedding_dim=bags[0].source.take(slice(0, 1)).shape[1])
 
 
 def score(learner: Learner, bag: Bag, config: Config) -> BagScores:
@@ -184,14 +172,9 @@ def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace)
             for column, value in row.items():
                 rows.setdefault(column, []).append(value)
             if len(rows["seconds"]) == options.seeds:
-                print(f"| {name} | " + " | ".join(_cell(rows[column]) for column in [*COLUMNS, "seconds"]) + " |",
+                print(f"| {name} | " + " | ".join(spread(rows[column]) for column in [*COLUMNS, "seconds"]) + " |",
                       flush=True)  # fmt: skip
     return found
-
-
-def _cell(values: Sequence[float]) -> str:
-    spread = np.std(values, ddof=1) if len(values) > 1 else 0.0
-    return f"{np.mean(values):.3f} ± {spread:.3f}"
 
 
 def parse_settings(texts: Sequence[str], share: float) -> list[Setting]:

@@ -24,8 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import mnistbags
-from benchmarks.mnistbags import ArraySource, Sections, merged, train_learner
-from distmil.bags import Bag
+from benchmarks.inprocess import train_here
+from benchmarks.mnistbags import Sections, merged
+from distmil.bags import Bag, EmbeddingSource
 from distmil.engine import evaluate
 from distmil.group import Group
 
@@ -57,7 +58,7 @@ def read_bags(path: Path) -> tuple[list[Bag], NDArray[np.bool_]]:
         features, bag_of, labels, folds = (arrays[name] for name in ("X", "bag", "y", "folds_train_mask"))
     bags = []
     for i, label in enumerate(labels.tolist()):
-        source = ArraySource(features[bag_of == i].astype(np.float32))
+        source = EmbeddingSource([features[bag_of == i].astype(np.float32)])
         unknown_NC = np.full((len(source), 2), np.nan, np.float32)
         bags.append(Bag(f"bag-{i:03d}", int(label), source, np.full(len(source), -1, np.int8), unknown_NC))
     return bags, folds.astype(bool)
@@ -71,7 +72,7 @@ def score_fold(
     train = [bag for bag, inside in zip(bags, is_train, strict=True) if inside]
     test = [bag for bag, inside in zip(bags, is_train, strict=True) if not inside]
     torch.manual_seed(seed)
-    learner = train_learner(config, train, embedding_dim=train[0].source.take(slice(0, 1)).shape[1])
+    learner, _ = train_here(train, config, embedding_dim=train[0].source.take(slice(0, 1)).shape[1])
     found = evaluate(learner, test, config, group=Group())
     return {"accuracy": float(found["slide_accuracy"] or 0), "auc": float(found["slide_auc"] or np.nan)}
 

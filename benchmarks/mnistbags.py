@@ -7,10 +7,8 @@ T patches, N patches of a bag, E embedding.
 """
 
 import itertools
-import statistics
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from distmil.bags import Bag, Indices
+from benchmarks.inprocess import spread, train_here
+from distmil.bags import Bag, EmbeddingSource, Indices
 from distmil.config import Config
 from distmil.configfile import build_config
-from distmil.engine import active_config, evaluate, train_epoch
+from distmil.engine import evaluate
 from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
-from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
 
 Sections = dict[str, dict[str, Any]]
 
@@ -57,20 +53,6 @@ MODELS: dict[str, tuple[Sections, bool]] = {
 COLUMNS = ("slide_auc", "patch_auc_attention", "patch_auc_probability", "patch_auc_fused")
 
 
-@dataclass(frozen=True)
-class ArraySource:
-    """A bag's patches in one array, of any type: embeddings N x E, or pixels N x H x W x C."""
-
-    patches: NDArray[Any]
-
-    def __len__(self) -> int:
-        return len(self.patches)
-
-    def take(self, indices: Indices | slice) -> NDArray[Any]:
-        """Return the chosen patches."""
-        return self.patches[indices]
-
-
 class LeNet(nn.Module):
     """Both convolutions of Ilse et al. 2018, table 8: pixels T x 28 x 28 x 1 to T x 800; the rest is the head's."""
 
@@ -93,30 +75,6 @@ def merged(*parts: Sections, **sections: dict[str, Any]) -> Config:
         for name, section in part.items():
             values[name] = {**values.get(name, {}), **section}
     return build_config(values)
-
-
-def train_learner(
-    config: Config, bags: Sequence[Bag], *, embedding_dim: int, encoder: nn.Module | None = None, normalise: bool = True
-) -> Learner:
-    """Train a network from scratch by the library's own engine, to the last epoch, and return it.
-
-    Args:
-        config: The configuration; its seed decides initialisation, order, draws and dropout.
-        bags: Training bags.
-        embedding_dim: Width of the embeddings.
-        encoder: What makes them from pixels, already initialised; None: the bags hold them.
-        normalise: Fit the head's normaliser on the training patches before the first step.
-    """
-    head = make_network(config.model, embedding_dim=embedding_dim, num_classes=2)
-    learner = make_learner(config, head, encoder, torch.device("cpu"))
-    if normalise:
-        fit_normaliser(learner, bags, seed=config.training.seed, batch_size=1024)
-    epochs = config.training.epochs
-    planner = StepPlanner(bags, config.bags, num_classes=2, seed=config.training.seed, epochs=epochs)
-    config, _ = active_config(config, planner)
-    for epoch in range(epochs):
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
-    return learner
 
 
 def draw_digits(digits: NDArray[np.uint8], count: int, generator: np.random.Generator) -> list[Indices]:
@@ -158,7 +116,7 @@ def make_bags(
         target_NC = np.full((len(chosen), 2), np.nan, np.float32)
         if is_known:
             target_NC = np.eye(2, dtype=np.float32)[label_N]
-        source = ArraySource(pixels[chosen][..., None])
+        source = EmbeddingSource([pixels[chosen][..., None]])
         bags.append(Bag(f"bag-{i:04d}", int(is_target_N.any()), source, label_N, target_NC))
     return bags
 
@@ -169,7 +127,7 @@ def run_once(
     """Train encoder and head on some bags and return the measures of others."""
     config = merged({"training": {"epochs": PASSES // len(train)}}, *settings, training={"seed": seed})
     torch.manual_seed(seed)
-    learner = train_learner(config, train, embedding_dim=EMBEDDING, encoder=LeNet(), normalise=normalise)
+    learner, _ = train_here(train, config, embedding_dim=EMBEDDING, encoder=LeNet(), normalise=normalise)
     found = evaluate(learner, test, config, group=Group())
     return {name: float(found[name] or 0) for name in (*COLUMNS, "slide_accuracy", "slide_auc_max")}
 
@@ -209,8 +167,3 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             cells = [spread([row[column] for row in chosen]) for column in COLUMNS]
             lines.append(f"| {size} | {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation as text."""
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"

@@ -36,9 +36,9 @@ class PatchSource(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingSource:
-    """Embedding shards of one slide, memory-mapped."""
+    """Shards of one slide's embeddings, memory-mapped; or arrays of any patches."""
 
-    parts: Sequence[NDArray[np.floating[Any]]]
+    parts: Sequence[NDArray[Any]]
 
     @cached_property
     def _starts(self) -> Indices:
@@ -56,7 +56,7 @@ class EmbeddingSource:
                 for part, begin in zip(self.parts, self._starts, strict=False)
             ]
             return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-        chosen = np.empty((len(indices), self.parts[0].shape[1]), self.parts[0].dtype)
+        chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         for part in np.unique(part_of):
             where = part_of == part

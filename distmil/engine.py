@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distmil.bags import Bag
 from distmil.batches import Batch, load_batch, make_resident, read_ahead
-from distmil.config import Config, LossesConfig
+from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, embed, learning_rate, mix_seed
@@ -40,6 +40,7 @@ def train_epoch(
     torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank))
     learner.train()
     steps = list(planner.steps(epoch, with_mixed=uses_patch_labels(config)))
+    class_weight_C = class_weights(config, planner)
     rows = []
     for i, (step, batch) in enumerate(_loaded(steps, bags, learner, group)):
         progress = epoch + i / len(steps)
@@ -47,11 +48,11 @@ def train_epoch(
             learner,
             bags,
             step,
-            config.model_copy(update={"losses": ramped(config.losses, progress)}),
+            ramped(config, progress),
             group,
             rate=learning_rate(config, progress, learner),
             batch=batch,
-            class_weight_C=class_weights(config, planner),
+            class_weight_C=class_weight_C,
         )
         rows.append(row)
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
@@ -68,12 +69,13 @@ def _loaded(
     return read_ahead(load, steps)
 
 
-def ramped(weights: LossesConfig, progress: float) -> LossesConfig:
-    """Return the loss weights after some epochs, with a fraction: those with a ramp grow from 0."""
+def ramped(config: Config, progress: float) -> Config:
+    """Return the configuration after some epochs, with a fraction: loss weights with a ramp grow from 0."""
+    weights = config.losses
     grown: dict[str, float] = {
         name: getattr(weights, name) * min(1.0, progress / epochs) for name, epochs in weights.ramp.items() if epochs
     }
-    return weights.model_copy(update=grown)
+    return config.model_copy(update={"losses": weights.model_copy(update=grown)}) if grown else config
 
 
 def class_weights(config: Config, planner: StepPlanner) -> Tensor | None:

@@ -69,9 +69,9 @@ def test_a_baseline_whose_only_loss_is_off_is_refused() -> None:
 
 
 def test_weights_of_a_ramp_grow_from_nothing() -> None:
-    weights = small_config(losses={"attention": 0.5, "ramp": {"attention": 4, "topk": 0}}).losses
-    assert [ramped(weights, epoch).attention for epoch in (0, 1, 2, 4, 9)] == [0, 0.125, 0.25, 0.5, 0.5]
-    assert ramped(weights, 0).topk == ramped(weights, 0).bag == 1
+    config = small_config(losses={"attention": 0.5, "ramp": {"attention": 4, "topk": 0}})
+    assert [ramped(config, epoch).losses.attention for epoch in (0, 1, 2, 4, 9)] == [0, 0.125, 0.25, 0.5, 0.5]
+    assert ramped(config, 0).losses.topk == ramped(config, 0).losses.bag == 1
 
 
 def test_class_weights_balance_the_classes() -> None:

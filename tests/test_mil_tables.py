@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.inprocess import train_here
 from benchmarks.mil_tables import SETTINGS, read_bags, score_fold, summary
-from benchmarks.mnistbags import EMBEDDING, LeNet, draw_digits, make_bags, merged, train_learner
+from benchmarks.mnistbags import EMBEDDING, LeNet, draw_digits, make_bags, merged
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.engine import evaluate
@@ -94,6 +95,6 @@ def test_the_encoder_learns_with_the_head() -> None:
     torch.manual_seed(0)
     encoder = LeNet()
     before = encoder.layers[0].weight.detach().clone()
-    learner = train_learner(config, train, embedding_dim=EMBEDDING, encoder=encoder, normalise=False)
+    learner, _ = train_here(train, config, embedding_dim=EMBEDDING, encoder=encoder, normalise=False)
     assert not bool((encoder.layers[0].weight == before).all())
     assert (evaluate(learner, test, config, group=Group())["patch_auc_fused"] or 0) > 0.95

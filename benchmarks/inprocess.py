@@ -1,0 +1,45 @@
+"""Training in this process by the library's own engine, to the last epoch; and figures over seeds as text."""
+
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from distmil.bags import Bag
+from distmil.config import Config
+from distmil.engine import active_config, train_epoch
+from distmil.group import Group
+from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.models.baselines import make_network
+from distmil.sampling import StepPlanner
+
+
+def train_here(
+    bags: Sequence[Bag], config: Config, *, embedding_dim: int, encoder: nn.Module | None = None, normalise: bool = True
+) -> tuple[Learner, Config]:
+    """Train a network from scratch and return it, and the configuration with the losses that were active.
+
+    Args:
+        bags: Training bags.
+        config: The configuration; its seed decides order and draws, torch's own state the initialisation.
+        embedding_dim: Width of the embeddings.
+        encoder: What makes them from pixels, already initialised; None: the bags hold them.
+        normalise: Fit the head's normaliser on the training patches before the first step.
+    """
+    training = config.training
+    planner = StepPlanner(bags, config.bags, num_classes=2, seed=training.seed, epochs=training.epochs)
+    config, _ = active_config(config, planner)
+    head = make_network(config.model, embedding_dim=embedding_dim, num_classes=2)
+    learner = make_learner(config, head, encoder, torch.device("cpu"))
+    if normalise:
+        fit_normaliser(learner, bags, seed=training.seed, batch_size=4096)
+    for epoch in range(training.epochs):
+        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
+    learner.judging.train(False)
+    return learner, config
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return mean and standard deviation as text."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values) if len(values) > 1 else 0.0:.3f}"
