@@ -50,8 +50,8 @@ from benchmarks.trainingruns import (
 from distmil.bags import BagEntry
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from distmil.engine import History
+from distmil.runs import new_learner
 from distmil.stages import fit as fitting
-from distmil.stages.worker import new_learner
 from distmil.storage import Store
 
 COUNTS = {"kills": 30, "nodes": 5, "drains": 5, "checkpoints": 100}

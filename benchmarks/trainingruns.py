@@ -23,9 +23,10 @@ from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.console import Console
 from distmil.encoders import EncoderSpec
+from distmil.runs import new_learner
 from distmil.stages import fit as fitting
 from distmil.stages.runtime import Job
-from distmil.stages.worker import new_learner, read_history, run_file
+from distmil.stages.worker import read_history, run_file
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, labels_schema, to_ipc
 from distmil.tracking import Tracker

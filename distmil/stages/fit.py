@@ -8,14 +8,16 @@ from contextlib import contextmanager
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
 
 from distmil.config import Config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
 from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.runs import is_finished
 from distmil.stages.callback import MetricsCallback
 from distmil.stages.runtime import Job, is_autoscaling, start_ray, wants_gpu
-from distmil.stages.worker import is_finished, read_history, train_worker
+from distmil.stages.worker import read_history, train_worker
 from distmil.storage import Store
 from distmil.tracking import Tracker
 
@@ -45,7 +47,11 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if done is not None:
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
     start_ray()
-    trainer = _make_trainer(job, config, run, spec, tracker)
+    trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
+    fewest, most = config.training.min_workers, config.training.num_workers
+    count = f"{most}" if fewest is None else f"{fewest} to {most}"
+    device = "GPU" if wants_gpu(config) else "CPU"
+    job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
     with _epochs_shown(job, run, config):
         try:
             result = trainer.fit()
@@ -59,30 +65,32 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     return history
 
 
-def _make_trainer(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> TorchTrainer:
+def make_trainer(
+    store: Store, config: Config, run: str, spec: EncoderSpec, callbacks: Sequence[UserCallback]
+) -> TorchTrainer:
+    """Return the worker group of a run whose ``cohort`` file is written.
+
+    Raises:
+        ConfigError: If what workers need is not there.
+    """
     is_gpu = wants_gpu(config)
     resources = _resources(config, is_gpu=is_gpu)
     _set_environment(config)
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
-    job.store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
-    fewest, most = config.training.min_workers, config.training.num_workers
-    count = f"{most}" if fewest is None else f"{fewest} to {most}"
-    job.console.note(
-        f"training {run}: {count} worker(s) on {'GPU' if is_gpu else 'CPU'}, {config.training.epochs} epochs"
-    )
+    store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
     return TorchTrainer(
         train_worker,
         train_loop_config={
-            "config": config.model_dump(), "run": run, "root": job.store.root, "spec": vars(spec), "is_gpu": is_gpu,
+            "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "is_gpu": is_gpu,
             "threads": int(resources["CPU"]),
         },
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),
         run_config=ray.train.RunConfig(
             name=run,
-            storage_path=job.store.path("ray-train"),
+            storage_path=store.path("ray-train"),
             failure_config=_failure_config(config),
-            callbacks=[MetricsCallback(tracker)],
+            callbacks=list(callbacks),
         ),
     )  # fmt: skip
 

@@ -1,37 +1,27 @@
 """The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
 
-import json
-from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from distmil.bags import Bag, open_bag
 from distmil.bundles import Bundle, bundle_folder, save_bundle, with_bundle
-from distmil.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.checkpoints import load_checkpoint
 from distmil.cohort import Cohort
-from distmil.config import Config, fingerprint
 from distmil.configfile import per_job_keys
-from distmil.encoders import EncoderSpec, encoder_state, prepare_encoder
-from distmil.engine import History, active_config
-from distmil.errors import ConfigError, StorageError, TrainingError
-from distmil.sampling import StepPlanner
+from distmil.encoders import encoder_state, prepare_encoder
+from distmil.engine import History
+from distmil.runs import new_learner
 from distmil.stages.evaluate import measure
 from distmil.stages.fit import fit
 from distmil.stages.inputs import held_out_slides, open_cohort
+from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
 from distmil.stages.predict import judge_slides
-from distmil.stages.prepare import Prepared, prepare
+from distmil.stages.prepare import prepare
 from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
-from distmil.stages.worker import new_learner, run_file
-from distmil.steps import LOSSES
-from distmil.storage import Store
+from distmil.stages.worker import run_file
 from distmil.tracking import Tracker, resolve_uri
-
-KINDS = ("negative", "annotated", "part annotated", "label only")
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -106,15 +96,15 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     spec = prepare_encoder(job.config.encoder, job.store)
     used = cohort.of_split("train", "val")
     prepared = prepare(job, used, spec, with_labels=True, from_images=job.config.encoder.trainable)
-    _check_classes(prepared, cohort)
-    run = _claim_run(job, prepared, spec, cohort)
+    check_classes(prepared, cohort)
+    run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
     tracker.start(
-        run, artifacts=job.store.path("mlflow-artifacts"), resume=_read_or_none(job.store, run_file(run, "mlflow"))
+        run, artifacts=job.store.path("mlflow-artifacts"), resume=read_or_none(job.store, run_file(run, "mlflow"))
     )
     if tracker.run_id is not None:
         job.store.write_json(run_file(run, "mlflow"), tracker.run_id)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
-    config = _announce(job, prepared)
+    config = announce(job, prepared)
     job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
     history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
@@ -130,91 +120,3 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     )
     record = save_bundle(job.store, bundle)
     return Trained(run, replace(bundle, digest=record.digest), history)
-
-
-def _read_or_none(store: Store, name: str) -> Any:
-    try:
-        return store.read_json(name)
-    except (FileNotFoundError, StorageError):
-        return None
-
-
-def _check_classes(prepared: Prepared, cohort: Cohort) -> None:
-    """Refuse a train split without slides of two classes. Raises: TrainingError."""
-    counts = Counter(entry.label for entry in prepared.entries if entry.split == "train")
-    if len(counts) < 2:
-        found = ", ".join(f"{count} {cohort.classes[label or 0]}" for label, count in counts.items()) or "none"
-        raise TrainingError(f"training needs usable train slides of at least two classes; there are: {found}")
-
-
-def _claim_run(job: Job, prepared: Prepared, spec: EncoderSpec, cohort: Cohort) -> str:
-    """Return the run's name, and note what it was started with.
-
-    Raises:
-        ConfigError: If an earlier run of that name had other settings or other data.
-    """
-    config = job.config
-    settings = {
-        **{f"{name}.{key}": value for name in ("labels", "bags", "model", "losses")
-           for key, value in getattr(config, name).model_dump().items()},
-        **{f"training.{key}": value for key, value in config.training.identity().items()},
-        "encoder.trainable": config.encoder.trainable,
-        "encoder": spec.identity(),
-        "tiling": config.tiling.identity(),
-        "cohort.classes": list(cohort.classes),
-    }  # fmt: skip
-    data = {
-        "cohort": cohort.fingerprint,
-        "slides": {entry.slide_id: [part.sha256 for part in entry.parts] for entry in prepared.entries},
-        "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
-    }
-    claim = {"settings": settings, "data": fingerprint(data)}
-    run = config.training.run or f"train-{fingerprint(claim, length=10)}"
-    earlier = _read_or_none(job.store, run_file(run, "run"))
-    if earlier is not None and earlier != json.loads(json.dumps(claim)):
-        changed = [
-            f"{key}: {earlier['settings'].get(key)!r} then, {value!r} now"
-            for key, value in settings.items()
-            if earlier["settings"].get(key) != value
-        ] or ["the slides, labels or outlines changed"]
-        raise ConfigError(
-            f"training.run = {run!r} was started with something else; choose another name, or delete "
-            f"{job.store.path(checkpoint_folder(run))}\n  " + "\n  ".join(changed)
-        )
-    job.store.write_json(run_file(run, "run"), claim)
-    return run
-
-
-def _announce(job: Job, prepared: Prepared) -> Config:
-    """Show what there is to learn from and which losses are active, and return the configuration to train with."""
-    classes, form = len(job.config.cohort.classes), job.config.labels.form
-    bags = [open_bag(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries]
-    columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
-    rows = [_supervision_row(split, [bag for bag in bags if bag.split == split]) for split in ("train", "val")]
-    job.console.table("supervision", columns, rows)
-    learning = [bag for bag in bags if bag.split == "train"]
-    planner = StepPlanner(learning, job.config.bags, num_classes=classes, seed=job.config.training.seed)
-    config, notes = active_config(job.config, planner)
-    for note in notes:
-        job.console.note(f"note: {note}")
-    weights = {name: getattr(config.losses, name) for name in LOSSES}
-    job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
-    return config
-
-
-def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
-    """Return a split's slides by kind of supervision and patches by label."""
-    kinds = Counter(_supervision(bag.label or 0, bag.label_N) for bag in bags)
-    negative, positive, unknown = (
-        sum(int((np.sign(bag.label_N) == sign).sum()) for bag in bags) for sign in (0, 1, -1)
-    )
-    counts = [kinds[kind] for kind in KINDS]
-    return (split, len(bags), *counts, sum(bag.is_pseudo for bag in bags), negative, positive, unknown)
-
-
-def _supervision(label: int, label_N: NDArray[Any]) -> str:
-    """Return which kind of supervision a slide brings."""
-    if label == 0:
-        return "negative"
-    known = (label_N >= 0).mean()
-    return "annotated" if known == 1 else "part annotated" if known > 0 else "label only"

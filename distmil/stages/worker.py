@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,17 +10,15 @@ import ray.train.torch
 import torch
 
 from distmil.bags import Bag, BagEntry, open_bag
-from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.checkpoints import checkpoint_folder, save_checkpoint
 from distmil.config import Config
 from distmil.configfile import build_config
-from distmil.encoders import EncoderSpec, load_trainable
-from distmil.engine import History, evaluate, keep_resident, train_epoch
+from distmil.encoders import EncoderSpec
+from distmil.engine import History
 from distmil.errors import DistmilError, TrainingError
 from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
 from distmil.memory import keep_freed_memory
-from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
+from distmil.runs import Run, open_run
 from distmil.storage import Store
 
 Result = TypeVar("Result")
@@ -69,69 +66,42 @@ def together(group: Group, work: Callable[[], Result]) -> Result:
     return result
 
 
-@dataclass
-class Opened:
-    """What a worker trains, and on what."""
-
-    learner: Learner
-    planner: StepPlanner
-    learning: list[Bag]
-    judging: list[Bag]
-    history: History
-
-
-def _open_run(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> Opened:
+def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> Run:
     """Open the bags and go on from the latest checkpoint."""
-    device = ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
-    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
-    classes = len(config.cohort.classes)
-    bags = [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
+    bags = open_bags(config, store, run)
     learning = [bag for bag in bags if bag.split == "train"]
     judging = [bag for bag in bags if bag.split == "val"]
-    planner = StepPlanner(
-        learning, config.bags, num_classes=classes, seed=config.training.seed, epochs=config.training.epochs
-    )
-    learner = new_learner(config, spec, store, device=device)
-    history = load_checkpoint(store, run, learner)
-    if history is None:
-        history = History()
-        fit_normaliser(learner, learning, seed=config.training.seed, batch_size=config.encoder.batch_size)
-    return Opened(learner, planner, keep_resident(learning, config, device), judging, history)
+    return open_run(config, learning, judging, spec, store, name=run, device=choose_device(is_gpu=is_gpu))
 
 
 def _run_epochs(
-    config: Config, store: Store, run: str, spec: EncoderSpec, group: Group, *, is_gpu: bool
+    config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, is_gpu: bool
 ) -> dict[str, Any]:
-    opened = together(group, lambda: _open_run(config, store, run, spec, is_gpu=is_gpu))
-    learner, history = opened.learner, opened.history
-    while not is_finished(history, config):
+    run = together(group, lambda: _open(config, store, name, spec, is_gpu=is_gpu))
+    while not run.is_finished:
         started = time.monotonic()
-        epoch = len(history.rows)
-        losses = train_epoch(learner, opened.learning, opened.planner, config, epoch=epoch, group=group)
-        row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
-        row |= {f"val_{name}": value for name, value in evaluate(learner, opened.judging, config, group=group).items()}
-        is_best = history.add(row, select_by=config.training.select_by)
-        save = partial(save_checkpoint, store, run, learner, history, is_best=is_best)
+        is_best = run.advance(group)
+        save = partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best)
         together(group, save if group.rank == 0 else _nothing)
-        ray.train.report({**row, "epoch": epoch, "epoch_s": time.monotonic() - started})
-    return {"epochs": len(history.rows)}
+        epoch = len(run.history.rows) - 1
+        ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
+    return {"epochs": len(run.history.rows)}
 
 
 def _nothing() -> None:
     """Leave it to rank 0."""
 
 
-def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
-    """Return a freshly initialised learner, the same on every worker."""
-    torch.manual_seed(config.training.seed)
-    head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
-    encoder = load_trainable(spec, store) if config.encoder.trainable else None
-    return make_learner(config, head, encoder, device)
+def open_bags(config: Config, store: Store, run: str) -> list[Bag]:
+    """Return the bags that a run was started with."""
+    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    classes = len(config.cohort.classes)
+    return [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
 
 
-def is_finished(history: History, config: Config) -> bool:
-    """Return whether a run has all its epochs, or stopped early."""
-    return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)
+def choose_device(*, is_gpu: bool) -> torch.device:
+    """Return the GPU that Ray gave this worker, or the CPU."""
+    return ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
 
 
 def read_history(store: Store, run: str) -> History | None:

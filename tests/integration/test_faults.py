@@ -15,8 +15,9 @@ from distmil.bags import BagEntry
 from distmil.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.errors import StorageError, TrainingError
 from distmil.group import Group
+from distmil.runs import new_learner
 from distmil.stages.fit import _cores_each
-from distmil.stages.worker import GroupFailed, new_learner, together
+from distmil.stages.worker import GroupFailed, together
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, to_ipc
 from tests.threadgroup import run_as_group

@@ -1,0 +1,92 @@
+"""A training run in progress: what is trained, on what, and its history. Torch only.
+
+A worker of a training group goes through its epochs, and so does a trial of a search in its own process.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distmil.bags import Bag
+from distmil.checkpoints import load_checkpoint
+from distmil.config import Config
+from distmil.encoders import EncoderSpec, load_trainable
+from distmil.engine import History, evaluate, keep_resident, train_epoch
+from distmil.group import Group
+from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.models.baselines import make_network
+from distmil.sampling import StepPlanner
+from distmil.storage import Store
+
+
+@dataclass
+class Run:
+    """What is trained, and on what."""
+
+    config: Config
+    learner: Learner
+    planner: StepPlanner
+    learning: list[Bag]
+    judging: list[Bag]
+    history: History
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the run has all its epochs, or stopped early."""
+        return is_finished(self.history, self.config)
+
+    def advance(self, group: Group) -> bool:
+        """Train and evaluate an epoch, put its row into the history, and return whether it is the best so far."""
+        epoch = len(self.history.rows)
+        losses = train_epoch(self.learner, self.learning, self.planner, self.config, epoch=epoch, group=group)
+        row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
+        found = evaluate(self.learner, self.judging, self.config, group=group)
+        row |= {f"val_{name}": value for name, value in found.items()}
+        return self.history.add(row, select_by=self.config.training.select_by)
+
+
+def open_run(
+    config: Config,
+    learning: Sequence[Bag],
+    judging: Sequence[Bag],
+    spec: EncoderSpec,
+    store: Store,
+    *,
+    name: str,
+    device: torch.device,
+) -> Run:
+    """Go on from a run's latest checkpoint, or start it.
+
+    Args:
+        config: The configuration, with the losses that are active.
+        learning: Bags to train on.
+        judging: Bags to evaluate on after each epoch.
+        spec: The encoder.
+        store: Where checkpoints are.
+        name: The run's name.
+        device: Where the network is trained.
+    """
+    training = config.training
+    planner = StepPlanner(
+        learning, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
+    )
+    learner = new_learner(config, spec, store, device=device)
+    history = load_checkpoint(store, name, learner)
+    if history is None:
+        history = History()
+        fit_normaliser(learner, learning, seed=training.seed, batch_size=config.encoder.batch_size)
+    return Run(config, learner, planner, keep_resident(learning, config, device), list(judging), history)
+
+
+def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
+    """Return a freshly initialised learner, the same on every worker."""
+    torch.manual_seed(config.training.seed)
+    head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
+    encoder = load_trainable(spec, store) if config.encoder.trainable else None
+    return make_learner(config, head, encoder, device)
+
+
+def is_finished(history: History, config: Config) -> bool:
+    """Return whether a run has all its epochs, or stopped early."""
+    return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)

@@ -1,0 +1,133 @@
+"""What training and search do first: claim the run's name, and show what there is to learn from."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmil.bags import Bag, open_bag
+from distmil.checkpoints import checkpoint_folder
+from distmil.cohort import Cohort
+from distmil.config import Config, fingerprint
+from distmil.encoders import EncoderSpec
+from distmil.engine import active_config
+from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.sampling import StepPlanner
+from distmil.stages.prepare import Prepared
+from distmil.stages.runtime import Job
+from distmil.stages.worker import run_file
+from distmil.steps import LOSSES
+from distmil.storage import Store
+
+KINDS = ("negative", "annotated", "part annotated", "label only")
+
+
+def read_or_none(store: Store, name: str) -> Any:
+    """Return a JSON file's values, None if it is not there or not readable."""
+    try:
+        return store.read_json(name)
+    except (FileNotFoundError, StorageError):
+        return None
+
+
+def check_classes(prepared: Prepared, cohort: Cohort) -> None:
+    """Refuse a train split without slides of two classes. Raises: TrainingError."""
+    counts = Counter(entry.label for entry in prepared.entries if entry.split == "train")
+    if len(counts) < 2:
+        found = ", ".join(f"{count} {cohort.classes[label or 0]}" for label, count in counts.items()) or "none"
+        raise TrainingError(f"training needs usable train slides of at least two classes; there are: {found}")
+
+
+def claim_run(
+    job: Job,
+    prepared: Prepared,
+    spec: EncoderSpec,
+    cohort: Cohort,
+    *,
+    name: str | None,
+    kind: str,
+    more: Mapping[str, Any] | None = None,
+) -> str:
+    """Return the run's name, and note what it was started with.
+
+    Args:
+        job: Its configuration is noted.
+        prepared: The slides' patches, embeddings and labels.
+        spec: The encoder.
+        cohort: The manifest.
+        name: The run's name; None: made from everything that is noted.
+        kind: The job, for made names and messages.
+        more: What else the run depends on, dotted.
+
+    Raises:
+        ConfigError: If an earlier run of that name had other settings or other data.
+    """
+    config = job.config
+    settings = {
+        **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
+           for key, value in getattr(config, section).model_dump().items()},
+        **{f"training.{key}": value for key, value in config.training.identity().items()},
+        "encoder.trainable": config.encoder.trainable,
+        "encoder": spec.identity(),
+        "tiling": config.tiling.identity(),
+        "cohort.classes": list(cohort.classes),
+        **(more or {}),
+    }  # fmt: skip
+    data = {
+        "cohort": cohort.fingerprint,
+        "slides": {entry.slide_id: [part.sha256 for part in entry.parts] for entry in prepared.entries},
+        "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
+    }
+    claim = {"settings": settings, "data": fingerprint(data)}
+    run = name or f"{kind}-{fingerprint(claim, length=10)}"
+    earlier = read_or_none(job.store, run_file(run, "run"))
+    if earlier is not None and earlier != json.loads(json.dumps(claim)):
+        changed = [
+            f"{key}: {earlier['settings'].get(key)!r} then, {value!r} now"
+            for key, value in settings.items()
+            if earlier["settings"].get(key) != value
+        ] or ["the slides, labels or outlines changed"]
+        raise ConfigError(
+            f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
+            f"another name, or delete {job.store.path(checkpoint_folder(run))}\n  " + "\n  ".join(changed)
+        )
+    job.store.write_json(run_file(run, "run"), claim)
+    return run
+
+
+def announce(job: Job, prepared: Prepared) -> Config:
+    """Show what there is to learn from and which losses are active, and return the configuration to train with."""
+    classes, form = len(job.config.cohort.classes), job.config.labels.form
+    bags = [open_bag(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries]
+    columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
+    rows = [_supervision_row(split, [bag for bag in bags if bag.split == split]) for split in ("train", "val")]
+    job.console.table("supervision", columns, rows)
+    learning = [bag for bag in bags if bag.split == "train"]
+    planner = StepPlanner(learning, job.config.bags, num_classes=classes, seed=job.config.training.seed)
+    config, notes = active_config(job.config, planner)
+    for note in notes:
+        job.console.note(f"note: {note}")
+    weights = {name: getattr(config.losses, name) for name in LOSSES}
+    job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
+    return config
+
+
+def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
+    """Return a split's slides by kind of supervision and patches by label."""
+    kinds = Counter(_supervision(bag.label or 0, bag.label_N) for bag in bags)
+    negative, positive, unknown = (
+        sum(int((np.sign(bag.label_N) == sign).sum()) for bag in bags) for sign in (0, 1, -1)
+    )
+    counts = [kinds[kind] for kind in KINDS]
+    return (split, len(bags), *counts, sum(bag.is_pseudo for bag in bags), negative, positive, unknown)
+
+
+def _supervision(label: int, label_N: NDArray[Any]) -> str:
+    """Return which kind of supervision a slide brings."""
+    if label == 0:
+        return "negative"
+    known = (label_N >= 0).mean()
+    return "annotated" if known == 1 else "part annotated" if known > 0 else "label only"
