@@ -153,14 +153,16 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*TABLES, "mnist"], default=[*TABLES, "mnist"])
+    parser.add_argument("names", nargs="*", choices=[*TABLES, "mnist"], help="default: all of them")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5, help="repeats of the 10 folds, at most 5")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of MNIST-bags")
     known = list(dict.fromkeys([*MODELS, *mnistbags.MODELS]))
     parser.add_argument("--models", nargs="*", choices=known, default=known)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of every figure; what it holds is kept")
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.names = options.names or [*TABLES, "mnist"]
+    return options
 
 
 def main() -> None:
