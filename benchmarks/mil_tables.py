@@ -31,6 +31,7 @@ from distmil.engine import evaluate
 from distmil.group import Group
 
 TABLES = ("musk1", "fox", "elephant")
+KNOWN = (*TABLES, "mnist")
 PUBLISHED = {
     "attention": {"musk1": (0.892, 0.040), "fox": (0.615, 0.043), "elephant": (0.868, 0.022)},
     "gated attention": {"musk1": (0.900, 0.050), "fox": (0.603, 0.029), "elephant": (0.857, 0.027)},
@@ -153,7 +154,7 @@ def run(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", choices=[*TABLES, "mnist"], help="default: all of them")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(KNOWN)}; default: all")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=5, help="repeats of the 10 folds, at most 5")
     parser.add_argument("--seeds", type=int, default=5, help="seeds of MNIST-bags")
@@ -161,7 +162,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="*", choices=known, default=known)
     parser.add_argument("--out", type=Path, required=True, help="JSON file of every figure; what it holds is kept")
     options = parser.parse_args()
-    options.names = options.names or [*TABLES, "mnist"]
+    if unknown := set(options.names) - set(KNOWN):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(KNOWN)}")
+    options.names = options.names or list(KNOWN)
     return options
 
 
