@@ -293,7 +293,10 @@ CAMPAIGNS: dict[str, Callable[[Bench, Account, int], None]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the campaigns and return the exit code."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if unknown := set(options.campaigns) - set(CAMPAIGNS):
+        parser.error(f"unknown {', '.join(sorted(unknown))}; choose from {', '.join(CAMPAIGNS)}")
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     options.work.mkdir(parents=True, exist_ok=True)
@@ -323,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("campaigns", nargs="*", choices=list(CAMPAIGNS), help="default: all of them")
+    add("campaigns", nargs="*", metavar="CAMPAIGN", help=f"of {', '.join(CAMPAIGNS)}; default: all")
     add("--count", type=int, default=None, help=f"attempts of each; default {COUNTS}")
     add("--min-workers", type=int, default=None, help="training.min_workers in kills")
     add("--seed", type=int, default=0)
