@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -284,6 +285,57 @@ class TrainingConfig(Section):
         return self
 
 
+def _default_space() -> dict[str, Any]:
+    return {
+        "bags.top_k": {"choice": [1, 2, 4, 8, 16, 32]},
+        **{f"losses.{name}": {"loguniform": [0.1, 10.0]} for name in ("patch", "bag", "topk", "attention")},
+    }
+
+
+class SearchConfig(Section):
+    """What `tune` searches, and how it makes sure of the result."""
+
+    run: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name of the search; the same name goes on where it stopped. Default: made from the configuration and cohort."""
+    space: dict[str, Any] = Field(default_factory=_default_space)
+    """What is searched, by dotted key of bags, model, losses or training: {choice: [...]} or [...], {uniform: [a, b]},
+    {loguniform: [a, b]}, or {int: [a, b]} with both ends."""
+    trials: int = Field(default=24, ge=1, le=100_000)
+    """Trials, the first of which has the default values; a finished search goes on with more. Grid: not used."""
+    algorithm: Literal["random", "optuna", "grid"] = "random"
+    """How trials are drawn: at random, by Optuna's TPE (the extra `optuna`), or every combination of choices."""
+    metric: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "patch_ap_probability"
+    """What trials are compared by, on slides that they do not train on; slide_auc where no patch label is positive."""
+    stopping: Literal["asha", "none"] = "asha"
+    """asha: end trials early that are behind at the same epoch; none: train all to the end."""
+    grace_epochs: int = Field(default=5, ge=1, le=100_000)
+    """Epochs before a trial may be ended early."""
+    reduction: float = Field(default=3.0, gt=1, le=100)
+    """At each of ASHA's rungs the best of so many go on."""
+    folds: int = Field(default=0, ge=0, le=100)
+    """Folds of train, by patient and class, that every trial is trained and judged on, so that val stays unseen;
+    0: trials are judged on val."""
+    repeats: int = Field(default=5, ge=0, le=1000)
+    """Seeds with which the best and the default values are trained again at the end and compared; 0: not at all."""
+    ablations: bool = True
+    """Train the best values without each of their losses as well, as often."""
+    concurrent: int | None = Field(default=None, ge=1, le=10_000)
+    """Most trials at once; null: as many as the cluster's CPUs or GPUs carry."""
+    gpus_per_trial: float = Field(default=1.0, gt=0, le=1)
+    """Share of a GPU that a trial of one worker takes, where there are GPUs."""
+    max_failures: int = Field(default=3, ge=0, le=1000)
+    """How often a trial may be started again after its process or node was lost."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.folds == 1 or self.repeats == 1:
+            name = "folds" if self.folds == 1 else "repeats"
+            raise ValueError(f"search.{name} = 1: expected 0, or at least 2")
+        if not self.space:
+            raise ValueError("search.space = {}: expected at least one key")
+        return self
+
+
 class PredictionConfig(Section):
     """What `predict`, `evaluate` and the end of `train` do."""
 
@@ -308,6 +360,20 @@ class TrackingConfig(Section):
     """MLflow tracking URI; default: SQLite under a local storage root, else under ~/.distmil; `none`: no record."""
     experiment: str = Field(default="distmil", min_length=1, max_length=200)
     """MLflow experiment."""
+    registered_model: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name in MLflow's registry under which `train` registers its network as a new version; null: not registered."""
+    alias: str = Field(default="latest", min_length=1, max_length=128)
+    """What that version is called in the registry; `latest` is MLflow's own name for the newest."""
+    system_metrics: bool = False
+    """Record processors, memory, disk, network and NVIDIA GPUs (with nvidia-ml-py) of the driver's machine."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not re.fullmatch(r"(?![vV]\d+$)[A-Za-z0-9_-]+", self.alias):
+            raise ValueError(
+                f"tracking.alias = {self.alias!r}: expected letters, digits, _ and -; v and a number is MLflow's own"
+            )
+        return self
 
 
 class Config(Section):
@@ -322,6 +388,7 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     losses: LossesConfig = Field(default_factory=LossesConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 

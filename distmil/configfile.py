@@ -49,6 +49,11 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not valid YAML: {error}") from error
 
 
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested values as YAML text."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, lay dotted overrides over it, and validate.
 
@@ -151,7 +156,14 @@ def _type_text(field: FieldInfo) -> str:
 
 
 def _kind_text(kind: Any) -> str:
-    words = {int: "an integer", float: "a number", bool: "true or false", str: "text", type(None): "null"}
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "anything",
+    }
     choices = get_args(kind)
     if kind in words:
         return words[kind]

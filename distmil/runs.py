@@ -12,7 +12,7 @@ from distmil.bags import Bag
 from distmil.checkpoints import load_checkpoint
 from distmil.config import Config
 from distmil.encoders import EncoderSpec, load_trainable
-from distmil.engine import History, evaluate, keep_resident, train_epoch
+from distmil.engine import History, active_config, evaluate, keep_resident, train_epoch
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, make_learner
 from distmil.models.baselines import make_network
@@ -59,18 +59,23 @@ def open_run(
     """Go on from a run's latest checkpoint, or start it.
 
     Args:
-        config: The configuration, with the losses that are active.
+        config: The configuration; losses that the labels do not carry are switched off.
         learning: Bags to train on.
         judging: Bags to evaluate on after each epoch.
         spec: The encoder.
         store: Where checkpoints are.
         name: The run's name.
         device: Where the network is trained.
+
+    Raises:
+        TrainingError: If no loss is left.
+        StorageError: If a committed checkpoint is damaged.
     """
     training = config.training
     planner = StepPlanner(
         learning, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
     )
+    config, _ = active_config(config, planner)
     learner = new_learner(config, spec, store, device=device)
     history = load_checkpoint(store, name, learner)
     if history is None:

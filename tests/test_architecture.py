@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["distmil"],
     ["distmil.errors"],
-    ["distmil.config", "distmil.tables", "distmil.memory"],
+    ["distmil.config", "distmil.tables", "distmil.memory", "distmil.backlog", "distmil.provenance"],
     ["distmil.configfile", "distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [
@@ -36,7 +36,9 @@ LAYERS = [
     ["distmil.models.baselines", "distmil.metrics", "distmil.steps"],
     ["distmil.engine", "distmil.bundles"],
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
-    ["distmil.evaluation", "distmil.runs"],
+    ["distmil.export", "distmil.systemmetrics"],
+    ["distmil.evaluation", "distmil.runs", "distmil.folds", "distmil.search"],
+    ["distmil.trial", "distmil.sweepplots"],
     ["distmil.stages.runtime"],
     ["distmil.stages.inputs", "distmil.stages.verify", "distmil.stages.tilereport"],
     ["distmil.stages.tile", "distmil.stages.label"],
@@ -44,7 +46,8 @@ LAYERS = [
     ["distmil.stages.prepare"],
     ["distmil.stages.predict", "distmil.stages.worker", "distmil.stages.callback"],
     ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit", "distmil.stages.opening"],
-    ["distmil.stages.train"],
+    ["distmil.stages.train", "distmil.stages.trials", "distmil.stages.sweepreport"],
+    ["distmil.stages.tune"],
     ["distmil.cli"],
 ]
 PACKAGES = {"distmil.slides", "distmil.models", "distmil.stages"}
@@ -52,14 +55,14 @@ PACKAGES = {"distmil.slides", "distmil.models", "distmil.stages"}
 # Who may import what, at the top of the file or hidden inside a function.
 OWNERS = {
     "ray": {"distmil.stages"},
-    "mlflow": {"distmil.tracking"},
+    "mlflow": {"distmil.tracking", "distmil.export", "distmil.systemmetrics"},
     "openslide": {"distmil.slides.reader"},
     "torchvision": {"distmil.resnet"},
     "pydantic": {"distmil.config", "distmil.configfile"},
     "yaml": {"distmil.configfile", "distmil.stages.record"},
     "rich": {"distmil.console"},
-    "matplotlib": {"distmil.heatmaps"},
-    "sklearn": {"distmil.metrics"},
+    "matplotlib": {"distmil.heatmaps", "distmil.sweepplots"},
+    "sklearn": {"distmil.metrics", "distmil.folds"},
     "defusedxml": {"distmil.slides.annotations"},
     "simplejpeg": {"distmil.jpeg", "distmil.demo"},
     "tifffile": {"distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},

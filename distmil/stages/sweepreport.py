@@ -1,0 +1,186 @@
+"""What a search leaves behind: its tables, pictures and verdict, and the configuration that won."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from distmil.configfile import to_yaml
+from distmil.search import Difference, Domain, Spread, TrialRecord, Values, compare
+from distmil.stages.runtime import Job
+from distmil.sweepplots import comparison_plot, parallel_coordinates, parameter_plots
+
+SHOWN = 10
+CAVEAT = """The seeds tell whether training would come out so again on these slides, not whether other slides would
+agree; and the best values were chosen on the slides that mean, sd and difference are of."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a search came to."""
+
+    run: str
+    metric: str
+    space: Mapping[str, Domain]
+    default: Values
+    winner: TrialRecord
+    records: Sequence[TrialRecord]
+    spreads: Mapping[str, Spread]
+    """Scores of the settings that were trained again, over seeds; empty if none were."""
+    held_out: Mapping[str, Spread]
+    """The same on slides that no trial saw, as far as they are there."""
+    seconds: float
+
+    @property
+    def difference(self) -> Difference | None:
+        """Return the best values less the default ones, None if they were not trained again."""
+        return compare(self.spreads["best"], self.spreads["default"]) if self.spreads else None
+
+    @property
+    def verdict(self) -> str:
+        """Return in a sentence whether the search was worth it."""
+        if dict(self.winner.values) == dict(self.default):
+            return "the default values are the best that was tried"
+        found = self.difference
+        if found is None:
+            return "not compared with the default (search.repeats = 0): one trial proves nothing"
+        seeds = len(self.spreads["best"].values)
+        p = "" if found.p is None else f", p = {found.p:.3f}"
+        facts = f"{found.mean:+.4f} ± {found.sd:.4f} over {seeds} seeds{p}, {found.wins} of {seeds} seeds"
+        if found.is_better:
+            return f"better than the default: {facts}"
+        return f"{'worse' if found.is_worse else 'no better'} than the default: {facts}"
+
+    def numbers(self) -> dict[str, float | None]:
+        """Return the outcome as metrics."""
+        found: dict[str, float | None] = {"search_best_score": self.winner.score}
+        for place, spreads in (("", self.spreads), ("held_out_", self.held_out)):
+            for name in ("best", "default"):
+                if name in spreads:
+                    found |= {f"{place}{name}_mean": spreads[name].mean, f"{place}{name}_sd": spreads[name].sd}
+        if self.difference is not None:
+            found |= {"difference_mean": self.difference.mean, "difference_p": self.difference.p}
+        return found
+
+
+def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
+    """Write tables, pictures, the best configuration and the report, show the result, and return the job's answer."""
+    space, metric = outcome.space, outcome.metric
+    counts: dict[str, int] = dict(Counter(str(record.status) for record in outcome.records))
+    files: dict[str, bytes] = {
+        "trials.csv": _csv(_trial_rows(outcome)),
+        "parallel.png": parallel_coordinates(outcome.records, space, metric=metric, winner=outcome.winner.values),
+        "parameters.png": parameter_plots(outcome.records, space, metric=metric, default=outcome.default),
+        "best.yaml": to_yaml(_best_config(job, outcome.winner.values)).encode(),
+    }
+    rows = _comparison_rows(outcome)
+    if outcome.spreads:
+        files["comparison.csv"] = _csv(rows)
+        files["comparison.png"] = comparison_plot(outcome.spreads, metric=metric)
+    files["report.md"] = _page(outcome, rows, counts).encode()
+    for name, data in files.items():
+        job.store.write(f"{folder}/{name}", data)
+    answer = _answer(outcome, counts) | {
+        "folder": job.store.path(folder),
+        "best_config": job.store.path(f"{folder}/best.yaml"),
+    }
+    job.store.write_json(f"{folder}/result.json", answer)
+    if rows:
+        job.console.table(f"{metric} over seeds", list(rows[0]), [list(row.values()) for row in rows])
+    job.console.note(outcome.verdict)
+    job.console.note(f"report: {job.store.path(folder)}/report.md")
+    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(folder)}/best.yaml")
+    return answer
+
+
+def _best_config(job: Job, values: Values) -> dict[str, Any]:
+    """Return what the user set, with the best values, as sections; the search itself is left out."""
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in {**job.config.explicit(), **values}.items():
+        section, _, name = key.partition(".")
+        if section != "search" and key != "training.run":
+            sections.setdefault(section, {})[name] = value
+    return sections
+
+
+def _answer(outcome: Outcome, counts: dict[str, int]) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "run": outcome.run,
+        "metric": outcome.metric,
+        "trials": counts,
+        "winner": {"values": dict(outcome.winner.values), "search_score": outcome.winner.score},
+        "default": {"values": dict(outcome.default)},
+        "verdict": outcome.verdict,
+    }
+    for name, key in (("best", "winner"), ("default", "default")):
+        for place, spreads in (("", outcome.spreads), ("held_out_", outcome.held_out)):
+            if name in spreads:
+                spread = spreads[name]
+                found[key] |= {f"{place}mean": spread.mean, f"{place}sd": spread.sd, "seeds": len(spread.values)}
+    if outcome.difference is not None:
+        found["difference"] = asdict(outcome.difference) | {"is_better": outcome.difference.is_better}
+    return found
+
+
+def _trial_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return a row per trial, the best first, those without a score last."""
+    order = sorted(outcome.records, key=lambda r: (r.status != "finished", -(r.score if r.score is not None else -1e9)))
+    return [
+        {
+            "trial": record.task.key, **record.values, "status": record.status, outcome.metric: record.score,
+            "epochs": len(record.rows), "seconds": round(record.seconds, 1), "error": record.error or "",
+        }
+        for record in order
+    ]  # fmt: skip
+
+
+def _comparison_rows(outcome: Outcome) -> list[dict[str, Any]]:
+    """Return a row per setting: its spread, and how it differs from the best or the default values."""
+    rows = []
+    for name, spread in outcome.spreads.items():
+        other = "default" if name == "best" else "best"
+        found = compare(spread, outcome.spreads[other]) if name != "default" else None
+        row = {"setting": name, "mean": f"{spread.mean:.4f}", "sd": f"{spread.sd:.4f}"}
+        row["difference"] = f"{found.mean:+.4f} from the {other}" if found else ""
+        row["p"] = "" if found is None else "-" if found.p is None else f"{found.p:.3f}"
+        row["seeds"] = f"{found.wins} of {len(spread.values)} above" if found else str(len(spread.values))
+        if outcome.held_out:
+            row["on unseen slides"] = str(outcome.held_out.get(name, ""))
+        rows.append(row)
+    return rows
+
+
+def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _page(outcome: Outcome, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> str:
+    """Return the report in Markdown."""
+    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    lines = [f"# Search {outcome.run}", "", f"**{outcome.verdict[0].upper()}{outcome.verdict[1:]}.**", ""]
+    lines += [
+        f"{len(outcome.records)} trials ({said}), {outcome.seconds:.0f} s of work, compared by {outcome.metric}.",
+        "",
+    ]
+    values = [
+        {"key": key, "default": outcome.default[key], "best": value} for key, value in outcome.winner.values.items()
+    ]
+    lines += _table(values)
+    if rows:
+        lines += ["", "Trained again with fresh seeds on the same slides; p is of a paired t-test over seeds.", ""]
+        lines += [*_table(rows), "", CAVEAT, "", "![Scores over seeds](comparison.png)"]
+    lines += ["", "![Trials, a line each](parallel.png)", "", "![Score over each parameter](parameters.png)", ""]
+    lines += [f"The {SHOWN} best trials; all are in `trials.csv`.", "", *_table(_trial_rows(outcome)[:SHOWN])]
+    return "\n".join(lines) + "\n"
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    columns = list(rows[0])
+    cells = [[f"{value:.4g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in (columns, ["---"] * len(columns), *cells)]

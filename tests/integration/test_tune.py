@@ -1,0 +1,171 @@
+"""Searches on a real local Ray: every algorithm, folds, groups, shares of a GPU, and a driver that is killed."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import yaml
+from mlflow import MlflowClient
+from PIL import Image
+
+from distmil.configfile import build_config
+from distmil.stages import tune
+from distmil.stages.runtime import Job
+from distmil.stages.trials import concurrency, trial_resources
+from distmil.storage import Store
+from tests.integration.jobrunning import kill_job_when, run_job
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
+
+SMALL: dict[str, dict[str, Any]] = {
+    "cohort": {"synthetic": 12, "val_fraction": 0.34},
+    "model": {"feature_dim": 16, "attention_dim": 8},
+    "bags": {"slides_per_step": 2},
+    "training": {"epochs": 4},
+    "tracking": {"uri": "none"},
+    "search": {"trials": 4, "repeats": 2, "grace_epochs": 1, "ablations": False},
+}
+FLAT = [f"{section}.{key}={value}" for section, keys in SMALL.items() for key, value in keys.items()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One storage root: slides are tiled and embedded once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def local(home: Path) -> Iterator[None]:
+    """A local Ray with two cores and a GPU that is only counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
+                 logging_level="ERROR")  # fmt: skip
+        yield
+        ray.shutdown()
+
+
+def search(home: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """Run a search in this process and return its answer."""
+    values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {**SMALL, **sections}}
+    values["training"] = {"use_gpu": False, **values["training"]}
+    return tune.run(Job(build_config(values), Store(str(home))))
+
+
+def trials_of(answer: dict[str, Any]) -> list[dict[str, str]]:
+    with (Path(answer["folder"]) / "trials.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_killed_search_goes_on_and_loses_nothing(home: Path) -> None:
+    arguments = [*FLAT, "tracking.uri=null", "search.run=killed", "search.trials=6"]
+    folder = home / "searches" / "killed" / "trials"
+
+    def over() -> dict[str, dict[str, Any]]:
+        records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        return {key: record for key, record in records.items() if record["status"] in {"finished", "stopped"}}
+
+    kill_job_when(home, lambda: len(over()) >= 2, "tune", *arguments)
+    before = over()
+    done = run_job(home, "tune", *arguments)
+    assert done.code == 0, done.err
+    answer = done.answer
+    assert sum(answer["trials"].values()) == 6
+    assert set(answer["trials"]) <= {"finished", "stopped"}
+    after = over()
+    assert {key: after[key] for key in before} == before  # what was over was not trained again
+    assert len(after) == 6 + len({json.dumps(answer[k]["values"], sort_keys=True) for k in ("winner", "default")}) * 2
+    assert {"mean", "sd", "seeds"} <= set(answer["winner"])
+    assert {"mean", "sd", "seeds"} <= set(answer["default"])
+    for name in ("report.md", "trials.csv", "comparison.csv", "result.json"):
+        assert (Path(answer["folder"]) / name).stat().st_size > 50
+    for name in ("parallel.png", "parameters.png", "comparison.png"):
+        with Image.open(Path(answer["folder"]) / name) as image:
+            assert image.width > 300
+            assert len(image.convert("L").getcolors() or []) > 20
+
+    client = MlflowClient(answer["tracking"]["uri"])
+    experiment = client.get_experiment_by_name("distmil")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=1000)
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    parent = answer["tracking"]["run_id"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent]
+    of_trials = {record["mlflow"] for record in after.values()}
+    kept = [run for run in children if run.info.run_id in of_trials]
+    assert len(kept) == len(of_trials) == len(after)
+    assert {run.info.status for run in kept} == {"FINISHED"}
+    assert Counter(run.data.tags["distmil.kind"] for run in kept) == {"trial": 6, "repeat": len(after) - 6}
+
+    best = yaml.safe_load((Path(answer["best_config"])).read_text())
+    assert {f"losses.{name}": value for name, value in best["losses"].items()} == {
+        key: value for key, value in answer["winner"]["values"].items() if key.startswith("losses.")
+    }
+    again = run_job(home, "tune", *arguments)
+    assert again.answer == answer  # finished: told again, nothing trained
+    assert over() == after
+
+
+def test_a_space_that_makes_no_sense_is_bad_input(home: Path) -> None:
+    done = run_job(home, "tune", *FLAT, "search.space.bags.topk=[2]")
+    assert done.code == 2
+    assert "search.space.bags.topk: there is no such key" in done.err
+
+
+@pytest.mark.usefixtures("local")
+def test_a_grid_on_folds_leaves_val_unseen(home: Path) -> None:
+    answer = search(home, search={"algorithm": "grid", "space": {"bags.top_k": [1, 4]}, "folds": 2, "stopping": "none"})
+    assert sorted(row["bags.top_k"] for row in trials_of(answer)) == ["1", "4"]
+    assert {row["status"] for row in trials_of(answer)} == {"finished"}
+    assert "held_out_mean" in answer["winner"]
+    record = json.loads(next((Path(answer["folder"]) / "trials").glob("*.json")).read_text())
+    cohort = json.loads((home / "checkpoints" / answer["run"] / "cohort.json").read_text())
+    assert {entry["split"] for entry in cohort} == {"train", "val"}
+    assert len(record["rows"]) == 4
+
+
+@pytest.mark.usefixtures("local")
+def test_optuna_draws_trials_after_the_default(home: Path) -> None:
+    values = {"algorithm": "optuna", "run": "tpe", "repeats": 0, "trials": 3}
+    answer = search(home, search=values)
+    assert "one trial proves nothing" in answer["verdict"] or "default values are the best" in answer["verdict"]
+    asked = json.loads((home / "searches" / "tpe" / "asked.json").read_text())
+    assert asked[0] == answer["default"]["values"]
+    more = search(home, search={**values, "trials": 4})
+    assert sum(more["trials"].values()) == 4
+    assert json.loads((home / "searches" / "tpe" / "asked.json").read_text())[:3] == asked
+
+
+@pytest.mark.usefixtures("local")
+def test_trials_of_two_workers_have_groups_of_their_own(home: Path) -> None:
+    answer = search(home, training={"num_workers": 2, "epochs": 2}, search={"run": "groups", "trials": 2, "repeats": 0})
+    assert sum(answer["trials"].values()) == 2
+    alone = search(home, training={"epochs": 2}, search={"run": "alone", "trials": 2, "repeats": 0})
+    first = {name: next(row for row in trials_of(found) if row["losses.bag"] == "1.0") for name, found in
+             (("groups", answer), ("alone", alone))}  # fmt: skip
+    assert first["groups"]["trial"] == first["alone"]["trial"]
+
+
+@pytest.mark.usefixtures("local")
+def test_a_setting_that_cannot_train_fails_alone(home: Path) -> None:
+    space = {"losses.bag": [1.0, 0.0], "losses.topk": [0.0], "losses.patch": [0.0], "losses.attention": [0.0]}
+    answer = search(home, search={"algorithm": "grid", "space": space, "repeats": 0, "run": "broken"})
+    assert answer["trials"] == {"finished": 1, "failed": 1}
+    failed = next(row for row in trials_of(answer) if row["status"] == "failed")
+    assert "at least one weight must be above 0" in failed["error"]
+
+
+@pytest.mark.usefixtures("local")
+def test_trials_share_a_gpu(home: Path) -> None:
+    for share, wanted in ((1.0, 1), (0.5, 2), (0.25, 2)):  # two cores carry two trials
+        config = build_config({"training": {"use_gpu": True}, "search": {"gpus_per_trial": share}})
+        assert concurrency(config, trial_resources(config, is_gpu=True)) == wanted
+    answer = search(home, training={"use_gpu": True, "epochs": 2},
+                    search={"gpus_per_trial": 0.5, "trials": 2, "repeats": 0, "run": "shares"})  # fmt: skip
+    assert sum(answer["trials"].values()) == 2

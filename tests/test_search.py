@@ -1,0 +1,175 @@
+"""Search spaces, trials and comparisons: what is accepted, refused, and concluded."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from distmil.config import Config
+from distmil.configfile import build_config, load_config
+from distmil.errors import ConfigError
+from distmil.search import (
+    Domain,
+    Spread,
+    Task,
+    TrialRecord,
+    ablations,
+    best_trial,
+    compare,
+    default_values,
+    grid_size,
+    read_space,
+    repeat_tasks,
+    score_of,
+    spread_of,
+    with_values,
+)
+
+
+def config_with(space: dict[str, Any], **search: Any) -> Config:
+    return build_config({"search": {"space": space, **search}})
+
+
+def test_the_default_space_holds_k_and_the_four_loss_weights() -> None:
+    space = read_space(Config())
+    assert list(space) == ["bags.top_k", "losses.patch", "losses.bag", "losses.topk", "losses.attention"]
+    assert all(value in space[key] for key, value in default_values(Config(), space).items())
+
+
+def test_lists_nested_sections_and_dotted_keys_say_the_same() -> None:
+    dotted = read_space(config_with({"bags.top_k": {"choice": [2, 4]}, "training.lr": {"loguniform": [1e-4, 1e-2]}}))
+    nested = read_space(config_with({"bags": {"top_k": [2, 4]}, "training": {"lr": {"loguniform": [1e-4, 1e-2]}}}))
+    given = read_space(
+        load_config(None, ["search.space.bags.top_k=[2, 4]", "search.space.training.lr.loguniform=[1e-4, 1e-2]"])
+    )
+    assert dotted == nested == given
+    assert grid_size({"bags.top_k": dotted["bags.top_k"]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"bags.topk": [2]}, r"search\.space\.bags\.topk: there is no such key"),
+        ({"tiling.patch_px": [96]}, r"search\.space\.tiling\.patch_px: there is no such key in bags, model"),
+        ({"training.seed": [1, 2]}, "the same for all trials"),
+        ({"training.epochs": [1, 2]}, "the same for all trials"),
+        ({"training.num_workers": [1, 2]}, "the same for all trials"),
+        ({"bags.top_k": []}, r"bags\.top_k = .*expected a list of values"),
+        ({"bags.top_k": [0]}, r"search\.space\.bags\.top_k = 0: expected an integer >= 1"),
+        ({"bags.top_k": [8, "many"]}, r"bags\.top_k = 'many': expected an integer"),
+        ({"bags.top_k": {"uniform": [1, 8]}}, None),
+        ({"bags.top_k": {"range": [1, 8]}}, "one of choice"),
+        ({"bags.top_k": {"int": [1, 8.5]}}, "two integers"),
+        ({"losses.bag": {"uniform": [1]}}, "two numbers, the smaller first"),
+        ({"losses.bag": {"uniform": [2, 1]}}, "two numbers, the smaller first"),
+        ({"losses.bag": {"loguniform": [0, 1]}}, "starts above 0"),
+        ({"losses.bag": {"uniform": [0, 5000]}}, r"losses\.bag = 5000: expected a number"),
+        ({"losses.bag": {"uniform": [0, float("nan")]}}, "two numbers"),
+        ({"losses.bag": 3}, "expected a list of values"),
+        ({"model.name": ["dual", "duel"]}, r"model\.name = 'duel'"),
+    ],
+)
+def test_a_space_that_makes_no_sense_is_refused_in_words(space: dict[str, Any], message: str | None) -> None:
+    if message is None:
+        with pytest.raises(ConfigError, match="needs whole numbers"):
+            read_space(config_with(space))
+        return
+    with pytest.raises(ConfigError, match=message):
+        read_space(config_with(space))
+
+
+def test_all_problems_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_space(config_with({"bags.topk": [2], "losses.bag": 3, "training.seed": [1]}))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_grid_needs_choices() -> None:
+    with pytest.raises(ConfigError, match=r"losses\.bag: a grid needs choices"):
+        read_space(config_with({"losses.bag": {"uniform": [0, 1]}}, algorithm="grid"))
+
+
+@pytest.mark.parametrize("search", [{"folds": 1}, {"repeats": 1}, {"space": {}}, {"reduction": 1.0}, {"trials": 0}])
+def test_settings_out_of_range_are_refused(search: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"search.{next(iter(search))}"):
+        build_config({"search": search})
+
+
+def test_a_trial_is_named_by_what_it_trains() -> None:
+    one = Task({"bags.top_k": 4, "losses.bag": 1.0}, seed=0)
+    assert one.key == Task({"losses.bag": 1.0, "bags.top_k": 4}, seed=0).key
+    others = [Task(one.values, seed=1), Task(one.values, seed=0, is_repeat=True), Task({"bags.top_k": 4}, seed=0)]
+    assert len({one.key, *(other.key for other in others)}) == 4
+
+
+def record(number: int, score: float | None, status: Any = "finished") -> TrialRecord:
+    return TrialRecord({"bags.top_k": number}, 0, is_repeat=False, number=number, status=status, score=score)
+
+
+def test_only_trials_that_went_to_the_end_can_win() -> None:
+    records = [record(0, 0.5), record(1, 0.9, "stopped"), record(2, None), record(3, 0.6), record(4, 0.6)]
+    best = best_trial(records)
+    assert best is not None
+    assert best.number == 3
+    assert best_trial([record(0, 0.9, "failed")]) is None
+
+
+def test_scores_are_higher_where_trials_are_better() -> None:
+    row = {"val_slide_loss": 0.4, "val_slide_auc": 0.8, "held_out_slide_auc": 0.7}
+    assert score_of(row, "loss") == -0.4
+    assert score_of(row, "slide_auc") == 0.8
+    assert score_of(row, "slide_auc", "held_out_") == 0.7
+    assert score_of(row, "slide_ap") is None
+    assert spread_of([row, row], "slide_ap") is None
+    assert spread_of([row, row], "slide_auc") == Spread((0.8, 0.8))
+
+
+def test_the_comparison_is_scipys_paired_test() -> None:
+    generator = np.random.default_rng(0)
+    one, other = generator.normal(0.5, 0.02, 5), generator.normal(0.45, 0.02, 5)
+    found = compare(Spread(tuple(one)), Spread(tuple(other)))
+    assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
+    assert found.mean == pytest.approx((one - other).mean())
+    assert found.low < found.mean < found.high
+    assert found.is_better == (found.p < 0.05)
+
+
+def test_noise_is_no_gain() -> None:
+    better = 0
+    for seed in range(400):
+        one, other = np.random.default_rng(seed).normal(0.5, 0.02, (2, 5))
+        better += compare(Spread(tuple(one)), Spread(tuple(other))).is_better
+    assert better / 400 < 0.05  # 0.025 is expected: of the two sides of the test only one is a gain
+
+
+def test_settings_that_come_out_the_same_do_not_break_the_test() -> None:
+    same = compare(Spread((0.5, 0.5)), Spread((0.5, 0.5)))
+    assert (same.mean, same.p, same.is_better, same.is_worse) == (0.0, None, False, False)
+    assert compare(Spread((0.75, 0.75)), Spread((0.5, 0.5))).is_better
+
+
+def test_ablations_leave_one_loss_out_each() -> None:
+    found = ablations(Config(), {"losses.topk": 0.0, "bags.top_k": 4})
+    assert sorted(found) == ["attention", "bag", "patch"]
+    assert found["bag"] == {"losses.topk": 0.0, "bags.top_k": 4, "losses.bag": 0.0}
+    alone = {f"losses.{name}": 0.0 for name in ("patch", "topk", "attention")}
+    assert ablations(Config(), alone) == {}
+
+
+def test_settings_that_are_the_same_are_trained_once() -> None:
+    tasks = repeat_tasks({"default": {"bags.top_k": 8}, "best": {"bags.top_k": 8}, "other": {"bags.top_k": 2}}, [1, 2])
+    assert [(task.values["bags.top_k"], task.seed) for task in tasks] == [(8, 1), (2, 1), (8, 2), (2, 2)]
+
+
+def test_values_are_laid_over_the_configuration() -> None:
+    config = with_values(Config(), {"losses.bag": 0.25, "training.seed": 7})
+    assert (config.losses.bag, config.training.seed, config.losses.patch) == (0.25, 7, 1.0)
+
+
+def test_a_domain_knows_what_it_holds() -> None:
+    assert 3 in Domain("int", (1, 8))
+    assert 9 not in Domain("int", (1, 8))
+    assert 0.5 in Domain("loguniform", (0.1, 1))
+    assert "x" not in Domain("uniform", (0, 1))
+    assert True in Domain("choice", (True, False))

@@ -1,0 +1,81 @@
+"""A trial trains what a run of its own would train, on every fold, and goes on from its checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from distmil.encoders import EncoderSpec
+from distmil.engine import evaluate
+from distmil.group import Group
+from distmil.runs import open_run
+from distmil.storage import Store
+from distmil.trial import Fold, Trial, mean_row
+from tests.bagmaking import EMBEDDING, make_bags, small_config
+
+SPEC = EncoderSpec(name="texture", digest="", dimension=EMBEDDING, weights_file=None)
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path))
+
+
+def folds() -> list[Fold]:
+    bags = make_bags(24)
+    return [Fold(bags[:16], bags[16:]), Fold(bags[8:], bags[:8])]
+
+
+def test_rows_are_the_means_of_runs_on_each_fold(store: Store) -> None:
+    config = small_config()
+    trial = Trial(config, folds(), SPEC, store, name="sweep/one", device=CPU)
+    rows = [trial.row(epoch) for epoch in range(config.training.epochs)]
+    alone = []
+    for fold in folds():
+        run = open_run(config, fold.learning, fold.judging, SPEC, store, name="alone", device=CPU)
+        while not run.is_finished:
+            run.advance(Group())
+        alone.append(run.history.rows)
+    assert rows == [mean_row(pair) for pair in zip(*alone, strict=True)]
+    assert trial.is_finished(config.training.epochs - 1)
+
+
+def test_a_lost_trial_goes_on_from_its_checkpoint(store: Store) -> None:
+    config = small_config()
+    whole = Trial(config, folds(), SPEC, store, name="sweep/whole", device=CPU)
+    wanted = [whole.row(epoch) for epoch in range(4)]
+    lost = Trial(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
+    lost.row(1)
+    lost.save()
+    lost.row(2)
+    again = Trial(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
+    assert [len(run.history.rows) for run in again._runs] == [2, 2]
+    assert [again.row(epoch) for epoch in range(4)] == wanted
+    again.clear()
+    assert store.names("checkpoints/sweep/lost/fold-0") == store.names("checkpoints/sweep/lost/fold-1") == []
+
+
+def test_early_stopping_tells_the_row_that_is_kept(store: Store) -> None:
+    config = small_config(training={"epochs": 12, "patience": 2, "lr": 0.5, "select_by": "loss"})
+    trial = Trial(config, folds()[:1], SPEC, store, name="sweep/stale", device=CPU)
+    epoch, row = 0, trial.row(0)
+    while not trial.is_finished(epoch):
+        epoch += 1
+        row = trial.row(epoch)
+    history = trial._runs[0].history
+    assert epoch == len(history.rows) - 1 == history.best_epoch + 2 < 11
+    assert row == history.rows[history.best_epoch] != history.rows[-1]
+
+
+def test_other_slides_are_judged_by_every_folds_network(store: Store) -> None:
+    trial = Trial(small_config(), folds(), SPEC, store, name="sweep/judge", device=CPU)
+    trial.row(3)
+    others = make_bags(40)[30:]
+    each = [evaluate(run.learner, others, run.config, group=Group()) for run in trial._runs]
+    assert trial.judge(others) == mean_row(each)
+    assert trial.judge(others)["slide_auc"] is not None
+
+
+def test_a_mean_is_of_the_values_that_are_there() -> None:
+    assert mean_row([{"a": 1.0, "b": None}, {"a": 3.0, "b": 4.0, "c": None}]) == {"a": 2.0, "b": 4.0, "c": None}
