@@ -1,26 +1,42 @@
-"""The record of a run in MLflow. It may fail at any time: that is logged once, and nothing stops for it."""
+"""The record of a run in MLflow. It stops nothing: what MLflow does not take is sent when it answers again."""
 
 import functools
 import logging
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.store.db import utils as database
 
+from distmil.backlog import BATCH, Backlog, Outage, Point, Row, counted
 from distmil.config import Config
 from distmil.storage import DEFAULT_ROOT
 
 logger = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 # Paths name people, projects and machines; they do not belong into a shared record.
 _PRIVATE = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
 _MAX_VALUE = 500
+_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
+_REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
+# MLflow's own defaults retry for minutes, print to stdout, and wait for as long as a proxy asks them to.
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+_DATABASE_TRIES = 3
 
 
 def resolve_uri(uri: str | None, root: str) -> str | None:
@@ -31,112 +47,280 @@ def resolve_uri(uri: str | None, root: str) -> str | None:
     return f"sqlite:///{folder / 'mlflow.db'}"
 
 
-def guarded(method: Callable[P, None]) -> Callable[P, None]:
-    """Log a failing call once and switch the tracker off, whatever the failure is."""
+def recorded_values(config: Config) -> dict[str, Any]:
+    """Return every key of a configuration, dotted, with its value, but for paths."""
+    values = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
+    if (weights := str(values["encoder.weights"])) != "none":
+        values["encoder.weights"] = Path(weights).name
+    return values
 
-    @functools.wraps(method)
-    def call(*args: P.args, **kwargs: P.kwargs) -> None:
-        tracker = args[0]
-        assert isinstance(tracker, Tracker)
-        if tracker.uri is None or tracker.is_broken:
-            return
-        try:
-            method(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001 (the record must never stop the work)
-            tracker.is_broken = True
-            text = str(error).splitlines()[0] if str(error) else ""
-            logger.warning("MLflow failed (%s: %s); the run goes on without its record", type(error).__name__, text)
 
-    return call
+@dataclass(frozen=True)
+class _Opening:
+    """What it takes to open a run."""
+
+    name: str
+    artifacts: str
+    resume: str | None
+    tags: dict[str, str]
+
+
+class _RunGone(Exception):
+    """The run was deleted in MLflow."""
 
 
 @dataclass
 class Tracker:
-    """One MLflow run. Holds only what pickles, so that it travels to the training controller."""
+    """One MLflow run. No call raises; after a failure none is tried for a while, and what the run is told waits.
+
+    A pickled copy logs into the same run and takes nothing along that waits. Threads may share a tracker.
+    """
 
     uri: str | None
     experiment: str
     run_id: str | None = None
-    is_broken: bool = field(default=False)
+    flush_s: float = 0.0
+    """Metrics wait until the last were sent so many seconds ago."""
+    _opening: _Opening | None = field(default=None, init=False, repr=False, compare=False)
+    _backlog: Backlog = field(default_factory=Backlog, init=False, repr=False, compare=False)
+    _sent_at_s: float = field(default=float("-inf"), init=False, repr=False, compare=False)
+    _is_gone: bool = field(default=False, init=False, repr=False, compare=False)
+    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
-    @guarded
-    def start(self, name: str, *, artifacts: str, resume: str | None = None) -> None:
+    def __reduce__(self) -> tuple[type["Tracker"], tuple[str | None, str, str | None, float]]:
+        return Tracker, (self.uri, self.experiment, self.run_id, self.flush_s)
+
+    @property
+    def is_recording(self) -> bool:
+        """Return whether there is a run to log into, or one that opens when MLflow answers."""
+        return self.uri is not None and not self._is_gone and not (self.run_id is None and self._opening is None)
+
+    def start(
+        self, name: str, *, artifacts: str, resume: str | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
         """Create the run, or go on with an earlier one of that id if it is still there.
 
         Args:
             name: The run's name.
             artifacts: Folder or URI for the artifacts of a new experiment.
             resume: Id of the run to go on with.
+            tags: Tags of the run, such as ``mlflow.parentRunId``.
         """
-        client = self._client
-        if resume is not None and _exists(client, resume):
-            self.run_id = resume
-            client.set_terminated(resume, "RUNNING")
-            return
-        found = client.get_experiment_by_name(self.experiment)
-        location = None if self._is_remote else artifacts
-        experiment = found.experiment_id if found else client.create_experiment(self.experiment, location)
-        self.run_id = client.create_run(experiment, run_name=name).info.run_id
+        with self._lock:
+            self.run_id = None
+            self._opening = _Opening(name, artifacts, resume, dict(tags or {}))
+            self._send()
 
-    @guarded
     def log_params(self, config: Config, **more: Any) -> None:
         """Record every key of the configuration but paths, and what else is given; a resumed run keeps what it has."""
-        values = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
-        if (weights := str(values["encoder.weights"])) != "none":
-            values["encoder.weights"] = Path(weights).name
-        known = self._client.get_run(self.run_id).data.params  # MLflow refuses another value
-        params = [Param(key, str(value)[:_MAX_VALUE]) for key, value in (values | more).items() if key not in known]
-        for i in range(0, len(params), 100):
-            self._client.log_batch(self.run_id, params=params[i : i + 100])
+        self.log_values(recorded_values(config) | more)
 
-    @guarded
-    def log_metrics(self, metrics: Mapping[str, float | None], *, step: int) -> None:
-        """Record metrics of a step; what is not defined is left out."""
-        time_ms = time.time_ns() // 1_000_000
-        found = [Metric(key, value, time_ms, step) for key, value in metrics.items() if value is not None]
-        self._client.log_batch(self.run_id, metrics=found)
+    def log_values(self, values: Mapping[str, Any]) -> None:
+        """Record values by dotted key as the run's parameters; a resumed run keeps what it has."""
+        self._add(lambda backlog: backlog.params.update({k: str(v)[:_MAX_VALUE] for k, v in values.items()}))
 
-    @guarded
-    def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Record a local file, or what a local folder holds."""
-        if path.is_dir():
-            self._client.log_artifacts(self.run_id, str(path), folder)
-        else:
-            self._client.log_artifact(self.run_id, str(path), folder)
-
-    @guarded
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the run."""
-        for key, value in tags.items():
-            self._client.set_tag(self.run_id, key, value)
+        self._add(lambda backlog: backlog.tags.update(tags))
 
-    @guarded
+    def log_metrics(self, metrics: Row, *, step: int) -> None:
+        """Record metrics of a step; what is not defined is left out."""
+        self._add(lambda backlog: backlog.add(metrics, step=step), wait_s=self.flush_s)
+
+    def complete(self, rows: Sequence[Row]) -> None:
+        """Record the metrics of every epoch that the run does not have, whoever should have recorded them."""
+        with self._lock:
+            if self.is_recording:
+                self._backlog.rows = rows
+                self._send(at_once=True)
+
+    def log_artifact(self, path: Path, folder: str | None = None) -> None:
+        """Record a local file, or what a local folder holds."""
+
+        def send(client: MlflowClient, run_id: str) -> None:
+            if path.is_dir():
+                client.log_artifacts(run_id, str(path), folder)
+            else:
+                client.log_artifact(run_id, str(path), folder)
+
+        self.attempt(folder or path.name, send)
+
+    def attempt(self, what: str, work: Callable[[MlflowClient, str], None]) -> bool:
+        """Do something with MLflow that cannot wait, after all that waits, and return whether it was done.
+
+        Args:
+            what: What is missing where it fails, in words.
+            work: Called with the client and the run's id.
+        """
+        with self._lock:
+            if not self.is_recording:
+                return False
+            is_done = self._send() and self._guard(lambda client: work(client, str(self.run_id)))
+            if not is_done and self.is_recording:
+                self._backlog.files.append(what)
+            return is_done
+
     def finish(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
-        if self.run_id is not None:
-            self._client.set_terminated(self.run_id, status)
+        """Send what waits, however long ago MLflow failed, and close the run as FINISHED, FAILED or KILLED."""
+        with self._lock:
+            if not self.is_recording:
+                return
+            self._backlog.status = status
+            self._send(at_once=True)
+            if missing := [*self._backlog.waiting(), *self._backlog.lost()]:
+                began = self._outage.began
+                since = f"MLflow did not answer from {_clock(began)}: " if began else "MLflow: "
+                logger.warning("%s%s missing in the record", since, _listed(missing))
 
     @property
-    def _is_remote(self) -> bool:
-        return str(self.uri).startswith(("http://", "https://"))
+    def _outage(self) -> Outage:
+        return _outage(str(self.uri))
 
-    @property
-    def _client(self) -> MlflowClient:
-        return _connect(str(self.uri))
+    def _add(self, change: Callable[[Backlog], None], *, wait_s: float = 0.0) -> None:
+        with self._lock:
+            if not self.is_recording:
+                return
+            change(self._backlog)
+            if len(self._backlog.metrics) >= BATCH or time.monotonic() >= self._sent_at_s + wait_s:
+                self._send()
+
+    def _send(self, *, at_once: bool = False) -> bool:
+        """Open the run and send what waits, unless MLflow failed just now; return whether it has everything."""
+        if not self.is_recording or not (at_once or self._outage.may_try()):
+            return False
+        before = self._backlog.num_taken
+        if not self._guard(self._send_backlog):
+            return False
+        self._sent_at_s = time.monotonic()
+        if (began := self._outage.end()) is not None:
+            late, lost = self._backlog.num_taken - before, self._backlog.lost()
+            logger.log(
+                logging.WARNING if lost else logging.INFO,
+                "MLflow did not answer from %s to %s; %s sent later%s",
+                _clock(began),
+                _clock(datetime.now().astimezone()),
+                counted(late, "metric was", "metrics were"),
+                f"; {_listed(lost)} missing" if lost else "",
+            )
+        return True
+
+    def _guard(self, work: Callable[[MlflowClient], None]) -> bool:
+        """Do something with MLflow and return whether it went well; say it once where it did not."""
+        started_s = time.monotonic()
+        try:
+            work(_connect(str(self.uri)))
+        except _RunGone:
+            self._is_gone = True
+            logger.warning("the run %s was deleted in MLflow; the work goes on without its record", self.run_id)
+            return False
+        except Exception as error:  # noqa: BLE001 (the record must never stop the work)
+            if self._outage.fail(took_s=time.monotonic() - started_s):
+                logger.warning(
+                    "MLflow does not answer (%s); the work goes on, and what can wait is recorded when it does",
+                    _in_short(error),
+                )
+            return False
+        return True
+
+    def _open(self, client: MlflowClient, opening: _Opening) -> str:
+        """Return the id of the run that goes on, else of a new one."""
+        if opening.resume is not None and _is_active(client, opening.resume):
+            client.update_run(opening.resume, status="RUNNING")
+            self._backlog.tags = {**opening.tags, **self._backlog.tags}
+            return opening.resume
+        found = client.get_experiment_by_name(self.experiment)
+        location = None if str(self.uri).startswith(("http://", "https://")) else opening.artifacts
+        experiment = found.experiment_id if found else client.create_experiment(self.experiment, location)
+        return str(client.create_run(experiment, tags=opening.tags, run_name=opening.name).info.run_id)
+
+    def _send_backlog(self, client: MlflowClient) -> None:
+        waiting = self._backlog
+        if self.run_id is None:
+            assert self._opening is not None
+            self.run_id = self._open(client, self._opening)
+        if waiting.rows:
+            missing = waiting.add_missing(_recorded_steps(client, self.run_id, waiting.rows))
+            if missing and self._outage.began is None:
+                logger.info("MLflow lacked the metrics of %s; they are sent now", counted(missing, "epoch", "epochs"))
+        if waiting.params:  # MLflow refuses another value
+            known = self._ask(client, lambda run_id: client.get_run(run_id).data.params) or {}
+            waiting.params = {key: value for key, value in waiting.params.items() if key not in known}
+        while waiting.metrics or waiting.params or waiting.tags:
+            batch = waiting.batch()
+            self._send_batch(client, batch)
+            waiting.took(batch)
+        if waiting.status is not None:
+            self._ask(client, lambda run_id: client.set_terminated(run_id, waiting.status))
+            waiting.status = None
+
+    def _send_batch(self, client: MlflowClient, batch: Sequence[Point]) -> None:
+        metrics = [Metric(*point) for point in batch]
+        params = [Param(*item) for item in self._backlog.params.items()]
+        tags = [RunTag(*item) for item in self._backlog.tags.items()]
+        self._ask(
+            client,
+            lambda run_id: client.log_batch(run_id, metrics=metrics, params=params, tags=tags, synchronous=True),
+        )
+
+    def _ask(self, client: MlflowClient, call: Callable[[str], Any]) -> Any:
+        """Return what MLflow answers; what it refuses for good is said, and is not sent again. Raises: _RunGone."""
+        assert self.run_id is not None
+        try:
+            return call(self.run_id)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED:
+                raise
+            if not _is_active(client, self.run_id):
+                raise _RunGone from error
+            logger.warning("MLflow refused a part of the record (%s)", _in_short(error))
+            return None
 
 
 @functools.cache
 def _connect(uri: str) -> MlflowClient:
     """Return this process's client; opening an SQLite store checks its tables, which takes a while."""
-    for variable, value in (("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"), ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")):
+    for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
+    database.MAX_RETRY_COUNT = min(database.MAX_RETRY_COUNT, _DATABASE_TRIES)  # its ten take minutes
     for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri)
 
 
-def _exists(client: MlflowClient, run_id: str) -> bool:
+@functools.cache
+def _outage(uri: str) -> Outage:
+    """Return what this process knows of a server's silence: many runs of a sweep need not find it out one by one."""
+    return Outage()
+
+
+def _is_active(client: MlflowClient, run_id: str) -> bool:
+    """Return whether a run is there and not deleted. Raises: MlflowException where MLflow does not answer."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except Exception:  # noqa: BLE001 (any answer but the run means that it is not there)
-        return False
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return False
+        raise
+
+
+def _recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> set[int]:
+    """Return the steps of which a run has the metric that is defined in most rows."""
+    defined = Counter(key for row in rows for key, value in row.items() if value is not None)
+    if not defined:
+        return set(range(len(rows)))
+    return {metric.step for metric in client.get_metric_history(run_id, defined.most_common(1)[0][0])}
+
+
+def _in_short(error: BaseException) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def _clock(moment: datetime) -> str:
+    return f"{moment:%H:%M:%S}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as a list with its verb, such as `a, b are`."""
+    is_one = len(words) == 1 and (words[0].startswith("1 ") or not words[0][0].isdigit())
+    return f"{', '.join(words)} {'is' if is_one else 'are'}"

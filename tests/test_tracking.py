@@ -1,12 +1,16 @@
 """The record of a run on a real MLflow: what is kept, that a run goes on, and that a failure stops nothing."""
 
 import pickle
+import re
 import shutil
-from pathlib import Path
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mlflow import MlflowClient
 
+from distmil import backlog, tracking
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.tracking import Tracker, resolve_uri
@@ -18,6 +22,12 @@ def empty_database(tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_outage():
+    """What this process learned of MLflow in another test is forgotten."""
+    tracking._outage.cache_clear()
 
 
 @pytest.fixture
@@ -38,7 +48,7 @@ def run_of(tracker):
     return MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id)
 
 
-def test_a_run_keeps_what_it_is_told(tracker, tmp_path):
+def test_a_run_keeps_what_it_is_told(tracker, tmp_path, caplog):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "roc.txt").write_text("0.9")
     (tmp_path / "config.yaml").write_text("training: {}")
@@ -50,7 +60,7 @@ def test_a_run_keeps_what_it_is_told(tracker, tmp_path):
     tracker.set_tags({"distmil.version": "1"})
     tracker.finish("FINISHED")
     run, client = run_of(tracker), MlflowClient(tracking_uri=tracker.uri)
-    assert not tracker.is_broken
+    assert messages(caplog) == []
     assert run.info.run_name == "a run"
     assert run.info.status == "FINISHED"
     assert run.data.params["training.lr"] == "0.001"
@@ -62,7 +72,7 @@ def test_a_run_keeps_what_it_is_told(tracker, tmp_path):
     assert client.get_experiment(run.info.experiment_id).name == "an experiment"
 
 
-def test_every_key_is_recorded_but_no_path(tracker):
+def test_every_key_is_recorded_but_no_path(tracker, caplog):
     config = build_config(
         {
             "cohort": {"manifest": "/home/jane/m.csv", "classes": [f"class number {i}" for i in range(60)]},
@@ -78,10 +88,10 @@ def test_every_key_is_recorded_but_no_path(tracker):
     assert set(params) == set(config.flat()) - private
     assert params["encoder.weights"] == "weights.pt"
     assert not any("jane" in value for value in params.values())
-    assert not tracker.is_broken
+    assert messages(caplog) == []
 
 
-def test_a_resumed_run_goes_on_in_the_same_run(tracker, uri, tmp_path):
+def test_a_resumed_run_goes_on_in_the_same_run(tracker, uri, tmp_path, caplog):
     tracker.log_params(Config())
     tracker.log_metrics({"loss": 0.7}, step=0)
     tracker.finish("KILLED")
@@ -93,7 +103,7 @@ def test_a_resumed_run_goes_on_in_the_same_run(tracker, uri, tmp_path):
     again.log_params(build_config({"training": {"num_workers": 4}}), more="new")
     again.log_metrics({"loss": 0.4}, step=1)
     again.finish("FINISHED")
-    assert not again.is_broken
+    assert messages(caplog) == []
     run = run_of(again)
     assert run.info.status == "FINISHED"
     assert (run.data.params["training.num_workers"], run.data.params["more"]) == ("1", "new")
@@ -116,41 +126,263 @@ def call_everything(tracker, tmp_path):
     tracker.start("a run", artifacts=str(tmp_path))
     tracker.log_params(Config())
     tracker.log_metrics({"loss": 0.5}, step=0)
-    tracker.log_artifact(tmp_path / "nothing")
+    tracker.log_artifact(tmp_path / "report.html")
     tracker.set_tags({"a": "b"})
+    tracker.complete([{"loss": 0.5}])
     tracker.finish("FINISHED")
 
 
-@pytest.mark.parametrize("uri", ["sqlite:////proc/none/mlflow.db", "nonsense://host", "http://127.0.0.1:9"])
-def test_a_broken_record_is_one_warning_and_stops_nothing(tmp_path, caplog, uri, monkeypatch):
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    tracker = Tracker(uri, "an experiment")
+def messages(caplog):
+    return [record.getMessage() for record in caplog.records if record.name.startswith("distmil")]
+
+
+@pytest.mark.parametrize(
+    "uri", ["sqlite:////proc/none/mlflow.db", "nonsense://host", "http://127.0.0.1:9", "http://no-such-host.invalid"]
+)
+def test_without_mlflow_the_work_goes_on_and_it_is_said_twice(tmp_path, caplog, uri, capfd):
+    tracker, started_s = Tracker(uri, "an experiment"), time.monotonic()
     call_everything(tracker, tmp_path)
-    assert tracker.is_broken
+    assert time.monotonic() - started_s < 20
     assert tracker.run_id is None
-    warnings = [record for record in caplog.records if record.name.startswith("distmil")]
-    assert [record.levelname for record in warnings] == ["WARNING"]
-    assert "the run goes on without its record" in warnings[0].getMessage()
+    first, last = messages(caplog)
+    assert "MLflow does not answer" in first
+    assert "the work goes on" in first
+    assert "1 tag, metrics of up to 1 epoch, the end of the run, report.html are missing in the record" in last
+    assert capfd.readouterr().out == ""
 
 
-def test_a_record_that_breaks_on_the_way_is_one_warning(tracker, tmp_path, caplog):
+class Flaky:
+    """MLflow's client, which fails while it is told to, and counts what it is asked."""
+
+    def __init__(self, uri):
+        self.client, self.is_down, self.asked = MlflowClient(tracking_uri=uri), False, []
+
+    def __getattr__(self, name):
+        def call(*args, **options):
+            self.asked.append(name)
+            if self.is_down:
+                raise ConnectionError("nobody there")
+            return getattr(self.client, name)(*args, **options)
+
+        return call
+
+
+@pytest.fixture
+def flaky(uri, monkeypatch):
+    found = Flaky(uri)
+    monkeypatch.setattr(tracking, "_connect", lambda _: found)
+    return found
+
+
+def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, caplog, monkeypatch):
+    caplog.set_level("INFO")
+    tracker.log_metrics({"loss": 0.9}, step=0)
+    flaky.is_down = True
+    tracker.log_metrics({"loss": 0.8}, step=1)
+    tracker.log_metrics({"loss": 0.7, "slide_auc": 0.6}, step=2)
+    tracker.set_tags({"a": "b"})
+    tracker.log_values({"k": 1})
+    flaky.is_down = False
+    asked = len(flaky.asked)
+    tracker.log_metrics({"loss": 0.6}, step=3)  # too early for another try
+    assert len(flaky.asked) == asked
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + backlog.RETRY_S)
+    tracker.log_metrics({"loss": 0.5}, step=4)
+    run = run_of(tracker)
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8), (2, 0.7), (3, 0.6), (4, 0.5)]
+    assert (run.data.metrics["slide_auc"], run.data.tags["a"], run.data.params["k"]) == (0.6, "b", "1")
+    first, last = messages(caplog)
+    assert "MLflow does not answer (ConnectionError: nobody there)" in first
+    assert re.fullmatch(r"MLflow did not answer from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d; 5 metrics were sent later", last)
+
+
+def test_finish_tries_once_more_whatever_the_wait(flaky, tracker, tmp_path, caplog):
+    (tmp_path / "maps").mkdir()
+    flaky.is_down = True
+    tracker.log_metrics({"loss": 0.8}, step=0)
+    tracker.log_artifact(tmp_path / "maps", "maps")
+    flaky.is_down = False
+    tracker.finish("FINISHED")
+    run = run_of(tracker)
+    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.8)
+    assert messages(caplog)[-1].endswith("; 1 metric was sent later; maps is missing")
+
+
+def test_what_is_missing_at_the_end_is_said(flaky, tracker, caplog):
+    flaky.is_down = True
+    for step in range(12):
+        tracker.log_metrics({"loss": 0.8}, step=step)
+    tracker.finish("FINISHED")
+    assert re.fullmatch(
+        r"MLflow did not answer from \d\d:\d\d:\d\d: 12 metrics, the end of the run are missing in the record",
+        messages(caplog)[-1],
+    )
+    assert flaky.asked.count("log_batch") == 2  # the first that failed, and the last try
+
+
+def test_a_run_that_could_not_be_opened_is_opened_later(flaky, uri, tmp_path, caplog):
+    flaky.is_down = True
+    found = Tracker(uri, "an experiment")
+    found.start("a run", artifacts=str(tmp_path), tags={"a": "b"})
+    found.log_params(Config())
+    found.log_metrics({"loss": 0.7}, step=0)
+    assert found.run_id is None
+    flaky.is_down = False
+    found.complete([{"loss": 0.7}, {"loss": 0.6}])
+    run = run_of(found)
+    assert (run.data.params["training.lr"], run.data.tags["a"]) == ("0.001", "b")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 0.7), (1, 0.6)]
+
+
+def test_many_runs_find_out_about_an_outage_once(flaky, uri, tmp_path, caplog):
+    flaky.is_down = True
+    for name in ("a", "b", "c"):
+        Tracker(uri, "an experiment").start(name, artifacts=str(tmp_path))
+    assert len(flaky.asked) == 1
+    assert len(messages(caplog)) == 1
+
+
+def test_a_slow_failure_takes_a_small_share_of_the_time():
+    outage = backlog.Outage()
+    assert outage.fail(took_s=20)
+    assert outage.retry_at_s - time.monotonic() > 190
+    assert not outage.may_try()
+    assert not outage.fail(took_s=0)
+
+
+def test_metrics_of_a_long_outage_are_kept_up_to_a_number(flaky, tracker, caplog, monkeypatch):
+    monkeypatch.setattr(backlog, "MOST_METRICS", 3)
+    flaky.is_down = True
+    for step in range(5):
+        tracker.log_metrics({"loss": float(step)}, step=step)
+    flaky.is_down = False
+    tracker.finish("FINISHED")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert [m.step for m in history] == [2, 3, 4]
+    assert messages(caplog)[-1].endswith("; 3 metrics were sent later; 2 metrics are missing")
+
+
+def test_metrics_of_many_steps_go_in_few_calls(flaky, uri, tmp_path):
+    found = Tracker(uri, "an experiment", flush_s=60)
+    found.start("a run", artifacts=str(tmp_path))
+    for step in range(2500):
+        found.log_metrics({"loss": float(step)}, step=step)
+    assert flaky.asked.count("log_batch") == 2
+    found.finish("FINISHED")
+    assert flaky.asked.count("log_batch") == 3
+    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+    assert [m.step for m in history] == list(range(2500))
+
+
+@pytest.mark.parametrize("is_erased", [False, True])
+def test_a_run_deleted_on_the_way_is_let_go(tracker, tmp_path, caplog, is_erased):
+    client = MlflowClient(tracking_uri=tracker.uri)
+    client.delete_run(tracker.run_id)
+    if is_erased:
+        client._tracking_client.store._hard_delete_run(tracker.run_id)
+    tracker.log_values({"k": 1})
     tracker.log_metrics({"loss": 0.5}, step=0)
-    Path(tracker.uri.removeprefix("sqlite:///")).write_bytes(b"no database")
+    tracker.log_artifact(tmp_path / "nothing")
+    tracker.finish("FINISHED")
+    (said,) = messages(caplog)
+    assert said.endswith("was deleted in MLflow; the work goes on without its record")
+    assert not tracker.is_recording
+
+
+def test_what_mlflow_refuses_holds_nothing_up(tracker, caplog):
+    tracker.log_metrics({"bad name?": 0.5}, step=0)
+    tracker.log_metrics({"loss": 0.5}, step=1)
+    tracker.finish("FINISHED")
+    run = run_of(tracker)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
+    (said,) = messages(caplog)
+    assert "MLflow refused a part of the record" in said
+    assert "bad name?" in said
+
+
+def test_epochs_that_nobody_recorded_are_added(tracker, caplog):
+    caplog.set_level("INFO")
+    tracker.log_metrics({"loss": 0.9, "epoch_s": 1.0}, step=0)
+    tracker.log_metrics({"loss": 0.7, "epoch_s": 1.0}, step=2)
+    rows = [{"loss": value, "val_loss": None} for value in (0.9, 0.8, 0.7, 0.6)]
+    tracker.complete(rows)
+    tracker.complete(rows)
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert sorted((m.step, m.value) for m in history) == [(0, 0.9), (1, 0.8), (2, 0.7), (3, 0.6)]
+    assert messages(caplog) == ["MLflow lacked the metrics of 2 epochs; they are sent now"]
+
+
+def test_a_child_names_its_parent(uri, tmp_path, tracker):
+    child = Tracker(uri, "an experiment")
+    child.start("child", artifacts=str(tmp_path), tags={"mlflow.parentRunId": tracker.run_id})
+    assert run_of(child).data.tags["mlflow.parentRunId"] == tracker.run_id
+    child.finish("KILLED")
+    again = Tracker(uri, "an experiment")
+    again.start("child", artifacts=str(tmp_path), resume=child.run_id, tags={"more": "tags"})
+    assert again.run_id == child.run_id
+    assert (run_of(again).info.status, run_of(again).data.tags["more"]) == ("RUNNING", "tags")
+
+
+@pytest.fixture
+def busy_server():
+    """A server that answers everything with 503 and asks to come back in two minutes."""
+
+    class Busy(BaseHTTPRequestHandler):
+        def refuse(self):
+            self.send_response(503)
+            self.send_header("Retry-After", "120")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST = refuse
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_server_that_is_busy_holds_nothing_up(busy_server, tmp_path, caplog):
+    tracker, started_s = Tracker(busy_server, "an experiment"), time.monotonic()
     call_everything(tracker, tmp_path)
-    assert tracker.is_broken
-    assert sum("without its record" in record.getMessage() for record in caplog.records) == 1
+    assert time.monotonic() - started_s < 20
+    assert "503" in messages(caplog)[0]
+    assert "are missing in the record" in messages(caplog)[1]
 
 
-def test_without_a_record_nothing_is_called(tmp_path, monkeypatch):
-    monkeypatch.setattr(Tracker, "_client", property(lambda _: pytest.fail("MLflow was called")))
+def test_without_a_record_nothing_is_called(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(tracking, "_connect", lambda _: pytest.fail("MLflow was called"))
     tracker = Tracker(None, "an experiment")
     call_everything(tracker, tmp_path)
-    assert (tracker.run_id, tracker.is_broken) == (None, False)
+    assert (tracker.run_id, tracker.is_recording, messages(caplog)) == (None, False, [])
 
 
-def test_a_tracker_travels_and_logs_into_the_same_run(tracker):
-    pickle.loads(pickle.dumps(tracker)).log_metrics({"loss": 0.25}, step=3)
-    assert run_of(tracker).data.metrics["loss"] == 0.25
+def test_a_copy_logs_into_the_same_run_and_takes_nothing_along(flaky, tracker):
+    flaky.is_down = True
+    tracker.log_metrics({"loss": 0.5}, step=0)
+    flaky.is_down = False
+    tracking._outage.cache_clear()  # as in another process
+    copy = pickle.loads(pickle.dumps(tracker))
+    copy.log_metrics({"loss": 0.25}, step=3)
+    tracker.finish("FINISHED")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    assert sorted(m.step for m in history) == [0, 3]
+
+
+def test_a_copy_of_a_tracker_without_a_run_does_nothing(flaky, uri, tmp_path, caplog):
+    flaky.is_down = True
+    found = Tracker(uri, "an experiment")
+    found.start("a run", artifacts=str(tmp_path))
+    copy, asked = pickle.loads(pickle.dumps(found)), len(flaky.asked)
+    copy.log_metrics({"loss": 0.25}, step=3)
+    assert (copy.is_recording, len(flaky.asked)) == (False, asked)
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
-"""What a finished training leaves in MLflow: final metrics, the bundle, the configuration, some maps."""
+"""What a finished training leaves in MLflow: metrics, the bundle, the configuration, some maps, and the model."""
 
+import logging
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from distmil import __version__
-from distmil.bundles import bundle_folder
+from distmil.bundles import Bundle, bundle_folder
+from distmil.engine import History
+from distmil.export import log_model, save_model
 from distmil.stages.predict import Predictions
 from distmil.stages.runtime import Job
 from distmil.tracking import Tracker
+
+logger = logging.getLogger(__name__)
 
 MAPS_TRACKED = 8
 
@@ -19,21 +23,22 @@ def record_training(
     job: Job,
     tracker: Tracker,
     *,
-    run: str,
-    digest: str,
-    step: int,
+    bundle: Bundle,
+    history: History,
     predictions: Predictions | None,
     metrics: dict[str, Any],
 ) -> None:
-    """Record final metrics, the bundle, the configuration and some maps."""
+    """Record what every epoch came to, final metrics, the bundle, the configuration, some maps and the model."""
+    step = len(history.rows) - 1
+    tracker.complete(history.rows)
     for split, values in metrics.items():
         tracker.log_metrics({f"final_{split}_{name}": value for name, value in values.items()}, step=step)
-    tracker.set_tags({"distmil.version": __version__, "distmil.bundle_digest": digest})
+    tracker.set_tags({"distmil.bundle_digest": bundle.digest})
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
         (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")
         tracker.log_artifact(root / "config.yaml")
-        copies = {"bundle": bundle_folder(run)}
+        copies = {"bundle": bundle_folder(bundle.run)}
         if predictions is not None and job.config.prediction.maps:
             copies["maps"] = f"{predictions.folder}/maps"
         shown = set(list(predictions.rows)[:MAPS_TRACKED]) if predictions else set()
@@ -43,6 +48,25 @@ def record_training(
                 if kind == "bundle" or name.rpartition("_")[0] in shown:
                     (root / kind / name).write_bytes(job.store.read(f"{source}/{name}"))
             tracker.log_artifact(root / kind, kind)
+        _record_model(job, tracker, bundle, root / "model", step=step)
+
+
+def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, step: int) -> None:
+    """Record the network as a model that plain MLflow loads, where torch can export it."""
+    if not tracker.is_recording:
+        return
+    try:
+        save_model(folder, bundle)
+    except Exception as error:  # noqa: BLE001 (torch.export fails in many ways, and the bundle is there)
+        logger.warning(
+            "the network could not be exported, so MLflow has the bundle but no model of its own: %s",
+            f"{type(error).__name__}: {error}".splitlines()[0],
+        )
+        return
+    options = job.config.tracking
+    log_model(
+        tracker, folder, digest=bundle.digest, step=step, registered=options.registered_model, alias=options.alias
+    )
 
 
 def _shareable(job: Job) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from distmil.cohort import Cohort
 from distmil.configfile import per_job_keys
 from distmil.encoders import encoder_state, prepare_encoder
 from distmil.engine import History
+from distmil.provenance import code_tags
 from distmil.runs import new_learner
 from distmil.stages.evaluate import measure
 from distmil.stages.fit import fit
@@ -21,6 +22,7 @@ from distmil.stages.prepare import prepare
 from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
 from distmil.stages.worker import run_file
+from distmil.systemmetrics import system_metrics
 from distmil.tracking import Tracker, resolve_uri
 
 
@@ -61,12 +63,12 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     record_training(
         job,
         tracker,
-        run=trained.run,
-        digest=trained.bundle.digest,
-        step=len(trained.history.rows) - 1,
+        bundle=trained.bundle,
+        history=trained.history,
         predictions=predictions,
         metrics=metrics,
     )
+    _note_record(job, tracker, trained.run)
     answer = {
         "run": trained.run,
         "bundle": job.store.path(place),
@@ -99,14 +101,17 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     check_classes(prepared, cohort)
     run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
     tracker.start(
-        run, artifacts=job.store.path("mlflow-artifacts"), resume=read_or_none(job.store, run_file(run, "mlflow"))
+        run,
+        artifacts=job.store.path("mlflow-artifacts"),
+        resume=read_or_none(job.store, run_file(run, "mlflow")),
+        tags=code_tags(),
     )
-    if tracker.run_id is not None:
-        job.store.write_json(run_file(run, "mlflow"), tracker.run_id)
+    _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
     config = announce(job, prepared)
     job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
-    history = fit(job, config, run, spec, tracker)
+    with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
+        history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
     is_best = job.config.training.patience > 0
     load_checkpoint(job.store, run, learner, best=is_best)
@@ -120,3 +125,9 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     )
     record = save_bundle(job.store, bundle)
     return Trained(run, replace(bundle, digest=record.digest), history)
+
+
+def _note_record(job: Job, tracker: Tracker, run: str) -> None:
+    """Note which MLflow run goes on when this one does; it may have opened late."""
+    if tracker.run_id is not None:
+        job.store.write_json(run_file(run, "mlflow"), tracker.run_id)

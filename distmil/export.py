@@ -1,0 +1,232 @@
+"""The network as a model of plain MLflow: without pickle and without distmil, for bags of any size.
+
+N patches of a bag, E embedding, F feature, C classes, S scores.
+"""
+
+import copy
+import json
+import logging
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow.pytorch
+import numpy as np
+import torch
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelOutput
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from distmil.bundles import Bundle
+from distmil.models.network import Network
+from distmil.models.pooling import log_weight
+from distmil.scoring import READ_OUTS
+from distmil.tracking import Tracker
+
+logger = logging.getLogger(__name__)
+
+NAME = "model"
+PATCH_SCORES = ("attention", "probability", "topk_probability", "fused")
+# MLflow answers to this alias by itself with the newest version, and lets nobody set it.
+LATEST = "latest"
+_DIGEST = "distmil.bundle_digest"
+_EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants
+
+
+def score_names(classes: Sequence[str]) -> list[str]:
+    """Return what the columns of the exported network's answer are.
+
+    Per patch its four scores, then the slide's three read-outs, the same in every row. Where there are more than two
+    classes, the probability of each follows, of the patch and of the slide.
+    """
+    names = [*PATCH_SCORES, *READ_OUTS]
+    if len(classes) > 2:
+        names += [*(f"probability_{name}" for name in classes), *(f"bag_{name}" for name in classes)]
+    return names
+
+
+class ExportableNetwork(nn.Module):
+    """Judges one bag as ``scoring.score_bag`` does, in one graph whose size is the bag's."""
+
+    def __init__(self, head: Network, *, top_k: int) -> None:
+        super().__init__()
+        self.head = copy.deepcopy(head).cpu().float().eval().requires_grad_(False)
+        self.top_k = top_k
+
+    def forward(self, embedding_NE: Tensor) -> Tensor:
+        """Return scores, N x S, from raw embeddings, N x E; see ``score_names``."""
+        head = self.head
+        feature_NF = self._feature(embedding_NE)
+        raw_N = head.attend(feature_NF)
+        class_NC = head.patch_logits(feature_NF, raw_N).softmax(1)
+        topk_N = 1 - head.topk_logits(feature_NF, raw_N).softmax(1)[:, 0]
+        attention_N, probability_N = raw_N.sigmoid(), class_NC[:, 1:].sum(1)
+        fused_N = attention_N * probability_N
+        bag_C = self._bag(feature_NF, raw_N)
+        read_outs = [bag_C[1:].sum(), fused_N.amax(), self._topk_mean(fused_N)]
+        slide_S = torch.stack([value.to(fused_N.dtype) for value in read_outs])
+        patch_NS = torch.stack([attention_N, probability_N, topk_N, fused_N], 1)
+        parts = [patch_NS, slide_S.expand(len_of(fused_N), -1)]
+        if class_NC.shape[1] > 2:
+            parts += [class_NC, bag_C.to(fused_N.dtype).expand(len_of(fused_N), -1)]
+        return torch.cat(parts, 1)
+
+    def _feature(self, embedding_NE: Tensor) -> Tensor:
+        """Return patch features, N x F, without the blocks that save time in training."""
+        normaliser, phi = self.head.normaliser, self.head.phi
+        return nn.functional.linear(normaliser.centred(embedding_NE), normaliser.scale * phi.weight, phi.bias).relu()
+
+    def _bag(self, feature_NF: Tensor, raw_N: Tensor) -> Tensor:
+        """Return the bag's class probabilities, C."""
+        log_N = log_weight(raw_N.double(), self.head.pooling)
+        if self.head.pooling == "max":
+            peak_N = (log_N == log_N.amax()).double()
+            share_N = peak_N / peak_N.sum()
+        else:
+            share_N = log_N.softmax(0)
+        bag_F = (share_N @ feature_NF.double()).to(feature_NF.dtype)
+        return self.head.pooled_logits(bag_F[None]).double().softmax(1)[0]
+
+    def _topk_mean(self, fused_N: Tensor) -> Tensor:
+        """Return the mean of the K highest scores; a rank is below K = min(top_k, ceil(n / 10)) without naming it."""
+        ordered_N = fused_N.double().sort(descending=True).values
+        rank_N = torch.arange(len_of(fused_N), device=fused_N.device)
+        chosen_N = (rank_N < self.top_k) & (10 * rank_N < len_of(fused_N))
+        return (ordered_N * chosen_N).sum() / chosen_N.sum()
+
+
+def len_of(values: Tensor) -> int:
+    """Return a tensor's length; ``len`` would make it a constant of the exported graph."""
+    return values.shape[0]
+
+
+def save_model(folder: Path, bundle: Bundle) -> None:
+    """Write a bundle's network as an MLflow model, which ``mlflow.pyfunc`` and ``mlflow.pytorch`` load.
+
+    Args:
+        folder: Where; it must not be there yet.
+        bundle: The model.
+    """
+    names = score_names(bundle.classes)
+    example_NE = bundle.head.normaliser.mean.detach().cpu().float().expand(_EXAMPLE_PATCHES, -1).numpy()
+    with warnings.catch_warnings():
+        # MLflow warns of its own type hints when its pyfunc is first imported, which is here.
+        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
+        _save(folder, bundle, names, example_NE.copy())
+    _forget_places(folder / "data" / "model.pt2")
+    described = Model.load(str(folder))
+    # The graph is a CPU's: where MLflow finds a GPU, it would refuse to load it.
+    described.flavors["python_function"]["config"] = {"device": "cpu"}
+    described.save(str(folder / "MLmodel"))
+
+
+def _save(folder: Path, bundle: Bundle, names: Sequence[str], example_NE: NDArray[np.float32]) -> None:
+    mlflow.pytorch.save_model(
+        ExportableNetwork(bundle.head, top_k=bundle.config.bags.top_k),
+        str(folder),
+        serialization_format="pt2",
+        input_example=example_NE,
+        signature=ModelSignature(
+            inputs=Schema([TensorSpec(np.dtype(np.float32), (-1, example_NE.shape[1]))]),
+            outputs=Schema([TensorSpec(np.dtype(np.float32), (-1, len(names)))]),
+        ),
+        pip_requirements=[f"{name}=={version(name).partition('+')[0]}" for name in ("mlflow", "torch", "numpy")],
+        metadata={
+            "columns": list(names),
+            "classes": bundle.classes,
+            "patch_threshold": bundle.patch_threshold,
+            "slide_threshold": bundle.slide_threshold,
+            "encoder": bundle.config.encoder.name,
+            "patch_px": bundle.config.tiling.patch_px,
+            "mpp": bundle.config.tiling.mpp,
+            _DIGEST: bundle.digest,
+        },
+    )
+
+
+def _forget_places(path: Path) -> None:
+    """Take the paths of this machine out of a saved graph, where torch keeps them for its error messages."""
+    program = torch.export.load(path)
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+    torch.export.save(program, path)
+
+
+def log_model(tracker: Tracker, folder: Path, *, digest: str, step: int, registered: str | None, alias: str) -> None:
+    """Record a saved model with its run and register it; one of the same digest is not recorded or registered again.
+
+    MLflow's own ``log_model`` works on the process's active run and prints; this calls the client alone.
+
+    Args:
+        tracker: The run.
+        folder: What ``save_model`` wrote.
+        digest: The bundle's.
+        step: The last epoch.
+        registered: Name in the registry, None: not registered.
+        alias: What the new version is called in the registry.
+    """
+
+    def work(client: MlflowClient, run_id: str) -> None:
+        model = _recorded(client, run_id, digest) or _record(client, run_id, folder, digest=digest, step=step)
+        if registered is not None:
+            _register(client, model, registered, digest=digest, alias=alias)
+
+    tracker.attempt("the model", work)
+
+
+def _recorded(client: MlflowClient, run_id: str, digest: str) -> Any:
+    """Return the run's model of that digest, None if there is none."""
+    outputs = client.get_run(run_id).outputs
+    for output in outputs.model_outputs if outputs else ():
+        model = client.get_logged_model(output.model_id)
+        if model.tags.get(_DIGEST) == digest and model.status == "READY":
+            return model
+    return None
+
+
+def _record(client: MlflowClient, run_id: str, folder: Path, *, digest: str, step: int) -> Any:
+    experiment = client.get_run(run_id).info.experiment_id
+    model = client.create_logged_model(experiment, name=NAME, source_run_id=run_id, tags={_DIGEST: digest})
+    described = Model.load(str(folder))
+    described.run_id, described.model_id, described.model_uuid = run_id, model.model_id, model.model_id
+    described.artifact_path = model.artifact_location
+    described.save(str(folder / "MLmodel"))
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=step)])
+    client.log_model_artifacts(model.model_id, str(folder))
+    return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _register(client: MlflowClient, model: Any, name: str, *, digest: str, alias: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code not in {"RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS"}:
+            raise
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{model.source_run_id}'")
+    found = next((one for one in versions if one.tags.get(_DIGEST) == digest), None)
+    if found is None:
+        found = _make_version(client, model, name, digest=digest)
+    if alias.lower() != LATEST:
+        client.set_registered_model_alias(name, alias, str(found.version))
+
+
+def _make_version(client: MlflowClient, model: Any, name: str, *, digest: str) -> Any:
+    # A server resolves models:/ itself; a store in this process would ask MLflow's global URI.
+    is_server = str(client.tracking_uri).startswith(("http://", "https://"))
+    source = f"models:/{model.model_id}" if is_server else model.artifact_location
+    made = client.create_model_version(
+        name, source, run_id=model.source_run_id, model_id=model.model_id, tags={_DIGEST: digest}
+    )
+    if not is_server:  # a server links the two itself
+        versions = json.dumps([{"name": name, "version": made.version}])
+        client.set_logged_model_tags(model.model_id, {MLFLOW_MODEL_VERSIONS: versions})
+    return made
