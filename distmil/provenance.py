@@ -17,7 +17,7 @@ def code_tags(folder: Path | None = None) -> dict[str, str]:
         folder: A folder that may be a git checkout; default: the current one.
     """
     tags = {"distmil.version": distmil.__version__, "distmil.source_digest": source_digest()}
-    return tags | git_tags(folder or Path.cwd())
+    return tags | git_tags(folder or Path())
 
 
 def source_digest(folder: Path | None = None) -> str:
