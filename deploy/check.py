@@ -1,0 +1,90 @@
+"""Find mistakes in cluster.yaml and deploy/rayjob.yaml without a cloud, a cluster or a network.
+
+    python deploy/check.py [FILE.yaml ...]      (default: cluster.yaml and deploy/rayjob.yaml)
+
+One line for each problem: the file, the place, the value, and what was expected. Exit codes: 0 no errors (there may be
+warnings), 1 errors, 2 a file that cannot be read or is neither of the two.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from clusterfile import cluster_problems
+from problems import ROOT, Problem, placeholders
+from rayjobfile import rayjob_problems
+
+GOOD, BAD, UNREADABLE = 0, 1, 2
+
+
+class UnreadableFile(Exception):
+    """A file is not there, is not YAML, or is of another kind."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check files, say what is wrong, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE.yaml")
+    default = [Path(os.path.relpath(ROOT / name)) for name in ("cluster.yaml", "deploy/rayjob.yaml")]
+    return max(_check(file) for file in parser.parse_args(argv).files or default)
+
+
+def _check(file: Path) -> int:
+    try:
+        found = check_values(read_yaml(file))
+    except UnreadableFile as error:
+        sys.stdout.write(f"{file}: error: {error}\n")
+        return UNREADABLE
+    sys.stdout.writelines(problem.line(str(file)) + "\n" for problem in found)
+    errors = sum(problem.is_error for problem in found)
+    sys.stdout.write(f"{file}: {errors} error(s), {len(found) - errors} warning(s)\n")
+    return BAD if errors else GOOD
+
+
+def check_values(values: Any) -> list[Problem]:
+    """Return what is wrong with a file's content, errors first.
+
+    Raises:
+        UnreadableFile: If it is neither a cluster file nor a RayJob.
+    """
+    if isinstance(values, dict) and "kind" in values:
+        found = rayjob_problems(values)
+    elif isinstance(values, dict) and isinstance(values.get("provider"), dict):
+        found = cluster_problems(values)
+    else:
+        raise UnreadableFile("expected a cluster file (with provider:) or a RayJob (with kind:)")
+    once = {(problem.place, problem.expected): problem for problem in [*found, *placeholders(values)]}
+    return sorted(once.values(), key=lambda problem: not problem.is_error)
+
+
+def read_yaml(file: Path) -> Any:
+    """Return a YAML file's content.
+
+    Raises:
+        UnreadableFile: If it cannot be read, or has a key twice.
+    """
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except OSError as error:
+        raise UnreadableFile(f"cannot be read: {error.strerror or error}") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UnreadableFile(f"is not YAML: {' '.join(str(error).split())}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for index, key in enumerate(names) if key.value in {earlier.value for earlier in names[:index]}]
+        for key in twice:
+            raise UnreadableFile(f"{key.value} is there twice, again in line {key.start_mark.line + 1}")
+        return super().construct_mapping(node, deep)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

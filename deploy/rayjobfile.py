@@ -1,0 +1,227 @@
+"""The rules for deploy/rayjob.yaml."""
+
+import importlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import cache
+from pathlib import PurePosixPath
+from typing import Any
+
+import jsonschema
+from problems import (
+    ROOT,
+    Problem,
+    image_problems,
+    in_gib,
+    mapping,
+    quantity_bytes,
+    ray_of_image,
+    ray_problem,
+    schema_problem,
+    schema_problems,
+    sequence,
+)
+from rayjob import Group, RayJob
+from rayjobschema import RAYJOB
+
+from distmil.configfile import load_config
+from distmil.errors import ConfigError
+
+KUBERNETES = "1.34"
+GPU = "nvidia.com/gpu"
+
+
+def rayjob_problems(values: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with a RayJob."""
+    job = RayJob(values)
+    found = [*schema_problems(values, RAYJOB), *_unchecked()]
+    for rule in (_lifetime, _entrypoint, _access, _versions):
+        found += rule(job)
+    for group in job.groups:
+        for group_rule in (_pod, _replicas, _work, _gpus, _memory, _mounts):
+            found += group_rule(job, group)
+    return found
+
+
+def _lifetime(job: RayJob) -> Iterator[Problem]:
+    if job.spec.get("shutdownAfterJobFinishes") is not True:
+        expected = "expected true: the cluster would go on costing after the job"
+        yield Problem("spec.shutdownAfterJobFinishes", job.spec.get("shutdownAfterJobFinishes"), expected)
+    if not job.spec.get("backoffLimit"):
+        expected = "expected at least 1: a lost head is a lost job, and a second try goes on where it stopped"
+        yield Problem("spec.backoffLimit", job.spec.get("backoffLimit"), expected)
+    if job.cluster.get("enableInTreeAutoscaling") is not True:
+        expected = "expected true: groups would stay at their replicas, which are none"
+        place = "spec.rayClusterSpec.enableInTreeAutoscaling"
+        yield Problem(place, job.cluster.get("enableInTreeAutoscaling"), expected)
+
+
+def _entrypoint(job: RayJob) -> Iterator[Problem]:
+    text = job.spec.get("entrypoint")
+    if not job.arguments:
+        expected = "expected a job with its settings: python jobs/train.py --config FILE.yaml storage.root=..."
+        yield Problem("spec.entrypoint", text, expected)
+        return
+    arguments, config = list(job.arguments), None
+    if "--config" in arguments[:-1]:
+        at = arguments.index("--config")
+        config = arguments[at + 1]
+        del arguments[at : at + 2]
+    try:
+        load_config(None if config is None else ROOT / config, arguments)
+    except ConfigError as error:
+        yield Problem("spec.entrypoint", text, f"expected what the job understands: {error}")
+    if job.override("storage.root") is None:
+        expected = "expected storage.root=, on a volume or a bucket: a pod's own disk goes with the pod"
+        yield Problem("spec.entrypoint", text, expected)
+
+
+def _access(job: RayJob) -> Iterator[Problem]:
+    place = "spec.rayClusterSpec"
+    mode = mapping(job.cluster, "authOptions").get("mode")
+    if mode != "token":
+        expected = "expected token: the job port runs code for whoever reaches it"
+        yield Problem(f"{place}.authOptions.mode", mode, expected)
+    head = job.groups[0].values
+    host = job.groups[0].start.get("dashboard-host")
+    if host not in (None, "0.0.0.0"):  # noqa: S104 (inside the pod network, where the token guards it)
+        expected = "expected nothing, which is 0.0.0.0: KubeRay reaches the job port over the pod network"
+        yield Problem(f"{place}.headGroupSpec.rayStartParams.dashboard-host", host, expected)
+    expected = "expected ClusterIP: the job port stays inside; kubectl port-forward is the way in"
+    service = mapping(head, "headService", "spec").get("type")
+    for name, kind in (("serviceType", head.get("serviceType")), ("headService.spec.type", service)):
+        if kind not in (None, "ClusterIP"):
+            yield Problem(f"{place}.headGroupSpec.{name}", kind, expected)
+    if head.get("enableIngress"):
+        yield Problem(f"{place}.headGroupSpec.enableIngress", True, expected)
+
+
+def _versions(job: RayJob) -> Iterator[Problem]:
+    place = "spec.rayClusterSpec"
+    images = {f"{group.container_place}.image": group.container.get("image") for group in job.groups}
+    images[f"{place}.autoscalerOptions.image"] = mapping(job.cluster, "autoscalerOptions").get("image")
+    submitter = sequence(mapping(job.spec, "submitterPodTemplate", "spec").get("containers"))
+    for index, container in enumerate(submitter):
+        images[f"spec.submitterPodTemplate.spec.containers[{index}].image"] = mapping(container).get("image")
+    yield from image_problems({where: str(image) for where, image in images.items() if image})
+    version = str(job.cluster.get("rayVersion", ""))
+    if problem := ray_problem(f"{place}.rayVersion", version):
+        yield problem
+    inside = ray_of_image(str(job.groups[0].container.get("image")))
+    if inside not in (None, version):
+        yield Problem(f"{place}.rayVersion", version, f"expected {inside}, which the head's image has")
+
+
+def _pod(_job: RayJob, group: Group) -> Iterator[Problem]:
+    policy = group.pod.get("restartPolicy")
+    if policy != "Never":
+        expected = "expected Never: a restarted pod would be a new Ray node under an old name"
+        yield Problem(f"{group.pod_place}.restartPolicy", policy, expected)
+    validator = kubernetes_validator()
+    if validator is not None and group.pod:
+        for problem in _kubernetes_problems(validator, json.dumps(group.pod, sort_keys=True)):
+            yield replace(problem, place=group.pod_place + problem.place.removeprefix("spec"))
+
+
+@cache
+def _kubernetes_problems(validator: Any, pod: str) -> list[Problem]:
+    """Return what Kubernetes' schema refuses first in a pod's specification."""
+    values = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": json.loads(pod)}
+    try:
+        validator.validate(values, KUBERNETES, strict=True)
+    except jsonschema.ValidationError as error:
+        return list(schema_problem(error))
+    return []
+
+
+def kubernetes_validator() -> Any | None:
+    """Return the package kubernetes-validate, None where it is not installed."""
+    try:
+        return importlib.import_module("kubernetes_validate")
+    except ImportError:
+        return None
+
+
+def _unchecked() -> Iterator[Problem]:
+    if kubernetes_validator() is None:
+        expected = "the pods were not compared with Kubernetes' schema; pip install kubernetes-validate does that"
+        yield Problem("spec.rayClusterSpec", "...", expected, is_error=False)
+
+
+def _replicas(_job: RayJob, group: Group) -> Iterator[Problem]:
+    if group.is_head:
+        return
+    fewest, most = group.values.get("minReplicas", 0), group.values.get("maxReplicas")
+    now = group.values.get("replicas", fewest)
+    if most is None:
+        yield Problem(f"{group.place}.maxReplicas", None, "expected a number: KubeRay's own is 2147483647")
+    elif not all(isinstance(count, int) for count in (fewest, now, most)):
+        return  # the schema says so
+    elif most < max(1, fewest):
+        yield Problem(f"{group.place}.maxReplicas", most, f"expected at least {max(1, fewest)}")
+    elif not fewest <= now <= most:
+        yield Problem(f"{group.place}.replicas", now, f"expected {fewest} to {most}, by minReplicas and maxReplicas")
+
+
+def _work(_job: RayJob, group: Group) -> Iterator[Problem]:
+    """Yield where the head could take work, or workers have no definite number of cores."""
+    cpus = mapping(group.values, "resources").get("CPU", group.start.get("num-cpus"))  # which KubeRay prefers
+    if not group.is_head:
+        if cpus is None and group.amount("limits", "cpu") is None:
+            expected = "expected the cores of a pod: Ray would take those of the whole node"
+            yield Problem(f"{group.container_place}.resources.limits.cpu", None, expected)
+        return
+    expected = 'expected "0": work on the head can starve what holds the cluster together'
+    if cpus != "0":
+        yield Problem(f"{group.place}.rayStartParams.num-cpus", cpus, expected)
+    if (gpus := group.amount("limits", GPU)) is not None:
+        yield Problem(f"{group.container_place}.resources.limits.{GPU}", gpus, "expected none: nothing uses it there")
+
+
+def _gpus(_job: RayJob, group: Group) -> Iterator[Problem]:
+    place = f"{group.container_place}.resources.limits.{GPU}"
+    limit, request, declared = group.amount("limits", GPU), group.amount("requests", GPU), group.start.get("num-gpus")
+    if request is not None and str(request) != str(limit):
+        yield Problem(place, limit, f"expected {request}, as requested: Kubernetes takes nothing else")
+    elif declared is not None and str(declared) != str(limit or 0):
+        expected = f"expected the limit of the container, {limit or 0}"
+        yield Problem(f"{group.place}.rayStartParams.num-gpus", declared, expected)
+    elif limit is None and GPU in {mapping(one).get("key") for one in sequence(group.pod.get("tolerations"))}:
+        yield Problem(place, None, "expected the GPUs of a pod: its toleration lets it onto GPU nodes")
+
+
+def _memory(_job: RayJob, group: Group) -> Iterator[Problem]:
+    place = f"{group.container_place}.resources"
+    sizes = {kind: group.amount(kind, "memory") for kind in ("limits", "requests")}
+    limit, request = (quantity_bytes(size) for size in sizes.values())
+    for kind, size in sizes.items():
+        if quantity_bytes(size) is None:
+            expected = "expected a size such as 26Gi: a pod without one is the first to be evicted"
+            yield Problem(f"{place}.{kind}.memory", size, expected)
+    if None not in (limit, request) and limit != request:
+        expected = f"expected the limit, {sizes['limits']}: Ray plans with that, on a node that may have less"
+        yield Problem(f"{place}.requests.memory", sizes["requests"], expected)
+    where, stored = f"{group.place}.rayStartParams.object-store-memory", group.start.get("object-store-memory")
+    store = quantity_bytes(stored)
+    if store is None:
+        yield Problem(where, stored, "expected a size in bytes: Ray's own is 30 % of the memory")
+    elif limit is not None and store > limit / 2:
+        expected = f"expected at most half of the pod's memory, {in_gib(limit)}: /dev/shm counts towards it"
+        yield Problem(where, stored, expected)
+
+
+def _mounts(job: RayJob, group: Group) -> Iterator[Problem]:
+    volumes = {mapping(volume).get("name") for volume in sequence(group.pod.get("volumes"))}
+    paths = []
+    for index, mount in enumerate(sequence(group.container.get("volumeMounts"))):
+        name, path = mapping(mount).get("name"), mapping(mount).get("mountPath")
+        paths += [PurePosixPath(str(path))]
+        if name not in volumes:
+            place = f"{group.container_place}.volumeMounts[{index}].name"
+            yield Problem(place, name, f"expected a volume of the pod: {', '.join(map(str, volumes)) or 'it has none'}")
+    for key in ("storage.root", "cohort.manifest"):
+        needed = job.override(key)
+        if needed and "://" not in needed and not any(PurePosixPath(needed).is_relative_to(path) for path in paths):
+            expected = f"expected a mount that holds {key}={needed}: every node reads and writes there"
+            yield Problem(f"{group.container_place}.volumeMounts", list(map(str, paths)), expected)
