@@ -178,6 +178,8 @@ class TrialRecord:
     error: str | None = None
     seconds: float = 0.0
     mlflow: str | None = None
+    was_lost: bool = False
+    """It failed for its process or node, not for its values."""
 
     @property
     def task(self) -> Task:

@@ -83,7 +83,7 @@ def parameter_plots(
                 [_x(domain, r.values[key]) for r in chosen], [r.score for r in chosen], s=26, label=label, **style
             )
         if default[key] in domain:
-            axis.axvline(_x(domain, default[key]), color="tab:orange", linestyle="--", linewidth=1, label="default")
+            axis.axvline(_x(domain, default[key]), color="tab:orange", linestyle="--", linewidth=1.8, label="default")
         _set_axis(axis, domain)
         axis.set_xlabel(key)
         axis.set_ylabel(_words(metric))
@@ -105,7 +105,7 @@ def comparison_plot(spreads: Mapping[str, Spread], *, metric: str) -> bytes:
         spread = spreads[name]
         axis.scatter(spread.values, [y] * len(spread.values), s=22, color="tab:blue", alpha=0.7, zorder=3)
         axis.plot([spread.mean] * 2, [y - 0.28, y + 0.28], color="tab:red", linewidth=2.2, zorder=4)
-    axis.axvline(spreads["default"].mean, color="tab:orange", linestyle="--", linewidth=1)
+    axis.axvline(spreads["default"].mean, color="tab:orange", linestyle="--", linewidth=1.8)
     axis.set_yticks(range(len(names)), names)
     axis.set_xlabel(f"{_words(metric)}: a dot for each seed, the mean in red, the default's mean dashed")
     axis.grid(axis="x", alpha=0.25)

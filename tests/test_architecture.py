@@ -47,6 +47,7 @@ LAYERS = [
     ["distmil.stages.predict", "distmil.stages.worker", "distmil.stages.callback"],
     ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit", "distmil.stages.opening"],
     ["distmil.stages.train", "distmil.stages.trials", "distmil.stages.sweepreport"],
+    ["distmil.stages.sweeping"],
     ["distmil.stages.tune"],
     ["distmil.cli"],
 ]
@@ -55,7 +56,7 @@ PACKAGES = {"distmil.slides", "distmil.models", "distmil.stages"}
 # Who may import what, at the top of the file or hidden inside a function.
 OWNERS = {
     "ray": {"distmil.stages"},
-    "mlflow": {"distmil.tracking", "distmil.export", "distmil.systemmetrics"},
+    "mlflow": {"distmil.mlflowclient", "distmil.tracking", "distmil.export", "distmil.systemmetrics"},
     "openslide": {"distmil.slides.reader"},
     "torchvision": {"distmil.resnet"},
     "pydantic": {"distmil.config", "distmil.configfile"},

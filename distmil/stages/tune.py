@@ -1,6 +1,5 @@
 """Searches K, the loss weights or any other key of the network's training, and makes sure of what it finds."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,19 +30,16 @@ from distmil.stages.inputs import open_cohort
 from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, start_ray, wants_gpu
-from distmil.stages.sweepreport import Outcome, write_report
-from distmil.stages.trials import (
-    HELD_OUT,
-    Sweep,
+from distmil.stages.sweeping import (
     TrialBook,
     check_any_finished,
     concurrency,
-    read_trial,
     run_tasks,
-    search_folder,
     search_trials,
     trial_resources,
 )
+from distmil.stages.sweepreport import Outcome, write_report
+from distmil.stages.trials import HELD_OUT, Sweep, read_trial, search_folder
 from distmil.stages.worker import open_bags, run_file
 from distmil.steps import LOSSES
 from distmil.tracking import Tracker, resolve_uri
@@ -164,12 +160,8 @@ def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: "Book") -
         + (f" on {len(sweep.folds)} folds" if search.folds else "")
         + (", those behind are ended early" if search.stopping == "asha" else "")
     )
-    default = default_values(job.config, space)
-    first = [default] if all(default[key] in domain for key, domain in space.items()) else []
-    if search.algorithm == "optuna":  # what it asked for before it asks for again, and is told at once
-        first = read_or_none(job.store, f"{search_folder(sweep.run)}/asked.json") or first
     trials = book.trial_book(count)
-    search_trials(sweep, job.config, space, first, trials)
+    search_trials(sweep, job.config, space, default_values(job.config, space), trials)
     records = sorted(trials.records.values(), key=lambda record: record.number)
     check_any_finished(records)
     return records
@@ -252,7 +244,8 @@ class Book:
     def trial_book(self, total: int) -> TrialBook:
         """Return what keeps the records of some trials, and show how far they are."""
         assert self._sweep is not None
-        return TrialBook(self._sweep, self._start, self._row, _Progress(self, total))
+        is_asked = self.job.config.search.algorithm == "optuna"
+        return TrialBook(self._sweep, is_asked, self._start, self._row, _Progress(self, total))
 
     def _start(self, record: TrialRecord) -> None:
         assert self._sweep is not None
@@ -266,10 +259,6 @@ class Book:
         child.log_values({**record.values, "training.seed": record.seed})
         record.mlflow = child.run_id
         self.children[record.task.key] = child
-        if config.search.algorithm == "optuna" and not record.is_repeat:
-            file = f"{search_folder(self._sweep.run)}/asked.json"
-            asked = [*(read_or_none(self.job.store, file) or []), record.values]
-            self.job.store.write_json(file, list({json.dumps(values): values for values in asked}.values()))
 
     def _row(self, record: TrialRecord) -> None:
         if child := self.children.get(record.task.key):
@@ -313,11 +302,11 @@ class _Progress:
 
     book: Book
     total: int
-    done: int = 0
+    done: set[str] = field(default_factory=set)
     best: float | None = None
 
     def __call__(self, record: TrialRecord, *, was_over: bool) -> None:
-        self.done += 1
+        self.done.add(record.task.key)
         self.book.end(record)
         if record.status == "finished" and record.score is not None and not record.is_repeat:
             self.best = record.score if self.best is None else max(self.best, record.score)
@@ -329,5 +318,5 @@ class _Progress:
         best = "" if self.best is None else f"; best {self.best:.4f}"
         what = "training" if record.is_repeat else "trial"
         self.book.job.console.note(
-            f"{what} {self.done}/{self.total}: {score} after {len(record.rows)} epochs{how}{best}"
+            f"{what} {len(self.done)}/{self.total}: {score} after {len(record.rows)} epochs{how}{best}"
         )

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +15,14 @@ import yaml
 from mlflow import MlflowClient
 from PIL import Image
 
+from benchmarks.clusters import free_port
 from distmil.configfile import build_config
 from distmil.stages import tune
 from distmil.stages.runtime import Job
-from distmil.stages.trials import concurrency, trial_resources
+from distmil.stages.sweeping import concurrency, trial_resources
 from distmil.storage import Store
 from tests.integration.jobrunning import kill_job_when, run_job
+from tests.integration.test_mlflow_server import Server
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
 
@@ -110,6 +114,49 @@ def test_a_killed_search_goes_on_and_loses_nothing(home: Path) -> None:
     again = run_job(home, "tune", *arguments)
     assert again.answer == answer  # finished: told again, nothing trained
     assert over() == after
+
+
+def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_path: Path) -> None:
+    server = Server(tmp_path, free_port())
+    server.start()
+    folder = home / "searches" / "http" / "trials"
+    arguments = [*FLAT, f"tracking.uri={server.uri}", "search.run=http"]
+
+    def stop_half_way() -> None:
+        deadline_s = time.monotonic() + 300
+        while len(list(folder.glob("*.json"))) < 3 and time.monotonic() < deadline_s:
+            time.sleep(0.05)
+        server.stop()
+
+    stopping = threading.Thread(target=stop_half_way)
+    try:
+        stopping.start()
+        done = run_job(home, "tune", *arguments)
+        stopping.join()
+        assert done.code == 0, done.err
+        assert "MLflow does not answer" in done.err
+        assert "missing in the record" in done.err
+        server.start()
+        again = run_job(home, "tune", *arguments)
+        assert again.code == 0, again.err
+        assert again.answer["winner"] == done.answer["winner"]
+        client = MlflowClient(server.uri)
+        parent = client.get_run(again.answer["tracking"]["run_id"])
+        runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
+        assert parent.info.status == "FINISHED"
+        assert parent.data.tags["distmil.verdict"]
+        assert len(runs) >= 3
+        assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+        more = run_job(home, "tune", *FLAT, f"tracking.uri={server.uri}", "search.run=http-2", "search.repeats=0")
+        assert more.code == 0, more.err
+        trials = client.search_runs(
+            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{more.answer['tracking']['run_id']}'"
+        )
+        assert len(trials) == 4
+        assert {run.info.status for run in trials} == {"FINISHED"}
+        assert all(run.data.params["losses.bag"] and "val_slide_auc" in run.data.metrics for run in trials)
+    finally:
+        server.stop()
 
 
 def test_a_space_that_makes_no_sense_is_bad_input(home: Path) -> None:
