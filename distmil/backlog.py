@@ -49,14 +49,16 @@ class Backlog:
             self.num_dropped += 1
 
     def add_missing(self, recorded: set[int]) -> int:
-        """Take in the rows of epochs that are not recorded yet, and return how many these are."""
-        missing = [epoch for epoch in range(len(self.rows)) if epoch not in recorded]
+        """Take in the rows of epochs that are neither recorded nor waiting, and return how many these are."""
         waiting = {(point.key, point.step) for point in self.metrics}
-        for epoch in missing:
-            row = self.rows[epoch]
-            self.add({key: value for key, value in row.items() if (key, epoch) not in waiting}, step=epoch)
+        num_added = 0
+        for epoch, row in enumerate(self.rows):
+            missing = {key: value for key, value in row.items() if value is not None and (key, epoch) not in waiting}
+            if missing and epoch not in recorded:
+                self.add(missing, step=epoch)
+                num_added += 1
         self.rows = ()
-        return len(missing)
+        return num_added
 
     def batch(self) -> list[Point]:
         """Return the oldest metrics, as many as go at once."""

@@ -213,7 +213,7 @@ def read_labels(store: Store, name: str) -> pa.Table:
 
 def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
     """Memory-map an embeddings shard. Raises: StorageError if it is not what its record says."""
-    path = store.local_copy(name, part.sha256)
+    path = store.local_copy(name, part)
     try:
         with pa.memory_map(str(path)) as source:
             if source.size() != part.size_bytes:

@@ -34,8 +34,10 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
         runtime = importlib.import_module("distmil.stages.runtime")
         stage = importlib.import_module(f"distmil.stages.{name}")
+        job = runtime.Job(config, store, console)
         try:
-            answer = stage.run(runtime.Job(config, store, console))
+            runtime.check_cluster(job)
+            answer = stage.run(job)
         finally:
             runtime.stop_ray()
     except DistmilError as error:

@@ -174,13 +174,16 @@ def log_model(tracker: Tracker, folder: Path, *, digest: str, step: int, registe
         registered: Name in the registry, None: not registered.
         alias: What the new version is called in the registry.
     """
+    found: list[Any] = []
 
-    def work(client: MlflowClient, run_id: str) -> None:
-        model = _recorded(client, run_id, digest) or _record(client, run_id, folder, digest=digest, step=step)
-        if registered is not None:
-            _register(client, model, registered, digest=digest, alias=alias)
+    def record(client: MlflowClient, run_id: str) -> None:
+        found.append(_recorded(client, run_id, digest) or _record(client, run_id, folder, digest=digest, step=step))
 
-    tracker.attempt("the model", work)
+    def register(client: MlflowClient, _: str) -> None:
+        _register(client, found[0], str(registered), digest=digest, alias=alias)
+
+    if tracker.attempt("the model", record) and registered is not None:
+        tracker.attempt(f"the registered model {registered}", register)
 
 
 def _recorded(client: MlflowClient, run_id: str, digest: str) -> Any:

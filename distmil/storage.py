@@ -11,8 +11,6 @@ import errno
 import hashlib
 import json
 import os
-import socket
-import tempfile
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,27 +22,35 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from distmil.errors import ConfigError, StorageError
+from distmil.localfiles import keep_copy, write_whole
+from distmil.objectstore import TRIAL, explain, join_uri, open_filesystem, resolve_uri
 
 DEFAULT_ROOT = "~/.distmil"
 # Set by Ray for the entrypoint of a submitted job, whose working folder is thrown away.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
-def resolve_root(root: str | None) -> str:
+def resolve_root(root: str | None, *, key: str = "storage.root") -> str:
     """Return the absolute storage root: a local path or an object store's URI.
 
+    Args:
+        root: As it was given; None: ``$DISTMIL_HOME``, else the default.
+        key: By which key of the configuration, for the messages.
+
     Raises:
-        ConfigError: If the path is relative inside a Ray job, or the URI's scheme is not known.
+        ConfigError: If the path is relative inside a Ray job, or the URI is none that can be used.
     """
     given = root or os.environ.get("DISTMIL_HOME") or DEFAULT_ROOT
     if "://" in given:
         if not given.startswith(("s3://", "gs://", "file:///")):
-            raise ConfigError(f"storage.root = {given!r}: expected an absolute folder, s3://... or gs://...")
-        return given.removeprefix("file://").rstrip("/") or "/"
+            raise ConfigError(f"{key} = {given!r}: expected an absolute folder, s3://... or gs://...")
+        if given.startswith("file://"):
+            return given.removeprefix("file://").rstrip("/") or "/"
+        return resolve_uri(given, key=key)
     path = Path(given).expanduser()
     if not path.is_absolute() and os.environ.get(JOB_VARIABLE):
         raise ConfigError(
-            f"storage.root = {given!r}: a relative folder inside a Ray job is thrown away with it; "
+            f"{key} = {given!r}: a relative folder inside a Ray job is thrown away with it; "
             "give an absolute shared folder or an s3:// or gs:// URI"
         )
     return str(path.resolve())
@@ -112,10 +118,7 @@ class Store:
 
     @cached_property
     def _target(self) -> tuple[pafs.FileSystem, str]:
-        if not self.is_local:
-            filesystem, path = pafs.FileSystem.from_uri(self.root)
-            return filesystem, str(path)
-        return pafs.LocalFileSystem(), self.root
+        return (pafs.LocalFileSystem(), self.root) if self.is_local else open_filesystem(self.root)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"root": self.root}
@@ -135,13 +138,23 @@ class Store:
         """Return the full path or URI of a name. Raises: StorageError if it would leave the root."""
         if name.startswith("/") or ".." in name.split("/"):
             raise StorageError(f"{name!r} leaves the storage root")
-        return f"{self.root}/{name}"
+        return f"{self.root}/{name}" if self.is_local else join_uri(self.root, name)
+
+    def for_ray(self, name: str) -> dict[str, Any]:
+        """Return a folder as the arguments by which Ray Train takes its storage, as patient as this store."""
+        if self.is_local:
+            return {"storage_path": self.path(name)}
+        filesystem, path = self._located(name)
+        return {"storage_path": path, "storage_filesystem": filesystem}
 
     def check(self) -> None:
-        """Make the root and try it out. Raises: StorageError naming the root and the reason."""
+        """Make the root and try it out, for a minute at most. Raises: StorageError naming the root and the reason."""
+        tried = self if self.is_local else _TriedStore(self.root)
         probe = f".probe-{uuid.uuid4().hex}"
-        self.write(probe, b"distmil")
-        self.delete(probe)
+        if not self.is_local:
+            tried.names("")  # a server that does not answer is given up sooner when it is asked than when it is told
+        tried.write(probe, b"distmil")
+        tried.delete(probe)
 
     def write(self, name: str, data: bytes | pa.Buffer, *, is_durable: bool = True) -> None:
         """Write a file so that it is there whole, or not at all.
@@ -156,7 +169,7 @@ class Store:
         """
         with self._explained("write", name):
             if self.is_local:
-                _write_whole(Path(self.path(name)), data, is_durable=is_durable)
+                write_whole(Path(self.path(name)), data, is_durable=is_durable)
             else:
                 filesystem, path = self._located(name)
                 with filesystem.open_output_stream(path) as stream:
@@ -168,8 +181,8 @@ class Store:
             if self.is_local:
                 return Path(self.path(name)).read_bytes()
             filesystem, path = self._located(name)
-            with filesystem.open_input_stream(path) as stream:
-                return bytes(stream.readall())
+            with filesystem.open_input_file(path) as file:  # one request; a stream asks for a quarter of a MB at a time
+                return bytes(file.read())
 
     def open_buffer(self, name: str) -> pa.Buffer:
         """Return a file's content, memory-mapped where the store is local. Raises: FileNotFoundError, StorageError."""
@@ -180,21 +193,21 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Return whether a file or folder is there."""
-        filesystem, path = self._located(name)
         with self._explained("look up", name):
+            filesystem, path = self._located(name)
             return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
 
     def names(self, folder: str) -> list[str]:
         """Return the names of the files in a folder, sorted; none if it is absent."""
-        filesystem, path = self._located(folder)
         with self._explained("list", folder):
+            filesystem, path = self._located(folder)
             found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
 
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
-        filesystem, path = self._located(name)
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
+            filesystem, path = self._located(name)
             filesystem.delete_file(path)
 
     def write_json(self, name: str, values: Any, *, is_durable: bool = True) -> None:
@@ -210,12 +223,24 @@ class Store:
         except ValueError as error:
             raise StorageError(f"{self.path(name)} is damaged: {error}; delete it and run again") from error
 
-    def read_record(self, name: str) -> Record | None:
-        """Return a commit record, or None if there is none that can be read."""
+    def _read_json_or_none(self, name: str) -> Any:
+        """Return JSON, or None if it is absent or damaged; a server that cannot be asked is neither."""
         try:
-            values = self.read_json(name)
-        except (FileNotFoundError, StorageError):
+            return self.read_json(name)
+        except FileNotFoundError:
             return None
+        except StorageError as error:
+            if not self.is_local and isinstance(error.__cause__, OSError):
+                raise
+            return None
+
+    def read_record(self, name: str) -> Record | None:
+        """Return a commit record, or None if there is none that can be read.
+
+        Raises:
+            StorageError: If an object store cannot be asked: what is done there must not count as not done.
+        """
+        values = self._read_json_or_none(name)
         try:
             return Record.from_json(values["record"]) if values["sha256"] == _digest(values["record"]) else None
         except (KeyError, TypeError, StorageError):
@@ -233,11 +258,8 @@ class Store:
 
     def read_receipt(self, name: str, key: Mapping[str, Any]) -> Part | None:
         """Return the part that an earlier try wrote from the same inputs, before its slide was committed."""
-        try:
-            values = self.read_json(name)
-        except (FileNotFoundError, StorageError):
-            return None
-        return Part(**values["part"]) if values["key"] == key else None
+        values = self._read_json_or_none(name)
+        return Part(**values["part"]) if values is not None and values["key"] == key else None
 
     def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:
         """Note that a part is written, so that a restart does not write it again; whoever reads it checks the part."""
@@ -268,50 +290,39 @@ class Store:
             return False
         return True
 
-    def local_copy(self, name: str, sha256: str) -> Path:
-        """Return a local path of a committed file, fetched once into a cache where the store is remote."""
+    def local_copy(self, name: str, part: Part) -> Path:
+        """Return a local path of a committed file, fetched once into a cache where the store is remote.
+
+        Raises:
+            StorageError: If it is damaged or gone on its way here, or there is no room for it.
+        """
         if self.is_local:
             return Path(self.path(name))
-        cached = Path(tempfile.gettempdir()) / f"distmil-cache-{os.getuid()}" / sha256
-        if not cached.exists():
-            _write_whole(cached, self.read(name), is_durable=False)
-        return cached
+        return keep_copy(part.sha256, part.size_bytes, lambda: self.read_part(name.rpartition("/")[0], part))
 
     @contextlib.contextmanager
     def _explained(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            full = " The disk is full: free some space and run the same command again." * (error.errno == errno.ENOSPC)
-            raise StorageError(f"cannot {verb} {self.path(name)}: {error.strerror or error}.{full}") from error
+            if isinstance(error, FileNotFoundError) and (self.is_local or verb != "write"):
+                raise
+            if self.is_local:
+                full = " The disk is full: free some space and run the same command again."
+                reason = f"{error.strerror or error}.{full * (error.errno == errno.ENOSPC)}"
+            else:
+                reason = explain(error, self.root)
+            raise StorageError(f"cannot {verb} {self.path(name)}: {reason}") from error
+
+
+class _TriedStore(Store):
+    """A store at the first look, with little patience."""
+
+    @cached_property
+    def _target(self) -> tuple[pafs.FileSystem, str]:
+        return open_filesystem(self.root, patience=TRIAL)
 
 
 def _digest(values: Any) -> str:
     """Return a hash of JSON-ready values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def _write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool) -> None:
-    """Write by temporary name, fsync, rename, fsync of the folder."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.parent / f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    try:
-        with partial.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if is_durable:
-                os.fsync(file.fileno())
-        partial.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise
-    if not is_durable:
-        return
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

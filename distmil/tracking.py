@@ -1,11 +1,8 @@
 """The record of a run in MLflow. It stops nothing: what MLflow does not take is sent when it answers again."""
 
-import functools
 import logging
-import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -15,10 +12,10 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.store.db import utils as database
 
 from distmil.backlog import BATCH, Backlog, Outage, Point, Row, counted
 from distmil.config import Config
+from distmil.mlflowclient import REFUSED, connect, is_active, outage_of, recorded_steps
 from distmil.storage import DEFAULT_ROOT
 
 logger = logging.getLogger(__name__)
@@ -26,17 +23,6 @@ logger = logging.getLogger(__name__)
 # Paths name people, projects and machines; they do not belong into a shared record.
 _PRIVATE = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
 _MAX_VALUE = 500
-_ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-_REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
-# MLflow's own defaults retry for minutes, print to stdout, and wait for as long as a proxy asks them to.
-_ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-}
-_DATABASE_TRIES = 3
 
 
 def resolve_uri(uri: str | None, root: str) -> str | None:
@@ -132,7 +118,12 @@ class Tracker:
         with self._lock:
             if self.is_recording:
                 self._backlog.rows = rows
-                self._send(at_once=True)
+                self._send()
+
+    def flush(self) -> None:
+        """Send what waits, however short ago MLflow failed."""
+        with self._lock:
+            self._send(at_once=True)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a local file, or what a local folder holds."""
@@ -155,13 +146,20 @@ class Tracker:
         with self._lock:
             if not self.is_recording:
                 return False
-            is_done = self._send() and self._guard(lambda client: work(client, str(self.run_id)))
-            if not is_done and self.is_recording:
+            done: list[str] = []
+
+            def call(client: MlflowClient, run_id: str) -> None:
+                work(client, run_id)
+                done.append(what)
+
+            if self._send():
+                self._guard(lambda client: self._ask(client, lambda run_id: call(client, run_id)))
+            if not done and self.is_recording:
                 self._backlog.files.append(what)
-            return is_done
+            return bool(done)
 
     def finish(self, status: str) -> None:
-        """Send what waits, however long ago MLflow failed, and close the run as FINISHED, FAILED or KILLED."""
+        """Send what waits, however short ago MLflow failed, and close the run as FINISHED, FAILED or KILLED."""
         with self._lock:
             if not self.is_recording:
                 return
@@ -174,7 +172,7 @@ class Tracker:
 
     @property
     def _outage(self) -> Outage:
-        return _outage(str(self.uri))
+        return outage_of(str(self.uri))
 
     def _add(self, change: Callable[[Backlog], None], *, wait_s: float = 0.0) -> None:
         with self._lock:
@@ -208,7 +206,7 @@ class Tracker:
         """Do something with MLflow and return whether it went well; say it once where it did not."""
         started_s = time.monotonic()
         try:
-            work(_connect(str(self.uri)))
+            work(connect(str(self.uri)))
         except _RunGone:
             self._is_gone = True
             logger.warning("the run %s was deleted in MLflow; the work goes on without its record", self.run_id)
@@ -224,7 +222,7 @@ class Tracker:
 
     def _open(self, client: MlflowClient, opening: _Opening) -> str:
         """Return the id of the run that goes on, else of a new one."""
-        if opening.resume is not None and _is_active(client, opening.resume):
+        if opening.resume is not None and is_active(client, opening.resume):
             client.update_run(opening.resume, status="RUNNING")
             self._backlog.tags = {**opening.tags, **self._backlog.tags}
             return opening.resume
@@ -239,7 +237,7 @@ class Tracker:
             assert self._opening is not None
             self.run_id = self._open(client, self._opening)
         if waiting.rows:
-            missing = waiting.add_missing(_recorded_steps(client, self.run_id, waiting.rows))
+            missing = waiting.add_missing(recorded_steps(client, self.run_id, waiting.rows))
             if missing and self._outage.began is None:
                 logger.info("MLflow lacked the metrics of %s; they are sent now", counted(missing, "epoch", "epochs"))
         if waiting.params:  # MLflow refuses another value
@@ -268,47 +266,12 @@ class Tracker:
         try:
             return call(self.run_id)
         except MlflowException as error:
-            if error.error_code not in _REFUSED:
+            if error.error_code not in REFUSED:
                 raise
-            if not _is_active(client, self.run_id):
+            if not is_active(client, self.run_id):
                 raise _RunGone from error
             logger.warning("MLflow refused a part of the record (%s)", _in_short(error))
             return None
-
-
-@functools.cache
-def _connect(uri: str) -> MlflowClient:
-    """Return this process's client; opening an SQLite store checks its tables, which takes a while."""
-    for variable, value in _ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
-    database.MAX_RETRY_COUNT = min(database.MAX_RETRY_COUNT, _DATABASE_TRIES)  # its ten take minutes
-    for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
-        logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=uri)
-
-
-@functools.cache
-def _outage(uri: str) -> Outage:
-    """Return what this process knows of a server's silence: many runs of a sweep need not find it out one by one."""
-    return Outage()
-
-
-def _is_active(client: MlflowClient, run_id: str) -> bool:
-    """Return whether a run is there and not deleted. Raises: MlflowException where MLflow does not answer."""
-    try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException as error:
-        if error.error_code in _ABSENT:
-            return False
-        raise
-
-
-def _recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> set[int]:
-    """Return the steps of which a run has the metric that is defined in most rows."""
-    defined = Counter(key for row in rows for key, value in row.items() if value is not None)
-    if not defined:
-        return set(range(len(rows)))
-    return {metric.step for metric in client.get_metric_history(run_id, defined.most_common(1)[0][0])}
 
 
 def _in_short(error: BaseException) -> str:

@@ -15,6 +15,7 @@ LAYERS = [
     ["distmil"],
     ["distmil.errors"],
     ["distmil.config", "distmil.tables", "distmil.memory", "distmil.backlog", "distmil.provenance"],
+    ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
     ["distmil.configfile", "distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [

@@ -221,10 +221,22 @@ def test_a_model_stays_unregistered_unless_asked(tracker, saved, tmp_path):
     assert client.search_registered_models() == []
 
 
+def test_a_registry_that_refuses_is_named_and_the_run_has_its_model(tracker, saved, tmp_path, caplog):
+    shutil.copytree(saved, tmp_path / "model")
+    log_model(tracker, tmp_path / "model", digest="one", step=0, registered="lesions", alias="v1")
+    tracker.log_metrics({"loss": 0.5}, step=0)
+    tracker.finish("FINISHED")
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert (run.info.status, run.data.metrics, len(run.outputs.model_outputs)) == ("FINISHED", {"loss": 0.5}, 1)
+    refused, missing = [found.getMessage() for found in caplog.records if found.name.startswith("distmil")]
+    assert "MLflow refused a part of the record (MlflowException: " in refused
+    assert missing == "MLflow: the registered model lesions is missing in the record"
+
+
 def test_a_model_that_mlflow_does_not_take_is_named(tracker, tmp_path, caplog):
     log_model(tracker, tmp_path / "nothing", digest="one", step=0, registered=None, alias="latest")
     tracker.finish("FINISHED")
-    assert caplog.messages[-1].endswith("; the model is missing")
+    assert caplog.messages[-1] == "MLflow: the model is missing in the record"
 
 
 def record(tmp_path, tracker, **options):

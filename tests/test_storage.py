@@ -5,17 +5,23 @@ import hashlib
 import json
 import os
 import pickle
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
 from pathlib import Path
 
-import fsspec
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pytest
 
-from distmil import storage
+from distmil import objectstore, storage
 from distmil.errors import ConfigError, StorageError
+from distmil.objectstore import Patience, open_filesystem
 from distmil.sources import source_key
 from distmil.storage import JOB_VARIABLE, Part, Record, Store, resolve_root
+from tests.s3server import BUCKET, DENIED, FAULTS, HOST, KEYS, free_port, s3_server
 
 RECORD = Record(
     "s1",
@@ -25,19 +31,43 @@ RECORD = Record(
 )
 
 
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """An S3 server."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "log") as server:
+        yield server
+
+
 @pytest.fixture
-def remote(monkeypatch):
-    """A store on an object store, played by an in-memory file system."""
-    filesystem = fsspec.filesystem("memory")
-    filesystem.store.clear()
-    target = (pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "bucket/root")
-    monkeypatch.setattr(Store, "_target", property(lambda _: target))
-    return Store("s3://bucket/root")
+def s3(server, monkeypatch, tmp_path):
+    """The server, well again, and nothing of this machine's own settings."""
+    for name in (*objectstore.ENDPOINT_VARIABLES, *objectstore.REGION_VARIABLES):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {**KEYS, "HOME": str(tmp_path), "DISTMIL_CACHE": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    server.behaviour.share, server.behaviour.kinds, server.behaviour.slow_s = 0.0, FAULTS, 0.2
+    server.behaviour.done.clear()
+    server.behaviour.rng.seed(0)
+    return server
+
+
+@pytest.fixture
+def remote(s3, request):
+    """A store on the server, of this test alone."""
+    return Store(s3.uri(f"tests/{hashlib.sha256(request.node.nodeid.encode()).hexdigest()[:12]}"))
 
 
 @pytest.fixture(params=["local", "remote"])
 def any_store(request):
     return request.getfixturevalue("store" if request.param == "local" else "remote")
+
+
+@pytest.fixture
+def hasty(monkeypatch):
+    """No patience: one attempt for everything."""
+    hasty = Patience(attempts=1, request_s=2, connect_s=2, limit_s=2)
+    monkeypatch.setattr(storage, "TRIAL", hasty)
+    monkeypatch.setattr(storage, "open_filesystem", lambda uri, patience=hasty: open_filesystem(uri, patience=hasty))
 
 
 def failing(code):
@@ -173,17 +203,16 @@ def test_no_name_leaves_the_root(any_store, call, name):
         getattr(any_store, call)(name, *([b"x"] if call == "write" else []))
 
 
-def test_a_committed_file_has_a_local_path(any_store, monkeypatch, tmp_path):
-    monkeypatch.setattr(storage.tempfile, "gettempdir", lambda: str(tmp_path / "cache"))
+def test_a_committed_file_has_a_local_path(any_store):
     part = any_store.write_part("a", "x.arrow", b"content", rows=1)
     for _ in range(2):
-        assert any_store.local_copy("a/x.arrow", part.sha256).read_bytes() == b"content"
+        assert any_store.local_copy("a/x.arrow", part).read_bytes() == b"content"
 
 
-def test_a_store_travels_between_processes(store):
-    store.write("a", b"1")
-    assert store.names("") == ["a"]
-    assert pickle.loads(pickle.dumps(store)).read("a") == b"1"
+def test_a_store_travels_between_processes(any_store):
+    any_store.write("a", b"1")
+    assert any_store.names("") == ["a"]
+    assert pickle.loads(pickle.dumps(any_store)).read("a") == b"1"
 
 
 # --- records
@@ -261,10 +290,10 @@ def test_a_committed_part_is_read_only_as_it_was_written(any_store):
     part = any_store.write_part("a", "x.bin", b"content", rows=2)
     assert any_store.read_part("a", part) == b"content"
     any_store.write("a/x.bin", b"c0ntent")
-    with pytest.raises(StorageError, match=r"a/x\.bin is damaged"):
+    with pytest.raises(StorageError, match=r"a/x\.bin\S* is damaged"):
         any_store.read_part("a", part)
     any_store.delete("a/x.bin")
-    with pytest.raises(StorageError, match=r"a/x\.bin is gone"):
+    with pytest.raises(StorageError, match=r"a/x\.bin\S* is gone"):
         any_store.read_part("a", part)
 
 
@@ -279,6 +308,145 @@ def test_a_source_is_another_one_when_its_size_or_time_differs(tmp_path):
     path.write_bytes(b"22")
     os.utime(path, ns=(1, 1))
     assert source_key(path) != first
+
+
+# --- on an object store
+
+
+def misbehave(server, share, *kinds):
+    server.behaviour.share, server.behaviour.kinds = share, kinds
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_faults_of_every_kind_are_ridden_out(s3, remote, kind):
+    misbehave(s3, 0.3, kind)
+    for i in range(4):
+        remote.write_record(f"a/{i}.json", RECORD)
+        assert remote.read_record(f"a/{i}.json") == RECORD
+        assert remote.exists(f"a/{i}.json")
+    remote.delete("a/3.json")
+    assert remote.names("a") == ["0.json", "1.json", "2.json"]
+    assert s3.behaviour.done[kind] >= 3
+
+
+def test_a_large_file_comes_whole_through_lost_and_broken_answers(s3, remote):
+    data = bytes(range(256)) * 50_000  # in parts, which the server puts together
+    misbehave(s3, 0.4, "lost", "cut")
+    for _ in range(3):
+        part = remote.write_part("a", "large", data, rows=1)
+        assert remote.read_part("a", part) == data
+    assert s3.behaviour.num_faults >= 4
+
+
+def test_a_small_file_is_one_request_and_reading_one_is_two(s3, remote):
+    remote.write("a/b", b"1" * 3_000_000)
+    assert s3.behaviour.done == Counter(PUT=1)
+    assert len(remote.read("a/b")) == 3_000_000
+    assert s3.behaviour.done == Counter(PUT=1, HEAD=1, GET=1)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "said"),
+    [
+        ("nowhere", "there is no bucket 'nowhere' on http://127.0.0.1:{port}; make it (distmil never does)"),
+        (
+            DENIED,
+            "http://127.0.0.1:{port} denies access to bucket 'denied': look at the credentials (AWS_ACCESS_KEY_ID",
+        ),
+    ],
+)
+def test_a_bucket_that_cannot_be_used_is_said(s3, bucket, said):
+    with pytest.raises(StorageError) as caught:
+        Store(s3.uri("runs", bucket)).check()
+    assert f"s3://{bucket}/runs" in str(caught.value)
+    assert said.format(port=s3.endpoint.rpartition(":")[2]) in str(caught.value)
+    assert not Store(s3.uri("", bucket="nowhere")).names("")
+
+
+def test_a_missing_bucket_is_not_made(s3):
+    for _ in range(2):
+        with pytest.raises(StorageError, match="there is no bucket 'nowhere'"):
+            Store(s3.uri("runs", "nowhere")).write("a", b"1")
+
+
+def test_missing_credentials_are_said(s3, tmp_path):
+    # in a process of its own: those of this one are found once and kept
+    code = f"from distmil.storage import Store\nStore({s3.uri('runs')!r}).check()"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert (
+        f"there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or write {tmp_path}" in done.stderr
+    )
+
+
+def test_a_dead_server_is_told_soon(s3):
+    root = f"s3://{BUCKET}/runs?endpoint_override=http://{HOST}:{free_port()}"
+    started = time.monotonic()
+    with pytest.raises(
+        StorageError, match=r"does not answer; look at the network and at the endpoint .*AWS_ENDPOINT_URL"
+    ):
+        Store(root).check()
+    assert time.monotonic() - started < 20
+
+
+def test_a_server_that_never_answers_is_given_up(s3, hasty):
+    with socket.socket() as mute:
+        mute.bind((HOST, 0))
+        mute.listen()
+        started = time.monotonic()
+        with pytest.raises(StorageError, match="does not answer"):
+            Store(f"s3://{BUCKET}/runs?endpoint_override=http://{HOST}:{mute.getsockname()[1]}").check()
+    assert 2 <= time.monotonic() - started < 10
+
+
+@pytest.mark.parametrize("call", ["read_record", "read", "exists", "names", "delete"])
+def test_a_server_that_fails_is_not_an_absent_file(s3, remote, hasty, call):
+    remote.write_record("a", RECORD)
+    misbehave(s3, 1, "500")
+    with pytest.raises(StorageError, match=r"failed again and again|HTTP status 500"):
+        getattr(Store(remote.root), call)("a")
+    misbehave(s3, 0)
+    assert remote.read_record("a") == RECORD
+
+
+def test_ray_gets_a_file_system_that_stays_patient(s3, remote, store):
+    settings = pickle.loads(pickle.dumps(remote.for_ray("ray-train")))
+    filesystem, path = settings["storage_filesystem"], settings["storage_path"]
+    assert f"s3://{path}" == remote.path("ray-train").partition("?")[0]
+    misbehave(s3, 0.6, "500", "503")  # three attempts, pyarrow's own number, would not do
+    for i in range(3):
+        filesystem.create_dir(f"{path}/{i}")
+        with filesystem.open_output_stream(f"{path}/{i}/marker"):
+            pass
+    assert s3.behaviour.num_faults > 6
+    assert store.for_ray("ray-train") == {"storage_path": f"{store.root}/ray-train"}
+
+
+def test_threads_write_side_by_side(s3, remote):
+    misbehave(s3, 0.1, "500", "lost", "cut")
+    threads = [threading.Thread(target=remote.write, args=(f"a/{i}", bytes([i]) * 1000)) for i in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    misbehave(s3, 0)
+    assert [remote.read(f"a/{i}") for i in range(12)] == [bytes([i]) * 1000 for i in range(12)]
+
+
+def test_a_copy_is_fetched_once_and_again_when_it_is_not_whole(s3, remote):
+    part = remote.write_part("a", "x.arrow", b"content", rows=1)
+    path = remote.local_copy("a/x.arrow", part)
+    asked = s3.behaviour.done["GET"]
+    assert remote.local_copy("a/x.arrow", part) == path
+    assert s3.behaviour.done["GET"] == asked
+    path.write_bytes(b"cont")
+    assert remote.local_copy("a/x.arrow", part).read_bytes() == b"content"
+    path.unlink()
+    remote.write("a/x.arrow", b"c0ntent")
+    with pytest.raises(StorageError, match=r"a/x\.arrow\S* is damaged"):
+        remote.local_copy("a/x.arrow", part)
+    assert not path.exists()
 
 
 # --- the root
@@ -326,3 +494,49 @@ def test_the_job_variable_is_rays():
 def test_another_kind_of_uri_is_refused(uri):
     with pytest.raises(ConfigError, match=r"storage\.root"):
         resolve_root(uri)
+
+
+@pytest.mark.parametrize("variable", objectstore.ENDPOINT_VARIABLES)
+def test_a_root_carries_the_endpoint_of_the_environment(monkeypatch, variable):
+    for name in objectstore.ENDPOINT_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "http://minio:9000")
+    assert resolve_root("s3://bucket/a/") == "s3://bucket/a?endpoint_override=http://minio:9000"
+    assert resolve_root(resolve_root("s3://bucket/a")) == resolve_root("s3://bucket/a")
+    given = "s3://bucket/a?region=eu&endpoint_override=https://ceph"
+    assert resolve_root(given) == given
+    assert resolve_root("gs://bucket/a") == "gs://bucket/a"
+
+
+def test_options_of_a_root_stay_last():
+    store = Store("s3://bucket/a?endpoint_override=http://minio:9000&region=eu")
+    assert store.path("b/c") == "s3://bucket/a/b/c?endpoint_override=http://minio:9000&region=eu"
+    assert Store(store.path("b")).path("c") == store.path("b/c")
+    assert Store("gs://bucket").path("b") == "gs://bucket/b"
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("s3:///folder", "expected s3://bucket/folder"),
+        (
+            "s3://bucket/a?endpoint=http://minio",
+            "option endpoint = 'http://minio' is not known; expected any of endpoint_",
+        ),
+        ("s3://bucket/a?allow_bucket_creation=true", "is not known"),
+        ("s3://bucket/a?region=", "each with a value"),
+        ("gs://bucket/a?region=eu", "option region = 'eu' is not known"),
+        ("s3://key:hunter2@bucket/a", "credentials do not belong into a URI"),
+    ],
+)
+def test_a_uri_that_cannot_be_used_is_refused(uri, said):
+    with pytest.raises(ConfigError) as caught:
+        resolve_root(uri)
+    assert said in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_the_region_is_the_uris_else_the_environments(monkeypatch):
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    for query, region in [("?region=eu-west-9", "eu-west-9"), ("", "eu-north-1")]:
+        assert open_filesystem(f"s3://of-this-test/a{query}")[0].region == region

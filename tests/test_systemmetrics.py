@@ -5,14 +5,14 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from distmil import systemmetrics, tracking
+from distmil import mlflowclient, systemmetrics
 from distmil.systemmetrics import system_metrics
 from distmil.tracking import Tracker
 
 
 @pytest.fixture
 def tracker(tmp_path):
-    tracking._outage.cache_clear()
+    mlflowclient.outage_of.cache_clear()
     found = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "an experiment")
     found.start("a run", artifacts=str(tmp_path / "artifacts"))
     return found

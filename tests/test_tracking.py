@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mlflow import MlflowClient
 
-from distmil import backlog, tracking
+from distmil import backlog, mlflowclient, tracking
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.tracking import Tracker, resolve_uri
@@ -27,7 +27,7 @@ def empty_database(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    tracking._outage.cache_clear()
+    mlflowclient.outage_of.cache_clear()
 
 
 @pytest.fixture
@@ -170,7 +170,7 @@ class Flaky:
 @pytest.fixture
 def flaky(uri, monkeypatch):
     found = Flaky(uri)
-    monkeypatch.setattr(tracking, "_connect", lambda _: found)
+    monkeypatch.setattr(tracking, "connect", lambda _: found)
     return found
 
 
@@ -230,6 +230,8 @@ def test_a_run_that_could_not_be_opened_is_opened_later(flaky, uri, tmp_path, ca
     assert found.run_id is None
     flaky.is_down = False
     found.complete([{"loss": 0.7}, {"loss": 0.6}])
+    assert found.run_id is None  # too early for another try
+    found.flush()
     run = run_of(found)
     assert (run.data.params["training.lr"], run.data.tags["a"]) == ("0.001", "b")
     history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
@@ -274,6 +276,19 @@ def test_metrics_of_many_steps_go_in_few_calls(flaky, uri, tmp_path):
     assert flaky.asked.count("log_batch") == 3
     history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
     assert [m.step for m in history] == list(range(2500))
+
+
+def test_what_waits_is_not_taken_for_missing(flaky, uri, tmp_path, caplog):
+    caplog.set_level("INFO")
+    found = Tracker(uri, "an experiment", flush_s=60)
+    found.start("a run", artifacts=str(tmp_path))
+    rows = [{"loss": 0.9, "slide_auc": 0.5}, {"loss": 0.8, "slide_auc": None}]
+    for step, row in enumerate(rows):
+        found.log_metrics(row, step=step)
+    found.complete(rows)
+    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+    assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8)]
+    assert messages(caplog) == []
 
 
 @pytest.mark.parametrize("is_erased", [False, True])
@@ -358,7 +373,7 @@ def test_a_server_that_is_busy_holds_nothing_up(busy_server, tmp_path, caplog):
 
 
 def test_without_a_record_nothing_is_called(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(tracking, "_connect", lambda _: pytest.fail("MLflow was called"))
+    monkeypatch.setattr(tracking, "connect", lambda _: pytest.fail("MLflow was called"))
     tracker = Tracker(None, "an experiment")
     call_everything(tracker, tmp_path)
     assert (tracker.run_id, tracker.is_recording, messages(caplog)) == (None, False, [])
@@ -368,7 +383,7 @@ def test_a_copy_logs_into_the_same_run_and_takes_nothing_along(flaky, tracker):
     flaky.is_down = True
     tracker.log_metrics({"loss": 0.5}, step=0)
     flaky.is_down = False
-    tracking._outage.cache_clear()  # as in another process
+    mlflowclient.outage_of.cache_clear()  # as in another process
     copy = pickle.loads(pickle.dumps(tracker))
     copy.log_metrics({"loss": 0.25}, step=3)
     tracker.finish("FINISHED")

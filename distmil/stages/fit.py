@@ -88,7 +88,7 @@ def make_trainer(
         scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),
         run_config=ray.train.RunConfig(
             name=run,
-            storage_path=store.path("ray-train"),
+            **store.for_ray("ray-train"),
             failure_config=_failure_config(config),
             callbacks=list(callbacks),
         ),

@@ -21,7 +21,7 @@ from distmil.scoring import score_bag
 from distmil.stages.inputs import check_any, open_cohort
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, Row, calm_worker, stream_actors, wants_gpu
-from distmil.storage import Record, Store
+from distmil.storage import Record, Store, resolve_root
 
 FORMAT_VERSION = 1
 
@@ -52,9 +52,8 @@ class Predictions:
 
     def paths(self, job: Job) -> dict[str, Any]:
         """Return where everything is, and how the slides ended, for the job's JSON line."""
-        path = job.store.path(self.folder)
-        maps = {"maps": f"{path}/maps"} if job.config.prediction.maps else {}
-        return {"predictions": path, **maps, "slides": self.prepared.statuses}
+        maps = {"maps": job.store.path(f"{self.folder}/maps")} if job.config.prediction.maps else {}
+        return {"predictions": job.store.path(self.folder), **maps, "slides": self.prepared.statuses}
 
 
 def open_bundle(job: Job) -> tuple[Job, Bundle, str]:
@@ -74,8 +73,10 @@ def bundle_place(job: Job) -> str:
     place = job.config.prediction.model
     if place is None:
         raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
+    if "://" in place:
+        return resolve_root(place, key="prediction.model")
     folder = Path(place).expanduser()
-    return str(folder.resolve()) if "://" not in place and folder.is_dir() else place
+    return str(folder.resolve()) if folder.is_dir() else place
 
 
 def judge_slides(

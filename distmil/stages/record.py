@@ -30,6 +30,7 @@ def record_training(
 ) -> None:
     """Record what every epoch came to, final metrics, the bundle, the configuration, some maps and the model."""
     step = len(history.rows) - 1
+    tracker.flush()  # files do not wait: whether MLflow answers is worth finding out now
     tracker.complete(history.rows)
     for split, values in metrics.items():
         tracker.log_metrics({f"final_{split}_{name}": value for name, value in values.items()}, step=step)

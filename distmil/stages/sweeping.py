@@ -223,7 +223,7 @@ def _run_once(
         ),
         run_config=tune.RunConfig(
             name=sweep.run,
-            storage_path=sweep.store.path("ray-tune"),
+            **sweep.store.for_ray("ray-tune"),
             callbacks=[book],
             failure_config=tune.FailureConfig(max_failures=config.search.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),

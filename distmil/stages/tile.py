@@ -51,12 +51,12 @@ def run(job: Job) -> dict[str, Any]:
         verified = {"verified": len(cohort.slides), "repaired": num_damaged}
     tiled = tile_timed(job, cohort.slides)
     records = tiled.records
-    report = write_report(job, cohort.slides, tiled)
-    job.console.note(f"report: {job.store.path(report)}/summary.html")
+    report = job.store.path(f"{write_report(job, cohort.slides, tiled)}/summary.html")
+    job.console.note(f"report: {report}")
     check_bad_fraction(job, records)
     folder = patches_folder(job.config.tiling)
     return verified | {
-        "report": job.store.path(f"{report}/summary.html"),
+        "report": report,
         "patches": job.store.path(folder),
         "slides_table": job.store.path(f"{folder}/slides.parquet"),
         "num_patches": sum(record.rows for record in records.values()),

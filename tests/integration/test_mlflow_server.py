@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from distmil import backlog, tracking
+from distmil import backlog, mlflowclient
 from distmil.config import Config
 from distmil.export import log_model, save_model
 from distmil.tracking import Tracker
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def up(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, running, and known to run."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    tracking._outage.cache_clear()
+    mlflowclient.outage_of.cache_clear()
     if server.process is None:
         server.start()
     return server
