@@ -191,14 +191,18 @@ def test_a_run_has_its_model_and_the_registry_its_newest(tracker, saved, tmp_pat
     shutil.copytree(saved, tmp_path / "other")
     for folder, digest in (("again", "one"), ("again", "one"), ("other", "two")):
         log_model(tracker, tmp_path / folder, digest=digest, step=3, registered="lesions", alias="champion")
-    first, second = client.get_run(tracker.run_id).outputs.model_outputs
+    outputs = client.get_run(tracker.run_id).outputs.model_outputs  # in no order
+    logged = [client.get_logged_model(output.model_id) for output in outputs]
+    models = {model.tags["distmil.bundle_digest"]: model for model in logged}
+    assert len(outputs) == len(models) == 2
+    first, second = models["one"], models["two"]
     assert [int(found.version) for found in client.search_model_versions("name = 'lesions'")] == [2, 1]
     champion = client.get_model_version_by_alias("lesions", "champion")
     assert (int(champion.version), champion.run_id) == (2, tracker.run_id)
-    versions = client.get_logged_model(second.model_id).tags["mlflow.modelVersions"]
+    versions = second.tags["mlflow.modelVersions"]
     assert json.loads(versions) == [{"name": "lesions", "version": champion.version}]
     assert int(client.get_model_version_by_alias("lesions", "latest").version) == 2
-    assert client.get_logged_model(first.model_id).status == "READY"
+    assert first.status == "READY"
     assert mlflow.active_run() is None
     assert mlflow.get_tracking_uri() == uri
     assert capfd.readouterr() == ("", "")

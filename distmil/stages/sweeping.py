@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -88,10 +88,10 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Close a trial that went to its end, or was ended early."""
         record, known = self.records[trial.trial_id], self._over.get(trial.trial_id)
-        if record.error is not None:
+        if known is not None:  # told again in another order, a rung may end what went to its end before
+            record = self.records[trial.trial_id] = replace(known, number=record.number)
+        elif record.error is not None:
             record.status = "failed"
-        elif known is not None:
-            record.status, record.seconds = known.status, known.seconds
         else:
             record.status = "finished" if trial.last_result.get("is_last") else "stopped"
         self._close(trial, record)
