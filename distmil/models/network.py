@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from distmil.config import ModelConfig
-from distmil.models.normaliser import Normaliser, feature_in_blocks
+from distmil.models.blocks import attended_in_blocks, features_in_blocks
+from distmil.models.normaliser import Normaliser
 from distmil.models.pooling import PooledPart, Pooling, pool, widen
 
 
@@ -38,11 +39,15 @@ class Network(nn.Module):
         # The normaliser's factors go into the weights: F x E products in place of T x E.
         weight_FE = self.input_dropout(self.normaliser.scale) * self.phi.weight
         drop = self.feature_dropout.p if self.training else 0.0
-        if embedding_TE.requires_grad or embedding_TE.device.type != "cpu":
-            feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
-            feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
-        else:
-            feature_TF = feature_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
+        if embedding_TE.device.type == "cpu" and not embedding_TE.requires_grad:
+            return self.attend_in_blocks(embedding_TE, weight_FE, drop=drop)
+        feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
+        feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
+        return feature_TF, self.attend(feature_TF)
+
+    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+        """Do the same on a CPU, block by block, for embeddings that need no gradient."""
+        feature_TF = features_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
         return feature_TF, self.attend(feature_TF)
 
     def attend(self, feature_TF: Tensor) -> Tensor:
@@ -83,6 +88,11 @@ class GatedNetwork(Network):
         """Return raw attention scores, T."""
         value_TA, gate_TA = self.gates(feature_TF).chunk(2, dim=1)
         return exact(self.score, value_TA.tanh() * gate_TA.sigmoid())[:, 0]
+
+    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+        """Return features and raw attention scores, the gates block by block as well."""
+        gating = (self.gates.weight, self.gates.bias, self.score.weight[0], self.score.bias)
+        return attended_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, *gating, drop=drop)
 
 
 def exact(layer: nn.Linear, values: Tensor) -> Tensor:

@@ -1,16 +1,12 @@
-"""From raw embeddings to the attention block's feature: normalisation, and on a CPU the whole way block by block.
+"""Normalisation of raw embeddings by the training patches' statistics.
 
-T patches, E embedding, F feature.
+T patches, E embedding.
 """
-
-from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 CLIP = 6.0
-_BLOCK = 1024  # rows whose values stay in the cache from one operation to the next
 
 
 class Normaliser(nn.Module):
@@ -51,83 +47,3 @@ class Normaliser(nn.Module):
     def centred(self, embedding_TE: Tensor) -> Tensor:
         """Return clipped embeddings less their mean, T x E; what is left to do is a factor per dimension."""
         return embedding_TE.to(self.mean.dtype).clamp(self.low, self.high) - self.mean
-
-
-class _FeatureInBlocks(torch.autograd.Function):
-    """dropout(relu(x W + b)) of centred embeddings x that are never kept: both passes make them anew.
-
-    On a CPU, T x E values that go through memory once for every operation cost as much as the product itself; blocks
-    that stay in the cache cost a few per cent. What was dropped or cut off is zero in the output: nothing else is kept.
-    """
-
-    @staticmethod
-    def forward(  # noqa: PLR0917  # torch passes them by position
-        ctx: Any, normaliser: Normaliser, embedding_TE: Tensor, weight_FE: Tensor, bias_F: Tensor, drop: float
-    ) -> Tensor:
-        threshold = round(256 * drop)
-        ctx.normaliser, ctx.keep = normaliser, 1 - threshold / 256
-        feature_TF = weight_FE.new_empty(len(embedding_TE), len(weight_FE))
-        for rows, centred_TE in _centred_blocks(normaliser, embedding_TE, weight_FE.dtype):
-            block_TF = torch.addmm(bias_F, centred_TE, weight_FE.T, out=feature_TF[rows]).clamp_(min=0)
-            if threshold:
-                block_TF.mul_(_random_bytes(block_TF.shape) >= threshold).mul_(1 / ctx.keep)
-        ctx.save_for_backward(embedding_TE, weight_FE, feature_TF)
-        return feature_TF
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor, None]:
-        embedding_TE, weight_FE, feature_TF = ctx.saved_tensors
-        wide = torch.promote_types(weight_FE.dtype, torch.float32)  # sums over blocks are not kept in half precision
-        weight_gradient_FE = torch.zeros_like(weight_FE, dtype=wide)
-        bias_gradient_F = weight_gradient_FE.new_zeros(len(weight_FE))
-        for rows, centred_TE in _centred_blocks(ctx.normaliser, embedding_TE, weight_FE.dtype):
-            gradient_TF = gradients[0][rows] * (feature_TF[rows] > 0)
-            if weight_FE.dtype == wide:
-                weight_gradient_FE.addmm_(gradient_TF.T, centred_TE)
-            else:
-                weight_gradient_FE += gradient_TF.T @ centred_TE
-            bias_gradient_F += gradient_TF.sum(0, dtype=wide)
-        weight_gradient_FE /= ctx.keep
-        return (
-            None,
-            None,
-            weight_gradient_FE.to(weight_FE.dtype),
-            (bias_gradient_F / ctx.keep).to(weight_FE.dtype),
-            None,
-        )
-
-
-def feature_in_blocks(
-    normaliser: Normaliser, embedding_TE: Tensor, weight_FE: Tensor, bias_F: Tensor, *, drop: float
-) -> Tensor:
-    """Return dropout(relu(centred embeddings x weight + bias)), T x F, in autocast's precision.
-
-    Args:
-        normaliser: Centres the embeddings; its factors are in the weight already.
-        embedding_TE: Raw embeddings on a CPU, which need no gradient.
-        weight_FE: Weight.
-        bias_F: Bias.
-        drop: Share to drop, in steps of 1/256.
-    """
-    if torch.is_autocast_enabled("cpu"):
-        half = torch.get_autocast_dtype("cpu")
-        weight_FE, bias_F = weight_FE.to(half), bias_F.to(half)
-    feature_TF: Tensor = _FeatureInBlocks.apply(normaliser, embedding_TE, weight_FE, bias_F, drop)
-    return feature_TF
-
-
-def _centred_blocks(normaliser: Normaliser, embedding_TE: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows and their centred embeddings, in scratch space that the next block overwrites."""
-    scratch_TE = normaliser.mean.new_empty(min(_BLOCK, len(embedding_TE)), embedding_TE.shape[1])
-    for start in range(0, len(embedding_TE), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        part_TE = embedding_TE[rows]
-        block_TE = scratch_TE[: len(part_TE)].copy_(part_TE)
-        torch.clamp(block_TE, normaliser.low, normaliser.high, out=block_TE).sub_(normaliser.mean)
-        yield rows, block_TE.to(dtype)
-
-
-def _random_bytes(shape: torch.Size) -> Tensor:
-    """Return bytes from torch's generator, eight a draw: a twentieth of the time of Bernoulli draws on a CPU."""
-    draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.uint8)[: shape.numel()].view(shape)

@@ -1,0 +1,183 @@
+"""The attention block on a CPU, block by block: what stays in the cache does not wait for memory.
+
+T x E values that go through memory once for every operation cost as much as the products themselves. Here a block of
+rows is centred, goes through the products and is dropped; the backward pass makes it anew. Only features and gates are
+kept.
+
+T patches, E embedding, F feature, A attention, G both gates (2 A), O and I a layer's outputs and inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from distmil.models.normaliser import Normaliser
+
+_BLOCK = 1024  # rows
+
+
+def features_in_blocks(
+    normaliser: Normaliser, embedding_TE: Tensor, weight_FE: Tensor, bias_F: Tensor, *, drop: float
+) -> Tensor:
+    """Return dropout(relu(centred embeddings x weight + bias)), T x F, in autocast's precision.
+
+    Args:
+        normaliser: Centres the embeddings; its factors are in the weight already.
+        embedding_TE: Raw embeddings on a CPU, which need no gradient.
+        weight_FE: Weight.
+        bias_F: Bias.
+        drop: Share to drop, in steps of 1/256.
+    """
+    feature_TF, _ = _apply(normaliser, embedding_TE, drop, False, *_cast(weight_FE, bias_F))
+    return feature_TF
+
+
+def attended_in_blocks(  # noqa: PLR0917  # two layers and a score, in the order in which they come
+    normaliser: Normaliser,
+    embedding_TE: Tensor,
+    weight_FE: Tensor,
+    bias_F: Tensor,
+    gate_weight_GF: Tensor,
+    gate_bias_G: Tensor,
+    score_weight_A: Tensor,
+    score_bias: Tensor,
+    *,
+    drop: float,
+) -> tuple[Tensor, Tensor]:
+    """Return features as ``features_in_blocks`` does, and their raw gated attention scores, T, fp32 at least.
+
+    score = w x (tanh(v) sigmoid(u)) + b, where v and u are the halves of the gates of the feature.
+    """
+    layers = _cast(weight_FE, bias_F, gate_weight_GF, gate_bias_G)
+    return _apply(normaliser, embedding_TE, drop, torch.is_grad_enabled(), *layers, score_weight_A, score_bias)
+
+
+def _cast(*weights: Tensor) -> list[Tensor]:
+    """Return weights in autocast's precision."""
+    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
+    return [weight if half is None else weight.to(half) for weight in weights]
+
+
+def _apply(*given: Any) -> tuple[Tensor, Tensor]:
+    with torch.autocast("cpu", enabled=False):  # what is half precision is so already; scores are not
+        found: tuple[Tensor, Tensor] = _AttentionBlock.apply(*given)
+    return found
+
+
+class _AttentionBlock(torch.autograd.Function):
+    """dropout(relu(x W + b)) of centred embeddings x, and gated attention over it where there are gates.
+
+    What was dropped or cut off is zero in the feature: nothing else is kept of it.
+    """
+
+    @staticmethod
+    def forward(  # noqa: PLR0917  # torch passes them by position
+        ctx: Any,
+        normaliser: Normaliser,
+        embedding_TE: Tensor,
+        drop: float,
+        keeps_gates: bool,
+        weight_FE: Tensor,
+        bias_F: Tensor,
+        *gating: Tensor,
+    ) -> tuple[Tensor, Tensor | None]:
+        threshold = round(256 * drop)
+        ctx.normaliser, ctx.keep = normaliser, 1 - threshold / 256
+        num_rows, num_gates = len(embedding_TE), len(gating[0]) if gating else 0
+        feature_TF = weight_FE.new_empty(num_rows, len(weight_FE))
+        gates_TG = weight_FE.new_empty(num_rows if keeps_gates else min(_BLOCK, num_rows), num_gates)
+        attention_T = gating[2].new_empty(num_rows) if gating else None
+        for rows, centred_TE in _centred_blocks(normaliser, embedding_TE, weight_FE.dtype):
+            block_TF = torch.addmm(bias_F, centred_TE, weight_FE.T, out=feature_TF[rows]).clamp_(min=0)
+            if threshold:
+                block_TF.mul_(_random_bytes(block_TF.shape) >= threshold).mul_(1 / ctx.keep)
+            if attention_T is not None:
+                block_TG = gates_TG[rows] if keeps_gates else gates_TG[: len(block_TF)]
+                attention_T[rows] = _score(block_TF, block_TG, gating)
+        ctx.save_for_backward(embedding_TE, feature_TF, gates_TG, weight_FE, *gating)
+        ctx.set_materialize_grads(False)
+        return feature_TF, attention_T
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        embedding_TE, feature_TF, gates_TG, weight_FE, *gating = ctx.saved_tensors
+        gradient_TF, gradient_T = gradients
+        phi, gates = _LayerSums(weight_FE), _LayerSums(gating[0]) if gating else None
+        of_score_A = torch.zeros_like(gating[2]) if gating else weight_FE.new_empty(0)
+        for rows, centred_TE in _centred_blocks(ctx.normaliser, embedding_TE, weight_FE.dtype):
+            block_TF = feature_TF[rows]
+            back_TF = None if gradient_TF is None else gradient_TF[rows]
+            if gates is not None and gradient_T is not None:
+                back_TG = _score_backward(gradient_T[rows], gates_TG[rows], gating[2], of_score_A)
+                gates.add(back_TG, block_TF)
+                back_TF = back_TG @ gating[0] if back_TF is None else torch.addmm(back_TF, back_TG, gating[0])
+            if back_TF is not None:
+                phi.add(back_TF * (block_TF > 0), centred_TE)
+        found: list[Tensor | None] = [*phi.found(1 / ctx.keep)]
+        if gates is not None and gradient_T is not None:
+            found += [*gates.found(), of_score_A, gradient_T.sum()[None]]
+        return None, None, None, None, *found, *[None] * (2 + len(gating) - len(found))
+
+
+class _LayerSums:
+    """Gradients of a layer's weight and bias, added up over blocks, and never in half precision."""
+
+    def __init__(self, weight_OI: Tensor) -> None:
+        self._dtype = weight_OI.dtype
+        self._wide = torch.promote_types(self._dtype, torch.float32)
+        self._weight_OI = torch.zeros_like(weight_OI, dtype=self._wide)
+        self._bias_O = self._weight_OI.new_zeros(len(weight_OI))
+
+    def add(self, back_TO: Tensor, input_TI: Tensor) -> None:
+        """Take in a block: the gradient of its output, and its input."""
+        if self._dtype == self._wide:
+            self._weight_OI.addmm_(back_TO.T, input_TI)
+        else:
+            self._weight_OI += back_TO.T @ input_TI
+        self._bias_O += back_TO.sum(0, dtype=self._wide)
+
+    def found(self, factor: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return both, times a factor."""
+        return (factor * self._weight_OI).to(self._dtype), (factor * self._bias_O).to(self._dtype)
+
+
+def _score(feature_TF: Tensor, out_TG: Tensor, gating: Sequence[Tensor]) -> Tensor:
+    """Return raw attention scores, T, and leave both gates in ``out_TG``."""
+    weight_GF, bias_G, score_A, bias = gating
+    value_TA, gate_TA = torch.addmm(bias_G, feature_TF, weight_GF.T, out=out_TG).chunk(2, dim=1)
+    return (value_TA.tanh_() * gate_TA.sigmoid_()).to(score_A.dtype) @ score_A + bias
+
+
+def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Tensor) -> Tensor:
+    """Return the gradient before the gates, T x G, and add the score's to ``sum_A``.
+
+    For h = v u with v = tanh and u = sigmoid: dh/dv' = u (1 - v^2) = u - v h, and dh/du' = v u (1 - u) = h - u h.
+    """
+    value_TA, gate_TA = gates_TG.chunk(2, dim=1)
+    both_TA = value_TA * gate_TA
+    sum_A += back_T @ both_TA.to(back_T.dtype)
+    back_TA = torch.outer(back_T, score_A).to(gates_TG.dtype)
+    back_TG = torch.empty_like(gates_TG)
+    of_value_TA, of_gate_TA = back_TG.chunk(2, dim=1)
+    torch.addcmul(gate_TA, value_TA, both_TA, value=-1, out=of_value_TA).mul_(back_TA)
+    torch.addcmul(both_TA, gate_TA, both_TA, value=-1, out=of_gate_TA).mul_(back_TA)
+    return back_TG
+
+
+def _centred_blocks(normaliser: Normaliser, embedding_TE: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """Yield rows and their centred embeddings, in scratch space that the next block overwrites."""
+    scratch_TE = normaliser.mean.new_empty(min(_BLOCK, len(embedding_TE)), embedding_TE.shape[1])
+    for start in range(0, len(embedding_TE), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        part_TE = embedding_TE[rows]
+        block_TE = scratch_TE[: len(part_TE)].copy_(part_TE)
+        torch.clamp(block_TE, normaliser.low, normaliser.high, out=block_TE).sub_(normaliser.mean)
+        yield rows, block_TE.to(dtype)
+
+
+def _random_bytes(shape: torch.Size) -> Tensor:
+    """Return bytes from torch's generator, eight a draw: a twentieth of the time of Bernoulli draws on a CPU."""
+    draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    return draws.view(torch.uint8)[: shape.numel()].view(shape)
