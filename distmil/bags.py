@@ -33,6 +33,10 @@ class PatchSource(Protocol):
         """Return the chosen patches in the given order: N x E embeddings, or N x H x W x 3 pixels."""
         ...
 
+    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
+        """Return the same in pieces, as they lie: for whoever copies them anyway."""
+        ...
+
 
 @dataclass(frozen=True)
 class EmbeddingSource:
@@ -49,19 +53,24 @@ class EmbeddingSource:
 
     def take(self, indices: Indices | slice) -> NDArray[np.floating[Any]]:
         """Return embeddings, N x E; a slice of one shard is not copied."""
+        pieces = self.pieces(indices)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def pieces(self, indices: Indices | slice) -> list[NDArray[np.floating[Any]]]:
+        """Return embeddings in pieces: of a slice, each shard's own rows, not copied."""
         if isinstance(indices, slice):
             start, stop, _ = indices.indices(len(self))
-            pieces = [
+            found = [
                 part[max(0, start - begin) : max(0, stop - begin)]
                 for part, begin in zip(self.parts, self._starts, strict=False)
             ]
-            return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+            return [piece for piece in found if len(piece)] or found[:1]
         chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
         for part in np.unique(part_of):
             where = part_of == part
             chosen[where] = self.parts[part][indices[where] - self._starts[part]]
-        return chosen
+        return [chosen]
 
 
 @dataclass(frozen=True)
@@ -85,10 +94,15 @@ class ImageSource:
         part_of = np.searchsorted(self._starts, chosen, side="right") - 1
         images: dict[int, NDArray[np.uint8]] = {}
         for part in np.unique(part_of).tolist():
-            column = read_patches(self.store, f"{self.folder}/{self.parts[part].name}", columns=["image"])["image"]
+            kept = self.parts[part]
+            column = read_patches(self.store, f"{self.folder}/{kept.name}", columns=["image"], kept_as=kept)["image"]
             for i in np.flatnonzero(part_of == part).tolist():
                 images[i] = decode_image(column[int(chosen[i] - self._starts[part])].as_py())
         return np.stack([images[i] for i in range(len(chosen))])
+
+    def pieces(self, indices: Indices | slice) -> list[NDArray[np.uint8]]:
+        """Return the same as one piece."""
+        return [self.take(indices)]
 
 
 @dataclass(frozen=True)
@@ -151,7 +165,25 @@ class Bag:
         return 1 - self.target_NC[:, 0]
 
 
-def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> Bag:
+@dataclass(frozen=True)
+class ClosedSource:
+    """So many patches that nobody will look at."""
+
+    num_patches: int
+
+    def __len__(self) -> int:
+        return self.num_patches
+
+    def take(self, indices: Indices | slice) -> Patches:
+        """Refuse."""
+        raise TypeError("this bag was opened for its labels alone")
+
+    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
+        """Refuse as well."""
+        return [self.take(indices)]
+
+
+def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labels_alone: bool = False) -> Bag:
     """Open a slide's bag.
 
     Args:
@@ -159,16 +191,22 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> B
         entry: The slide.
         num_classes: C.
         form: ``class`` or ``fraction``: what the targets are made of.
+        labels_alone: Nobody will look at its patches, which may be many and far away.
 
     Raises:
         StorageError: If a shard is damaged, or labels and shards do not lie on the same grid.
     """
-    source, places = open_source(store, entry)
+    source: PatchSource = ClosedSource(entry.num_patches)
+    places: pa.Table | None = None
+    if not labels_alone:
+        source, places = open_source(store, entry)
     label_N = np.full(entry.num_patches, -1, np.int8)
     target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
     if entry.labels is not None:
         labels = read_labels(store, entry.labels)
-        if any(not np.array_equal(places[name].to_numpy(), labels[name].to_numpy()) for name in ("x", "y")):
+        if places is not None and any(
+            not np.array_equal(places[name].to_numpy(), labels[name].to_numpy()) for name in ("x", "y")
+        ):
             raise StorageError(f"{entry.slide_id}: labels and shards lie on different grids; run the job again")
         label_N = labels["label"].fill_null(-1).to_numpy()
         target_NC = targets(labels, num_classes=num_classes, form=form)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from distmil.bags import Bag, Indices, Patches
+from distmil.models.pooling import Layout, on_device
 from distmil.sampling import MIXED, Step
 
 Item = TypeVar("Item")
@@ -25,9 +26,13 @@ class Batch:
     """One worker's share of a step, packed: slide bags first, then the mixed bag."""
 
     patches: Tensor
-    offsets: Tensor
+    layout: Layout
+    """The slide bags, and the mixed bag as one more."""
     label_B: Tensor
+    """Of the slide bags."""
     target_NC: Tensor
+    has_target: bool
+    """Whether any patch of the mixed bag holds target."""
 
     @property
     def num_bag_patches(self) -> int:
@@ -41,30 +46,32 @@ def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: tor
         return None
     whole = slice(None)
     slides = [i for i in mine if i != MIXED]
-    pieces = [bags[i].source.take(step.samples.get(i, whole)) for i in slides]
-    offsets = np.cumsum([0, *(len(piece) for piece in pieces)])
-    target = np.empty((0, bags[0].target_NC.shape[1]), np.float32)
+    taken = [bags[i].source.pieces(step.samples.get(i, whole)) for i in slides]
+    lengths = [sum(len(piece) for piece in pieces) for pieces in taken]
+    target_NC = np.empty((0, bags[0].target_NC.shape[1]), np.float32)
     if MIXED in mine:
         drawn = [(bags[i], step.mixed_patch[step.mixed_bag == i]) for i in np.unique(step.mixed_bag)]
-        pieces += [bag.source.take(patches) for bag, patches in drawn]
-        target = np.concatenate([bag.target_NC[patches] for bag, patches in drawn])
+        taken += [bag.source.pieces(patches) for bag, patches in drawn]
+        target_NC = np.concatenate([bag.target_NC[patches] for bag, patches in drawn])
+        lengths.append(len(target_NC))
     return Batch(
-        patches=pack(pieces, device),
-        offsets=torch.from_numpy(offsets).to(device),
-        label_B=torch.tensor([bags[i].label or 0 for i in slides], dtype=torch.int64, device=device),
-        target_NC=torch.from_numpy(target).to(device),
+        patches=pack([piece for pieces in taken for piece in pieces], device),
+        layout=Layout.of(lengths, device),
+        label_B=on_device(np.array([bags[i].label or 0 for i in slides], np.int64), device),
+        target_NC=torch.from_numpy(target_NC).to(device, non_blocking=True),
+        has_target=bool((target_NC[:, 0] < 1).any()),
     )
 
 
 def load_piece(bag: Bag, indices: Indices | slice, device: torch.device) -> Tensor:
     """Read some patches of a bag."""
-    return pack([bag.source.take(indices)], device)
+    return pack(bag.source.pieces(indices), device)
 
 
 def pack(pieces: Sequence[Patches], device: torch.device) -> Tensor:
     """Return pieces one after the other as one tensor on the device."""
     if isinstance(pieces[0], Tensor):
-        return torch.cat([torch.as_tensor(piece) for piece in pieces])
+        return pieces[0] if len(pieces) == 1 else torch.cat([torch.as_tensor(piece) for piece in pieces])
     rows = sum(len(piece) for piece in pieces)
     shape = (rows, *pieces[0].shape[1:])
     is_gpu = device.type == "cuda"
@@ -86,7 +93,11 @@ class ResidentSource:
         """Return embeddings, N x E, on the device; a slice is not copied."""
         if isinstance(indices, slice):
             return self.patches[indices]
-        return self.patches[torch.from_numpy(indices).to(self.patches.device)]
+        return self.patches[on_device(indices, self.patches.device)]
+
+    def pieces(self, indices: Indices | slice) -> list[Patches]:
+        """Return the same as one piece."""
+        return [self.take(indices)]
 
 
 def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:

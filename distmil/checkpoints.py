@@ -5,6 +5,8 @@ Files first, the record last, as everywhere.
 """
 
 import io
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
@@ -12,8 +14,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from distmil.engine import History
+from distmil.errors import StorageError
 from distmil.learner import Learner
-from distmil.storage import Record, Store
+from distmil.storage import Part, Record, Store
 
 
 def checkpoint_folder(run: str) -> str:
@@ -22,7 +25,10 @@ def checkpoint_folder(run: str) -> str:
 
 
 def save_checkpoint(store: Store, run: str, learner: Learner, history: History, *, is_best: bool) -> None:
-    """Commit the learner after an epoch; older checkpoints go, but for the best one."""
+    """Commit the learner after an epoch; older checkpoints go, but for the best one.
+
+    One record names both: a kill between two would leave a best one whose files the next try overwrites.
+    """
     folder, epoch = checkpoint_folder(run), len(history.rows) - 1
     optimizer = io.BytesIO()
     torch.save(learner.optimizer.state_dict(), optimizer)
@@ -30,37 +36,59 @@ def save_checkpoint(store: Store, run: str, learner: Learner, history: History, 
         store.write_part(folder, f"epoch-{epoch:05d}.safetensors", save_safetensors(_tensors(learner)), rows=1),
         store.write_part(folder, f"epoch-{epoch:05d}.pt", optimizer.getvalue(), rows=1),
     )
-    info = {"history": vars(history), "steps_done": learner.steps_done}
-    record = Record(slide_id=run, key={"epoch": epoch}, parts=parts, info=info)
-    if is_best:
-        store.write_record(f"{folder}/best.json", record)
-    store.write_record(f"{folder}/latest.json", record)
-    best = store.read_record(f"{folder}/best.json")
-    keep = {part.name for kept in (record, best) if kept for part in kept.parts}
+    latest: dict[str, Any] = {"parts": [asdict(part) for part in parts], "steps_done": learner.steps_done}
+    earlier = None if is_best else read_latest(store, run)
+    best = latest if earlier is None else earlier.info["best"]
+    info = {"history": vars(history), "steps_done": learner.steps_done, "best": best}
+    store.write_record(_record_name(run), Record(slide_id=run, key={"epoch": epoch}, parts=parts, info=info))
+    keep = {part["name"] for kept in (latest, best) for part in kept["parts"]}
     for name in store.names(folder):
         if name.startswith("epoch-") and name not in keep:
             store.delete(f"{folder}/{name}")
 
 
 def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = False) -> History | None:
-    """Put the latest (or best) checkpoint into a learner and return the run's history; None if there is none.
+    """Put the latest (or best) checkpoint into a learner and return the run's history up to it; None if there is none.
 
     Raises:
-        StorageError: If a committed checkpoint is damaged.
+        StorageError: If a committed checkpoint is damaged, or cannot be read.
     """
-    folder = checkpoint_folder(run)
-    record = store.read_record(f"{folder}/{'best' if best else 'latest'}.json")
+    record = read_latest(store, run)
     if record is None:
         return None
-    model, optimizer = record.parts
+    history, steps_done, parts = History(**record.info["history"]), record.info["steps_done"], record.parts
+    if best:
+        history = History(history.rows[: history.best_epoch + 1], history.best_epoch)
+        parts, steps_done = [Part(**part) for part in record.info["best"]["parts"]], record.info["best"]["steps_done"]
+    folder = checkpoint_folder(run)
+    model, optimizer = parts
     tensors = load_safetensors(store.read_part(folder, model))
     for prefix, module in _modules(learner).items():
         own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
         module.load_state_dict(own)
     state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
     learner.optimizer.load_state_dict(state)
-    learner.steps_done = record.info["steps_done"]
-    return History(**record.info["history"])
+    learner.steps_done = steps_done
+    return history
+
+
+def read_latest(store: Store, run: str) -> Record | None:
+    """Return the record of a run's latest checkpoint, None if it has none.
+
+    Raises:
+        StorageError: If it cannot be read or is damaged: to begin again would throw the committed epochs away.
+    """
+    name = _record_name(run)
+    record = store.read_record(name)
+    if record is None and store.exists(name):
+        raise StorageError(
+            f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
+        )
+    return record
+
+
+def _record_name(run: str) -> str:
+    return f"{checkpoint_folder(run)}/latest.json"
 
 
 def _modules(learner: Learner) -> dict[str, nn.Module]:

@@ -39,8 +39,11 @@ def train_epoch(
     """
     torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank))
     learner.train()
-    steps = list(planner.steps(epoch, with_mixed=uses_patch_labels(config)))
+    with_slides = bool(config.losses.bag or config.losses.topk)
+    steps = list(planner.steps(epoch, with_mixed=uses_patch_labels(config), with_slides=with_slides))
     class_weight_C = class_weights(config, planner)
+    if class_weight_C is not None:
+        class_weight_C = class_weight_C.to(learner.device)
     rows = []
     for i, (step, batch) in enumerate(_loaded(steps, bags, learner, group)):
         progress = epoch + i / len(steps)
@@ -148,6 +151,7 @@ def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Gr
 
 
 def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:
+    """Score a bag and compare it with its labels. Raises: TrainingError if its scores are not finite."""
     nets = learner.judging
     scores = score_bag(
         nets.head,
@@ -156,6 +160,8 @@ def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:
         top_k=config.bags.top_k,
         chunk=config.encoder.batch_size if config.encoder.trainable else SCORE_CHUNK,
     )
+    if not (np.isfinite(scores.bag) and np.isfinite(scores.fused_N).all()):
+        raise TrainingError(f"{bag.slide_id}: scores are not finite; look at this slide's embeddings")
     return judge(scores, label=bag.label or 0, label_N=bag.label_N)
 
 

@@ -38,14 +38,18 @@ class Group:
         return values
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients over the group in one message; a parameter without one counts as zero."""
+        """Sum gradients over the group in one message; what has none on any worker has none afterwards, either.
+
+        With a gradient of zeros the optimiser would decay it, other than with one worker.
+        """
         if self.size == 1:
             return
-        present = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        flat = self.sum(torch.cat([gradient.flatten() for gradient in present]))
-        pieces = torch.split(flat, [p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter).clone()
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+        is_there = gradients[0].new_tensor([p.grad is not None for p in parameters])
+        flat = self.sum(torch.cat([*(gradient.flatten() for gradient in gradients), is_there]))
+        *pieces, counts = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
+        for parameter, piece, count in zip(parameters, pieces, counts.tolist(), strict=True):
+            parameter.grad = piece.view_as(parameter).clone() if count else None
 
     def piece(self, count: int) -> tuple[int, int]:
         """Return this worker's even piece of ``count`` things: start and stop."""

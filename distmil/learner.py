@@ -92,9 +92,8 @@ class Learner:
         """Switch between training and evaluation."""
         self.trained.train(mode)
 
-    def step(self, *, rate: float, clip_norm: float) -> None:
-        """Clip the gradients, move the weights at a share of the peak rates, and follow with the average."""
-        nn.utils.clip_grad_norm_(self.parameters, clip_norm)
+    def step(self, *, rate: float) -> None:
+        """Move the weights at a share of the peak rates, and follow with the average."""
         for options in self.optimizer.param_groups:
             options["lr"] = rate * options["peak_lr"]
         self.optimizer.step()

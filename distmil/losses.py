@@ -36,7 +36,7 @@ def topk_loss(logits_KC: Tensor, bag_K: Tensor, label_B: Tensor) -> Tensor:
     """
     loss_K = cross_entropy(widen(logits_KC), label_B[bag_K], reduction="none")
     total_B = loss_K.new_zeros(len(label_B)).index_add(0, bag_K, loss_K)
-    return total_B / torch.bincount(bag_K, minlength=len(label_B))
+    return total_B / torch.zeros_like(total_B).index_add(0, bag_K, torch.ones_like(loss_K))
 
 
 def attention_loss(attention_N: Tensor, logits_NC: Tensor, positive_N: Tensor) -> Tensor:

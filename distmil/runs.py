@@ -72,6 +72,9 @@ def open_run(
         StorageError: If a committed checkpoint is damaged.
     """
     training = config.training
+    if config.encoder.trainable:  # patches pass through the encoder, too, and what it keeps for its gradient is large
+        most = min(config.bags.patches_per_step, config.encoder.batch_size)
+        config = config.model_copy(update={"bags": config.bags.model_copy(update={"patches_per_step": most})})
     planner = StepPlanner(
         learning, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
     )

@@ -114,8 +114,11 @@ class StepPlanner:
         """Return how many patches are known to hold target."""
         return sum(pool.size for pool in self._by_class[1:])
 
-    def steps(self, epoch: int, *, with_mixed: bool) -> Iterator[Step]:
-        """Yield the steps of an epoch: every bag, in an order of its own, with a mixed bag each if wanted."""
+    def steps(self, epoch: int, *, with_mixed: bool, with_slides: bool = True) -> Iterator[Step]:
+        """Yield the steps of an epoch: every bag, in an order of its own, with a mixed bag each if wanted.
+
+        Without slides the steps are the same but for their slide bags, which no loss would look at.
+        """
         generator = np.random.default_rng([self._seed, epoch])
         budget = self._config.patches_per_step
         group: list[int] = []
@@ -124,11 +127,11 @@ class StepPlanner:
             size = self._size(i)
             is_full = len(group) == self._config.slides_per_step or filled + size > budget
             if group and (is_full or i in group):
-                yield self._step(group, generator, with_mixed=with_mixed)
+                yield self._step(group, generator, with_mixed=with_mixed, with_slides=with_slides)
                 group, filled = [], 0
             group.append(i)
             filled += size
-        yield self._step(group, generator, with_mixed=with_mixed)
+        yield self._step(group, generator, with_mixed=with_mixed, with_slides=with_slides)
 
     def _order(self, epoch: int, generator: Generator) -> list[int]:
         """Return the epoch's bags in turn: all, annotated ones several times and classes in pairs if wanted."""
@@ -150,7 +153,7 @@ class StepPlanner:
         """Return how many patches of a bag an epoch sees."""
         return min(self._lengths[bag], self._config.sample or self._lengths[bag])
 
-    def _step(self, group: list[int], generator: Generator, *, with_mixed: bool) -> Step:
+    def _step(self, group: list[int], generator: Generator, *, with_mixed: bool, with_slides: bool) -> Step:
         samples = {
             i: np.sort(generator.choice(self._lengths[i], size=self._size(i), replace=False))
             for i in group
@@ -158,6 +161,8 @@ class StepPlanner:
         }
         nothing = np.empty(0, np.int64)
         mixed = self._mixed(group, generator) if with_mixed else (nothing, nothing)
+        if not with_slides:
+            return Step([], {}, *mixed)
         is_giant = self._size(group[0]) > self._config.patches_per_step
         return Step(group, samples, *mixed, is_giant=is_giant)
 

@@ -36,14 +36,25 @@ def grid_of(store: Store, config: TilingConfig, record: Record) -> pa.Table:
     return read_grid(store, f"{patches_folder(config)}/{record.slide_id}", Part(**record.info["grid"]))
 
 
-def read_patches(store: Store, name: str, *, columns: Sequence[str] | None = None) -> pa.Table:
+def read_patches(
+    store: Store, name: str, *, columns: Sequence[str] | None = None, kept_as: Part | None = None
+) -> pa.Table:
     """Read a patch shard, its page checksums verified.
+
+    Args:
+        store: Where it is.
+        name: Its name.
+        columns: What is read of it; None: everything.
+        kept_as: It will be read again and again: by this entry of its record, keep a copy of it on this machine.
 
     Raises:
         StorageError: If the shard is damaged or gone.
     """
     try:
-        data = store.open_buffer(name)
+        if kept_as is None:
+            data = store.open_buffer(name)
+        else:
+            data = pa.memory_map(str(store.local_copy(name, kept_as))).read_buffer()
         table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
         if not table.schema.equals(pa.schema([PATCHES.field(column) for column in columns or PATCHES.names])):
             raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")  # the footer has no checksum

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from distmil import losses
@@ -29,7 +29,7 @@ from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner
 from distmil.models.network import Network
-from distmil.models.pooling import PooledPart, bag_index, top_k_patches, top_k_size, widen
+from distmil.models.pooling import PooledPart, top_k_patches, top_k_size, widen
 from distmil.sampling import Step
 
 LOSSES = ("patch", "bag", "topk", "attention")
@@ -39,7 +39,9 @@ LOSSES = ("patch", "bag", "topk", "attention")
 class Totals:
     """What the losses of a step are divided by: counts over the whole group."""
 
+    num_slides: int
     num_bags: int
+    """Slides, and the mixed bag where the bag loss is on it as well."""
     num_mixed: int
 
 
@@ -51,11 +53,15 @@ class Aim:
     totals: Totals
     class_weight_C: Tensor | None
 
-    def of_bags(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
-        """Return the sum of slide losses over the group's bags, by class weight."""
+    def of_slides(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
+        """Return the sum of slide losses by class weight, each a share of the group's mean."""
         if self.class_weight_C is not None:
             loss_B = loss_B * self.class_weight_C.to(loss_B)[label_B]
-        return loss_B.sum() / self.totals.num_bags
+        return loss_B.sum() / self.totals.num_slides
+
+    def of_bags(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
+        """Return the same where the mixed bag counts as one more."""
+        return self.of_slides(loss_B, label_B) * (self.totals.num_slides / self.totals.num_bags)
 
     def weigh(self, found: dict[str, Tensor]) -> Tensor:
         """Return the weighted sum of losses."""
@@ -88,8 +94,9 @@ def train_step(
     Raises:
         TrainingError: If the loss is not finite, naming the slides of the step.
     """
-    extra = 1 if config.bags.mixed_bag_loss and len(step.mixed_bag) else 0
-    aim = Aim(config, Totals(len(step.bags) + extra, len(step.mixed_bag)), class_weight_C)
+    num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
+    num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
+    aim = Aim(config, Totals(num_slides, num_bags, num_mixed), class_weight_C)
     batch = batch or load_batch(bags, step, share_of(step, bags, group), learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
@@ -106,15 +113,18 @@ def train_step(
         detached = {name: value.detach() for name, value in found.items()}
         values += torch.stack([detached.get(name, values.new_zeros(())).to(values) for name in LOSSES]
                               + [aim.weigh(detached).to(values) if detached else values.new_zeros(())])  # fmt: skip
-    numbers = group.sum(values).tolist()
-    if not math.isfinite(numbers[-1]):
+    group.sum_gradients(learner.parameters)
+    norm = nn.utils.clip_grad_norm_(learner.parameters, config.training.clip_norm)
+    *numbers, norm_value = torch.cat([group.sum(values), norm.to(values)[None]]).tolist()
+    if not math.isfinite(numbers[-1] + norm_value):
+        what = "the loss" if not math.isfinite(numbers[-1]) else "the gradient's norm"
         involved = sorted({bags[i].slide_id for i in (*step.bags, *step.mixed_bag.tolist())})
         raise TrainingError(
-            f"the loss is {numbers[-1]} in a step on slides {', '.join(involved[:20])}"
-            f"{' and more' if len(involved) > 20 else ''}; lower training.lr, or look at these slides' embeddings"
+            f"{what} is {norm_value if math.isfinite(numbers[-1]) else numbers[-1]} in a step on slides "
+            f"{', '.join(involved[:20])}{' and more' if len(involved) > 20 else ''}; lower training.lr, or look at "
+            "these slides' embeddings"
         )
-    group.sum_gradients(learner.parameters)
-    learner.step(rate=rate, clip_norm=config.training.clip_norm)
+    learner.step(rate=rate)
     return dict(zip([*LOSSES, "loss"], numbers, strict=True))
 
 
@@ -126,32 +136,44 @@ def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
 def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -> dict[str, Tensor]:
     """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
     feature_TF, attention_T = head(embedding_TE)
-    cut, weights, found = batch.num_bag_patches, aim.config.losses, {}
-    bag_feature_TF, feature_NF = feature_TF.split([cut, len(feature_TF) - cut])
-    bag_attention_T, attention_N = attention_T.split([cut, len(feature_TF) - cut])
-    if len(batch.label_B):
-        if weights.bag:
-            found["bag"] = bag_losses(head, bag_feature_TF, bag_attention_T, batch, aim)
-        if weights.topk:
-            chosen, bag_K = top_k_patches(bag_attention_T, batch.offsets, aim.config.bags.top_k)
-            found["topk"] = topk_losses(
-                head, bag_feature_TF[chosen], bag_attention_T[chosen], bag_K=bag_K, label_B=batch.label_B, aim=aim
-            )
+    weights, num_slides, cut = aim.config.losses, len(batch.label_B), batch.num_bag_patches
+    found = {}
+    if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
+        found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
+    # One choice of all single patches: each would come back as a gradient of the size of all features.
+    nothing = batch.layout.bag_T.new_empty(0)
+    chosen, bag_K = nothing, nothing
+    if num_slides and weights.topk:
+        chosen, bag_K = top_k_patches(attention_T, batch.layout, aim.config.bags.top_k, num_bags=num_slides)
+    single = torch.cat([chosen, torch.arange(cut, len(feature_TF), device=nothing.device)])
+    feature_KF, feature_NF = feature_TF[single].split([len(chosen), len(single) - len(chosen)])
+    attention_K, attention_N = attention_T[single].split([len(chosen), len(single) - len(chosen)])
+    if len(chosen):
+        found["topk"] = topk_losses(head, feature_KF, attention_K, bag_K=bag_K, label_B=batch.label_B, aim=aim)
     if len(batch.target_NC):
-        for name, value in mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim).items():
-            found[name] = found[name] + value if name in found else value
+        found |= mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim)
     return found
 
 
 def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: Aim) -> Tensor:
-    """Return L2 of packed bags: on their vectors, or on each of their patches, where the network learns so."""
-    if not head.bag_loss_on_patches:
-        logits_BC = head.bag_logits(feature_TF, attention_T, batch.offsets)
-        return aim.of_bags(losses.bag_loss(logits_BC, batch.label_B), batch.label_B)
-    bag_T = bag_index(batch.offsets)
-    loss_T = cross_entropy(head.patch_logits(feature_TF, attention_T), batch.label_B[bag_T], reduction="none")
-    total_B = loss_T.new_zeros(len(batch.label_B)).index_add(0, bag_T, loss_T)
-    return aim.of_bags(total_B / batch.offsets.diff(), batch.label_B)
+    """Return L2 of packed bags: on their vectors, or on each of their patches, where the network learns so.
+
+    The mixed bag comes last, and counts if ``bags.mixed_bag_loss`` is set.
+    """
+    layout, label_B = batch.layout, batch.label_B
+    if head.bag_loss_on_patches:
+        cut, bag_T = batch.num_bag_patches, layout.bag_T[: batch.num_bag_patches]
+        logits_TC = head.patch_logits(feature_TF[:cut], attention_T[:cut])
+        loss_T = cross_entropy(logits_TC, label_B[bag_T], reduction="none")
+        total_B = loss_T.new_zeros(len(label_B)).index_add(0, bag_T, loss_T)
+        length_B = torch.zeros_like(total_B).index_add(0, bag_T, torch.ones_like(loss_T))
+        return aim.of_bags(total_B / length_B, label_B)
+    logits_BC = head.bag_logits(feature_TF, attention_T, layout)
+    logits_SC = logits_BC[: len(label_B)]
+    loss = aim.of_bags(losses.bag_loss(logits_SC, label_B), label_B) if len(label_B) else logits_BC.new_zeros(())
+    if aim.config.bags.mixed_bag_loss and len(batch.target_NC):
+        loss = loss + losses.mixed_bag_loss(logits_BC[-1], is_positive=batch.has_target) / aim.totals.num_bags
+    return loss
 
 
 def topk_losses(
@@ -161,13 +183,13 @@ def topk_losses(
     if aim.config.model.topk_detach:
         feature_KF, attention_K = feature_KF.detach(), attention_K.detach()
     logits_KC = head.topk_logits(feature_KF, attention_K)
-    return aim.of_bags(losses.topk_loss(logits_KC, bag_K, label_B), label_B)
+    return aim.of_slides(losses.topk_loss(logits_KC, bag_K, label_B), label_B)
 
 
 def mixed_losses(
     head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: Aim
 ) -> dict[str, Tensor]:
-    """Return the active losses of the mixed bag: L1, L4, and its own L2 where that is wanted."""
+    """Return the active losses of the mixed bag's patches: L1 and L4."""
     weights, totals, found = aim.config.losses, aim.totals, {}
     positive_N = 1 - target_NC[:, 0]
     logits_NC = head.patch_logits(feature_NF, attention_N)
@@ -175,11 +197,6 @@ def mixed_losses(
         found["patch"] = losses.patch_loss(logits_NC, target_NC).sum() / totals.num_mixed
     if weights.attention:
         found["attention"] = losses.attention_loss(attention_N, logits_NC, positive_N).sum() / totals.num_mixed
-    if weights.bag and aim.config.bags.mixed_bag_loss:
-        offsets = torch.tensor([0, len(target_NC)], device=target_NC.device)
-        logits_C = head.bag_logits(feature_NF, attention_N, offsets)[0]
-        is_positive = bool((positive_N > 0).any())
-        found["bag"] = losses.mixed_bag_loss(logits_C, is_positive=is_positive) / totals.num_bags
     return found
 
 
@@ -216,7 +233,8 @@ class GiantBag:
     def _forward(self, index: int, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Pass one chunk; a second time with the same dropout."""
         learner = self._learner
-        with learner.seeded(self._group.rank, index), learner.autocast():
+        seed = self._aim.config.training.seed
+        with learner.seeded(seed, self._group.rank, index), learner.autocast():
             feature_TF, attention_T = learner.head(learner.embed(patches))
         return feature_TF, attention_T
 

@@ -224,13 +224,13 @@ class Store:
             raise StorageError(f"{self.path(name)} is damaged: {error}; delete it and run again") from error
 
     def _read_json_or_none(self, name: str) -> Any:
-        """Return JSON, or None if it is absent or damaged; a server that cannot be asked is neither."""
+        """Return JSON, or None if it is absent or damaged; what cannot be read just now is neither."""
         try:
             return self.read_json(name)
         except FileNotFoundError:
             return None
         except StorageError as error:
-            if not self.is_local and isinstance(error.__cause__, OSError):
+            if isinstance(error.__cause__, OSError):
                 raise
             return None
 
@@ -238,7 +238,7 @@ class Store:
         """Return a commit record, or None if there is none that can be read.
 
         Raises:
-            StorageError: If an object store cannot be asked: what is done there must not count as not done.
+            StorageError: If the store cannot be asked: what is done there must not count as not done.
         """
         values = self._read_json_or_none(name)
         try:

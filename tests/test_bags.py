@@ -185,6 +185,26 @@ def test_opening_a_bag_leaves_its_embeddings_in_the_file(tmp_path: Path) -> None
     assert bag.source.take(slice(None)).shape == (rows, width)
 
 
+def test_a_bag_opened_for_its_labels_needs_no_shard(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entry = write_slide(store)
+    for part in entry.parts:
+        store.delete(f"{entry.folder}/{part.name}")
+    bag = open_bag(store, entry, num_classes=2, form="class", labels_alone=True)
+    assert (len(bag), bag.label_N.tolist()) == (5, [0, 1, -1, 1, 0])
+    with pytest.raises(TypeError, match="labels alone"):
+        bag.source.take(slice(None))
+
+
+def test_pieces_are_the_rows_as_they_lie(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    source = open_bag(store, write_slide(store), num_classes=2, form="class").source
+    assert [len(piece) for piece in source.pieces(slice(None))] == [3, 2]
+    for chosen in (slice(1, 4), slice(3, 5), slice(0, 0), np.array([4, 0, 3])):
+        pieces = source.pieces(chosen)
+        np.testing.assert_array_equal(np.concatenate(pieces), source.take(chosen))
+
+
 def test_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     entry = write_slide(store, shift=1)

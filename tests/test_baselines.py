@@ -8,7 +8,7 @@ from distmil.engine import active_config, class_weights, evaluate, ramped, train
 from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.models.pooling import pool
+from distmil.models.pooling import Layout, pool
 from distmil.steps import train_step
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 from tests.test_engine import make
@@ -37,9 +37,9 @@ def answers(name: str) -> tuple[Tensor, Tensor, Tensor]:
     head = make_network(small_config(model={"name": name}).model, embedding_dim=EMBEDDING, num_classes=3).eval()
     with torch.no_grad():
         feature_TF, attention_T = head(torch.randn(30, EMBEDDING))
-        offsets = torch.tensor([0, 30])
-        vector_F = pool(feature_TF, attention_T, offsets, head.pooling)[0]
-        torch.testing.assert_close(head.bag_logits(feature_TF, attention_T, offsets)[0], head.classifier(vector_F))
+        layout = Layout.of([30])
+        vector_F = pool(feature_TF, attention_T, layout, head.pooling)[0]
+        torch.testing.assert_close(head.bag_logits(feature_TF, attention_T, layout)[0], head.classifier(vector_F))
     return feature_TF, attention_T, vector_F
 
 

@@ -19,7 +19,7 @@ def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
     step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]))
     batch = load_batch(bags, step, [2, 0, MIXED], CPU)
     assert batch is not None
-    assert batch.offsets.tolist() == [0, 22, 25]
+    assert batch.layout.lengths == (22, 3, 3)
     assert batch.label_B.tolist() == [0, 0]
     assert batch.num_bag_patches == 25
     rows = [bags[2].source.take(slice(None)), bags[0].source.take(np.array([1, 5, 7]))]

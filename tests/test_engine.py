@@ -21,7 +21,7 @@ from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, learning_rate, make_learner
 from distmil.models.baselines import make_network
-from distmil.models.pooling import top_k_patches
+from distmil.models.pooling import Layout, top_k_patches
 from distmil.sampling import StepPlanner
 from distmil.steps import train_step
 from distmil.storage import Store
@@ -49,10 +49,10 @@ def direct_losses(learner: Learner, bags: list[Bag], step: Any, config: Config) 
     for i in step.bags:
         z = torch.from_numpy(bags[i].source.take(slice(None)).astype(np.float64))
         feature, attention = head(z)
-        offsets = torch.tensor([0, len(z)])
+        layout = Layout.of([len(z)])
         label = torch.tensor([bags[i].label])
-        found["bag"] += float(losses.bag_loss(head.bag_logits(feature, attention, offsets), label)) / len(step.bags)
-        chosen, bag_K = top_k_patches(attention, offsets, config.bags.top_k)
+        found["bag"] += float(losses.bag_loss(head.bag_logits(feature, attention, layout), label)) / len(step.bags)
+        chosen, bag_K = top_k_patches(attention, layout, config.bags.top_k)
         logits = head.topk_logits(feature[chosen], attention[chosen])
         found["topk"] += float(losses.topk_loss(logits, bag_K, label)) / len(step.bags)
     for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True):
@@ -143,13 +143,15 @@ def test_the_mixed_bag_counts_as_a_bag_if_wanted() -> None:
             [bags[b].source.take(np.array([p])) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)]
         )
         feature, attention = learner.head(torch.from_numpy(z).float())
-        logits = learner.head.bag_logits(feature, attention, torch.tensor([0, len(z)]))[0]
+        logits = learner.head.bag_logits(feature, attention, Layout.of([len(z)]))[0]
         own = float(losses.mixed_bag_loss(logits, is_positive=True))
     other = copy.deepcopy(learner)
-    without = train_step(learner, bags, step, plain, ALONE, rate=1.0)["bag"]
-    found = train_step(other, bags, step, wanted, ALONE, rate=1.0)["bag"]
+    without = train_step(learner, bags, step, plain, ALONE, rate=1.0)
+    found = train_step(other, bags, step, wanted, ALONE, rate=1.0)
     count = len(step.bags)
-    assert found == pytest.approx((count * without + own) / (count + 1), rel=1e-5)
+    assert found["bag"] == pytest.approx((count * without["bag"] + own) / (count + 1), rel=1e-5)
+    for name in ("patch", "topk", "attention"):  # the top-K loss stays a mean over slides
+        assert found[name] == pytest.approx(without[name], rel=1e-6)
 
 
 def test_training_learns_slides_and_patches() -> None:
@@ -195,6 +197,36 @@ def test_a_loss_that_is_not_finite_names_the_slides() -> None:
     bags[3] = Bag(bad.slide_id, bad.label, poisoned, bad.label_N, bad.target_NC)
     with pytest.raises(TrainingError, match=r"the loss is nan in a step on slides .*slide-03"):
         train_epoch(learner, bags, planner, small_config(), epoch=0, group=ALONE)
+
+
+def test_a_judged_slide_that_is_not_finite_is_named() -> None:
+    bags = make_bags(6)
+    learner, _ = make(small_config(), bags)
+    z = np.full((9, EMBEDDING), np.nan, np.float16)
+    broken = Bag("broken", 1, EmbeddingSource([z]), np.zeros(9, np.int8), np.zeros((9, 2), np.float32))
+    with pytest.raises(TrainingError, match="broken: scores are not finite"):
+        evaluate(learner, [*bags, broken], small_config(), group=ALONE)
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    bags = make_bags(6)
+    config = small_config()
+    learner, planner = make(config, bags)
+    learner.head.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
+    before = copy.deepcopy(learner.head.state_dict())
+    with pytest.raises(TrainingError, match=r"the gradient.s norm is (inf|nan) in a step on slides slide-0"):
+        train_step(learner, bags, next(planner.steps(0, with_mixed=True)), config, ALONE, rate=1.0)
+    assert all(torch.equal(value, before[name]) for name, value in learner.head.state_dict().items())
+
+
+def test_slides_that_no_loss_looks_at_are_not_read() -> None:
+    config = small_config(losses={"bag": 0.0, "topk": 0.0})
+    bags = make_bags(6)
+    learner, planner = make(config, bags)
+    widths = []
+    learner.head.register_forward_hook(lambda _head, _given, found: widths.append(len(found[0])))
+    train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+    assert widths == [16, 16]  # the mixed bags alone
 
 
 def test_a_normaliser_refuses_what_is_not_finite() -> None:
@@ -281,10 +313,10 @@ def test_pseudo_labelled_slides_are_not_judged() -> None:
 INITIALISING = threading.Lock()
 
 
-def train_two_epochs(group: Group, *, mixed_bag_loss: bool) -> tuple[Any, Any, Any]:
+def train_two_epochs(group: Group, *, mixed_bag_loss: bool = False, topk: float = 1.0) -> tuple[Any, Any, Any]:
     """Train as one worker of a group; return losses, metrics and weights."""
     bags = make_bags(11)
-    config = small_config(bags={"slides_per_step": 3, "mixed_bag_loss": mixed_bag_loss})
+    config = small_config(bags={"slides_per_step": 3, "mixed_bag_loss": mixed_bag_loss}, losses={"topk": topk})
     with INITIALISING:  # threads share torch's generator, processes do not
         learner, planner = make(config, bags, double=True)
     rows = [train_epoch(learner, bags, planner, config, epoch=e, group=group) for e in range(2)]
@@ -302,20 +334,32 @@ def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
             torch.testing.assert_close(other_state[name], value, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("mixed_bag_loss", [False, True])
-def test_several_workers_give_the_loss_of_one(mixed_bag_loss: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("setting", [{}, {"mixed_bag_loss": True}, {"topk": 0.0}])
+def test_several_workers_give_the_loss_of_one(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
-    results = [train_two_epochs(ALONE, mixed_bag_loss=mixed_bag_loss)]
+    results = [train_two_epochs(ALONE, **setting)]
     for size in (2, 3, 5):
-        results += run_as_group(size, lambda group: train_two_epochs(group, mixed_bag_loss=mixed_bag_loss))
+        results += run_as_group(size, lambda group: train_two_epochs(group, **setting))
     assert_same(results)
+
+
+def test_a_parameter_that_no_loss_reaches_has_no_gradient_on_any_worker() -> None:
+    def work(group: Group) -> list[Any]:
+        parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
+        parameters[0].grad = torch.full((2,), 1.0 + group.rank)
+        if group.rank == 1:
+            parameters[2].grad = torch.full((2,), 5.0)
+        group.sum_gradients(parameters)
+        return [None if p.grad is None else p.grad.tolist() for p in parameters]
+
+    assert run_as_group(2, work) == [[[3.0, 3.0], None, [5.0, 5.0]]] * 2
 
 
 def train_as_process(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
     Learner.embed = lambda _self, patches: torch.as_tensor(patches).double()  # type: ignore[method-assign]
-    torch.save(train_two_epochs(Group.current(), mixed_bag_loss=False), f"{folder}/{rank}.pt")
+    torch.save(train_two_epochs(Group.current()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from distmil import losses
-from distmil.models.pooling import RunningPool, pool, top_k_patches, top_k_size
+from distmil.models.pooling import Layout, RunningPool, pool, top_k_patches, top_k_size
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def laid_out(offsets):
+    return Layout.of(offsets.diff().tolist())
 
 
 def random_bags(seed: int, *, classes: int = 2, features: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -36,7 +40,7 @@ def cross_entropy(logits: list[float], target: list[float]) -> float:
 @pytest.mark.parametrize("seed", range(50))
 def test_pooling_is_the_ratio_of_two_sums(seed: int) -> None:
     feature_TF, attention_T, offsets, _ = random_bags(seed)
-    pooled_BF = pool(feature_TF, attention_T, offsets)
+    pooled_BF = pool(feature_TF, attention_T, laid_out(offsets))
     for b in range(len(offsets) - 1):
         rows = range(int(offsets[b]), int(offsets[b + 1]))
         weights = {i: sigmoid(float(attention_T[i])) for i in rows}
@@ -52,10 +56,10 @@ def test_packed_bags_equal_one_by_one_forward_and_backward(seed: int) -> None:
     for packed in (True, False):
         feature, attention = feature_TF.clone().requires_grad_(), attention_T.clone().requires_grad_()
         if packed:
-            result = pool(feature, attention, offsets)
+            result = pool(feature, attention, laid_out(offsets))
         else:
             pieces = [
-                pool(feature[a:b], attention[a:b], torch.tensor([0, b - a]))
+                pool(feature[a:b], attention[a:b], Layout.of([b - a]))
                 for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
             ]
             result = torch.cat(pieces)
@@ -72,7 +76,7 @@ def test_pooling_in_chunks_equals_one_pass(seed: int, chunk: int) -> None:
     running = RunningPool()
     for start in range(0, len(feature_TF), chunk):
         running.add(feature_TF[start : start + chunk], attention_T[start : start + chunk])
-    whole = pool(feature_TF, attention_T, torch.tensor([0, len(feature_TF)]))[0]
+    whole = pool(feature_TF, attention_T, Layout.of([len(feature_TF)]))[0]
     torch.testing.assert_close(running.result(), whole, **TIGHT)
 
 
@@ -80,7 +84,7 @@ def test_pooling_in_chunks_equals_one_pass(seed: int, chunk: int) -> None:
 def test_pooling_is_finite_where_the_plain_ratio_is_not(shift: float) -> None:
     feature_TF, attention_T, offsets, _ = random_bags(3)
     attention = (attention_T.float() + shift).requires_grad_()
-    pooled = pool(feature_TF.float(), attention, offsets)
+    pooled = pool(feature_TF.float(), attention, laid_out(offsets))
     pooled.sum().backward()
     assert pooled.isfinite().all()
     assert attention.grad is not None
@@ -89,7 +93,7 @@ def test_pooling_is_finite_where_the_plain_ratio_is_not(shift: float) -> None:
 
 def test_an_empty_bag_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one patch"):
-        pool(torch.ones(2, 3), torch.ones(2), torch.tensor([0, 2, 2]))
+        pool(torch.ones(2, 3), torch.ones(2), Layout.of([2, 0]))
     with pytest.raises(ValueError, match="at least one patch"):
         RunningPool().result()
 
@@ -97,14 +101,14 @@ def test_an_empty_bag_is_refused() -> None:
 @pytest.mark.parametrize(("patches", "expected"), [(1, 1), (10, 1), (11, 2), (71, 8), (80, 8), (5000, 8)])
 def test_k_is_a_tenth_of_the_bag_at_most(patches: int, expected: int) -> None:
     assert top_k_size(patches, 8) == expected
-    chosen, _ = top_k_patches(torch.randn(patches), torch.tensor([0, patches]), 8)
+    chosen, _ = top_k_patches(torch.randn(patches), Layout.of([patches]), 8)
     assert len(chosen) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_top_k_takes_the_highest_attention_of_each_bag(seed: int) -> None:
     _, attention_T, offsets, _ = random_bags(seed)
-    chosen, bag_K = top_k_patches(attention_T, offsets, 3)
+    chosen, bag_K = top_k_patches(attention_T, laid_out(offsets), 3)
     for b in range(len(offsets) - 1):
         start, stop = int(offsets[b]), int(offsets[b + 1])
         order = sorted(range(start, stop), key=lambda i: -float(attention_T[i]))
@@ -127,7 +131,7 @@ def test_patch_loss_equals_the_formula(seed: int, classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_topk_loss_equals_the_formula(seed: int, classes: int) -> None:
     feature_TF, attention_T, offsets, label_B = random_bags(seed, classes=classes, features=classes)
-    chosen, bag_K = top_k_patches(attention_T, offsets, 4)
+    chosen, bag_K = top_k_patches(attention_T, laid_out(offsets), 4)
     found = losses.topk_loss(feature_TF[chosen], bag_K, label_B)
     for b in range(len(label_B)):
         rows = range(int(offsets[b]), int(offsets[b + 1]))
@@ -156,7 +160,7 @@ def test_attention_loss_equals_the_formula(seed: int, classes: int) -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_bag_loss_equals_the_formula(seed: int) -> None:
     feature_TF, attention_T, offsets, label_B = random_bags(seed, classes=3, features=3)
-    logits_BC = pool(feature_TF, attention_T, offsets)
+    logits_BC = pool(feature_TF, attention_T, laid_out(offsets))
     found = losses.bag_loss(logits_BC, label_B)
     for b in range(len(label_B)):
         target = [float(c == int(label_B[b])) for c in range(3)]

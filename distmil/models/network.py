@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from distmil.config import ModelConfig
 from distmil.models.blocks import attended_in_blocks, features_in_blocks
 from distmil.models.normaliser import Normaliser
-from distmil.models.pooling import PooledPart, Pooling, pool, widen
+from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen
 
 
 class Network(nn.Module):
@@ -63,9 +63,9 @@ class Network(nn.Module):
         """Return the logits of single top-K patches, T x C; C1's, where there is no second classifier."""
         return self.patch_logits(feature_TF, attention_T)
 
-    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, offsets: Tensor) -> Tensor:
+    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, layout: Layout) -> Tensor:
         """Return C1's logits of packed bags, B x C."""
-        return self.pooled_logits(pool(feature_TF, attention_T, offsets, self.pooling))
+        return self.pooled_logits(pool(feature_TF, attention_T, layout, self.pooling))
 
     def pool_part(self, feature_TF: Tensor, attention_T: Tensor, bag_T: Tensor, *, num_bags: int) -> PooledPart:
         """Return what some patches bring to their bags' vectors."""

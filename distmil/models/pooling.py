@@ -1,6 +1,6 @@
 """Pooling of packed bags by weights from attention, and the choice of the top-K patches.
 
-T patches of all bags, B bags, F feature. Offsets are the start of each bag and the total, B + 1, increasing.
+T patches of all bags, B bags, F feature, K top patches of all bags.
 
 The method's weights are w_i = sigmoid(a_i) / sum_j sigmoid(a_j), computed as a softmax over logsigmoid(a): the plain
 ratio is wrong from a = -88 and NaN from -104 in fp32. Like the baselines' weights it is a ratio of two sums, hence
@@ -8,10 +8,13 @@ exact in chunks and over workers, with the running maximum of online softmax (Mi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -83,7 +86,8 @@ def _sum_by_bag(weight_T: Tensor, feature_TF: Tensor, bag_T: Tensor, num_bags: i
     if num_bags > _MATRIX_BAGS:
         return weight_T.new_zeros(num_bags, feature_TF.shape[1]).index_add(0, bag_T, weight_T[:, None] * feature_TF)
     place_T = torch.arange(len(bag_T), device=bag_T.device)
-    return weight_T.new_zeros(num_bags, len(bag_T)).index_put((bag_T, place_T), weight_T) @ feature_TF
+    with torch.autocast(feature_TF.device.type, enabled=False):  # sums over a bag are never in half precision
+        return weight_T.new_zeros(num_bags, len(bag_T)).index_put((bag_T, place_T), weight_T) @ feature_TF
 
 
 def _relative(difference_T: Tensor, pooling: Pooling) -> Tensor:
@@ -96,33 +100,52 @@ def _shrink(old_B: Tensor, new_B: Tensor, pooling: Pooling) -> Tensor:
     return torch.where(old_B == -torch.inf, torch.zeros_like(old_B), _relative(old_B - new_B, pooling))
 
 
-def bag_index(offsets: Tensor) -> Tensor:
-    """Return the bag of every patch, T. Raises: ValueError if a bag is empty."""
-    lengths = offsets.diff()
-    if not bool((lengths > 0).all()):
-        raise ValueError("every bag needs at least one patch")
-    return torch.repeat_interleave(torch.arange(len(lengths), device=offsets.device), lengths)
+@dataclass(frozen=True)
+class Layout:
+    """Where the patches of packed bags lie. Made on the host: no step waits for the device to say how long bags are."""
+
+    lengths: tuple[int, ...]
+    bag_T: Tensor
+    """The bag of every patch."""
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Layout":
+        """Lay out bags of so many patches. Raises: ValueError if a bag is empty."""
+        if any(length < 1 for length in lengths):
+            raise ValueError("every bag needs at least one patch")
+        return cls(tuple(lengths), on_device(np.repeat(np.arange(len(lengths)), lengths), device))
+
+    def top_k(self, top_k: int, *, num_bags: int) -> tuple[Tensor, Tensor]:
+        """Return where the top-K patches of the first bags are among patches ordered by bag, and the bag of each."""
+        lengths = np.array(self.lengths[:num_bags], np.int64)
+        sizes = np.array([top_k_size(length, top_k) for length in lengths], np.int64)
+        bag_K = np.repeat(np.arange(num_bags), sizes)
+        rank_K = np.arange(len(bag_K)) - np.repeat(sizes.cumsum() - sizes, sizes)
+        place_K = np.repeat(lengths.cumsum() - lengths, sizes) + rank_K
+        return on_device(place_K, self.bag_T.device), on_device(bag_K, self.bag_T.device)
 
 
-def pool(feature_TF: Tensor, attention_T: Tensor, offsets: Tensor, pooling: Pooling = "sigmoid") -> Tensor:
+def on_device(values: NDArray[np.int64], device: torch.device | str) -> Tensor:
+    """Return integers on a device, without waiting for it."""
+    return torch.from_numpy(values).to(device, non_blocking=True)
+
+
+def pool(feature_TF: Tensor, attention_T: Tensor, layout: Layout, pooling: Pooling = "sigmoid") -> Tensor:
     """Pool every packed bag into one vector by normalised weights.
 
     Args:
         feature_TF: Patch features of all bags, concatenated, T x F.
         attention_T: Raw attention scores, T.
-        offsets: Start of each bag and the total, int64, B + 1, increasing.
+        layout: The bags.
         pooling: Where the weights come from; the method's are sigmoid(attention).
 
     Returns:
         Bag vectors, B x F: per bag, sum of weight x feature over sum of weights.
 
-    Raises:
-        ValueError: If a bag is empty.
-
     Source: the method's formulas for L2 (DESIGN section 1).
     """
-    bag_T = bag_index(offsets)
-    return PooledPart.of(feature_TF, attention_T, bag_T, num_bags=len(offsets) - 1, pooling=pooling).vectors()
+    num_bags = len(layout.lengths)
+    return PooledPart.of(feature_TF, attention_T, layout.bag_T, num_bags=num_bags, pooling=pooling).vectors()
 
 
 class RunningPool:
@@ -150,22 +173,21 @@ def top_k_size(num_patches: int, top_k: int) -> int:
     return min(top_k, max(1, math.ceil(0.1 * num_patches)))
 
 
-def top_k_patches(attention_T: Tensor, offsets: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+def top_k_patches(
+    attention_T: Tensor, layout: Layout, top_k: int, *, num_bags: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the positions of each bag's top-K patches by raw attention, and the bag of each. No gradient flows.
 
     Args:
         attention_T: Raw attention scores, T.
-        offsets: Start of each bag and the total, B + 1.
+        layout: The bags.
         top_k: Largest K; see ``top_k_size``.
+        num_bags: Of the first bags alone.
     """
-    bag_T = bag_index(offsets)
     by_attention = attention_T.detach().argsort(descending=True, stable=True)
-    order = by_attention[bag_T[by_attention].argsort(stable=True)]
-    rank_T = torch.arange(len(order), device=order.device) - offsets[:-1][bag_T]
-    lengths = offsets.diff()
-    size_B = torch.div(lengths + 9, 10, rounding_mode="floor").clamp(min=1, max=top_k)
-    chosen = rank_T < size_B[bag_T]
-    return order[chosen], bag_T[chosen]
+    order = by_attention[layout.bag_T[by_attention].argsort(stable=True)]
+    place_K, bag_K = layout.top_k(top_k, num_bags=len(layout.lengths) if num_bags is None else num_bags)
+    return order[place_K], bag_K
 
 
 def widen(values: Tensor) -> Tensor:

@@ -73,7 +73,7 @@ def make_trainer(
     Raises:
         ConfigError: If what workers need is not there.
     """
-    is_gpu = wants_gpu(config)
+    is_gpu = wants_gpu(config, count=config.training.min_workers or config.training.num_workers)
     resources = _resources(config, is_gpu=is_gpu)
     _set_environment(config)
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.

@@ -243,12 +243,12 @@ def stream_actors(
     yield from mapped.iter_rows()
 
 
-def wants_gpu(config: Config) -> bool:
-    """Return whether work should ask for GPUs: as configured, or where the cluster has or can start one."""
+def wants_gpu(config: Config, *, count: int = 1) -> bool:
+    """Return whether work should ask for GPUs: as configured, or where the cluster has or can start so many."""
     if config.training.use_gpu != "auto":
         return bool(config.training.use_gpu)
     start_ray()
-    return cluster_resources().get("GPU", 0) >= 1
+    return cluster_resources().get("GPU", 0) >= count
 
 
 def calm_worker() -> None:

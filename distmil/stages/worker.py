@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,17 +11,19 @@ import ray.train.torch
 import torch
 
 from distmil.bags import Bag, BagEntry, open_bag
-from distmil.checkpoints import checkpoint_folder, save_checkpoint
+from distmil.checkpoints import checkpoint_folder, read_latest, save_checkpoint
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
-from distmil.errors import DistmilError, TrainingError
+from distmil.errors import DistmilError, StorageError, TrainingError
 from distmil.group import Group
 from distmil.memory import keep_freed_memory
 from distmil.runs import Run, open_run
 from distmil.storage import Store
 
+FETCHERS = 8
+FETCH_TURN_S = 30.0
 Result = TypeVar("Result")
 
 
@@ -77,7 +80,9 @@ def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: 
 def _run_epochs(
     config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, is_gpu: bool
 ) -> dict[str, Any]:
+    fetch(store, name, group)
     run = together(group, lambda: _open(config, store, name, spec, is_gpu=is_gpu))
+    check_same_start(run.history, group)
     while not run.is_finished:
         started = time.monotonic()
         is_best = run.advance(group)
@@ -86,6 +91,39 @@ def _run_epochs(
         epoch = len(run.history.rows) - 1
         ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
     return {"epochs": len(run.history.rows)}
+
+
+def fetch(store: Store, run: str, group: Group) -> None:
+    """Copy what the group reads from a far store to this machine's disk, on all workers before any goes on.
+
+    Workers tell each other every so often that they are still at it: no collective waits longer than it may.
+
+    Raises:
+        StorageError: If a file is damaged or gone, or there is no room for it.
+    """
+    if store.is_local:
+        return
+    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        copies = [
+            pool.submit(store.local_copy, f"{entry.folder}/{part.name}", part)
+            for entry in entries
+            for part in entry.parts
+        ]
+        while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
+            pass
+    together(group, lambda: [copy.result() for copy in copies])
+
+
+def check_same_start(history: History, group: Group) -> None:
+    """Make sure that all workers go on from the same checkpoint. Raises: StorageError on all of them if not."""
+    found = group.gather((len(history.rows), history.rows[-1:]))
+    if any(each != found[0] for each in found):
+        epochs = ", ".join(str(count) for count, _ in found)
+        raise StorageError(
+            f"workers see different checkpoints, after {epochs} epochs: the storage shows files late, or not the same "
+            "ones to all nodes"
+        )
 
 
 def _nothing() -> None:
@@ -106,7 +144,7 @@ def choose_device(*, is_gpu: bool) -> torch.device:
 
 def read_history(store: Store, run: str) -> History | None:
     """Return the history of a run's latest checkpoint, None if there is none."""
-    record = store.read_record(f"{checkpoint_folder(run)}/latest.json")
+    record = read_latest(store, run)
     return History(**record.info["history"]) if record else None
 
 

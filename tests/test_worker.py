@@ -1,0 +1,67 @@
+"""What training workers do before they train, without Ray."""
+
+import threading
+import time
+
+import pytest
+
+from distmil.bags import BagEntry
+from distmil.configfile import build_config
+from distmil.stages import runtime, worker
+from distmil.stages.worker import GroupFailed, fetch, run_file
+from distmil.storage import Part, Store
+from tests.threadgroup import run_as_group
+
+
+def far(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Make a store of two slides look far away."""
+    parts = [Part(f"part-{i}.arrow", 1, 1, f"{i:064d}") for i in range(3)]
+    entries = [BagEntry(f"s{i}", 1, "train", False, f"embeddings/s{i}", parts, None) for i in range(2)]
+    store.write_json(run_file("run", "cohort"), [entry.to_json() for entry in entries])
+    monkeypatch.setattr(Store, "is_local", False)
+    monkeypatch.setattr(Store, "read_json", lambda _self, _name: [entry.to_json() for entry in entries])
+    monkeypatch.setattr(worker, "FETCH_TURN_S", 0.02)
+    return store
+
+
+def test_workers_fetch_every_shard_and_wait_for_the_slowest(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched, lock = [], threading.Lock()
+
+    def copy(_store: Store, name: str, _part: Part) -> None:
+        time.sleep(0.05)  # more than a turn
+        with lock:
+            fetched.append(name)
+
+    monkeypatch.setattr(Store, "local_copy", copy)
+    far_store = far(store, monkeypatch)
+    run_as_group(2, lambda group: fetch(far_store, "run", group))
+    wanted = [f"embeddings/s{i}/part-{j}.arrow" for i in range(2) for j in range(3)]
+    assert sorted(fetched) == sorted(wanted * 2)
+
+
+def test_a_shard_that_one_worker_cannot_fetch_stops_all(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def copy(_store: Store, name: str, _part: Part) -> None:
+        if name.endswith("s1/part-2.arrow"):
+            raise worker.StorageError(f"{name} is gone")
+
+    monkeypatch.setattr(Store, "local_copy", copy)
+    far_store = far(store, monkeypatch)
+
+    def work(group: worker.Group) -> str:
+        with pytest.raises(GroupFailed) as caught:
+            fetch(far_store, "run", group)
+        return str(caught.value.__cause__)
+
+    assert run_as_group(2, work) == ["embeddings/s1/part-2.arrow is gone"] * 2
+
+
+@pytest.mark.parametrize(
+    ("have", "workers", "fewest", "wanted"), [(2, 2, None, True), (1, 2, None, False), (1, 2, 1, True)]
+)
+def test_auto_takes_gpus_where_there_are_enough(
+    have: int, workers: int, fewest: int | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "start_ray", lambda: None)
+    monkeypatch.setattr(runtime, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(have)})
+    config = build_config({"training": {"num_workers": workers, "min_workers": fewest}})
+    assert runtime.wants_gpu(config, count=fewest or workers) is wanted
