@@ -1,6 +1,7 @@
 """How fast and in how much memory the network trains on stored embeddings.
 
     python -m benchmarks.training epoch     [--bags 200]   share of the machine's GEMM rate over an epoch, fp32 and bf16
+    python -m benchmarks.training gpu       [--bags 200]   the same on a GPU, embeddings resident and streamed
     python -m benchmarks.training packed                   packed bags of 10 and 100 patches against one bag a step
     python -m benchmarks.training torchmil  [--bags 40]    against torchmil's attention MIL (the extra `bench`)
     python -m benchmarks.training giant     [--patches N]  memory of one bag of a million patches, trained and scored
@@ -12,6 +13,7 @@ the same process.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -35,7 +37,7 @@ from benchmarks.trainingbags import EMBEDDING, make_bags
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.configfile import build_config
-from distmil.engine import evaluate, train_epoch
+from distmil.engine import evaluate, keep_resident, train_epoch
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, make_learner
 from distmil.memory import keep_freed_memory
@@ -43,47 +45,56 @@ from distmil.models.baselines import make_network
 from distmil.sampling import StepPlanner
 
 ROOT = Path(__file__).parents[1]
-CPU = torch.device("cpu")
 FEATURE, ATTENTION = 512, 256
 FLOP = 2 * (2 * EMBEDDING * FEATURE) + 3 * (2 * FEATURE * 2 * ATTENTION)
 """Of one patch, forward and backward: the embedding needs no gradient."""
 
 
-def gemm_rate(dtype: torch.dtype, rows: int = 8192) -> float:
+def gemm_rate(dtype: torch.dtype, device: torch.device, rows: int = 8192) -> float:
     """Return FLOP/s of the step's products: the median of five rounds."""
-    x, f = torch.randn(rows, EMBEDDING).to(dtype), torch.randn(rows, FEATURE).to(dtype)
-    w, v = torch.randn(FEATURE, EMBEDDING).to(dtype), torch.randn(2 * ATTENTION, FEATURE).to(dtype)
+    x, f = torch.randn(rows, EMBEDDING).to(device, dtype), torch.randn(rows, FEATURE).to(device, dtype)
+    w, v = torch.randn(FEATURE, EMBEDDING).to(device, dtype), torch.randn(2 * ATTENTION, FEATURE).to(device, dtype)
     seconds = []
     for _ in range(6):
-        started = time.perf_counter()
+        started = _now(device)
         _ = x @ w.T, f.T @ x, f @ v.T, f.T @ f, f @ v
-        seconds.append(time.perf_counter() - started)
+        seconds.append(_now(device) - started)
     return rows * FLOP / statistics.median(seconds[1:])
 
 
-def make(bags: Sequence[Bag], values: dict[str, Any]) -> tuple[Config, Learner, StepPlanner]:
+def _now(device: torch.device) -> float:
+    """Return the time at which the device has done everything so far."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def make(bags: Sequence[Bag], values: dict[str, Any], device: str = "cpu") -> tuple[Config, Learner, StepPlanner]:
     """Return what an epoch needs, with the default configuration but for ``values``."""
     config = build_config(values)
     torch.manual_seed(0)
     head = make_network(config.model, embedding_dim=EMBEDDING, num_classes=2)
-    learner = make_learner(config, head, None, CPU)
+    learner = make_learner(config, head, None, torch.device(device))
     fit_normaliser(learner, bags[:4], seed=0, batch_size=4096)
     return config, learner, StepPlanner(bags, config.bags, num_classes=2, seed=0)
 
 
-def epoch_of(bags: Sequence[Bag], values: dict[str, Any], *, group: Group, repeats: int = 1) -> dict[str, float]:
+def epoch_of(
+    bags: Sequence[Bag], values: dict[str, Any], *, group: Group, repeats: int = 1, device: str = "cpu"
+) -> dict[str, float]:
     """Train an epoch after a warm-up step and return its rate beside the GEMM's."""
-    config, learner, planner = make(bags, values)
+    config, learner, planner = make(bags, values, device)
+    bags = keep_resident(bags, config, learner.device)
     train_epoch(learner, bags[:2], make(bags[:2], values)[2], config, epoch=0, group=group)
     dtype = torch.bfloat16 if learner.is_half else torch.float32
     rates, shares = [], []
     for epoch in range(repeats):
-        before = gemm_rate(dtype)
-        started = time.perf_counter()
+        before = gemm_rate(dtype, learner.device)
+        started = _now(learner.device)
         train_epoch(learner, bags, planner, config, epoch=epoch, group=group)
-        seconds = time.perf_counter() - started
+        seconds = _now(learner.device) - started
         rate = sum(len(bag) for bag in bags) / seconds
-        both = [group.gather(value) for value in (before, gemm_rate(dtype))]
+        both = [group.gather(value) for value in (before, gemm_rate(dtype, learner.device))]
         gemm = statistics.mean(sum(values) for values in both)
         rates.append(rate)
         shares.append(rate * FLOP / gemm)
@@ -99,9 +110,8 @@ def epoch_of(bags: Sequence[Bag], values: dict[str, Any], *, group: Group, repea
 def job_epoch(job: dict[str, Any]) -> dict[str, Any]:
     """Train an epoch with all cores in one process, or with one worker a core."""
     if job["workers"] == 1:
-        return epoch_of(
-            make_bags(Path(job["root"]), job["sizes"]), job["values"], group=Group(), repeats=job["repeats"]
-        )
+        bags = make_bags(Path(job["root"]), job["sizes"])
+        return epoch_of(bags, job["values"], group=Group(), repeats=job["repeats"], device=job["device"])
     out = Path(job["root"]) / f"ranks-{os.getpid()}"
     out.mkdir()
     mp.spawn(_rank, args=(job, str(out)), nprocs=job["workers"])
@@ -176,14 +186,15 @@ def job_torchmil(job: dict[str, Any]) -> dict[str, Any]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(Data(), batch_size=job["batch"], shuffle=True, collate_fn=collate_fn)
 
-    def epoch() -> None:
-        for batch in loader:
+    def epoch(most: int = len(bags)) -> None:
+        for batch in itertools.islice(loader, most):
             with torch.autocast("cpu", torch.bfloat16, enabled=job["half"]):
                 _, losses = model.compute_loss(batch["Y"], batch["X"], batch["mask"])
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
 
+    epoch(1)  # distmil warms up, too
     return _timed(epoch, bags, job["repeats"])
 
 
@@ -254,7 +265,15 @@ JOBS = {"epoch": job_epoch, "one_bag": job_one_bag, "torchmil": job_torchmil, "g
 
 def run(kind: str, root: Path, sizes: Sequence[int], **values: Any) -> dict[str, Any]:
     """Run a measurement in a process of its own."""
-    job = {"kind": kind, "root": str(root), "sizes": list(sizes), "workers": 1, "repeats": 1, "values": {}} | values
+    job = {
+        "kind": kind,
+        "root": str(root),
+        "sizes": list(sizes),
+        "workers": 1,
+        "repeats": 1,
+        "values": {},
+        "device": "cpu",
+    } | values
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", "job"], input=json.dumps(job), capture_output=True, text=True,
         check=False, env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
@@ -287,6 +306,20 @@ def print_epoch(root: Path, options: argparse.Namespace) -> None:
                   f"{' '.join(f'{share:.3f}' for share in found['shares'])})", flush=True)  # fmt: skip
     for workers in (1, cores):
         print(f"bf16 / fp32, {workers} worker(s): {rates['bf16', workers] / rates['fp32', workers]:.2f}")
+
+
+def print_gpu(root: Path, options: argparse.Namespace) -> None:
+    """Share of the GPU's GEMM rate, and its memory."""
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU here")
+    print(torch.cuda.get_device_name())
+    for precision in ("fp32", "bf16"):
+        for resident in (True, False):
+            found = run("epoch", root, ragged(options.bags), repeats=options.repeats, device="cuda",
+                        values={"training": {"precision": precision, "resident": resident}})  # fmt: skip
+            print(f"{precision}, {'resident' if resident else 'streamed'}: {found['patches_s']:,.0f} patches/s, "
+                  f"{found['steps_s']:.2f} steps/s, {found['share']:.3f} of the GEMM rate "
+                  f"({found['gemm'] / 1e12:.1f} TFLOP/s)", flush=True)  # fmt: skip
 
 
 def print_packed(root: Path, options: argparse.Namespace) -> None:
@@ -351,8 +384,8 @@ def main() -> None:
         print(json.dumps(JOBS[job["kind"]](job)))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"epoch": print_epoch, "packed": print_packed, "torchmil": print_torchmil, "giant": print_giant,
-             "flat": print_flat}  # fmt: skip
+    kinds = {"epoch": print_epoch, "gpu": print_gpu, "packed": print_packed, "torchmil": print_torchmil,
+             "giant": print_giant, "flat": print_flat}  # fmt: skip
     parser.add_argument("kind", choices=list(kinds))
     parser.add_argument("--root", type=Path, required=True, help="folder for the bags; 9 GB for 200 of them")
     parser.add_argument("--bags", type=int, default=None)

@@ -10,6 +10,7 @@ T patches, E embedding, F feature, A attention, G both gates (2 A), O and I a la
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,7 +93,7 @@ class _AttentionBlock(torch.autograd.Function):
         for rows, centred_TE in _centred_blocks(normaliser, embedding_TE, weight_FE.dtype):
             block_TF = torch.addmm(bias_F, centred_TE, weight_FE.T, out=feature_TF[rows]).clamp_(min=0)
             if threshold:
-                block_TF.mul_(_random_bytes(block_TF.shape) >= threshold).mul_(1 / ctx.keep)
+                block_TF.mul_(_keep_mask(block_TF, threshold)).mul_(1 / ctx.keep)
             if attention_T is not None:
                 block_TG = gates_TG[rows] if keeps_gates else gates_TG[: len(block_TF)]
                 attention_T[rows] = _score(block_TF, block_TG, gating)
@@ -114,7 +115,7 @@ class _AttentionBlock(torch.autograd.Function):
                 gates.add(back_TG, block_TF)
                 back_TF = back_TG @ gating[0] if back_TF is None else torch.addmm(back_TF, back_TG, gating[0])
             if back_TF is not None:
-                phi.add(back_TF * (block_TF > 0), centred_TE)
+                phi.add(back_TF * block_TF.sign(), centred_TE)  # a feature is never below 0
         found: list[Tensor | None] = [*phi.found(1 / ctx.keep)]
         if gates is not None and gradient_T is not None:
             found += [*gates.found(), of_score_A, gradient_T.sum()[None]]
@@ -147,7 +148,14 @@ def _score(feature_TF: Tensor, out_TG: Tensor, gating: Sequence[Tensor]) -> Tens
     """Return raw attention scores, T, and leave both gates in ``out_TG``."""
     weight_GF, bias_G, score_A, bias = gating
     value_TA, gate_TA = torch.addmm(bias_G, feature_TF, weight_GF.T, out=out_TG).chunk(2, dim=1)
-    return (value_TA.tanh_() * gate_TA.sigmoid_()).to(score_A.dtype) @ score_A + bias
+    if out_TG.dtype == score_A.dtype:  # tanh(x) = 2 sigmoid(2 x) - 1, in a fifth of tanh's time
+        value_TA.mul_(2)
+        out_TG.sigmoid_()
+        value_TA.mul_(2).sub_(1)
+    else:  # half precision would lose what the difference leaves
+        value_TA.tanh_()
+        gate_TA.sigmoid_()
+    return (value_TA * gate_TA).to(score_A.dtype) @ score_A + bias
 
 
 def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Tensor) -> Tensor:
@@ -177,7 +185,12 @@ def _centred_blocks(normaliser: Normaliser, embedding_TE: Tensor, dtype: torch.d
         yield rows, block_TE.to(dtype)
 
 
-def _random_bytes(shape: torch.Size) -> Tensor:
-    """Return bytes from torch's generator, eight a draw: a twentieth of the time of Bernoulli draws on a CPU."""
-    draws = torch.empty(-(-shape.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
-    return draws.view(torch.uint8)[: shape.numel()].view(shape)
+def _keep_mask(like_TF: Tensor, threshold: int) -> Tensor:
+    """Return 0 with a chance of threshold / 256, else 1, in the shape and type of ``like_TF``.
+
+    From bytes of torch's generator, eight a draw: a twentieth of the time of Bernoulli draws on a CPU. NumPy compares
+    bytes twenty times as fast as torch does, and bytes become floats faster than booleans.
+    """
+    draws = torch.empty(-(-like_TF.numel() // 8), dtype=torch.int64).random_(-(2**63), None)
+    kept = draws.numpy().view(np.uint8)[: like_TF.numel()] >= threshold
+    return torch.from_numpy(kept.view(np.uint8)).to(like_TF.dtype).view(like_TF.shape)
