@@ -62,6 +62,8 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         epilog="Keys, in the YAML file by section or as overrides:\n\n" + describe_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="configuration file; without it, every default")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="configuration file, or its s3:// or gs:// URI; without it, every default"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
     return parser

@@ -101,6 +101,21 @@ def join_uri(uri: str, name: str) -> str:
     return f"{base}/{name}".rstrip("/") + mark + options
 
 
+def without_options(uri: str) -> str:
+    """Return a URI as programs take it that know nothing of its options."""
+    return uri.partition("?")[0]
+
+
+def s3_endpoint(uri: str) -> str | None:
+    """Return the address of the server that an s3:// URI names, None if it is the provider's own."""
+    parts = urlsplit(uri)
+    options = dict(parse_qsl(parts.query))
+    endpoint = options.get("endpoint_override")
+    if parts.scheme != "s3" or endpoint is None:
+        return None
+    return endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
+
+
 def open_filesystem(uri: str, *, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
     """Return a URI's file system, the same one for the same server, and the path on it.
 

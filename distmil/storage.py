@@ -323,6 +323,25 @@ class _TriedStore(Store):
         return open_filesystem(self.root, patience=TRIAL)
 
 
+def read_file(uri: str, *, key: str) -> bytes:
+    """Return the content of a single file on an object store, with the patience of a first look.
+
+    Args:
+        uri: As it was given.
+        key: By which key or option, for the messages.
+
+    Raises:
+        ConfigError: If the URI is none that can be used.
+        FileNotFoundError: If it is not there.
+        StorageError: If the store cannot be asked.
+    """
+    base, mark, options = resolve_root(uri, key=key).partition("?")
+    folder, _, name = base.rpartition("/")
+    if folder.endswith("/"):
+        raise ConfigError(f"{key} = {uri!r}: expected {folder}/bucket/file")
+    return _TriedStore(f"{folder}{mark}{options}").read(name)
+
+
 def _digest(values: Any) -> str:
     """Return a hash of JSON-ready values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, allow_nan=False).encode()).hexdigest()
