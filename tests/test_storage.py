@@ -544,6 +544,15 @@ def test_the_region_is_the_uris_else_the_environments(monkeypatch):
         assert open_filesystem(f"s3://of-this-test/a{query}")[0].region == region
 
 
+def test_a_file_smaller_than_a_refusal_is_asked_for_again(s3, remote, monkeypatch):
+    monkeypatch.setattr(objectstore.random, "uniform", lambda low, high: 0.01)
+    remote.write("tiny.json", b"{}")
+    for kind in ("500", "503", "lost"):
+        s3.behaviour.kinds, s3.behaviour.share = (kind,), 0.3
+        assert [remote.read("tiny.json") for _ in range(10)] == [b"{}"] * 10
+        assert s3.behaviour.done[kind] > 0
+
+
 # --- a configuration on the store --------------------------------------------------------------------------------
 
 
