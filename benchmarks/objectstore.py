@@ -2,19 +2,22 @@
 
     python -m benchmarks.objectstore [--slides N] [--epochs N] [--share S] [--work DIR] [--out JSON]
 
-Run it from the project's folder. A small synthetic cohort is tiled, embedded, trained on, evaluated and predicted three
-times: on disk, on an S3 server of this machine (moto's), and on the same server behind a proxy that meets a share of
-all requests with a fault: a 500, a 503, an answer lost or cut off after the work was done, or a late one. Every
-committed file of each end is compared byte for byte with the disk's. The server is a Python process beside the jobs on
-the same cores, so that its times are upper bounds, not those of a real store.
+Run it from the project's folder. A small synthetic cohort is tiled, embedded, trained on, evaluated, predicted and
+searched for better settings three times: on disk, on an S3 server of this machine (moto's), and on the same server
+behind a proxy that meets a share of all requests with a fault: a 500, a 503, an answer lost or cut off after the work
+was done, or a late one. Every committed file of each end is compared byte for byte with the disk's, and of the search
+all that is no time, path or picture. The server is a Python process beside the jobs on the same cores, so that its
+times are upper bounds, not those of a real store.
 
 The exit code is 1 if a job failed or an output differs.
 """
 
 import argparse
+import csv
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -28,13 +31,14 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from distmil.configfile import parse_yaml
 from distmil.demo import make_cohort
-from distmil.objectstore import open_filesystem
+from distmil.objectstore import join_uri, open_filesystem
 from distmil.storage import Store, resolve_root
 from tests.integration.jobrunning import Done, kill_job_when, run_job
 from tests.s3server import FAULTS, S3, s3_server
 
-RUN = "small"
+RUN, SEARCH = "small", "wide"
 SMALL = [
     "cohort.val_fraction=0.4",
     "bags.slides_per_step=2",
@@ -50,8 +54,13 @@ JOBS: dict[str, list[str]] = {
     "embed": [],
     "train": [f"training.run={RUN}"],
     "evaluate": [f"prediction.model={RUN}", "prediction.run=evaluated", "prediction.split=val"],
-    "predict": [f"prediction.model={RUN}", "prediction.run=predicted"],
-}
+    "predict": ["prediction.run=predicted"],
+    "tune": [
+        f"search.run={SEARCH}", "search.trials=3", "search.repeats=2", "search.stopping=none", "search.ablations=false",
+        "search.metric=loss",  # of equal scores the trial that Ray started first would win
+        "search.concurrent=1",  # a process less to start
+    ],
+}  # fmt: skip
 COMPARED = ("patches", "embeddings", "labels", "models", "predictions", "checkpoints")
 SLOW_S = 1.0
 
@@ -74,10 +83,13 @@ class Stages:
         return Store(resolve_root(self.root))
 
     def arguments(self, job: str) -> list[str]:
-        """Return a job's arguments."""
-        training = [f"training.epochs={self.epochs}"] if job == "train" else []
-        small = [value for value in SMALL if job == "train" or value.startswith(("cohort", "tracking", "training"))]
-        return [f"cohort.manifest={self.manifest}", f"storage.root={self.root}", *small, *training, *JOBS[job]]
+        """Return a job's arguments; `predict` takes its bundle by path or URI."""
+        trains = job in {"train", "tune"}
+        more = [f"training.epochs={self.epochs}"] if trains else []
+        if job == "predict":
+            more += [f"prediction.model={join_uri(self.root, f'models/{RUN}')}"]
+        small = [value for value in SMALL if trains or value.startswith(("cohort", "tracking", "training"))]
+        return [f"cohort.manifest={self.manifest}", f"storage.root={self.root}", *small, *more, *JOBS[job]]
 
     def run(self, job: str) -> Done:
         """Run a job to its end. Raises: RuntimeError if it fails."""
@@ -100,18 +112,37 @@ class Stages:
         """Kill a job with everything it started as soon as the moment has come."""
         kill_job_when(self.home, is_time, job, *self.arguments(job))
 
-    def files(self, folders: Sequence[str] = COMPARED) -> dict[str, str]:
-        """Return the checksum of every file in some folders."""
+    def files(self) -> dict[str, str]:
+        """Return the checksum of every file that is compared."""
+        return {name: hashlib.sha256(self.store.read(name)).hexdigest() for name in self.names(COMPARED)}
+
+    def names(self, folders: Sequence[str]) -> list[str]:
+        """Return the names of all files in some folders."""
         store = self.store
         filesystem, base = (pafs.LocalFileSystem(), self.root) if store.is_local else open_filesystem(store.root)
         selectors = [pafs.FileSelector(f"{base}/{name}", recursive=True, allow_not_found=True) for name in folders]
-        names = [
+        return [
             info.path.removeprefix(base).lstrip("/")
             for selector in selectors
             for info in filesystem.get_file_info(selector)
             if info.type == pafs.FileType.File
         ]
-        return {name: hashlib.sha256(store.read(name)).hexdigest() for name in names}
+
+    def searched(self) -> dict[str, Any]:
+        """Return what the search came to: trials, tables, report, best values; no times, paths, or order of start."""
+        store, folder = self.store, f"searches/{SEARCH}"
+        trials = {name: store.read_json(f"{folder}/trials/{name}") for name in store.names(f"{folder}/trials")}
+        best = parse_yaml(store.read(f"{folder}/best.yaml").decode())
+        assert resolve_root(best["storage"].pop("root")) == store.root
+        tables = {name: store.read(f"{folder}/{name}.csv").decode().splitlines() for name in ("trials", "comparison")}
+        columns = [{**row, "seconds": ""} for row in csv.DictReader(tables["trials"])]
+        report = store.read(f"{folder}/report.md").decode().partition("best trials; all are in")[0]
+        return {
+            "trials": {name: {**trial, "number": 0, "seconds": 0.0, "mlflow": None} for name, trial in trials.items()},
+            "best": best,
+            "tables": [columns, tables["comparison"]],
+            "report": re.sub(r"\d+ s of work", "", report),
+        }
 
 
 def differences(one: Mapping[str, str], two: Mapping[str, str]) -> list[str]:
@@ -157,8 +188,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             measure(name, f"s3://bucket/{name.replace(' ', '-')}")
             asked[name] = s3.behaviour.done.copy()
             s3.behaviour.share = 0.0
-        expected = made["disk"].files()
+        expected, found = made["disk"].files(), made["disk"].searched()
         wrong = {name: differences(expected, made[name].files()) for name in asked}
+        for name in asked:
+            wrong[name] += ["searches"] * (made[name].searched() != found)
     for name, counts in asked.items():
         requests = sum(counts.values()) - sum(counts[kind] for kind in FAULTS)
         faults = ", ".join(f"{kind} {counts[kind]}" for kind in FAULTS)

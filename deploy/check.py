@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 from clusterfile import cluster_problems
+from jobcommand import example_problems
 from problems import ROOT, Problem, placeholders
 from rayjobfile import rayjob_problems
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(file: Path) -> int:
     try:
-        found = check_values(read_yaml(file))
+        found = [*check_values(read_yaml(file)), *example_problems(file.read_text(encoding="utf-8"))]
     except UnreadableFile as error:
         sys.stdout.write(f"{file}: error: {error}\n")
         return UNREADABLE

@@ -7,20 +7,29 @@ through costs money, a failed start or an open port, and shows only on a running
 import copy
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import jsonschema
-from ec2 import GPU_FAMILIES, cores, has_gpu, unknown_keys
-from problems import LOOPBACK, Problem, image_problems, in_gib, mapping, schema_problem, sequence, size_bytes
+from authentication import command_problems, option_problems, token_file_problems
+from cluster import Cluster, Node, option
+from ec2 import GPU_FAMILIES, MARKETS, cores, has_gpu, memory_bytes, unknown_keys
+from problems import (
+    FROM_ZERO,
+    IDLE,
+    LONGEST_IDLE_S,
+    LOOPBACK,
+    Problem,
+    image_problems,
+    in_gib,
+    mapping,
+    schema_problem,
+    sequence,
+    size_bytes,
+)
 from ray.autoscaler._private.util import fillout_defaults, prepare_config, validate_config
 
 ANYWHERE = ("0.0.0.0/0", "::/0")
-TOKEN = "/.ray/auth_token"  # noqa: S105 (a path below a home)
-_COMMANDS = ("initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands")
 _INSTALLS_RAY = re.compile(r"\bpip3?\s+install\b[^;&|]*(?:(?<![\w./-])ray(?![\w-])|ray-wheels)")
-_AUTH_MODE = re.compile(r"(?:^|\s)(?:-e|--env)[=\s]\s*['\"]?RAY_AUTH_MODE=['\"]?([^\s'\"]*)")
 
 
 def cluster_problems(config: Mapping[str, Any]) -> list[Problem]:
@@ -30,71 +39,13 @@ def cluster_problems(config: Mapping[str, Any]) -> list[Problem]:
         cluster = Cluster(fillout_defaults(copy.deepcopy(dict(config))))
     except Exception:  # noqa: BLE001 (Ray's private code, on a file that it has refused above)
         return found
-    for rule in (_provider, _commands, _start, _token_file, _images):
+    for rule in (_provider, _commands, command_problems, _start, token_file_problems, _idle, _images):
         found += rule(cluster)
     for node in cluster.nodes:
-        for node_rule in (_counts, _resources, _instance, _authentication, _memory):
+        for node_rule in (_counts, _resources, _instance, _memory):
             found += node_rule(cluster, node)
+        found += option_problems(node)
     return found
-
-
-@dataclass(frozen=True)
-class Node:
-    """A node type, and the Docker options that its containers start with."""
-
-    name: str
-    is_head: bool
-    values: Mapping[str, Any]
-    run_options: str
-
-    @property
-    def place(self) -> str:
-        """Return where it stands."""
-        return f"available_node_types.{self.name}"
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Return what goes to EC2."""
-        return mapping(self.values, "node_config")
-
-    @property
-    def resources(self) -> Mapping[str, Any]:
-        """Return what Ray takes it to have."""
-        return mapping(self.values, "resources")
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """A cluster file, with Ray's defaults where it says nothing."""
-
-    values: Mapping[str, Any]
-
-    @cached_property
-    def nodes(self) -> list[Node]:
-        """Return every node type."""
-        types = mapping(self.values, "available_node_types")
-        return [self._node(name, mapping(types, name)) for name in types]
-
-    def _node(self, name: str, values: Mapping[str, Any]) -> Node:
-        is_head = name == self.values.get("head_node_type")
-        docker = {**mapping(self.values, "docker"), **mapping(values, "docker")}
-        own = docker.get("head_run_options" if is_head else "worker_run_options")
-        options = [*sequence(docker.get("run_options")), *sequence(own)]
-        return Node(name, is_head, values, " ".join(map(str, options)))
-
-    def start_command(self, *, is_head: bool) -> tuple[str, str]:
-        """Return the place and the text of the command that starts Ray."""
-        key = "head_start_ray_commands" if is_head else "worker_start_ray_commands"
-        for index, command in enumerate(sequence(self.values.get(key))):
-            if "ray start" in str(command):
-                return f"{key}[{index}]", str(command)
-        return key, ""
-
-
-def option(command: str, name: str) -> str | None:
-    """Return the value of an option in a command line, None if it is not there."""
-    found = re.search(rf"(?:^|\s){re.escape(name)}[=\s]\s*(\S+)", command)
-    return found[1].strip("'\"") if found else None
 
 
 def _ray_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
@@ -123,40 +74,38 @@ def _provider(cluster: Cluster) -> Iterator[Problem]:
 
 
 def _commands(cluster: Cluster) -> Iterator[Problem]:
-    lists = {key: cluster.values.get(key) for key in _COMMANDS}
-    for node in cluster.nodes:
-        lists |= {f"{node.place}.{key}": node.values.get(key) for key in _COMMANDS}
-    for key, commands in lists.items():
-        for index, command in enumerate(sequence(commands)):
-            if _INSTALLS_RAY.search(str(command)):
-                expected = "expected no other Ray than the image's; set the list: Ray's own installs a nightly"
-                yield Problem(f"{key}[{index}]", command, expected)
+    for place, command in cluster.commands:
+        if _INSTALLS_RAY.search(command):
+            yield Problem(
+                place, command, "expected no other Ray than the image's; set the list: Ray's own is a nightly"
+            )
+        host = option(command, "--dashboard-host")
+        if host not in (None, *LOOPBACK):
+            expected = (
+                "expected 127.0.0.1: the job port runs code for whoever reaches it; `ray dashboard` is the way in"
+            )
+            yield Problem(f"{place} --dashboard-host", host, expected)
 
 
 def _start(cluster: Cluster) -> Iterator[Problem]:
-    place, command = cluster.start_command(is_head=True)
-    host = option(command, "--dashboard-host")
-    if host not in (None, *LOOPBACK):
-        expected = "expected 127.0.0.1: the job port runs code for whoever reaches it; `ray dashboard` is the way in"
-        yield Problem(f"{place} --dashboard-host", host, expected)
-    if option(command, "--autoscaling-config") is None:
-        expected = "expected --autoscaling-config=~/ray_bootstrap_config.yaml: without it the cluster does not grow"
-        yield Problem(place, command or None, expected)
-    place, command = cluster.start_command(is_head=False)
-    if option(command, "--address") is None:
-        yield Problem(place, command or None, "expected ray start --address=$RAY_HEAD_IP:6379")
+    for place, command in cluster.starts(is_head=True):
+        if option(command, "--autoscaling-config") is None:
+            expected = "expected --autoscaling-config=~/ray_bootstrap_config.yaml: without it the cluster does not grow"
+            yield Problem(place, command or None, expected)
+    for place, command in cluster.starts(is_head=False):
+        if option(command, "--address") is None:
+            yield Problem(place, command or None, "expected ray start --address=$RAY_HEAD_IP:6379")
 
 
-def _token_file(cluster: Cluster) -> Iterator[Problem]:
-    mounts = mapping(cluster.values, "file_mounts")
-    token = next((path for path in mounts if path.endswith(TOKEN)), None)
-    if token is None:
-        yield Problem("file_mounts", dict(mounts), f"expected HOME{TOKEN}: ~{TOKEN}, with the container's HOME")
-        return
-    commands = sequence(cluster.values.get("setup_commands"))
-    if not any("chmod 600" in str(command) and TOKEN in str(command) for command in commands):
-        expected = f"expected chmod 600 {token}: Ray makes the file readable for everyone"
-        yield Problem("setup_commands", commands, expected)
+def _idle(cluster: Cluster) -> Iterator[Problem]:
+    """Yield where nodes are kept long after their work."""
+    minutes = {"idle_timeout_minutes": cluster.values.get("idle_timeout_minutes")}
+    for node in cluster.nodes:
+        seconds = node.values.get("idle_timeout_s")
+        minutes[f"{node.place}.idle_timeout_s"] = seconds / 60 if isinstance(seconds, int | float) else None
+    for place, idle in minutes.items():
+        if isinstance(idle, int | float) and idle > LONGEST_IDLE_S / 60:
+            yield Problem(place, f"{idle:g} minutes", IDLE, is_error=False)
 
 
 def _images(cluster: Cluster) -> Iterator[Problem]:
@@ -182,10 +131,12 @@ def _counts(cluster: Cluster, node: Node) -> Iterator[Problem]:
         yield Problem(f"{node.place}.min_workers", fewest, f"expected at most the type's max_workers, {most}")
     if node.is_head and most > 0:
         yield Problem(f"{node.place}.max_workers", most, "expected 0: more nodes of the head's type could do no work")
+    elif fewest > 0:
+        yield Problem(f"{node.place}.min_workers", fewest, f"expected 0: {FROM_ZERO}", is_error=False)
 
 
 def _resources(_cluster: Cluster, node: Node) -> Iterator[Problem]:
-    place, kind = f"{node.place}.resources", str(node.config.get("InstanceType"))
+    place, kind = f"{node.place}.resources", node.instance
     cpus, gpus = node.resources.get("CPU"), node.resources.get("GPU")
     if node.is_head:
         expected = "expected 0: work on the head can starve what holds the cluster together"
@@ -222,34 +173,37 @@ def _instance(_cluster: Cluster, node: Node) -> Iterator[Problem]:
         given.add("SecurityGroupIds")
     yield from (Problem(f"{place}.{key}", None, reason) for key, reason in reasons.items() if key not in given)
     market = mapping(node.config, "InstanceMarketOptions").get("MarketType")
-    if node.is_head and market == "spot":
-        expected = "expected no spot instance: with the head goes the job's driver"
-        yield Problem(f"{place}.InstanceMarketOptions.MarketType", market, expected)
-
-
-def _authentication(_cluster: Cluster, node: Node) -> Iterator[Problem]:
-    place = f"docker.run_options ({node.name})"
-    modes = _AUTH_MODE.findall(node.run_options)
-    if not modes or modes[-1] != "token":
-        yield Problem(f"{place} RAY_AUTH_MODE", modes[-1] if modes else None, "expected -e RAY_AUTH_MODE=token")
-    if "RAY_AUTH_TOKEN=" in node.run_options:
-        expected = "expected the token in its file alone: an option is in the process list of the node"
-        yield Problem(f"{place} RAY_AUTH_TOKEN", "(not shown)", expected)
+    where = f"{place}.InstanceMarketOptions.MarketType"
+    if market is not None and market not in MARKETS:
+        yield Problem(where, market, f"expected one of {', '.join(MARKETS)}, as EC2 writes them")
+    elif node.is_head and market == "spot":
+        yield Problem(where, market, "expected no spot instance: with the head goes the job's driver")
 
 
 def _memory(cluster: Cluster, node: Node) -> Iterator[Problem]:
     given = option(node.run_options, "--shm-size")
     shared = None if given is None else size_bytes(given)
+    place = f"docker.run_options ({node.name}) --shm-size"
     if shared is None:
-        expected = "expected a size such as 6g: Docker's own 64 MB hold no object store"
-        yield Problem(f"docker.run_options ({node.name}) --shm-size", given, expected)
-    place, command = cluster.start_command(is_head=node.is_head)
-    place, stored = f"{place} --object-store-memory", option(command, "--object-store-memory")
+        yield Problem(place, given, "expected a size such as 6g: Docker's own 64 MB hold no object store")
+    declared = node.resources.get("memory")
+    sizes = {place: (given, shared), f"{node.place}.resources.memory": (declared, size_bytes(str(declared)))}
+    most = memory_bytes(node.instance)
+    for where, (value, size) in sizes.items():
+        if None not in (size, most) and size > most:
+            yield Problem(where, value, f"expected at most {in_gib(most)}, which {node.instance} has")
+    for where, stored in _stores(cluster, node):
+        store = None if stored is None else size_bytes(stored)
+        if store is None:
+            yield Problem(where, stored, "expected a size in bytes: Ray's own is 30 % of the machine's memory")
+        elif shared is not None and store > shared:
+            expected = f"expected at most --shm-size, {in_gib(shared)}: Ray would use the disk instead"
+            yield Problem(where, stored, expected)
+
+
+def _stores(cluster: Cluster, node: Node) -> list[tuple[str, str | None]]:
+    """Return where the size of a node's object store stands, and what it is."""
     if "object_store_memory" in node.resources:  # which Ray prefers
-        place, stored = f"{node.place}.resources.object_store_memory", str(node.resources["object_store_memory"])
-    store = None if stored is None else size_bytes(stored)
-    if store is None:
-        yield Problem(place, stored, "expected a size in bytes: Ray's own is 30 % of the machine's memory")
-    elif shared is not None and store > shared:
-        expected = f"expected at most --shm-size, {in_gib(shared)}: Ray would use the disk instead"
-        yield Problem(place, stored, expected)
+        return [(f"{node.place}.resources.object_store_memory", str(node.resources["object_store_memory"]))]
+    name = "--object-store-memory"
+    return [(f"{place} {name}", option(text, name)) for place, text in cluster.starts(is_head=node.is_head)]

@@ -15,6 +15,9 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 ROOT = Path(__file__).parents[1]
+FROM_ZERO = "a pool grows with the work; nodes that are always there cost as long as the cluster is up"
+LONGEST_IDLE_S = 3600
+IDLE = "expected at most an hour: a node that has nothing to do costs until then"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _PLACEHOLDER = re.compile(r"SET-ME|\bREGISTRY/|\bBUCKET\b")
 _DOCKER_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kmgt]?)b?", re.IGNORECASE)

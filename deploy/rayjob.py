@@ -1,15 +1,12 @@
 """A RayJob file, as its rules look at it: the job, its cluster, and the cluster's groups of pods."""
 
-import re
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from jobcommand import JobCommand
 from problems import mapping, sequence
-
-_JOB = re.compile(r"(?:python3? )?\S*jobs/\w+\.py(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,22 @@ class RayJob:
         ]
 
     @cached_property
-    def arguments(self) -> list[str]:
-        """Return what the entrypoint gives to its job, empty if it runs none of ours."""
-        found = _JOB.fullmatch(str(self.spec.get("entrypoint", "")).strip())
-        try:
-            return shlex.split(found[1]) if found else []
-        except ValueError:  # a quote without its other end
-            return []
+    def containers(self) -> list[tuple[str, Mapping[str, Any]]]:
+        """Return the place and the values of every container: of the groups' pods, and of the submitter's."""
+        pods = {group.pod_place: group.pod for group in self.groups}
+        pods["spec.submitterPodTemplate.spec"] = mapping(self.spec, "submitterPodTemplate", "spec")
+        return [
+            (f"{place}.{key}[{index}]", mapping(container))
+            for place, pod in pods.items()
+            for key in ("containers", "initContainers")
+            for index, container in enumerate(sequence(pod.get(key)))
+        ]
+
+    @cached_property
+    def command(self) -> JobCommand | None:
+        """Return what the entrypoint runs, None if it is no job of ours."""
+        return JobCommand.parse(str(self.spec.get("entrypoint", "")))
 
     def override(self, key: str) -> str | None:
         """Return the value that the entrypoint gives to a key of the configuration."""
-        return next((text.partition("=")[2] for text in self.arguments if text.startswith(f"{key}=")), None)
+        return None if self.command is None else self.command.override(key)

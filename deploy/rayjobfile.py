@@ -9,8 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import jsonschema
+from authentication import rayjob_authentication
 from problems import (
-    ROOT,
+    FROM_ZERO,
+    IDLE,
+    LONGEST_IDLE_S,
     Problem,
     image_problems,
     in_gib,
@@ -25,9 +28,6 @@ from problems import (
 from rayjob import Group, RayJob
 from rayjobschema import RAYJOB
 
-from distmil.configfile import load_config
-from distmil.errors import ConfigError
-
 KUBERNETES = "1.34"
 GPU = "nvidia.com/gpu"
 
@@ -36,7 +36,7 @@ def rayjob_problems(values: Mapping[str, Any]) -> list[Problem]:
     """Return what is wrong with a RayJob."""
     job = RayJob(values)
     found = [*schema_problems(values, RAYJOB), *_unchecked()]
-    for rule in (_lifetime, _entrypoint, _access, _versions):
+    for rule in (_lifetime, _idle, _entrypoint, rayjob_authentication, _access, _versions):
         found += rule(job)
     for group in job.groups:
         for group_rule in (_pod, _replicas, _work, _gpus, _memory, _mounts):
@@ -57,32 +57,27 @@ def _lifetime(job: RayJob) -> Iterator[Problem]:
         yield Problem(place, job.cluster.get("enableInTreeAutoscaling"), expected)
 
 
+def _idle(job: RayJob) -> Iterator[Problem]:
+    """Yield where pods are kept long after their work."""
+    seconds = {"spec.rayClusterSpec.autoscalerOptions": mapping(job.cluster, "autoscalerOptions")}
+    seconds |= {group.place: group.values for group in job.groups}
+    for place, values in seconds.items():
+        idle = values.get("idleTimeoutSeconds")
+        if isinstance(idle, int) and idle > LONGEST_IDLE_S:
+            yield Problem(f"{place}.idleTimeoutSeconds", idle, IDLE, is_error=False)
+
+
 def _entrypoint(job: RayJob) -> Iterator[Problem]:
     text = job.spec.get("entrypoint")
-    if not job.arguments:
+    if job.command is None:
         expected = "expected a job with its settings: python jobs/train.py --config FILE.yaml storage.root=..."
         yield Problem("spec.entrypoint", text, expected)
-        return
-    arguments, config = list(job.arguments), None
-    if "--config" in arguments[:-1]:
-        at = arguments.index("--config")
-        config = arguments[at + 1]
-        del arguments[at : at + 2]
-    try:
-        load_config(None if config is None else ROOT / config, arguments)
-    except ConfigError as error:
-        yield Problem("spec.entrypoint", text, f"expected what the job understands: {error}")
-    if job.override("storage.root") is None:
-        expected = "expected storage.root=, on a volume or a bucket: a pod's own disk goes with the pod"
-        yield Problem("spec.entrypoint", text, expected)
+    else:
+        yield from job.command.problems("spec.entrypoint", text, is_in_image=True)
 
 
 def _access(job: RayJob) -> Iterator[Problem]:
     place = "spec.rayClusterSpec"
-    mode = mapping(job.cluster, "authOptions").get("mode")
-    if mode != "token":
-        expected = "expected token: the job port runs code for whoever reaches it"
-        yield Problem(f"{place}.authOptions.mode", mode, expected)
     head = job.groups[0].values
     host = job.groups[0].start.get("dashboard-host")
     if host not in (None, "0.0.0.0"):  # noqa: S104 (inside the pod network, where the token guards it)
@@ -162,6 +157,8 @@ def _replicas(_job: RayJob, group: Group) -> Iterator[Problem]:
         yield Problem(f"{group.place}.maxReplicas", most, f"expected at least {max(1, fewest)}")
     elif not fewest <= now <= most:
         yield Problem(f"{group.place}.replicas", now, f"expected {fewest} to {most}, by minReplicas and maxReplicas")
+    elif fewest:
+        yield Problem(f"{group.place}.minReplicas", fewest, f"expected 0: {FROM_ZERO}", is_error=False)
 
 
 def _work(_job: RayJob, group: Group) -> Iterator[Problem]:
@@ -187,8 +184,17 @@ def _gpus(_job: RayJob, group: Group) -> Iterator[Problem]:
     elif declared is not None and str(declared) != str(limit or 0):
         expected = f"expected the limit of the container, {limit or 0}"
         yield Problem(f"{group.place}.rayStartParams.num-gpus", declared, expected)
-    elif limit is None and GPU in {mapping(one).get("key") for one in sequence(group.pod.get("tolerations"))}:
+    elif limit is None and GPU in _tolerated(group):
         yield Problem(place, None, "expected the GPUs of a pod: its toleration lets it onto GPU nodes")
+    elif limit is not None and not group.is_head and not _tolerated(group) & {GPU, None}:
+        expected = f"expected one of {GPU}: GPU nodes carry that taint, and the pods would wait for ever"
+        yield Problem(f"{group.pod_place}.tolerations", group.pod.get("tolerations"), expected)
+
+
+def _tolerated(group: Group) -> set[Any]:
+    """Return the keys of NoSchedule taints that a group's pods tolerate; None stands for all."""
+    tolerations = [mapping(one) for one in sequence(group.pod.get("tolerations"))]
+    return {one.get("key") for one in tolerations if one.get("effect") in (None, "NoSchedule")}
 
 
 def _memory(_job: RayJob, group: Group) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         description: For ``--help``.
         argv: Arguments without the program's name; default: the process's.
     """
-    options = _parser(name, description).parse_args(argv)
+    options = job_parser(name, description).parse_args(argv)
     console = Console()
     set_up_logging(console)
     try:
@@ -54,13 +54,16 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     return DONE
 
 
-def _parser(name: str, description: str | None) -> argparse.ArgumentParser:
+def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """Return what reads a job's command line."""
     parser = argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
         epilog="Keys, in the YAML file by section or as overrides:\n\n" + describe_keys(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE.yaml", help="configuration file; without it, every default")
+    parser.add_argument(
+        "--config", metavar="FILE.yaml", help="configuration file, or its s3:// or gs:// URI; without it, every default"
+    )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
     return parser

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 
 from distmil.config import Config, has_mark
 from distmil.errors import ConfigError
+from distmil.storage import read_file
 
 
 def per_job_keys() -> set[str]:
@@ -57,15 +58,17 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
     """Read a YAML file, lay dotted overrides over it, and validate.
 
+    Args:
+        path: The file, or its URI on an object store.
+        overrides: Texts such as ``section.key=value``.
+
     Raises:
         ConfigError: With every offending key, its value and what was expected.
+        StorageError: If an object store cannot be asked.
     """
     values: Any = {}
     if path is not None:
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
+        text = _read_text(path)
         try:
             values = parse_yaml(text) or {}
         except ConfigError as error:
@@ -75,6 +78,15 @@ def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Confi
     for override in overrides:
         _set(values, override)
     return build_config(values)
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        is_far = isinstance(path, str) and path.startswith(("s3://", "gs://"))
+        data = read_file(str(path), key="--config") if is_far else Path(path).read_bytes()
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def build_config(values: Mapping[str, Any]) -> Config:

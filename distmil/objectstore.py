@@ -7,6 +7,8 @@ URI finds it. Who may use it is never in the URI, but in the environment of each
 
 import functools
 import os
+import random
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -41,6 +43,7 @@ _REFUSED = (
 )  # fmt: skip
 _ELSEWHERE = ("HTTP status 301", "PERMANENT_REDIRECT", "AuthorizationHeaderMalformed", "configured region")
 _SILENT = ("NETWORK_CONNECTION", "REQUEST_TIMEOUT", "curlCode", "UNAVAILABLE")
+_NO_ROOM = "Failed to flush response stream"
 _BUSY = ("SLOW_DOWN", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "HTTP status 5")
 
 
@@ -101,6 +104,21 @@ def join_uri(uri: str, name: str) -> str:
     return f"{base}/{name}".rstrip("/") + mark + options
 
 
+def without_options(uri: str) -> str:
+    """Return a URI as programs take it that know nothing of its options."""
+    return uri.partition("?")[0]
+
+
+def s3_endpoint(uri: str) -> str | None:
+    """Return the address of the server that an s3:// URI names, None if it is the provider's own."""
+    parts = urlsplit(uri)
+    options = dict(parse_qsl(parts.query))
+    endpoint = options.get("endpoint_override")
+    if parts.scheme != "s3" or endpoint is None:
+        return None
+    return endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
+
+
 def open_filesystem(uri: str, *, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
     """Return a URI's file system, the same one for the same server, and the path on it.
 
@@ -115,12 +133,34 @@ def open_filesystem(uri: str, *, patience: Patience = WORK) -> tuple[pafs.FileSy
     return _open_s3(bucket, parts.query, patience), path
 
 
+def read_whole(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """Return a file's content by one request; a stream would ask for a quarter of a MB at a time.
+
+    The AWS SDK tries a refused request again, unless the refusal is longer than the file: it has no room for that, and
+    gives up. Small files are tried again here.
+
+    Raises:
+        OSError: If patience ends, or at once where trying again is of no use.
+    """
+    attempts = filesystem.patience.attempts if isinstance(filesystem, S3) else 1
+    for attempt in range(1, attempts + 1):
+        try:
+            with filesystem.open_input_file(path) as file:
+                return bytes(file.read())
+        except OSError as error:
+            if _NO_ROOM not in str(error) or attempt == attempts:
+                raise
+            time.sleep(random.uniform(0, min(20.0, 0.5 * 2**attempt)))  # noqa: S311 (so that clients do not come at once)
+    raise AssertionError("there is at least one attempt")
+
+
 class S3(pafs.S3FileSystem):  # type: ignore[misc]
     """S3 that stays patient when it travels to another process: pyarrow's own loses its retries there."""
 
     def __init__(self, bucket: str, query: str, patience: Patience) -> None:
         options = dict(parse_qsl(query))
         self._made_from = (bucket, query, patience)
+        self.patience = patience
         super().__init__(
             endpoint_override=options.get("endpoint_override"),
             scheme=options.get("scheme"),

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 
 from distmil.errors import ConfigError, StorageError
 from distmil.localfiles import keep_copy, write_whole
-from distmil.objectstore import TRIAL, explain, join_uri, open_filesystem, resolve_uri
+from distmil.objectstore import TRIAL, explain, join_uri, open_filesystem, read_whole, resolve_uri
 
 DEFAULT_ROOT = "~/.distmil"
 # Set by Ray for the entrypoint of a submitted job, whose working folder is thrown away.
@@ -181,8 +181,7 @@ class Store:
             if self.is_local:
                 return Path(self.path(name)).read_bytes()
             filesystem, path = self._located(name)
-            with filesystem.open_input_file(path) as file:  # one request; a stream asks for a quarter of a MB at a time
-                return bytes(file.read())
+            return read_whole(filesystem, path)
 
     def open_buffer(self, name: str) -> pa.Buffer:
         """Return a file's content, memory-mapped where the store is local. Raises: FileNotFoundError, StorageError."""
@@ -321,6 +320,25 @@ class _TriedStore(Store):
     @cached_property
     def _target(self) -> tuple[pafs.FileSystem, str]:
         return open_filesystem(self.root, patience=TRIAL)
+
+
+def read_file(uri: str, *, key: str) -> bytes:
+    """Return the content of a single file on an object store, with the patience of a first look.
+
+    Args:
+        uri: As it was given.
+        key: By which key or option, for the messages.
+
+    Raises:
+        ConfigError: If the URI is none that can be used.
+        FileNotFoundError: If it is not there.
+        StorageError: If the store cannot be asked.
+    """
+    base, mark, options = resolve_root(uri, key=key).partition("?")
+    folder, _, name = base.rpartition("/")
+    if folder.endswith("/"):
+        raise ConfigError(f"{key} = {uri!r}: expected {folder}/bucket/file")
+    return _TriedStore(f"{folder}{mark}{options}").read(name)
 
 
 def _digest(values: Any) -> str:

@@ -1,6 +1,7 @@
 """The record of a run in MLflow. It stops nothing: what MLflow does not take is sent when it answers again."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from distmil.backlog import BATCH, Backlog, Outage, Point, Row, counted
 from distmil.config import Config
 from distmil.mlflowclient import REFUSED, connect, is_active, outage_of, recorded_steps
+from distmil.objectstore import s3_endpoint, without_options
 from distmil.storage import DEFAULT_ROOT
 
 logger = logging.getLogger(__name__)
@@ -23,6 +25,7 @@ logger = logging.getLogger(__name__)
 # Paths name people, projects and machines; they do not belong into a shared record.
 _PRIVATE = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
 _MAX_VALUE = 500
+_S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
 
 
 def resolve_uri(uri: str | None, root: str) -> str | None:
@@ -31,6 +34,15 @@ def resolve_uri(uri: str | None, root: str) -> str | None:
         return None if uri == "none" else uri
     folder = Path(DEFAULT_ROOT).expanduser() if "://" in root else Path(root)
     return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def artifact_location(folder: str) -> str:
+    """Return a folder or URI as MLflow takes it, and let MLflow's S3 client find the server that the URI names."""
+    if "://" not in folder:
+        return folder
+    if endpoint := s3_endpoint(folder):
+        os.environ.setdefault(_S3_VARIABLE, endpoint)
+    return without_options(folder)
 
 
 def recorded_values(config: Config) -> dict[str, Any]:
@@ -46,7 +58,8 @@ class _Opening:
     """What it takes to open a run."""
 
     name: str
-    artifacts: str
+    artifacts: str | None
+    """None: where the server puts them."""
     resume: str | None
     tags: dict[str, str]
 
@@ -94,7 +107,9 @@ class Tracker:
         """
         with self._lock:
             self.run_id = None
-            self._opening = _Opening(name, artifacts, resume, dict(tags or {}))
+            is_server = str(self.uri).startswith(("http://", "https://"))
+            location = None if is_server else artifact_location(artifacts)
+            self._opening = _Opening(name, location, resume, dict(tags or {}))
             self._send()
 
     def log_params(self, config: Config, **more: Any) -> None:
@@ -227,8 +242,7 @@ class Tracker:
             self._backlog.tags = {**opening.tags, **self._backlog.tags}
             return opening.resume
         found = client.get_experiment_by_name(self.experiment)
-        location = None if str(self.uri).startswith(("http://", "https://")) else opening.artifacts
-        experiment = found.experiment_id if found else client.create_experiment(self.experiment, location)
+        experiment = found.experiment_id if found else client.create_experiment(self.experiment, opening.artifacts)
         return str(client.create_run(experiment, tags=opening.tags, run_name=opening.name).info.run_id)
 
     def _send_backlog(self, client: MlflowClient) -> None:

@@ -16,7 +16,8 @@ LAYERS = [
     ["distmil.errors"],
     ["distmil.config", "distmil.tables", "distmil.memory", "distmil.backlog", "distmil.provenance"],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
-    ["distmil.configfile", "distmil.storage", "distmil.sources", "distmil.jpeg"],
+    ["distmil.storage", "distmil.sources", "distmil.jpeg"],
+    ["distmil.configfile"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [
         "distmil.slides.reader",

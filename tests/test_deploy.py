@@ -25,8 +25,10 @@ from distmil.stages import fit, runtime
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy"))
 
+import authentication  # noqa: E402
 import check  # noqa: E402
 import ec2  # noqa: E402
+import jobcommand  # noqa: E402
 import rayjobfile  # noqa: E402
 from problems import quantity_bytes, size_bytes  # noqa: E402
 
@@ -55,8 +57,17 @@ def changed(values, path, value):
     return values
 
 
+def lines(values):
+    return [problem.line("FILE") for problem in check.check_values(values)]
+
+
 def errors(values):
-    return [problem.line("FILE") for problem in check.check_values(values) if problem.is_error]
+    return [line for line in lines(values) if line.startswith("FILE: error: ")]
+
+
+def is_named(mistake, found):
+    """Return whether a mistake's words are in some line of its level."""
+    return any(mistake["says"] in line for line in found if line.startswith(f"FILE: {mistake.get('level', 'error')}: "))
 
 
 @pytest.fixture(scope="module")
@@ -124,16 +135,16 @@ def named(mistakes):
 
 @pytest.mark.parametrize("mistake", named(MISTAKES["cluster"]))
 def test_a_mistake_in_the_cluster_file_is_named(cluster, mistake):
-    found = errors(changed(cluster, mistake["at"], mistake.get("set", ABSENT)))
-    assert any(mistake["says"] in line for line in found), found
+    found = lines(changed(cluster, mistake["at"], mistake.get("set", ABSENT)))
+    assert is_named(mistake, found), found
 
 
 @pytest.mark.parametrize("mistake", named(MISTAKES["rayjob"]))
 def test_a_mistake_in_the_rayjob_is_named(rayjob, mistake):
     if mistake["mistake"] in BY_KUBERNETES:
         pytest.importorskip("kubernetes_validate")
-    found = errors(changed(rayjob, mistake["at"], mistake.get("set", ABSENT)))
-    assert any(mistake["says"] in line for line in found), found
+    found = lines(changed(rayjob, mistake["at"], mistake.get("set", ABSENT)))
+    assert is_named(mistake, found), found
 
 
 @pytest.mark.parametrize(
@@ -148,6 +159,10 @@ def test_a_mistake_in_the_rayjob_is_named(rayjob, mistake):
         (f"{CPU}.docker", {"worker_run_options": ["-v /scratch:/scratch"]}),
         ("setup_commands", ["chmod 600 /home/ray/.ray/auth_token", "pip install ray-tools-of-mine xarray"]),
         ("max_workers", 30),
+        (f"{CPU}.node_config.InstanceMarketOptions.MarketType", "capacity-block"),
+        (f"{HEAD}.node_config.InstanceType", "x2idn.16xlarge"),
+        ("docker.run_options[0]", "--shm-size=16g"),
+        ("head_setup_commands", ["export RAY_AUTH_MODE=token; test $RAY_AUTH_MODE = token || exit 1"]),
         (f"{CPU}.node_config", {"LaunchTemplate": {"LaunchTemplateName": "a"}, "IamInstanceProfile": {"Name": "a"}}),
     ],
 )
@@ -158,7 +173,19 @@ def test_sensible_changes_of_the_cluster_are_let_through(cluster, path, value):
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        ("spec.entrypoint", "python jobs/predict.py storage.root=s3://b/d prediction.model=run"),
+        (
+            "spec.entrypoint",
+            "python jobs/predict.py storage.root=s3://b/d prediction.model=run cohort.manifest=/mnt/distmil/m",
+        ),
+        (
+            "spec.entrypoint",
+            "python /home/ray/distmil/jobs/train.py --config=/home/ray/distmil/jobs/configs/camelyon16.yaml "
+            "storage.root=s3://b/d cohort.manifest=/mnt/distmil/m.csv",
+        ),
+        ("spec.entrypoint", "python jobs/tune.py storage.root=s3://b/d cohort.manifest=/mnt/distmil/m search.folds=5"),
+        ("spec.entrypoint", "python jobs/train.py storage.root=/mnt/distmil/s cohort.synthetic=12"),
+        (f"{GPU_POD}.tolerations", [{"operator": "Exists"}]),
+        (f"{HEAD_POD}.containers[0].env", [{"name": "RAY_AUTH_MODE", "value": "token"}]),
         ("spec.activeDeadlineSeconds", 86400),
         (f"{HEAD_POD}.nodeSelector", {"pool": "on-demand"}),
         (f"{SPEC}.workerGroupSpecs[1].minReplicas", 0),
@@ -200,6 +227,31 @@ def test_the_command_says_what_is_wrong_and_exits_by_it(tmp_path):
     )
     assert f"{bad}: 1 error(s), 6 warning(s)" in lines
     assert lines[-1].startswith("deploy/rayjob.yaml: 0 error(s), ")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "said"),
+    [
+        ("jobs/train.py --config", "jobs/trian.py --config", "there is no jobs/trian.py"),
+        ("training.num_workers=4 training.use_gpu=true\n#", "training.num_wrkers=4\n#", "did you mean num_workers?"),
+    ],
+)
+def test_a_command_in_a_comment_is_checked_too(tmp_path, capsys, name, other, said):
+    text = CLUSTER.read_text(encoding="utf-8")
+    assert name in text
+    file = tmp_path / "cluster.yaml"
+    file.write_text(text.replace(name, other), encoding="utf-8")
+    assert check.main([str(file)]) == check.BAD
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if ": error: " in line]
+    assert line.startswith(f"{file}: error: the example in line 7 = 'python jobs/")
+    assert said in line
+
+
+def test_a_config_that_only_the_cluster_can_read_is_a_warning(rayjob):
+    text = "python jobs/train.py --config s3://b/d/searches/run/best.yaml storage.root=s3://b/d"
+    found = lines(changed(rayjob, "spec.entrypoint", text))
+    assert errors(changed(rayjob, "spec.entrypoint", text)) == []
+    assert any("its --config cannot be read from here" in line for line in found)
 
 
 @pytest.mark.parametrize(
@@ -253,6 +305,13 @@ def test_the_known_keys_and_families_are_those_of_ec2():
     assert set(disk["Ebs"].members) >= set(ec2._EBS.split())
     kinds = service.shape_for("InstanceType").enum
     assert {kind.partition(".")[0] for kind in kinds} >= ec2.GPU_FAMILIES
+    assert set(service.shape_for("MarketType").enum) == set(ec2.MARKETS)
+
+
+def test_the_memory_of_instances_is_known_or_said_not_to_be():
+    kinds = ["m6i.xlarge", "c6i.4xlarge", "r6i.large", "g6.2xlarge", "p4d.24xlarge", "x2idn.16xlarge", "m6i.metal"]
+    found = [size and size / 2**30 for size in map(ec2.memory_bytes, kinds)]
+    assert found == [16, pytest.approx(32, rel=0.4), 16, 32, 1152, None, None]
 
 
 # --- what the stages ask for -------------------------------------------------------------------------------------
@@ -336,13 +395,14 @@ def test_the_image_is_the_home_that_the_cluster_files_count_on(cluster, rayjob):
     assert instructions("USER") == ["ray"]
     (environment,) = instructions("ENV")
     home = dict(pair.split("=") for pair in shlex.split(environment))["HOME"]
-    assert f"{home}/.ray/auth_token" in cluster["file_mounts"]
+    assert f"{home}/.ray/auth_token" == authentication.TOKEN
+    assert authentication.TOKEN in cluster["file_mounts"]
     assert any("--uid 1000" in line and f"{home}/.ray" in line for line in instructions("RUN"))
     spec = rayjob["spec"]["rayClusterSpec"]
     pods = [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
     assert {pod["securityContext"]["runAsUser"] for pod in pods} == {1000}
     # A RayJob's entrypoint is relative to the image's folder.
-    assert instructions("WORKDIR") == [f"{home}/distmil"]
+    assert instructions("WORKDIR") == [f"{home}/distmil"] == [str(jobcommand.IMAGE_FOLDER)]
     assert "jobs jobs" in instructions("COPY")
 
 

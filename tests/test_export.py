@@ -22,12 +22,14 @@ from distmil.engine import History
 from distmil.errors import ConfigError
 from distmil.export import log_model, save_model, score_names
 from distmil.models.baselines import NETWORKS, make_network
+from distmil.objectstore import ENDPOINT_VARIABLES
 from distmil.scoring import READ_OUTS, score_bag
 from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
 from distmil.storage import Store
 from distmil.tracking import Tracker
 from tests.bagmaking import EMBEDDING, small_config
+from tests.s3server import KEYS, s3_server
 
 SIZES = (1, 2, 9, 10, 11, 50, 71, 80, 81, 5000)
 
@@ -215,6 +217,41 @@ def test_a_run_has_its_model_and_the_registry_its_newest(tracker, saved, tmp_pat
         mlflow.set_tracking_uri(None)
     embedding_NE = make_embeddings(2).astype(np.float32)
     np.testing.assert_array_equal(found.predict(embedding_NE), native(torch.from_numpy(embedding_NE)).numpy())
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An S3 server that nothing but a root's URI names."""
+    for name in (*ENDPOINT_VARIABLES, "MLFLOW_S3_ENDPOINT_URL"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is taken back
+        monkeypatch.delenv(name)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    with s3_server(tmp_path / "log") as server:
+        yield server
+
+
+def test_artifacts_and_model_go_to_the_server_that_the_root_names(server, empty_database, saved, tmp_path):
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
+    store = Store(server.uri("runs"))
+    tracker = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "an experiment")
+    tracker.start("a run", artifacts=store.path("mlflow-artifacts"))
+    (tmp_path / "report.md").write_text("# Report")
+    tracker.log_artifact(tmp_path / "report.md", "report")
+    shutil.copytree(saved, tmp_path / "model")
+    log_model(tracker, tmp_path / "model", digest="one", step=3, registered="lesions", alias="champion")
+    run = MlflowClient(tracker.uri).get_run(tracker.run_id)
+    assert run.info.artifact_uri == f"s3://bucket/runs/mlflow-artifacts/{tracker.run_id}/artifacts"
+    assert store.read(f"mlflow-artifacts/{tracker.run_id}/artifacts/report/report.md") == b"# Report"
+    (output,) = run.outputs.model_outputs
+    mlflow.set_tracking_uri(tracker.uri)
+    try:
+        found = mlflow.pyfunc.load_model("models:/lesions@champion")
+    finally:
+        mlflow.set_tracking_uri(None)
+    assert found.metadata.model_id == output.model_id
+    embedding_NE = make_embeddings(2).astype(np.float32)
+    np.testing.assert_array_equal(found.predict(embedding_NE), mlflow.pyfunc.load_model(saved).predict(embedding_NE))
 
 
 def test_a_model_stays_unregistered_unless_asked(tracker, saved, tmp_path):

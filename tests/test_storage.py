@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pytest
 
 from distmil import objectstore, storage
+from distmil.configfile import load_config
 from distmil.errors import ConfigError, StorageError
 from distmil.objectstore import Patience, open_filesystem
 from distmil.sources import source_key
@@ -540,3 +542,55 @@ def test_the_region_is_the_uris_else_the_environments(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     for query, region in [("?region=eu-west-9", "eu-west-9"), ("", "eu-north-1")]:
         assert open_filesystem(f"s3://of-this-test/a{query}")[0].region == region
+
+
+def test_a_file_smaller_than_a_refusal_is_asked_for_again(s3, remote, monkeypatch):
+    monkeypatch.setattr(objectstore.random, "uniform", lambda low, high: 0.01)
+    remote.write("tiny.json", b"{}")
+    for kind in ("500", "503", "lost"):
+        s3.behaviour.kinds, s3.behaviour.share = (kind,), 0.3
+        assert [remote.read("tiny.json") for _ in range(10)] == [b"{}"] * 10
+        assert s3.behaviour.done[kind] > 0
+
+
+# --- a configuration on the store --------------------------------------------------------------------------------
+
+
+def test_a_config_is_taken_by_its_uri(s3, remote, monkeypatch):
+    remote.write("searches/mine/best.yaml", "training: {lr: 1e-3}\ncohort: {manifest: /data/ä.csv}\n".encode())
+    uri = remote.path("searches/mine/best.yaml")
+    config = load_config(uri, ["training.epochs=3"])
+    assert (config.training.lr, config.training.epochs, config.cohort.manifest) == (1e-3, 3, "/data/ä.csv")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3.endpoint)
+    assert load_config(uri.partition("?")[0], ["training.epochs=3"]) == config
+
+
+@pytest.mark.parametrize(
+    ("uri", "error", "said"),
+    [
+        ("s3://bucket/runs/nothing.yaml{}", ConfigError, "cannot read the config s3://bucket/runs/nothing.yaml"),
+        ("s3://nowhere/best.yaml{}", ConfigError, "cannot read the config s3://nowhere/best.yaml"),
+        ("s3://bucket{}", ConfigError, "expected s3://bucket/file"),
+        ("s3://key:hunter2@bucket/best.yaml{}", ConfigError, "--config = 's3://bucket/best.yaml': credentials do not"),
+        ("s3://denied/best.yaml{}", StorageError, "denies access to bucket 'denied'"),
+        ("s3://bucket/best.yaml?endpoint_override=http://127.0.0.1:9", StorageError, "127.0.0.1:9 does not answer"),
+    ],
+)
+def test_a_config_that_cannot_be_read_from_a_store_is_named(s3, hasty, uri, error, said):
+    with pytest.raises(error, match=re.escape(said)) as caught:
+        load_config(uri.format(f"?endpoint_override={s3.endpoint}"))
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("s3://b/a?endpoint_override=http://minio:9000&region=eu", "http://minio:9000"),
+        ("s3://b/a?endpoint_override=minio:9000", "https://minio:9000"),
+        ("s3://b/a?scheme=http&endpoint_override=minio:9000", "http://minio:9000"),
+        ("s3://b/a?region=eu", None),
+        ("gs://b/a?endpoint_override=minio:9000", None),
+    ],
+)
+def test_the_address_of_an_s3_server(uri, found):
+    assert objectstore.s3_endpoint(uri) == found

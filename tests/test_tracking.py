@@ -1,5 +1,6 @@
 """The record of a run on a real MLflow: what is kept, that a run goes on, and that a failure stops nothing."""
 
+import os
 import pickle
 import re
 import shutil
@@ -412,6 +413,17 @@ def test_a_copy_of_a_tracker_without_a_run_does_nothing(flaky, uri, tmp_path, ca
 def test_the_record_is_where_it_was_asked_for(monkeypatch, tmp_path, uri, root, found):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert resolve_uri(uri, root) == (found and found.format(home=tmp_path))
+
+
+def test_artifacts_go_where_the_root_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "")
+    monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
+    assert tracking.artifact_location(f"{tmp_path}/why?") == f"{tmp_path}/why?"
+    assert tracking.artifact_location("gs://bucket/a?scheme=http") == "gs://bucket/a"
+    assert "MLFLOW_S3_ENDPOINT_URL" not in os.environ
+    for server in ("http://first:9000", "http://second:9000"):  # what is set stays: it may be the user's
+        assert tracking.artifact_location(f"s3://bucket/a?endpoint_override={server}") == "s3://bucket/a"
+        assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://first:9000"
 
 
 @pytest.mark.slow  # a new database: several seconds of migrations
