@@ -18,7 +18,7 @@ from distmil.errors import DistmilError
 from distmil.memory import keep_freed_memory
 from distmil.search import WORST, Task, TrialRecord, score_of, with_values
 from distmil.stages.fit import make_trainer
-from distmil.stages.worker import choose_device, open_bags, read_history, run_file
+from distmil.stages.worker import open_bags, read_history, run_file
 from distmil.storage import Store
 from distmil.trial import Fold, Row, Trial
 
@@ -87,6 +87,14 @@ def _bags(root: str, run: str, form: str, classes: int) -> dict[str, Bag]:
     return {bag.slide_id: bag for bag in open_bags(config, Store(root), run)}
 
 
+def trial_device(*, is_gpu: bool) -> torch.device:
+    """Return the GPU that Ray gave this process, the only one that it sees, or the CPU.
+
+    ``ray.train.torch`` knows of GPUs in a Train worker alone.
+    """
+    return torch.device("cuda", 0) if is_gpu and torch.cuda.is_available() else torch.device("cpu")
+
+
 class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
     """Trains one trial after another in its own process, an epoch a step.
 
@@ -124,7 +132,7 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             folds = [Fold([bags[i] for i in learning], [bags[i] for i in judging]) for learning, judging in sweep.folds]
             self._trial = Trial(
                 config, folds, sweep.spec, sweep.store,
-                name=sweep.checkpoint(self._task), device=choose_device(is_gpu=sweep.is_gpu),
+                name=sweep.checkpoint(self._task), device=trial_device(is_gpu=sweep.is_gpu),
             )  # fmt: skip
         row = self._trial.row(epoch)
         is_last = epoch + 1 >= config.training.epochs or self._trial.is_finished(epoch)
