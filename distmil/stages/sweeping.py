@@ -192,6 +192,7 @@ def _run(
     """
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the book keeps the records
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # with verbose=0 nothing; the new one has tables on stdout
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the job, not this call as if all was done
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     for _ in range(config.search.max_failures + 1):
         book.restart()
