@@ -157,11 +157,13 @@ class Task:
     seed: int
     is_repeat: bool = False
     """It is part of the comparison at the end, and judged on held-out slides as well."""
+    claim: str = ""
+    """Fingerprint of all else that the search depends on: slides, labels, folds and settings."""
 
     @property
     def key(self) -> str:
         """Return a name made from what the trial is."""
-        return fingerprint({"values": dict(self.values), "seed": self.seed, "is_repeat": self.is_repeat})
+        return fingerprint(asdict(self))
 
 
 @dataclass
@@ -180,11 +182,12 @@ class TrialRecord:
     mlflow: str | None = None
     was_lost: bool = False
     """It failed for its process or node, not for its values."""
+    claim: str = ""
 
     @property
     def task(self) -> Task:
         """Return what was to be trained."""
-        return Task(self.values, self.seed, self.is_repeat)
+        return Task(self.values, self.seed, self.is_repeat, self.claim)
 
     @property
     def is_over(self) -> bool:
@@ -274,7 +277,8 @@ def ablations(config: Config, values: Values) -> dict[str, dict[str, Any]]:
     return {name: {**values, f"losses.{name}": 0.0} for name in active} if len(active) > 1 else {}
 
 
-def repeat_tasks(settings: Mapping[str, Values], seeds: Sequence[int]) -> list[Task]:
+def repeat_tasks(settings: Mapping[str, Values], seeds: Sequence[int], *, claim: str = "") -> list[Task]:
     """Return every setting with every seed, seeds in the outer loop; settings that are the same are trained once."""
-    tasks = [Task(values, seed, is_repeat=True) for seed, values in itertools.product(seeds, settings.values())]
+    pairs = itertools.product(seeds, settings.values())
+    tasks = [Task(values, seed, is_repeat=True, claim=claim) for seed, values in pairs]
     return list({task.key: task for task in tasks}.values())

@@ -100,7 +100,8 @@ def test_a_trial_is_named_by_what_it_trains() -> None:
     one = Task({"bags.top_k": 4, "losses.bag": 1.0}, seed=0)
     assert one.key == Task({"losses.bag": 1.0, "bags.top_k": 4}, seed=0).key
     others = [Task(one.values, seed=1), Task(one.values, seed=0, is_repeat=True), Task({"bags.top_k": 4}, seed=0)]
-    assert len({one.key, *(other.key for other in others)}) == 4
+    others.append(Task(one.values, seed=0, claim="the same name on other slides"))
+    assert len({one.key, *(other.key for other in others)}) == 5
 
 
 def record(number: int, score: float | None, status: Any = "finished") -> TrialRecord:

@@ -58,7 +58,7 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             return
         task = self.sweep.task(trial.config)
         known = read_trial(self.sweep, task)
-        record = TrialRecord(dict(task.values), task.seed, task.is_repeat, number=len(self.records))
+        record = TrialRecord(dict(task.values), task.seed, task.is_repeat, number=len(self.records), claim=task.claim)
         self.records[trial.trial_id] = record
         self._started[trial.trial_id] = time.monotonic()
         if known is not None:
@@ -100,7 +100,8 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         """Close a trial that was lost too often, or whose process was gone before it began."""
         task = self.sweep.task(trial.config)
         record = self.records.setdefault(
-            trial.trial_id, TrialRecord(dict(task.values), task.seed, task.is_repeat, number=len(self.records))
+            trial.trial_id,
+            TrialRecord(dict(task.values), task.seed, task.is_repeat, number=len(self.records), claim=task.claim),
         )
         lines = str(trial.get_error() or "").strip().splitlines()
         record.status, record.error = "failed", lines[-1] if lines else "its process or node was lost"

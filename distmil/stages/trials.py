@@ -44,6 +44,8 @@ class Sweep:
     held_out: Sequence[str]
     """Slides that no trial of the search sees."""
     seed: int
+    claim: str = ""
+    """Fingerprint of everything that the search was started with."""
 
     @property
     def store(self) -> Store:
@@ -56,7 +58,7 @@ class Sweep:
 
     def task(self, config: Mapping[str, Any]) -> Task:
         """Return what Tune wants to be trained: searched values, or a task as it is."""
-        return config[TASK] if TASK in config else Task(dict(config), self.seed)
+        return config[TASK] if TASK in config else Task(dict(config), self.seed, claim=self.claim)
 
     def record_file(self, task: Task) -> str:
         """Return the name of a trial's record."""

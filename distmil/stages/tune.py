@@ -8,7 +8,7 @@ from typing import Any
 
 from distmil.bags import Bag
 from distmil.cohort import Cohort, Slide
-from distmil.config import Config, SearchConfig
+from distmil.config import Config, SearchConfig, fingerprint
 from distmil.encoders import prepare_encoder
 from distmil.errors import ConfigError, TrainingError
 from distmil.folds import patient_folds
@@ -45,6 +45,7 @@ from distmil.steps import LOSSES
 from distmil.tracking import Tracker, resolve_uri
 from distmil.trial import Row
 
+FoldIds = tuple[list[str], list[str]]
 MAX_LOST = 10_000
 FIRST_REPEAT = 1
 """Seeds of the comparison are training.seed plus this and on: none that the search was run with."""
@@ -74,16 +75,20 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: "Book") -> di
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, from_images=job.config.encoder.trainable)
     check_classes(prepared, cohort)
-    run = claim_run(job, prepared, spec, cohort, name=search.run, kind="tune", more=_identity(search))
+    folds, held_out = _split(search, used, prepared, job.config)
+    run = claim_run(
+        job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
+        folders=[search_folder(search.run)] if search.run else [],
+    )  # fmt: skip
     job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
     space = _without_inactive(job, announce(job, prepared), space)
-    folds, held_out = _split(search, used, prepared, job.config)
     bags = {bag.slide_id: bag for bag in open_bags(job.config, job.store, run)}
     metric = _metric(job, [bags[i] for _, judging in folds for i in judging])
     start_ray()
     sweep = Sweep(
         run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
         is_gpu=wants_gpu(job.config), folds=folds, held_out=held_out, seed=job.config.training.seed,
+        claim=fingerprint(job.store.read_json(run_file(run, "run"))),
     )  # fmt: skip
     book.open(sweep, space, cohort)
     records = _search(job, sweep, space, book)
@@ -102,10 +107,11 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: "Book") -> di
     return answer
 
 
-def _identity(search: SearchConfig) -> dict[str, Any]:
+def identity(search: SearchConfig, folds: Sequence[FoldIds], held_out: Sequence[str]) -> dict[str, Any]:
     """Return what a search depends on; more trials or repeats go on with it."""
     keys = ("space", "algorithm", "metric", "stopping", "grace_epochs", "reduction", "folds")
-    return {f"search.{key}": getattr(search, key) for key in keys}
+    slides = fingerprint({"folds": folds, "held_out": held_out})
+    return {f"search.{key}": getattr(search, key) for key in keys} | {"slides of the folds": slides}
 
 
 def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> dict[str, Domain]:
@@ -122,7 +128,7 @@ def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> 
 
 def _split(
     search: SearchConfig, slides: Sequence[Slide], prepared: Prepared, config: Config
-) -> tuple[list[tuple[list[str], list[str]]], list[str]]:
+) -> tuple[list[FoldIds], list[str]]:
     """Return each fold's slides to train on and to judge on, and the slides that no trial sees.
 
     Raises:
@@ -182,11 +188,11 @@ def _repeat(
     seeds = [sweep.seed + FIRST_REPEAT + i for i in range(search.repeats)]
     if not seeds:
         return {}, {}
-    tasks = repeat_tasks(settings, seeds)
+    tasks = repeat_tasks(settings, seeds, claim=sweep.claim)
     job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
     run_tasks(sweep, job.config, tasks, book.trial_book(len(tasks)))
     last = {
-        name: [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds)]
+        name: [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
         for name, values in settings.items()
     }
     found = {
