@@ -38,6 +38,16 @@ class Domain:
         return isinstance(value, int | float) and low <= value <= high
 
 
+def check_folds(config: Config) -> None:
+    """Refuse folds for trials that a group of workers trains, which knows train and val only. Raises: ConfigError."""
+    folds, workers = config.search.folds, config.training.num_workers
+    if folds and workers > 1:
+        raise ConfigError(
+            f"search.folds = {folds}: a trial with training.num_workers = {workers} trains on train and is judged on "
+            "val; set training.num_workers=1, with which folds are trained side by side, or search.folds=0"
+        )
+
+
 def read_space(config: Config) -> dict[str, Domain]:
     """Return the domain of every searched key.
 

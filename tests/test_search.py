@@ -16,6 +16,7 @@ from distmil.search import (
     TrialRecord,
     ablations,
     best_trial,
+    check_folds,
     compare,
     default_values,
     grid_size,
@@ -94,6 +95,13 @@ def test_a_grid_needs_choices() -> None:
 def test_settings_out_of_range_are_refused(search: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"search.{next(iter(search))}"):
         build_config({"search": search})
+
+
+def test_folds_are_refused_for_trials_of_several_workers() -> None:
+    check_folds(build_config({"search": {"folds": 5}}))
+    check_folds(build_config({"training": {"num_workers": 2}}))
+    with pytest.raises(ConfigError, match=r"search\.folds = 5: a trial with training\.num_workers = 2"):
+        check_folds(build_config({"search": {"folds": 5}, "training": {"num_workers": 2}}))
 
 
 def test_a_trial_is_named_by_what_it_trains() -> None:

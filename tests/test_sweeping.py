@@ -16,8 +16,9 @@ ROWS = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
 @pytest.fixture
 def sweep(tmp_path):
     root = str(Store(str(tmp_path)).root)
+    values = {"training": {"num_workers": 1}}
     return Sweep(
-        run="s", root=root, values={}, spec=None, metric="slide_auc", is_gpu=False, folds=[], held_out=[], seed=7
+        run="s", root=root, values=values, spec=None, metric="slide_auc", is_gpu=False, folds=[], held_out=[], seed=7
     )
 
 

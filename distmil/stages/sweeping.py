@@ -16,7 +16,16 @@ from distmil.config import Config
 from distmil.errors import ConfigError, TrainingError
 from distmil.search import WORST, Domain, Task, TrialRecord, Values
 from distmil.stages.runtime import cluster_resources, is_autoscaling, start_ray, wants_gpu
-from distmil.stages.trials import TASK, Sweep, TrialProcess, read_trial, search_folder, train_group
+from distmil.stages.trials import (
+    TASK,
+    WORKER_CORES,
+    Sweep,
+    TrialProcess,
+    clear_trial,
+    read_trial,
+    search_folder,
+    train_group,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -115,18 +124,10 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
             self._write(record)
         self.on_end(record, was_over=was_over)
         if record.is_over:
-            clear_checkpoints(self.sweep, record.task)
+            clear_trial(self.sweep, record.task)
 
     def _write(self, record: TrialRecord) -> None:
         self.sweep.store.write_json(self.sweep.record_file(record.task), record.to_json())
-
-
-def clear_checkpoints(sweep: Sweep, task: Task) -> None:
-    """Delete the checkpoints of a trial that is over."""
-    for i in range(len(sweep.folds)):
-        folder = f"checkpoints/{sweep.checkpoint(task)}/fold-{i}"
-        for name in sweep.store.names(folder):
-            sweep.store.delete(f"{folder}/{name}")
 
 
 def search_trials(sweep: Sweep, config: Config, space: Mapping[str, Domain], default: Values, book: TrialBook) -> None:
@@ -255,7 +256,9 @@ def concurrency(config: Config, resources: Mapping[str, float]) -> int:
     have = cluster_resources()
     workers = config.training.num_workers
     is_gpu = wants_gpu(config)
-    needs = dict(resources) if workers == 1 else {"CPU": float(workers)} | ({"GPU": float(workers)} if is_gpu else {})
+    needs = dict(resources)
+    if workers > 1:
+        needs = {"CPU": float(WORKER_CORES * workers)} | ({"GPU": float(workers)} if is_gpu else {})
     room = min(int(have.get(name, 0) / amount + 1e-9) for name, amount in needs.items())
     if room < 1 and not is_autoscaling():
         wanted = ", ".join(f"{amount:g} {name}" for name, amount in needs.items())

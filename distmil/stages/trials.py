@@ -11,19 +11,24 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from distmil.bags import Bag
+from distmil.checkpoints import checkpoint_folder
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec
+from distmil.engine import History
 from distmil.errors import DistmilError
 from distmil.memory import keep_freed_memory
+from distmil.runs import is_finished
 from distmil.search import WORST, Task, TrialRecord, score_of, with_values
 from distmil.stages.fit import make_trainer
 from distmil.stages.worker import open_bags, read_history, run_file
 from distmil.storage import Store
-from distmil.trial import Fold, Row, Trial
+from distmil.trial import Fold, Row, Trial, judge_run, kept_row
 
 CHECKPOINT_S = 30.0
 """Seconds of work that a lost trial may lose."""
+WORKER_CORES = 1
+"""CPU cores of each worker of a trial's group, by which trials at once are counted."""
 TASK = "task"
 HELD_OUT = "held_out_"
 
@@ -52,6 +57,11 @@ class Sweep:
         """Return the store."""
         return Store(self.root)
 
+    @property
+    def is_grouped(self) -> bool:
+        """Return whether a trial is trained by a group of workers."""
+        return bool(self.values["training"]["num_workers"] > 1)
+
     def config(self, task: Task) -> Config:
         """Return a trial's configuration. Raises: ConfigError."""
         return with_values(build_config(self.values), {**task.values, "training.seed": task.seed})
@@ -68,6 +78,10 @@ class Sweep:
         """Return the name under which a trial's checkpoints are."""
         return f"{self.run}/{task.key}"
 
+    def group(self, task: Task) -> str:
+        """Return the name of the training run that a group of workers makes of a trial."""
+        return f"{self.run}-{task.key}"
+
 
 def search_folder(run: str) -> str:
     """Return the folder of a search."""
@@ -80,6 +94,14 @@ def read_trial(sweep: Sweep, task: Task) -> TrialRecord | None:
         return TrialRecord(**sweep.store.read_json(sweep.record_file(task)))
     except FileNotFoundError:
         return None
+
+
+def clear_trial(sweep: Sweep, task: Task) -> None:
+    """Delete what only a trial in progress needs: its checkpoints, and Ray's folder of its group."""
+    inner = sweep.group(task)
+    for folder in [checkpoint_folder(inner), f"ray-train/{inner}"] if sweep.is_grouped else []:
+        sweep.store.delete_folder(folder)
+    sweep.store.delete_folder(checkpoint_folder(sweep.checkpoint(task)))
 
 
 @functools.cache
@@ -135,6 +157,7 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             self._trial = Trial(
                 config, folds, sweep.spec, sweep.store,
                 name=sweep.checkpoint(self._task), device=trial_device(is_gpu=sweep.is_gpu),
+                keeps_best=self._task.is_repeat and bool(sweep.held_out),
             )  # fmt: skip
         row = self._trial.row(epoch)
         is_last = epoch + 1 >= config.training.epochs or self._trial.is_finished(epoch)
@@ -169,31 +192,55 @@ def train_group(config: dict[str, Any], sweep: Sweep) -> None:
             score = score_of(row, sweep.metric)
             tune.report(report(row, epoch - 1, score=score, is_last=epoch == len(known.rows)))
         return
-    inner, store = sweep.checkpoint(task).replace("/", "-"), sweep.store
-    store.write_json(run_file(inner, "cohort"), store.read_json(run_file(sweep.run, "cohort")))
     try:
-        trainer = make_trainer(store, sweep.config(task), inner, sweep.spec, [_ScoreCallback(sweep.metric)])
-        result = trainer.fit()
-        if failure := (result.return_value or {}).get("error"):
-            raise failure
-        history = read_history(store, inner)
-        assert history is not None
-        row = history.rows[-1]
-        tune.report(report(row, len(history.rows) - 1, score=score_of(row, sweep.metric), is_last=True))
+        _fit_group(sweep, task)
     except DistmilError as error:
         tune.report(report({}, 0, error=str(error)))
+
+
+def _fit_group(sweep: Sweep, task: Task) -> None:
+    """Tell what an earlier try of the trial committed, train what is missing, and tell its last row with held-out."""
+    config, inner, store = sweep.config(task), sweep.group(task), sweep.store
+    store.write_json(run_file(inner, "cohort"), store.read_json(run_file(sweep.run, "cohort")))
+    history = read_history(store, inner) or History()
+    for epoch in range(len(history.rows)):
+        tune.report(group_report(history.rows, epoch, config, sweep.metric))
+    if not is_finished(history, config):
+        callback = _ScoreCallback(history.rows, config, sweep.metric)
+        result = make_trainer(store, config, inner, sweep.spec, [callback], cores=WORKER_CORES).fit()
+        if failure := (result.return_value or {}).get("error"):
+            raise failure
+        history = read_history(store, inner) or history
+    found = group_report(history.rows, len(history.rows) - 1, config, sweep.metric) | {"is_last": True}
+    if task.is_repeat and sweep.held_out:
+        found["row"] = found["row"] | _judge_group(sweep, config, inner)
+    tune.report(found)
+
+
+def _judge_group(sweep: Sweep, config: Config, inner: str) -> Row:
+    """Return what the group's network makes of held-out slides; the losses that are on say nothing in an evaluation."""
+    bags = _bags(sweep.root, sweep.run, config.labels.form, len(config.cohort.classes))
+    found = judge_run(config, [bags[i] for i in sweep.held_out], sweep.spec, sweep.store, name=inner)
+    return {f"{HELD_OUT}{name}": value for name, value in found.items()}
+
+
+def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> dict[str, Any]:
+    """Return what Tune is told of a group's epoch: the row of the network that it would have kept."""
+    row = kept_row(History(list(rows)), config.training, epoch)
+    return report(row, epoch, score=score_of(row, metric), is_last=epoch + 1 >= config.training.epochs)
 
 
 class _ScoreCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no types
     """Hands a group's rows to Tune in the form of a trial's."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, rows: Sequence[Row], config: Config, metric: str) -> None:
         super().__init__()
-        self._metric = metric
+        self._rows, self._config, self._metric = list(rows), config, metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Hand on rank 0's row, which is the group's."""
+        epoch = int(metrics[0]["epoch"])
         row = {name: value for name, value in metrics[0].items() if name not in {"epoch", "epoch_s"}}
-        super().after_report(
-            run_context, [report(row, int(metrics[0]["epoch"]), score=score_of(row, self._metric))], checkpoint
-        )
+        self._rows = [*self._rows[:epoch], row]
+        found = group_report(self._rows, epoch, self._config, self._metric)
+        super().after_report(run_context, [found], checkpoint)

@@ -20,6 +20,7 @@ from distmil.search import (
     Values,
     ablations,
     best_trial,
+    check_folds,
     default_values,
     grid_size,
     read_space,
@@ -53,6 +54,7 @@ FIRST_REPEAT = 1
 
 def run(job: Job) -> dict[str, Any]:
     """Search, then train the best and the default values with fresh seeds and compare them."""
+    check_folds(job.config)
     space = read_space(job.config)
     cohort = open_cohort(job, needs_labels=True, needs_splits=True)
     uri = resolve_uri(job.config.tracking.uri, job.store.root)
