@@ -40,6 +40,7 @@ LAYERS = [
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
     ["distmil.export", "distmil.systemmetrics"],
     ["distmil.evaluation", "distmil.runs", "distmil.folds", "distmil.search"],
+    ["distmil.comparison"],
     ["distmil.trial", "distmil.sweepplots"],
     ["distmil.stages.runtime"],
     ["distmil.stages.inputs", "distmil.stages.verify", "distmil.stages.tilereport"],

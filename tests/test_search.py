@@ -2,28 +2,21 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from distmil.config import Config
 from distmil.configfile import build_config, load_config
 from distmil.errors import ConfigError
 from distmil.search import (
     Domain,
-    Spread,
     Task,
     TrialRecord,
-    ablations,
     best_trial,
     check_folds,
-    compare,
     default_values,
     grid_size,
     read_space,
-    repeat_tasks,
     score_of,
-    spread_of,
     with_values,
 )
 
@@ -130,45 +123,6 @@ def test_scores_are_higher_where_trials_are_better() -> None:
     assert score_of(row, "slide_auc") == 0.8
     assert score_of(row, "slide_auc", "held_out_") == 0.7
     assert score_of(row, "slide_ap") is None
-    assert spread_of([row, row], "slide_ap") is None
-    assert spread_of([row, row], "slide_auc") == Spread((0.8, 0.8))
-
-
-def test_the_comparison_is_scipys_paired_test() -> None:
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(0.5, 0.02, 5), generator.normal(0.45, 0.02, 5)
-    found = compare(Spread(tuple(one)), Spread(tuple(other)))
-    assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
-    assert found.mean == pytest.approx((one - other).mean())
-    assert found.low < found.mean < found.high
-    assert found.is_better == (found.p < 0.05)
-
-
-def test_noise_is_no_gain() -> None:
-    better = 0
-    for seed in range(400):
-        one, other = np.random.default_rng(seed).normal(0.5, 0.02, (2, 5))
-        better += compare(Spread(tuple(one)), Spread(tuple(other))).is_better
-    assert better / 400 < 0.05  # 0.025 is expected: of the two sides of the test only one is a gain
-
-
-def test_settings_that_come_out_the_same_do_not_break_the_test() -> None:
-    same = compare(Spread((0.5, 0.5)), Spread((0.5, 0.5)))
-    assert (same.mean, same.p, same.is_better, same.is_worse) == (0.0, None, False, False)
-    assert compare(Spread((0.75, 0.75)), Spread((0.5, 0.5))).is_better
-
-
-def test_ablations_leave_one_loss_out_each() -> None:
-    found = ablations(Config(), {"losses.topk": 0.0, "bags.top_k": 4})
-    assert sorted(found) == ["attention", "bag", "patch"]
-    assert found["bag"] == {"losses.topk": 0.0, "bags.top_k": 4, "losses.bag": 0.0}
-    alone = {f"losses.{name}": 0.0 for name in ("patch", "topk", "attention")}
-    assert ablations(Config(), alone) == {}
-
-
-def test_settings_that_are_the_same_are_trained_once() -> None:
-    tasks = repeat_tasks({"default": {"bags.top_k": 8}, "best": {"bags.top_k": 8}, "other": {"bags.top_k": 2}}, [1, 2])
-    assert [(task.values["bags.top_k"], task.seed) for task in tasks] == [(8, 1), (2, 1), (8, 2), (2, 2)]
 
 
 def test_values_are_laid_over_the_configuration() -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from distmil.comparison import Spread
 from distmil.configfile import build_config, load_config
-from distmil.search import Domain, Spread, TrialRecord
+from distmil.search import Domain, TrialRecord
 from distmil.stages.runtime import Job
 from distmil.stages.sweepreport import Outcome, write_report
 from distmil.storage import Store
@@ -55,7 +56,7 @@ def test_the_report_has_every_number(tmp_path: Path) -> None:
         {"cohort": {"manifest": "m.csv"}, "training": {"epochs": 7, "run": "x"}, "search": {"trials": 2}}
     )
     held = {"default": Spread((0.6, 0.62)), "best": Spread((0.65, 0.66))}
-    outcome = make_outcome((0.8, 0.82), (0.7, 0.71), held_out=held)
+    outcome = make_outcome((0.8, 0.82), (0.7, 0.71), held_out=held, failed={"best without bag": "no loss is left"})
     answer = write_report(Job(config, Store(str(tmp_path))), "searches/r", outcome)
     folder = tmp_path / "searches" / "r"
     assert {path.name for path in folder.iterdir()} == {
@@ -73,6 +74,7 @@ def test_the_report_has_every_number(tmp_path: Path) -> None:
     page = (folder / "report.md").read_text()
     assert outcome.verdict[1:] in page
     assert "0.8100" in page
+    assert "best without bag: no loss is left" in page
     assert "0.6550 ± 0.0071" in page
     best = load_config(folder / "best.yaml")
     assert (best.bags.top_k, best.losses.bag, best.training.epochs, best.training.run) == (2, 0.5, 7, None)

@@ -4,11 +4,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from distmil.comparison import Difference, Spread, compare
 from distmil.configfile import to_yaml
-from distmil.search import Difference, Domain, Spread, TrialRecord, Values, compare
+from distmil.search import Domain, TrialRecord, Values
 from distmil.stages.runtime import Job
 from distmil.sweepplots import comparison_plot, parallel_coordinates, parameter_plots
 
@@ -32,6 +33,8 @@ class Outcome:
     held_out: Mapping[str, Spread]
     """The same on slides that no trial saw, as far as they are there."""
     seconds: float
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Settings that could not be trained again, and why."""
 
     @property
     def difference(self) -> Difference | None:
@@ -175,6 +178,9 @@ def _page(outcome: Outcome, rows: Sequence[Mapping[str, Any]], counts: Mapping[s
     if rows:
         lines += ["", "Trained again with fresh seeds on the same slides; p is of a paired t-test over seeds.", ""]
         lines += [*_table(rows), "", CAVEAT, "", "![Scores over seeds](comparison.png)"]
+    if outcome.failed:
+        lines += ["", "Not compared, for a training failed:", ""]
+        lines += [f"- {name}: {why}" for name, why in outcome.failed.items()]
     lines += ["", "![Trials, a line each](parallel.png)", "", "![Score over each parameter](parameters.png)", ""]
     lines += [f"The {SHOWN} best trials; all are in `trials.csv`.", "", *_table(_trial_rows(outcome)[:SHOWN])]
     return "\n".join(lines) + "\n"

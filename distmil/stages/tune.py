@@ -8,24 +8,24 @@ from typing import Any
 
 from distmil.bags import Bag
 from distmil.cohort import Cohort, Slide
+from distmil.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.config import Config, SearchConfig, fingerprint
 from distmil.encoders import prepare_encoder
+from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
 from distmil.folds import patient_folds
+from distmil.sampling import StepPlanner
 from distmil.search import (
     Domain,
-    Spread,
     Task,
     TrialRecord,
     Values,
-    ablations,
     best_trial,
     check_folds,
     default_values,
     grid_size,
     read_space,
-    repeat_tasks,
-    spread_of,
+    with_values,
 )
 from distmil.stages.inputs import open_cohort
 from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
@@ -48,6 +48,7 @@ from distmil.trial import Row
 
 FoldIds = tuple[list[str], list[str]]
 MAX_LOST = 10_000
+NEEDED = ("default", "best")
 FIRST_REPEAT = 1
 """Seeds of the comparison are training.seed plus this and on: none that the search was run with."""
 
@@ -99,10 +100,11 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: "Book") -> di
         raise TrainingError(f"no trial has a {metric} after its last epoch: nothing to compare")
     default = default_values(job.config, space)
     job.console.note(f"best of {len(records)} trials: {metric} {winner.score:.4f} with {_words(winner.values)}")
-    spreads, held = _repeat(job, sweep, winner.values, default, book)
+    learning = [bag for bag in bags.values() if bag.split == "train"]
+    repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
     outcome = Outcome(
-        run=run, metric=metric, space=space, default=default, winner=winner, records=records, spreads=spreads,
-        held_out=held, seconds=sum(record.seconds for record in records),
+        run=run, metric=metric, space=space, default=default, winner=winner, records=records, spreads=repeats.spreads,
+        held_out=repeats.held_out, failed=repeats.failed, seconds=sum(record.seconds for record in records),
     )  # fmt: skip
     answer = write_report(job, search_folder(run), outcome)
     book.record(outcome, search_folder(run))
@@ -175,43 +177,58 @@ def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: "Book") -
     return records
 
 
-def _repeat(
-    job: Job, sweep: Sweep, winner: Values, default: Values, book: "Book"
-) -> tuple[dict[str, Spread], dict[str, Spread]]:
-    """Train the best and the default values, and the best without each loss, with fresh seeds.
+@dataclass
+class Repeats:
+    """What training some settings again came to, by setting."""
 
-    Returns:
-        Scores by setting, on the slides that trials are judged on, and on those that no trial sees.
-    """
-    search = job.config.search
-    settings: dict[str, Values] = {"default": default, "best": winner}
-    if search.ablations:
-        settings |= {f"best without {name}": values for name, values in ablations(job.config, winner).items()}
-    seeds = [sweep.seed + FIRST_REPEAT + i for i in range(search.repeats)]
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    held_out: dict[str, Spread] = field(default_factory=dict)
+    """On slides that no trial sees."""
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: "Book") -> Repeats:
+    """Train settings with fresh seeds. Raises: TrainingError if the best or the default values fail."""
+    seeds = [sweep.seed + FIRST_REPEAT + i for i in range(job.config.search.repeats)]
+    found = Repeats()
     if not seeds:
-        return {}, {}
+        return found
     tasks = repeat_tasks(settings, seeds, claim=sweep.claim)
     job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
     run_tasks(sweep, job.config, tasks, book.trial_book(len(tasks)))
-    last = {
-        name: [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
-        for name, values in settings.items()
-    }
-    found = {
-        name: (spread_of(rows, sweep.metric), spread_of(rows, sweep.metric, HELD_OUT)) for name, rows in last.items()
-    }
-    return (
-        {name: spread for name, (spread, _) in found.items() if spread},
-        {name: unseen for name, (_, unseen) in found.items() if unseen},
-    )
+    for name, values in settings.items():
+        try:
+            rows = [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
+        except TrainingError as error:
+            if name in NEEDED:
+                raise
+            found.failed[name] = str(error)
+            job.console.note(f"{name} is not compared: {error}")
+            continue
+        if spread := spread_of(rows, sweep.metric):
+            found.spreads[name] = spread
+        if unseen := spread_of(rows, sweep.metric, HELD_OUT):
+            found.held_out[name] = unseen
+    return found
+
+
+def _settings(config: Config, winner: Values, default: Values, learning: Sequence[Bag]) -> dict[str, Values]:
+    """Return what is compared by name: the default and the best values, and the best without each of its losses."""
+    settings: dict[str, Values] = {"default": default, "best": winner}
+    if config.search.ablations:
+        best = with_values(config, winner)
+        planner = StepPlanner(learning, best.bags, num_classes=len(config.cohort.classes), seed=config.training.seed)
+        active, _ = active_config(best, planner)
+        settings |= {f"best without {name}": values for name, values in ablations(active, winner).items()}
+    return settings
 
 
 def _last_row(sweep: Sweep, task: Task) -> Row:
     """Return the last row of a setting that was trained again. Raises: TrainingError if it failed."""
     record = read_trial(sweep, task)
-    if record is None or record.score is None:
+    if record is None or not record.is_over or record.score is None:
         raise TrainingError(
-            f"a training of the comparison has no {sweep.metric}: {record.error if record else 'lost'}; "
+            f"a training of the comparison has no {sweep.metric}: {(record and record.error) or 'lost'}; "
             f"training.seed={task.seed}, {_words(task.values)}; the same command tries it again"
         )
     return record.rows[-1]
