@@ -54,6 +54,7 @@ def read_space(config: Config) -> dict[str, Domain]:
         try:
             space[key] = _read_domain(key, given)
             _check_domain(config, key, space[key])
+            space[key] = _settled(config, key, space[key])
         except ConfigError as error:
             problems += str(error).splitlines()
     if config.search.algorithm == "grid":
@@ -126,6 +127,14 @@ def _check_domain(config: Config, key: str, domain: Domain) -> None:
             raise ConfigError(f"search.space.{key}: this key needs whole numbers; use int: [a, b]") from None
 
 
+def _settled(config: Config, key: str, domain: Domain) -> Domain:
+    """Return choices and whole numbers as the configuration has them, each once: 1 and 1.0 are the same weight."""
+    if domain.kind not in {"choice", "int"}:
+        return domain
+    values = [with_values(config, {key: value}).flat()[key] for value in domain.values]
+    return Domain(domain.kind, tuple({fingerprint({key: value}): value for value in values}.values()))
+
+
 def with_values(config: Config, values: Values) -> Config:
     """Return the configuration with dotted keys set. Raises: ConfigError."""
     nested = config.model_dump()
@@ -139,11 +148,6 @@ def default_values(config: Config, space: Mapping[str, Domain]) -> dict[str, Any
     """Return what the searched keys are without a search."""
     known = config.flat()
     return {key: known[key] for key in space}
-
-
-def grid_size(space: Mapping[str, Domain]) -> int:
-    """Return how many combinations of choices there are."""
-    return math.prod(len(domain.values) for domain in space.values())
 
 
 def score_of(row: Mapping[str, float | None], metric: str, prefix: str = "val_") -> float | None:
@@ -185,8 +189,6 @@ class TrialRecord:
     error: str | None = None
     seconds: float = 0.0
     mlflow: str | None = None
-    was_lost: bool = False
-    """It failed for its process or node, not for its values."""
     claim: str = ""
 
     @property

@@ -14,7 +14,6 @@ from distmil.search import (
     best_trial,
     check_folds,
     default_values,
-    grid_size,
     read_space,
     score_of,
     with_values,
@@ -38,7 +37,6 @@ def test_lists_nested_sections_and_dotted_keys_say_the_same() -> None:
         load_config(None, ["search.space.bags.top_k=[2, 4]", "search.space.training.lr.loguniform=[1e-4, 1e-2]"])
     )
     assert dotted == nested == given
-    assert grid_size({"bags.top_k": dotted["bags.top_k"]}) == 2
 
 
 @pytest.mark.parametrize(
@@ -71,6 +69,13 @@ def test_a_space_that_makes_no_sense_is_refused_in_words(space: dict[str, Any], 
         return
     with pytest.raises(ConfigError, match=message):
         read_space(config_with(space))
+
+
+def test_values_are_as_the_configuration_has_them_and_each_is_there_once() -> None:
+    space = read_space(config_with({"losses.bag": [0, 0.0, 1], "losses.topk": {"int": [0, 2]}, "bags.top_k": [4, 4]}))
+    assert space["losses.bag"].values == (0.0, 1.0)
+    assert space["bags.top_k"].values == (4,)
+    assert all(type(value) is float for key in ("losses.bag", "losses.topk") for value in space[key].values)
 
 
 def test_all_problems_are_told_at_once() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from distmil.agenda import Agenda
 from distmil.configfile import build_config
 from distmil.errors import TrainingError
 from distmil.search import TrialRecord
@@ -16,16 +17,17 @@ SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best w
 
 
 class NoBook:
-    def trial_book(self, *_: Any) -> None:
+    def trial_book(self, agenda: Agenda) -> Agenda:
         """Keep nothing."""
+        return agenda
 
 
 def repeat(monkeypatch: pytest.MonkeyPatch, root: str, fails: str) -> tune.Repeats:
     config = build_config({"search": {"repeats": 2}})
     sweep = Sweep("s", root, config.model_dump(), None, "slide_auc", False, [], [], 0, "claim")  # type: ignore[arg-type]
 
-    def train(_sweep: Any, _config: Any, tasks: Any, _book: Any) -> None:
-        for number, task in enumerate(tasks):
+    def train(_sweep: Any, _config: Any, agenda: Any, **_: Any) -> None:
+        for number, task in enumerate(iter(agenda.next, None)):
             record = TrialRecord(dict(task.values), task.seed, True, number, claim=task.claim)
             if task.values == SETTINGS[fails]:
                 record.status, record.error = "failed", "no loss is left"
@@ -33,7 +35,7 @@ def repeat(monkeypatch: pytest.MonkeyPatch, root: str, fails: str) -> tune.Repea
                 record.status, record.score, record.rows = "finished", 0.8, [{"val_slide_auc": 0.8}]
             sweep.store.write_json(sweep.record_file(task), record.to_json())
 
-    monkeypatch.setattr(tune, "run_tasks", train)
+    monkeypatch.setattr(tune, "run_agenda", train)
     return tune._repeat(Job(config, Store(root)), sweep, SETTINGS, NoBook())  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
-from distmil.errors import DistmilError
+from distmil.errors import DistmilError, StorageError
 from distmil.memory import keep_freed_memory
 from distmil.runs import is_finished
 from distmil.search import WORST, Task, TrialRecord, score_of, with_values
@@ -67,8 +67,9 @@ class Sweep:
         return with_values(build_config(self.values), {**task.values, "training.seed": task.seed})
 
     def task(self, config: Mapping[str, Any]) -> Task:
-        """Return what Tune wants to be trained: searched values, or a task as it is."""
-        return config[TASK] if TASK in config else Task(dict(config), self.seed, claim=self.claim)
+        """Return what Tune wants to be trained."""
+        found: Task = config[TASK]
+        return found
 
     def record_file(self, task: Task) -> str:
         """Return the name of a trial's record."""
@@ -86,6 +87,14 @@ class Sweep:
 def search_folder(run: str) -> str:
     """Return the folder of a search."""
     return f"searches/{run}"
+
+
+def read_trials(sweep: Sweep) -> dict[str, TrialRecord]:
+    """Return what is known of all trials of the search and of its comparison, by task."""
+    folder = f"{search_folder(sweep.run)}/trials"
+    found = [sweep.store.read_json(f"{folder}/{name}") for name in sweep.store.names(folder) if name.endswith(".json")]
+    records = [TrialRecord(**values) for values in found if values.get("claim") == sweep.claim]
+    return {record.task.key: record for record in records}
 
 
 def read_trial(sweep: Sweep, task: Task) -> TrialRecord | None:
@@ -120,10 +129,7 @@ def trial_device(*, is_gpu: bool) -> torch.device:
 
 
 class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """Trains one trial after another in its own process, an epoch a step.
-
-    What is over already is told again from its record. A trial that was lost goes on from its last checkpoint.
-    """
+    """Trains one trial after another in its own process, an epoch a step; a lost one goes on from its checkpoint."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
         """Open a trial."""
@@ -133,19 +139,16 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._sweep, self._epoch, self._saved = sweep, 0, time.monotonic()
         self._trial: Trial | None = None
         self._task = sweep.task(config)
-        known = read_trial(sweep, self._task)
-        self._known = known.rows if known is not None and known.is_over else []
 
     def step(self) -> dict[str, Any]:
         """Train an epoch and return its row."""
         epoch, self._epoch = self._epoch, self._epoch + 1
-        if self._known:
-            row, is_last = self._known[epoch], epoch + 1 == len(self._known)
-        else:
-            try:
-                row, is_last = self._train(epoch)
-            except DistmilError as error:  # every retry would end in it as well
-                return report({}, epoch, error=str(error)) | {tune.result.DONE: True}
+        try:
+            row, is_last = self._train(epoch)
+        except StorageError:  # it may hold at the next try
+            raise
+        except DistmilError as error:  # every retry would end in it as well
+            return report({}, epoch, error=str(error)) | {tune.result.DONE: True}
         found = report(row, epoch, score=score_of(row, self._sweep.metric), is_last=is_last)
         return found | {tune.result.DONE: is_last}
 
@@ -186,14 +189,10 @@ def report(
 def train_group(config: dict[str, Any], sweep: Sweep) -> None:
     """Train a trial of several workers: a group of its own, named by the trial, which goes on where it stopped."""
     task = sweep.task(config)
-    known = read_trial(sweep, task)
-    if known is not None and known.is_over:
-        for epoch, row in enumerate(known.rows, start=1):
-            score = score_of(row, sweep.metric)
-            tune.report(report(row, epoch - 1, score=score, is_last=epoch == len(known.rows)))
-        return
     try:
         _fit_group(sweep, task)
+    except StorageError:
+        raise
     except DistmilError as error:
         tune.report(report({}, 0, error=str(error)))
 

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distmil.agenda import Agenda
 from distmil.bags import Bag
 from distmil.cohort import Cohort, Slide
 from distmil.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.config import Config, SearchConfig, fingerprint
+from distmil.draws import OptunaDraws, distinct, draw_ahead
 from distmil.encoders import prepare_encoder
 from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
@@ -23,7 +25,6 @@ from distmil.search import (
     best_trial,
     check_folds,
     default_values,
-    grid_size,
     read_space,
     with_values,
 )
@@ -31,16 +32,10 @@ from distmil.stages.inputs import open_cohort
 from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, start_ray, wants_gpu
-from distmil.stages.sweeping import (
-    TrialBook,
-    check_any_finished,
-    concurrency,
-    run_tasks,
-    search_trials,
-    trial_resources,
-)
+from distmil.stages.sweeping import check_any_finished, concurrency, run_agenda, trial_resources
 from distmil.stages.sweepreport import Outcome, write_report
-from distmil.stages.trials import HELD_OUT, Sweep, read_trial, search_folder
+from distmil.stages.trialbook import TrialBook
+from distmil.stages.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
 from distmil.stages.worker import open_bags, run_file
 from distmil.steps import LOSSES
 from distmil.tracking import Tracker, resolve_uri
@@ -162,19 +157,43 @@ def _metric(job: Job, judging: Sequence[Bag]) -> str:
 def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: "Book") -> list[TrialRecord]:
     """Run the trials and return their records."""
     search = job.config.search
-    count = grid_size(space) if search.algorithm == "grid" else search.trials
+    agenda = search_agenda(job.config, sweep, space)
     at_once = concurrency(job.config, trial_resources(job.config, is_gpu=sweep.is_gpu))
+    if search.algorithm != "grid" and agenda.total < search.trials:
+        job.console.note(
+            f"the space has {agenda.total} settings, fewer than search.trials = {search.trials}: all are tried"
+        )
     job.console.note(
-        f"search {sweep.run}: {count} trials ({search.algorithm}), {min(at_once, count)} at once on "
+        f"search {sweep.run}: {agenda.total} trials ({search.algorithm}), {min(at_once, agenda.total)} at once on "
         f"{'GPU' if sweep.is_gpu else 'CPU'}, {job.config.training.epochs} epochs"
         + (f" on {len(sweep.folds)} folds" if search.folds else "")
         + (", those behind are ended early" if search.stopping == "asha" else "")
     )
-    trials = book.trial_book(count)
-    search_trials(sweep, job.config, space, default_values(job.config, space), trials)
+    trials = book.trial_book(agenda)
+    run_agenda(sweep, job.config, trials, stops_early=True)
     records = sorted(trials.records.values(), key=lambda record: record.number)
     check_any_finished(records)
     return records
+
+
+def search_agenda(config: Config, sweep: Sweep, space: Mapping[str, Domain]) -> Agenda:
+    """Return what is to be trained: what is drawn already, less what is over, and what Optuna will draw."""
+    search, default = config.search, default_values(config, space)
+    settings, count = draw_ahead(
+        space, default, algorithm=search.algorithm, count=search.trials, seed=config.training.seed
+    )
+    known, draws = read_trials(sweep), None
+    if search.algorithm == "optuna" and len(settings) < count:
+        earlier = sorted((r for r in known.values() if not r.is_repeat), key=lambda record: record.number)
+        settings = distinct([*settings, *(record.values for record in earlier)], count)
+        told = [record for record in earlier if record.is_over]
+        draws = OptunaDraws(space, seed=config.training.seed, told=told)
+
+    def make(values: Values) -> Task:
+        return Task(values, sweep.seed, claim=sweep.claim)
+
+    tasks = [make(values) for values in settings]
+    return Agenda(tasks, known=known, max_lost=search.max_failures, draws=draws, make=make, count=count)
 
 
 @dataclass
@@ -195,7 +214,8 @@ def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: "Book"
         return found
     tasks = repeat_tasks(settings, seeds, claim=sweep.claim)
     job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
-    run_tasks(sweep, job.config, tasks, book.trial_book(len(tasks)))
+    agenda = Agenda(tasks, known=read_trials(sweep), max_lost=job.config.search.max_failures)
+    run_agenda(sweep, job.config, book.trial_book(agenda), stops_early=False)
     for name, values in settings.items():
         try:
             rows = [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
@@ -266,11 +286,10 @@ class Book:
         spaces = {f"space.{key}": f"{domain.kind} {list(domain.values)}" for key, domain in space.items()}
         self.parent.log_values(spaces)
 
-    def trial_book(self, total: int) -> TrialBook:
+    def trial_book(self, agenda: Agenda) -> TrialBook:
         """Return what keeps the records of some trials, and show how far they are."""
         assert self._sweep is not None
-        is_asked = self.job.config.search.algorithm == "optuna"
-        return TrialBook(self._sweep, is_asked, self._start, self._row, _Progress(self, total))
+        return TrialBook(self._sweep, agenda, self._start, self._row, _Progress(self, agenda.total))
 
     def _start(self, record: TrialRecord) -> None:
         assert self._sweep is not None
