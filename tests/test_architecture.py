@@ -51,7 +51,7 @@ LAYERS = [
     ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit", "distmil.stages.opening"],
     ["distmil.stages.train", "distmil.stages.trials", "distmil.stages.sweepreport"],
     ["distmil.stages.trialbook"],
-    ["distmil.stages.sweeping"],
+    ["distmil.stages.sweeping", "distmil.stages.sweeprecord"],
     ["distmil.stages.tune"],
     ["distmil.cli"],
 ]

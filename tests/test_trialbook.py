@@ -122,19 +122,6 @@ def test_a_defect_fails_at_once_in_words(sweep, tmp_path):
     assert ears.agenda.is_done
 
 
-def test_a_late_mlflow_run_is_noted(sweep):
-    ears = Ears(sweep)
-
-    def open_late(record, *, was_over):
-        record.mlflow = "late"
-
-    ears.book.on_end = open_late
-    ears.agenda.next()
-    ears.book.on_trial_start(0, [], ears.trial())
-    ears.book.on_trial_complete(0, [], ears.trial(is_last=True))
-    assert ears.stored()["mlflow"] == "late"
-
-
 def task_error(cause):
     return RayTaskError("step", "Traceback", cause)
 

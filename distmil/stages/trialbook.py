@@ -104,10 +104,7 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         record.seconds = time.monotonic() - self._started[record.task.key]
         self._write(record)
         self.agenda.end(record.task, record.score if record.is_over else None)
-        opened = record.mlflow
         self.on_end(record, was_over=False)
-        if record.mlflow != opened:
-            self._write(record)
         if record.is_over:
             clear_trial(self.sweep, record.task)
 

@@ -1,9 +1,7 @@
 """Searches K, the loss weights or any other key of the network's training, and makes sure of what it finds."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from distmil.agenda import Agenda
@@ -29,20 +27,20 @@ from distmil.search import (
     with_values,
 )
 from distmil.stages.inputs import open_cohort
-from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
+from distmil.stages.opening import announce, check_classes, claim_run
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, start_ray, wants_gpu
 from distmil.stages.sweeping import check_any_finished, concurrency, run_agenda, trial_resources
+from distmil.stages.sweeprecord import Book
 from distmil.stages.sweepreport import Outcome, write_report
-from distmil.stages.trialbook import TrialBook
 from distmil.stages.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
 from distmil.stages.worker import open_bags, run_file
 from distmil.steps import LOSSES
+from distmil.systemmetrics import system_metrics
 from distmil.tracking import Tracker, resolve_uri
 from distmil.trial import Row
 
 FoldIds = tuple[list[str], list[str]]
-MAX_LOST = 10_000
 NEEDED = ("default", "best")
 FIRST_REPEAT = 1
 """Seeds of the comparison are training.seed plus this and on: none that the search was run with."""
@@ -67,7 +65,7 @@ def run(job: Job) -> dict[str, Any]:
     return answer | {"tracking": {"uri": uri, "experiment": book.parent.experiment, "run_id": book.parent.run_id}}
 
 
-def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: "Book") -> dict[str, Any]:
+def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict[str, Any]:
     search = job.config.search
     spec = prepare_encoder(job.config.encoder, job.store)
     used = cohort.of_split("train", "val", "test")
@@ -89,21 +87,27 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: "Book") -> di
         claim=fingerprint(job.store.read_json(run_file(run, "run"))),
     )  # fmt: skip
     book.open(sweep, space, cohort)
-    records = _search(job, sweep, space, book)
-    winner = best_trial(records)
-    if winner is None:
-        raise TrainingError(f"no trial has a {metric} after its last epoch: nothing to compare")
-    default = default_values(job.config, space)
-    job.console.note(f"best of {len(records)} trials: {metric} {winner.score:.4f} with {_words(winner.values)}")
-    learning = [bag for bag in bags.values() if bag.split == "train"]
-    repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
-    outcome = Outcome(
-        run=run, metric=metric, space=space, default=default, winner=winner, records=records, spreads=repeats.spreads,
-        held_out=repeats.held_out, failed=repeats.failed, seconds=sum(record.seconds for record in records),
-    )  # fmt: skip
+    with system_metrics(book.parent, is_wanted=job.config.tracking.system_metrics):
+        outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)
     answer = write_report(job, search_folder(run), outcome)
     book.record(outcome, search_folder(run))
     return answer
+
+
+def _outcome(job: Job, sweep: Sweep, space: dict[str, Domain], learning: Sequence[Bag], book: Book) -> Outcome:
+    """Search, and compare the best values with the default ones. Raises: TrainingError if nothing came of it."""
+    records = _search(job, sweep, space, book)
+    winner = best_trial(records)
+    if winner is None:
+        raise TrainingError(f"no trial has a {sweep.metric} after its last epoch: nothing to compare")
+    default = default_values(job.config, space)
+    job.console.note(f"best of {len(records)} trials: {sweep.metric} {winner.score:.4f} with {_words(winner.values)}")
+    repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
+    return Outcome(
+        run=sweep.run, metric=sweep.metric, space=space, default=default, winner=winner, records=records,
+        spreads=repeats.spreads, held_out=repeats.held_out, failed=repeats.failed,
+        seconds=sum(record.seconds for record in records),
+    )  # fmt: skip
 
 
 def identity(search: SearchConfig, folds: Sequence[FoldIds], held_out: Sequence[str]) -> dict[str, Any]:
@@ -154,7 +158,7 @@ def _metric(job: Job, judging: Sequence[Bag]) -> str:
     return metric
 
 
-def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: "Book") -> list[TrialRecord]:
+def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: Book) -> list[TrialRecord]:
     """Run the trials and return their records."""
     search = job.config.search
     agenda = search_agenda(job.config, sweep, space)
@@ -206,7 +210,7 @@ class Repeats:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: "Book") -> Repeats:
+def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: Book) -> Repeats:
     """Train settings with fresh seeds. Raises: TrainingError if the best or the default values fail."""
     seeds = [sweep.seed + FIRST_REPEAT + i for i in range(job.config.search.repeats)]
     found = Repeats()
@@ -258,109 +262,3 @@ def _words(values: Values) -> str:
     return ", ".join(
         f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
     )
-
-
-@dataclass
-class Book:
-    """The record of a search: a parent run in MLflow, a child for each trial, and what the terminal is told."""
-
-    job: Job
-    parent: Tracker
-    children: dict[str, Tracker] = field(default_factory=dict)
-    """Of the trials that are running, by key."""
-    over: set[str | None] = field(default_factory=set)
-    """MLflow's ids of the trials that were over before."""
-    _sweep: Sweep | None = None
-
-    def open(self, sweep: Sweep, space: Mapping[str, Domain], cohort: Cohort) -> None:
-        """Start the parent run, or go on with it."""
-        store, file = self.job.store, run_file(sweep.run, "mlflow")
-        self._sweep = sweep
-        self.parent.start(
-            sweep.run, artifacts=store.path("mlflow-artifacts"), resume=read_or_none(store, file),
-            tags={"distmil.job": "tune"},
-        )  # fmt: skip
-        if self.parent.run_id is not None:
-            store.write_json(file, self.parent.run_id)
-        self.parent.log_params(self.job.config, **{"data.fingerprint": cohort.fingerprint})
-        spaces = {f"space.{key}": f"{domain.kind} {list(domain.values)}" for key, domain in space.items()}
-        self.parent.log_values(spaces)
-
-    def trial_book(self, agenda: Agenda) -> TrialBook:
-        """Return what keeps the records of some trials, and show how far they are."""
-        assert self._sweep is not None
-        return TrialBook(self._sweep, agenda, self._start, self._row, _Progress(self, agenda.total))
-
-    def _start(self, record: TrialRecord) -> None:
-        assert self._sweep is not None
-        config, parent = self.job.config, self.parent.run_id
-        child = Tracker(self.parent.uri if parent else None, config.tracking.experiment, flush_s=30.0)
-        kind = "repeat" if record.is_repeat else "trial"
-        child.start(
-            f"{kind}-{record.task.key}", artifacts=self.job.store.path("mlflow-artifacts"), resume=record.mlflow,
-            tags={"mlflow.parentRunId": str(parent), "distmil.job": "tune", "distmil.kind": kind},
-        )  # fmt: skip
-        child.log_values({**record.values, "training.seed": record.seed})
-        record.mlflow = child.run_id
-        self.children[record.task.key] = child
-
-    def _row(self, record: TrialRecord) -> None:
-        if child := self.children.get(record.task.key):
-            child.log_metrics(record.rows[-1], step=len(record.rows) - 1)
-
-    def end(self, record: TrialRecord) -> None:
-        """Close a trial's run."""
-        if child := self.children.pop(record.task.key, None):
-            child.complete(record.rows)
-            child.set_tags({"distmil.status": record.status})
-            child.finish("FAILED" if record.status == "failed" else "FINISHED")
-
-    def record(self, outcome: Outcome, folder: str) -> None:
-        """Record the outcome in the parent run."""
-        self.parent.log_metrics(outcome.numbers(), step=0)
-        self.parent.set_tags({f"best.{key}": str(value) for key, value in outcome.winner.values.items()})
-        self.parent.set_tags({"distmil.verdict": outcome.verdict})
-        with tempfile.TemporaryDirectory(prefix="distmil-") as scratch:
-            for name in self.job.store.names(folder):
-                Path(scratch, name).write_bytes(self.job.store.read(f"{folder}/{name}"))
-            self.parent.log_artifact(Path(scratch), "search")
-
-    def finish(self, status: str) -> None:
-        """Close every run that is still open."""
-        for child in self.children.values():
-            child.finish("KILLED" if status == "KILLED" else "FAILED")
-        self.parent.attempt("the end of trials that were lost", self._close_lost)
-        self.parent.finish(status)
-
-    def _close_lost(self, client: Any, run_id: str) -> None:
-        """Close children that a killed driver left open: FINISHED where their trial was over, else KILLED."""
-        experiment = client.get_run(run_id).info.experiment_id
-        is_open = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = 'RUNNING'"
-        for lost in client.search_runs([experiment], is_open, max_results=MAX_LOST):
-            client.set_terminated(lost.info.run_id, "FINISHED" if lost.info.run_id in self.over else "KILLED")
-
-
-@dataclass
-class _Progress:
-    """Says how a trial ended."""
-
-    book: Book
-    total: int
-    done: set[str] = field(default_factory=set)
-    best: float | None = None
-
-    def __call__(self, record: TrialRecord, *, was_over: bool) -> None:
-        self.done.add(record.task.key)
-        self.book.end(record)
-        if record.status == "finished" and record.score is not None and not record.is_repeat:
-            self.best = record.score if self.best is None else max(self.best, record.score)
-        if was_over:
-            self.book.over.add(record.mlflow)
-            return
-        score = "no score" if record.score is None else f"{record.score:.4f}"
-        how = {"finished": "", "stopped": ", ended early", "failed": f", failed: {record.error}"}[record.status]
-        best = "" if self.best is None else f"; best {self.best:.4f}"
-        what = "training" if record.is_repeat else "trial"
-        self.book.job.console.note(
-            f"{what} {len(self.done)}/{self.total}: {score} after {len(record.rows)} epochs{how}{best}"
-        )

@@ -47,6 +47,20 @@ def run_job(home: Path, job: str, *arguments: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
+def interrupt_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> Done:
+    """Start a job, press Ctrl-C as soon as the moment has come, and wait for its end."""
+    process = subprocess.Popen(
+        command(job, *arguments),
+        cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_time() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    return Done(process.returncode, out, err)
+
+
 def kill_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> None:
     """Start a job and kill -9 it, with everything it started, as soon as the moment has come."""
     process = subprocess.Popen(
