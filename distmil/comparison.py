@@ -45,19 +45,19 @@ class Difference:
     """Lower end of the mean's 95 % confidence interval."""
     high: float
     p: float | None
-    """Of a two-sided paired t-test; None where all differences are the same."""
+    """Of a two-sided paired t-test; None where all differences are the same, which no test can judge."""
     wins: int
     """Seeds with a positive difference."""
 
     @property
     def is_better(self) -> bool:
         """Return whether the first is better by more than seeds explain."""
-        return self.mean > 0 and (self.p is None or self.p < SIGNIFICANT)
+        return self.mean > 0 and self.p is not None and self.p < SIGNIFICANT
 
     @property
     def is_worse(self) -> bool:
         """Return whether the first is worse by more than seeds explain."""
-        return self.mean < 0 and (self.p is None or self.p < SIGNIFICANT)
+        return self.mean < 0 and self.p is not None and self.p < SIGNIFICANT
 
 
 def spread_of(rows: Sequence[Mapping[str, float | None]], metric: str, prefix: str = "val_") -> Spread | None:
