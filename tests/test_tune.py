@@ -5,10 +5,13 @@ from typing import Any
 import pytest
 
 from distmil.agenda import Agenda
+from distmil.bags import BagEntry
+from distmil.cohort import Cohort, Slide
 from distmil.configfile import build_config
-from distmil.errors import TrainingError
+from distmil.errors import ConfigError, TrainingError
 from distmil.search import TrialRecord
 from distmil.stages import tune
+from distmil.stages.prepare import Prepared
 from distmil.stages.runtime import Job
 from distmil.stages.trials import Sweep
 from distmil.storage import Store
@@ -48,3 +51,32 @@ def test_a_failed_ablation_costs_its_row_alone(monkeypatch, tmp_path):
 def test_the_default_must_not_fail(monkeypatch, tmp_path):
     with pytest.raises(TrainingError, match="no loss is left"):
         repeat(monkeypatch, str(tmp_path), fails="default")
+
+
+def split(folds: int, *, val: bool = True) -> Any:
+    splits = ["train"] * 8 + (["val"] * 2 if val else []) + ["test"] * 2
+    slides = [Slide(f"s{i}", "x.svs", label=i % 2, split=name) for i, name in enumerate(splits)]
+    entries = [BagEntry(s.slide_id, s.label, s.split, False, "", (), None) for s in slides if s.slide_id != "s0"]
+    config = build_config({"search": {"folds": folds}})
+    return tune._split(config.search, slides, Prepared(entries, {}, {}, {}), config)
+
+
+def test_folds_leave_val_and_test_unseen():
+    folds, held_out = split(folds=3)
+    assert held_out == ["s8", "s9", "s10", "s11"]
+    assert len(folds) == 3
+    assert sorted(i for _, judging in folds for i in judging) == [f"s{i}" for i in range(1, 8)]  # s0 is not usable
+    assert all(not {*learning, *judging} & set(held_out) for learning, judging in folds)
+
+
+def test_without_folds_val_judges_and_test_is_unseen():
+    assert split(folds=0) == ([([f"s{i}" for i in range(1, 8)], ["s8", "s9"])], ["s10", "s11"])
+    with pytest.raises(ConfigError, match="no val slide to judge trials on"):
+        split(folds=0, val=False)
+
+
+def test_val_slides_of_one_class_are_refused_at_the_start():
+    slides = [Slide(f"s{i}", "x.svs", label=1, split="val") for i in range(3)]
+    search = build_config({"search": {"metric": "slide_auc"}}).search
+    with pytest.raises(ConfigError, match=r"val has slides of one kind only \(3 of class 1\)"):
+        tune._check_val(search, Cohort(slides, ["negative", "positive"]))

@@ -13,7 +13,7 @@ from distmil.draws import OptunaDraws, distinct, draw_ahead
 from distmil.encoders import prepare_encoder
 from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
-from distmil.folds import patient_folds
+from distmil.folds import check_judged, check_labels, patient_folds
 from distmil.sampling import StepPlanner
 from distmil.search import (
     Domain,
@@ -51,6 +51,7 @@ def run(job: Job) -> dict[str, Any]:
     check_folds(job.config)
     space = read_space(job.config)
     cohort = open_cohort(job, needs_labels=True, needs_splits=True)
+    _check_val(job.config.search, cohort)
     uri = resolve_uri(job.config.tracking.uri, job.store.root)
     book = Book(job, Tracker(uri, job.config.tracking.experiment))
     status = "FAILED"
@@ -63,6 +64,13 @@ def run(job: Job) -> dict[str, Any]:
     finally:
         book.finish(status)
     return answer | {"tracking": {"uri": uri, "experiment": book.parent.experiment, "run_id": book.parent.run_id}}
+
+
+def _check_val(search: SearchConfig, cohort: Cohort) -> None:
+    """Refuse val slides of one class before anything is tiled. Raises: ConfigError."""
+    labels = [slide.label for slide in cohort.of_split("val") if slide.label is not None and not slide.is_pseudo]
+    if search.folds == 0 and labels:
+        check_labels(labels, search.metric, where="val")
 
 
 def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
     space = _without_inactive(job, announce(job, prepared), space)
     bags = {bag.slide_id: bag for bag in open_bags(job.config, job.store, run)}
-    metric = _metric(job, [bags[i] for _, judging in folds for i in judging])
+    metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
     start_ray()
     sweep = Sweep(
         run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
@@ -149,12 +157,18 @@ def _split(
     return patient_folds(learning, count=search.folds, seed=config.cohort.split_seed), ids["val"] + ids["test"]
 
 
-def _metric(job: Job, judging: Sequence[Bag]) -> str:
-    """Return what trials are compared by: as configured, or by slides where no patch label is positive."""
+def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
+    """Return what trials are compared by: as configured, or by slides where no patch label is positive.
+
+    Raises:
+        ConfigError: If a fold cannot tell trials apart by it.
+    """
     metric = job.config.search.metric
-    if metric.startswith("patch") and not any((bag.label_N > 0).any() for bag in judging if not bag.is_pseudo):
+    judged = [bag for bags in folds for bag in bags if not bag.is_pseudo]
+    if metric.startswith("patch") and not any((bag.label_N > 0).any() for bag in judged):
         job.console.note(f"note: no positive patch label to judge {metric} by; trials are compared by slide_auc")
-        return "slide_auc"
+        metric = "slide_auc"
+    check_judged(folds, metric)
     return metric
 
 

@@ -143,7 +143,7 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
         stopping.join()
         assert done.code == 0, done.err
         assert "MLflow does not answer" in done.err
-        assert "missing in the record" in done.err
+        assert "trials; the same command records it when MLflow answers" in done.err
         server.start()
         again = run_job(home, "tune", *arguments)
         assert again.code == 0, again.err
@@ -153,16 +153,10 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
         runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         assert parent.info.status == "FINISHED"
         assert parent.data.tags["distmil.verdict"]
-        assert len(runs) >= 3
-        assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
-        more = run_job(home, "tune", *FLAT, f"tracking.uri={server.uri}", "search.run=http-2", "search.repeats=0")
-        assert more.code == 0, more.err
-        trials = client.search_runs(
-            [parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{more.answer['tracking']['run_id']}'"
-        )
-        assert len(trials) == 4
-        assert {run.info.status for run in trials} == {"FINISHED"}
-        assert all(run.data.params["losses.bag"] and "val_slide_auc" in run.data.metrics for run in trials)
+        records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        assert {run.info.status for run in runs} == {"FINISHED"}  # those of the outage as well
+        assert sorted(run.info.run_id for run in runs) == sorted(record["mlflow"] for record in records)
+        assert all(run.data.params["losses.bag"] and "val_slide_auc" in run.data.metrics for run in runs)
     finally:
         server.stop()
 
@@ -174,15 +168,15 @@ def test_a_space_that_makes_no_sense_is_bad_input(home: Path) -> None:
 
 
 @pytest.mark.usefixtures("local")
-def test_a_grid_on_folds_leaves_val_unseen(home: Path) -> None:
+def test_a_grid_on_folds_judges_val_in_the_comparison_alone(home: Path) -> None:
     answer = search(home, search={"algorithm": "grid", "space": {"bags.top_k": [1, 4]}, "folds": 2, "stopping": "none"})
     assert sorted(row["bags.top_k"] for row in trials_of(answer)) == ["1", "4"]
     assert {row["status"] for row in trials_of(answer)} == {"finished"}
     assert "held_out_mean" in answer["winner"]
-    record = json.loads(next((Path(answer["folder"]) / "trials").glob("*.json")).read_text())
-    cohort = json.loads((home / "checkpoints" / answer["run"] / "cohort.json").read_text())
-    assert {entry["split"] for entry in cohort} == {"train", "val"}
-    assert len(record["rows"]) == 4
+    records = [json.loads(path.read_text()) for path in (Path(answer["folder"]) / "trials").glob("*.json")]
+    assert all(("held_out_slide_auc" in record["rows"][-1]) == record["is_repeat"] for record in records)
+    assert {len(record["rows"]) for record in records} == {4}
+    assert [path.name for path in (home / "checkpoints" / answer["run"]).iterdir() if path.suffix != ".json"] == []
 
 
 @pytest.mark.usefixtures("local")
@@ -199,12 +193,14 @@ def test_optuna_draws_trials_after_the_default(home: Path) -> None:
 
 @pytest.mark.usefixtures("local")
 def test_trials_of_two_workers_have_groups_of_their_own(home: Path) -> None:
-    answer = search(home, training={"num_workers": 2, "epochs": 2}, search={"run": "groups", "trials": 2, "repeats": 0})
-    assert sum(answer["trials"].values()) == 2
-    alone = search(home, training={"epochs": 2}, search={"run": "alone", "trials": 2, "repeats": 0})
-    first = {name: next(row for row in trials_of(found) if row["losses.bag"] == "1.0") for name, found in
-             (("groups", answer), ("alone", alone))}  # fmt: skip
-    assert float(first["groups"]["slide_auc"]) == pytest.approx(float(first["alone"]["slide_auc"]), abs=0.1)
+    values = {"trials": 1, "repeats": 0, "metric": "loss"}
+    model = {"dropout": 0.0, "input_dropout": 0.0}  # which workers draw apart
+    answer = search(home, model=model, training={"num_workers": 2, "epochs": 2}, search={**values, "run": "groups"})
+    alone = search(home, model=model, training={"epochs": 2}, search={**values, "run": "alone"})
+    scores = [float(found["winner"]["search_score"]) for found in (answer, alone)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    assert not list((home / "ray-train").glob("groups-*"))
+    assert not list((home / "checkpoints").glob("groups-*/*"))
 
 
 @pytest.mark.usefixtures("local")
