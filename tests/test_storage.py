@@ -540,3 +540,13 @@ def test_the_region_is_the_uris_else_the_environments(monkeypatch):
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
     for query, region in [("?region=eu-west-9", "eu-west-9"), ("", "eu-north-1")]:
         assert open_filesystem(f"s3://of-this-test/a{query}")[0].region == region
+
+
+def test_a_folder_is_deleted_with_all_below_it(any_store):
+    for name in ("a/b/c.txt", "a/b/d/e.txt", "a/bb.txt"):
+        any_store.write(name, b"x")
+    any_store.delete_folder("a/b")
+    any_store.delete_folder("a/b")
+    assert not any_store.exists("a/b/c.txt")
+    assert not any_store.exists("a/b/d/e.txt")
+    assert any_store.read("a/bb.txt") == b"x"

@@ -1,5 +1,6 @@
 """What Tune is handed: the agenda as a searcher, and rungs that know of an earlier call."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -8,9 +9,12 @@ from ray.tune.search import Searcher
 
 from distmil.agenda import Agenda
 from distmil.configfile import build_config
+from distmil.errors import TrainingError
 from distmil.search import Task, TrialRecord
+from distmil.stages import sweeping
 from distmil.stages.sweeping import AgendaSearcher, Rungs, make_scheduler
-from distmil.stages.trials import TASK, report
+from distmil.stages.trialbook import TrialBook
+from distmil.stages.trials import TASK, Sweep, report
 
 CONFIG = build_config({"training": {"epochs": 4}, "search": {"grace_epochs": 2, "reduction": 2.0}})
 
@@ -77,3 +81,29 @@ def test_the_searcher_waits_for_what_runs_and_then_ends():
     assert searcher.suggest("3") == {TASK: task}
     agenda.end(task, 0.5)
     assert searcher.suggest("4") == Searcher.FINISHED
+
+
+class Ended:
+    """A Tuner that Ctrl-C, or a signal to Tune itself, ends."""
+
+    def __init__(self, book, raises):
+        self.book, self.raises = book, raises
+
+    def fit(self):
+        task = self.book.agenda.next()
+        self.book.records[task.key] = TrialRecord(dict(task.values), 0, False, 0)
+        if self.raises:
+            raise self.raises
+
+
+@pytest.mark.parametrize(("raised", "expected"), [(None, TrainingError), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_a_search_that_was_ended_from_outside_is_not_taken_for_done(monkeypatch, tmp_path, raised, expected):
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    values = {"training": {"num_workers": 1}}
+    sweep = Sweep("s", str(tmp_path), values, None, "slide_auc", False, [], [], 0)
+    agenda = Agenda([Task({"bags.top_k": 8}, 0)], known={}, max_lost=1)
+    book = TrialBook(sweep, agenda, lambda _: None, lambda _: None, lambda *_, **__: None)
+    monkeypatch.setattr(sweeping, "_tuner", lambda *_: Ended(book, raised))
+    with pytest.raises(expected):
+        sweeping.run_agenda(sweep, CONFIG, book, stops_early=True)
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"

@@ -7,9 +7,18 @@ import torch
 
 from distmil.checkpoints import checkpoint_folder
 from distmil.configfile import build_config
+from distmil.engine import History
 from distmil.search import Task
-from distmil.stages import fit, sweeping
-from distmil.stages.trials import WORKER_CORES, Sweep, clear_trial, group_report, trial_device
+from distmil.stages import fit, sweeping, trials
+from distmil.stages.trials import (
+    TASK,
+    WORKER_CORES,
+    Sweep,
+    clear_trial,
+    group_report,
+    train_group,
+    trial_device,
+)
 from distmil.storage import Store
 
 ROWS: list[dict[str, float | None]] = [{"val_slide_auc": value, "val_slide_loss": 0.5} for value in (0.6, 0.9, 0.7)]
@@ -59,3 +68,44 @@ def test_nothing_is_left_of_a_trial_that_is_over_but_its_record(tmp_path, num_wo
     clear_trial(sweep, task)  # again does no harm
     assert all(store.exists(name) for name in left)
     assert not any(store.exists(name) for name in gone)
+
+
+class Fitted:
+    """A group that trains the epochs that are missing, and tells of them."""
+
+    def __init__(self, store, name, callback):
+        self.store, self.name, self.callback = store, name, callback
+        self.return_value: dict[str, Any] = {}
+
+    def fit(self):
+        return self
+
+
+@pytest.mark.parametrize("committed", [0, 2, 3])
+def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_path, committed):
+    config = build_config({"training": {"num_workers": 2, "epochs": 3}})
+    sweep = Sweep("s", str(tmp_path), config.model_dump(), None, "slide_auc", False, [], ["x"], 0)  # type: ignore[arg-type]
+    store, task = sweep.store, Task({"bags.top_k": 8}, 0, is_repeat=True)
+    store.write_json("checkpoints/s/cohort.json", [])
+    told: list[dict[str, Any]] = []
+    histories = iter([History(ROWS[:committed]), History(ROWS)])
+
+    def make(_store, _config, name, _spec, callbacks, *, cores):
+        assert committed < 3
+        for epoch in range(committed, 3):
+            callbacks[0].after_report(None, [{**ROWS[epoch], "epoch": epoch, "epoch_s": 1.0}], None)
+        return Fitted(store, name, callbacks)
+
+    monkeypatch.setattr(trials.tune, "report", told.append)
+    monkeypatch.setattr(trials.TuneReportCallback, "__init__", lambda _: None)  # it wants a session of Tune
+    monkeypatch.setattr(
+        trials.TuneReportCallback, "after_report", lambda _self, _context, rows, _: told.append(rows[0])
+    )
+    monkeypatch.setattr(trials, "make_trainer", make)
+    monkeypatch.setattr(trials, "read_history", lambda *_: next(histories))
+    monkeypatch.setattr(trials, "_bags", lambda *_: {"x": None})
+    monkeypatch.setattr(trials, "judge_run", lambda *_, **__: {"slide_auc": 0.55})
+    train_group({TASK: task}, sweep)
+    assert [(found["epoch"], found["score"]) for found in told] == [(1, 0.6), (2, 0.9), (3, 0.7), (3, 0.7)]
+    assert told[-1]["row"] == {**ROWS[2], "held_out_slide_auc": 0.55}
+    assert told[-1]["is_last"]

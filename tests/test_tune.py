@@ -1,5 +1,7 @@
 """The course of a search, without Ray: what is compared at its end, and what a failure costs."""
 
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,13 +10,15 @@ from distmil.agenda import Agenda
 from distmil.bags import BagEntry
 from distmil.cohort import Cohort, Slide
 from distmil.configfile import build_config
+from distmil.encoders import EncoderSpec
 from distmil.errors import ConfigError, TrainingError
-from distmil.search import TrialRecord
+from distmil.search import TrialRecord, read_space
 from distmil.stages import tune
 from distmil.stages.prepare import Prepared
 from distmil.stages.runtime import Job
 from distmil.stages.trials import Sweep
 from distmil.storage import Store
+from distmil.tracking import Tracker
 
 SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}
 
@@ -80,3 +84,43 @@ def test_val_slides_of_one_class_are_refused_at_the_start():
     search = build_config({"search": {"metric": "slide_auc"}}).search
     with pytest.raises(ConfigError, match=r"val has slides of one kind only \(3 of class 1\)"):
         tune._check_val(search, Cohort(slides, ["negative", "positive"]))
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_machine_is_watched_while_trials_run_if_that_is_wanted(monkeypatch, tmp_path, is_wanted):
+    watched: list[Any] = []
+
+    @contextmanager
+    def watch(tracker, *, is_wanted):
+        watched.append(is_wanted)
+        yield
+        watched.append("over")
+
+    monkeypatch.setattr(tune, "system_metrics", watch)
+    monkeypatch.setattr(tune, "_search", lambda *_: watched.append("searched") or [])
+    job = Job(build_config({"tracking": {"system_metrics": is_wanted}}), Store(str(tmp_path)))
+    sweep = Sweep("s", str(tmp_path), {}, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    book = tune.Book(job, Tracker(None, "x"))
+    with pytest.raises(TrainingError, match="no trial has a slide_auc after its last epoch"):
+        tune._outcome(job, sweep, {}, [], book)
+    assert watched[:2] == [is_wanted, "searched"]
+
+
+def test_a_space_with_fewer_settings_than_trials_is_said_and_gone_through(monkeypatch, tmp_path, capsys):
+    config = build_config({"search": {"space": {"bags.top_k": [1, 8]}, "trials": 24}})
+    job = Job(config, Store(str(tmp_path)))
+    sweep = Sweep("s", str(tmp_path), config.model_dump(), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(tune, "concurrency", lambda *_: 2)
+    monkeypatch.setattr(
+        tune, "run_agenda", lambda _sweep, _config, book, **_: starts.extend(iter(book.agenda.next, None))
+    )
+    starts: list[Any] = []
+    book = tune.Book(job, Tracker(None, "x"))
+    book.open(sweep_with_encoder(sweep), {}, Cohort([], ["a", "b"]))
+    tune._search(job, sweep, read_space(config), book)
+    assert [task.values["bags.top_k"] for task in starts] == [8, 1]  # the default first
+    assert "the space has 2 settings, fewer than search.trials = 24: all are tried" in capsys.readouterr().err
+
+
+def sweep_with_encoder(sweep: Sweep) -> Sweep:
+    return replace(sweep, spec=EncoderSpec(name="texture", digest="", dimension=12, weights_file=None))

@@ -95,8 +95,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
         claim=fingerprint(job.store.read_json(run_file(run, "run"))),
     )  # fmt: skip
     book.open(sweep, space, cohort)
-    with system_metrics(book.parent, is_wanted=job.config.tracking.system_metrics):
-        outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)
+    outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)
     answer = write_report(job, search_folder(run), outcome)
     book.record(outcome, search_folder(run))
     return answer
@@ -104,13 +103,15 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
 
 def _outcome(job: Job, sweep: Sweep, space: dict[str, Domain], learning: Sequence[Bag], book: Book) -> Outcome:
     """Search, and compare the best values with the default ones. Raises: TrainingError if nothing came of it."""
-    records = _search(job, sweep, space, book)
-    winner = best_trial(records)
-    if winner is None:
-        raise TrainingError(f"no trial has a {sweep.metric} after its last epoch: nothing to compare")
-    default = default_values(job.config, space)
-    job.console.note(f"best of {len(records)} trials: {sweep.metric} {winner.score:.4f} with {_words(winner.values)}")
-    repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
+    with system_metrics(book.parent, is_wanted=job.config.tracking.system_metrics):
+        records = _search(job, sweep, space, book)
+        winner = best_trial(records)
+        if winner is None:
+            raise TrainingError(f"no trial has a {sweep.metric} after its last epoch: nothing to compare")
+        default = default_values(job.config, space)
+        best = f"{sweep.metric} {winner.score:.4f} with {_words(winner.values)}"
+        job.console.note(f"best of {len(records)} trials: {best}")
+        repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
     return Outcome(
         run=sweep.run, metric=sweep.metric, space=space, default=default, winner=winner, records=records,
         spreads=repeats.spreads, held_out=repeats.held_out, failed=repeats.failed,
