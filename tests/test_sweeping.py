@@ -4,13 +4,15 @@ import os
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from distmil.agenda import Agenda
 from distmil.configfile import build_config
+from distmil.draws import random_values
 from distmil.errors import TrainingError
-from distmil.search import Task, TrialRecord
+from distmil.search import Domain, Task, TrialRecord
 from distmil.stages import sweeping
 from distmil.stages.sweeping import AgendaSearcher, Rungs, make_scheduler
 from distmil.stages.trialbook import TrialBook
@@ -69,6 +71,11 @@ def test_a_failed_trial_is_no_measure():
 def test_nothing_is_ended_early_where_that_is_not_wanted(changed):
     config = build_config({"training": {"epochs": 4}, "search": changed})
     assert type(make_scheduler(config, [], metric="slide_auc")) is FIFOScheduler
+
+
+def test_the_searcher_can_be_pickled_as_tune_does():
+    draws = random_values({"bags.top_k": Domain("choice", (1, 2))}, seed=0)
+    cloudpickle.dumps(AgendaSearcher(Agenda([], known={}, max_lost=0, draws=draws, count=2)))
 
 
 def test_the_searcher_waits_for_what_runs_and_then_ends():

@@ -28,6 +28,9 @@ class AgendaSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         super().__init__(metric="score", mode="max")
         self._agenda = agenda
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune keeps a copy that nobody reads, and draws cannot be pickled
+
     def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
         """Take no part in Tune's own spaces."""
         return True

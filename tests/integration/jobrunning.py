@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ def interrupt_job_when(home: Path, is_time: Callable[[], bool], job: str, *argum
     process = subprocess.Popen(
         command(job, *arguments),
         cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (background jobs ignore it)
     )  # fmt: skip
     deadline = time.monotonic() + TIMEOUT_S
     while not is_time() and process.poll() is None and time.monotonic() < deadline:
