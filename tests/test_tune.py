@@ -19,6 +19,7 @@ from distmil.stages.runtime import Job
 from distmil.stages.trials import Sweep
 from distmil.storage import Store
 from distmil.tracking import Tracker
+from tests.bagmaking import make_bags
 
 SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}
 
@@ -84,6 +85,21 @@ def test_val_slides_of_one_class_are_refused_at_the_start():
     search = build_config({"search": {"metric": "slide_auc"}}).search
     with pytest.raises(ConfigError, match=r"val has slides of one kind only \(3 of class 1\)"):
         tune._check_val(search, Cohort(slides, ["negative", "positive"]))
+
+
+def test_a_search_that_cannot_be_judged_takes_no_name(monkeypatch, tmp_path):
+    bags = {bag.slide_id: bag for bag in make_bags(8)}
+    entries = [
+        BagEntry(i, bag.label, "val" if i in ("slide-01", "slide-03") else "train", False, "", (), None)
+        for i, bag in bags.items()
+    ]
+    monkeypatch.setattr(tune, "prepare_encoder", lambda *_: None)
+    monkeypatch.setattr(tune, "prepare", lambda *_, **__: Prepared(entries, {}, {}, {}))
+    monkeypatch.setattr(tune, "open_bag", lambda _, entry, **__: bags[entry.slide_id])
+    job = Job(build_config({"search": {"metric": "slide_auc", "run": "s"}}), Store(str(tmp_path)))
+    with pytest.raises(ConfigError, match="val has slides of one kind only"):
+        tune._run(job, Cohort([], ["negative", "positive"]), {}, tune.Book(job, Tracker(None, "x")))
+    assert not job.store.exists("checkpoints/s")
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.agenda import Agenda
-from distmil.bags import Bag
+from distmil.bags import Bag, open_bag
 from distmil.cohort import Cohort, Slide
 from distmil.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.config import Config, SearchConfig, fingerprint
@@ -34,7 +34,7 @@ from distmil.stages.sweeping import check_any_finished, concurrency, run_agenda,
 from distmil.stages.sweeprecord import Book
 from distmil.stages.sweepreport import Outcome, write_report
 from distmil.stages.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
-from distmil.stages.worker import open_bags, run_file
+from distmil.stages.worker import run_file
 from distmil.steps import LOSSES
 from distmil.systemmetrics import system_metrics
 from distmil.tracking import Tracker, resolve_uri
@@ -80,14 +80,15 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     prepared = prepare(job, used, spec, with_labels=True, from_images=job.config.encoder.trainable)
     check_classes(prepared, cohort)
     folds, held_out = _split(search, used, prepared, job.config)
+    classes, form = len(cohort.classes), job.config.labels.form
+    bags = {entry.slide_id: open_bag(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries}
+    metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
     run = claim_run(
         job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
         folders=[search_folder(search.run)] if search.run else [],
     )  # fmt: skip
     job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
     space = _without_inactive(job, announce(job, prepared), space)
-    bags = {bag.slide_id: bag for bag in open_bags(job.config, job.store, run)}
-    metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
     start_ray()
     sweep = Sweep(
         run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
