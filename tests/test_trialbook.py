@@ -10,7 +10,7 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 from distmil.agenda import Agenda
 from distmil.errors import StorageError
 from distmil.search import Task, TrialRecord
-from distmil.stages.trialbook import TrialBook, is_lost
+from distmil.stages.trialbook import TrialBook, in_words, is_lost
 from distmil.stages.trials import TASK, Sweep
 from distmil.storage import Store
 
@@ -141,3 +141,8 @@ def task_error(cause):
 )
 def test_lost_is_what_may_go_on_elsewhere(failure, lost):
     assert is_lost(failure) == lost
+
+
+def test_a_failure_is_told_by_its_last_line_in_short():
+    assert in_words(RuntimeError("Traceback\n  somewhere\nCUDA out of memory")) == "CUDA out of memory"
+    assert len(in_words(RuntimeError("the actor died, maybe because " * 40))) <= 300

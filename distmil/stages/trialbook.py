@@ -1,6 +1,7 @@
 """The records of a search's trials, kept in the driver: what a search that is run again goes on from."""
 
 import logging
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from distmil.search import WORST, Task, TrialRecord
 from distmil.stages.trials import Sweep, clear_trial, read_trial
 
 logger = logging.getLogger(__name__)
+
+_MOST_WORDS = 300
 
 
 @dataclass
@@ -140,6 +143,6 @@ def is_lost(failure: BaseException | None) -> bool:
 
 
 def in_words(failure: BaseException | None) -> str:
-    """Return a failure's last line."""
+    """Return a failure's last line, or as much of it as a reader wants: Ray guesses at causes at length."""
     lines = str(failure or "").strip().splitlines()
-    return lines[-1] if lines else "its process or node was lost"
+    return textwrap.shorten(lines[-1], _MOST_WORDS, placeholder=" ...") if lines else "its process or node was lost"
