@@ -301,7 +301,8 @@ class SearchConfig(Section):
     """What is searched, by dotted key of bags, model, losses or training: {choice: [...]} or [...], {uniform: [a, b]},
     {loguniform: [a, b]}, or {int: [a, b]} with both ends."""
     trials: int = Field(default=24, ge=1, le=100_000)
-    """Trials, the first of which has the default values; a finished search goes on with more. Grid: not used."""
+    """Trials, the first of which has the default values; a finished search goes on with more. A space with fewer
+    settings is gone through whole, and so is a grid."""
     algorithm: Literal["random", "optuna", "grid"] = "random"
     """How trials are drawn: at random, by Optuna's TPE (the extra `optuna`), or every combination of choices."""
     metric: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "patch_ap_probability"
@@ -313,8 +314,8 @@ class SearchConfig(Section):
     reduction: float = Field(default=3.0, gt=1, le=100)
     """At each of ASHA's rungs the best of so many go on."""
     folds: int = Field(default=0, ge=0, le=100)
-    """Folds of train, by patient and class, that every trial is trained and judged on, so that val stays unseen;
-    0: trials are judged on val."""
+    """Folds of train, by patient and class, that every trial of one worker is trained and judged on, so that val stays
+    unseen; 0: trials are judged on val."""
     repeats: int = Field(default=5, ge=0, le=1000)
     """Seeds with which the best and the default values are trained again at the end and compared; 0: not at all."""
     ablations: bool = True
@@ -324,7 +325,7 @@ class SearchConfig(Section):
     gpus_per_trial: float = Field(default=1.0, gt=0, le=1)
     """Share of a GPU that a trial of one worker takes, where there are GPUs."""
     max_failures: int = Field(default=3, ge=0, le=1000)
-    """How often a trial may be started again after its process or node was lost."""
+    """How often a trial may be started again after its process or node was lost, or its storage failed."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

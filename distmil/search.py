@@ -1,13 +1,9 @@
 """What a search looks through and how its outcome is judged: domains, trials, and comparisons over seeds."""
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
-
-import numpy as np
-from scipy import stats
 
 from distmil.config import Config, fingerprint, has_mark
 from distmil.configfile import build_config
@@ -19,7 +15,6 @@ FIXED = ("training.seed", "training.epochs", "training.select_by", "training.pat
 """Keys that must be the same for all trials, or they could not be compared."""
 WORST = -1e6
 """Score of a trial that cannot go on; every metric is better."""
-SIGNIFICANT = 0.05
 Values = Mapping[str, Any]
 Status = Literal["running", "finished", "stopped", "failed"]
 
@@ -38,6 +33,16 @@ class Domain:
         return isinstance(value, int | float) and low <= value <= high
 
 
+def check_folds(config: Config) -> None:
+    """Refuse folds for trials that a group of workers trains, which knows train and val only. Raises: ConfigError."""
+    folds, workers = config.search.folds, config.training.num_workers
+    if folds and workers > 1:
+        raise ConfigError(
+            f"search.folds = {folds}: a trial with training.num_workers = {workers} trains on train and is judged on "
+            "val; set training.num_workers=1, with which folds are trained side by side, or search.folds=0"
+        )
+
+
 def read_space(config: Config) -> dict[str, Domain]:
     """Return the domain of every searched key.
 
@@ -49,6 +54,7 @@ def read_space(config: Config) -> dict[str, Domain]:
         try:
             space[key] = _read_domain(key, given)
             _check_domain(config, key, space[key])
+            space[key] = _settled(config, key, space[key])
         except ConfigError as error:
             problems += str(error).splitlines()
     if config.search.algorithm == "grid":
@@ -121,6 +127,14 @@ def _check_domain(config: Config, key: str, domain: Domain) -> None:
             raise ConfigError(f"search.space.{key}: this key needs whole numbers; use int: [a, b]") from None
 
 
+def _settled(config: Config, key: str, domain: Domain) -> Domain:
+    """Return choices and whole numbers as the configuration has them, each once: 1 and 1.0 are the same weight."""
+    if domain.kind not in {"choice", "int"}:
+        return domain
+    values = [with_values(config, {key: value}).flat()[key] for value in domain.values]
+    return Domain(domain.kind, tuple({fingerprint({key: value}): value for value in values}.values()))
+
+
 def with_values(config: Config, values: Values) -> Config:
     """Return the configuration with dotted keys set. Raises: ConfigError."""
     nested = config.model_dump()
@@ -134,11 +148,6 @@ def default_values(config: Config, space: Mapping[str, Domain]) -> dict[str, Any
     """Return what the searched keys are without a search."""
     known = config.flat()
     return {key: known[key] for key in space}
-
-
-def grid_size(space: Mapping[str, Domain]) -> int:
-    """Return how many combinations of choices there are."""
-    return math.prod(len(domain.values) for domain in space.values())
 
 
 def score_of(row: Mapping[str, float | None], metric: str, prefix: str = "val_") -> float | None:
@@ -157,11 +166,13 @@ class Task:
     seed: int
     is_repeat: bool = False
     """It is part of the comparison at the end, and judged on held-out slides as well."""
+    claim: str = ""
+    """Fingerprint of all else that the search depends on: slides, labels, folds and settings."""
 
     @property
     def key(self) -> str:
         """Return a name made from what the trial is."""
-        return fingerprint({"values": dict(self.values), "seed": self.seed, "is_repeat": self.is_repeat})
+        return fingerprint(asdict(self))
 
 
 @dataclass
@@ -178,13 +189,12 @@ class TrialRecord:
     error: str | None = None
     seconds: float = 0.0
     mlflow: str | None = None
-    was_lost: bool = False
-    """It failed for its process or node, not for its values."""
+    claim: str = ""
 
     @property
     def task(self) -> Task:
         """Return what was to be trained."""
-        return Task(self.values, self.seed, self.is_repeat)
+        return Task(self.values, self.seed, self.is_repeat, self.claim)
 
     @property
     def is_over(self) -> bool:
@@ -200,81 +210,3 @@ def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
     """Return the trial with the best score among those that were trained to the end; the earlier one of equals."""
     done = [record for record in records if record.status == "finished" and record.score is not None]
     return max(done, key=lambda record: (record.score or 0.0, -record.number)) if done else None
-
-
-# --- comparing over seeds ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Scores of one setting over seeds."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        """Return their mean."""
-        return float(np.mean(self.values))
-
-    @property
-    def sd(self) -> float:
-        """Return their standard deviation."""
-        return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f} ± {self.sd:.4f}"
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One setting less another, paired by seed."""
-
-    mean: float
-    sd: float
-    low: float
-    """Lower end of the mean's 95 % confidence interval."""
-    high: float
-    p: float | None
-    """Of a two-sided paired t-test; None where all differences are the same."""
-    wins: int
-    """Seeds with a positive difference."""
-
-    @property
-    def is_better(self) -> bool:
-        """Return whether the first is better by more than seeds explain."""
-        return self.mean > 0 and (self.p is None or self.p < SIGNIFICANT)
-
-    @property
-    def is_worse(self) -> bool:
-        """Return whether the first is worse by more than seeds explain."""
-        return self.mean < 0 and (self.p is None or self.p < SIGNIFICANT)
-
-
-def spread_of(rows: Sequence[Mapping[str, float | None]], metric: str, prefix: str = "val_") -> Spread | None:
-    """Return the spread of the last rows of one setting over its seeds, None where a score is not defined."""
-    scores = [score_of(row, metric, prefix) for row in rows]
-    return Spread(tuple(score for score in scores if score is not None)) if None not in scores else None
-
-
-def compare(one: Spread, other: Spread) -> Difference:
-    """Compare two settings that were trained with the same seeds, at least two."""
-    differences = np.array(one.values) - np.array(other.values)
-    mean, sd = float(differences.mean()), float(differences.std(ddof=1))
-    if sd < 1e-12:
-        return Difference(mean, 0.0, mean, mean, None, int((differences > 0).sum()))
-    found = stats.ttest_rel(one.values, other.values)
-    low, high = found.confidence_interval(0.95)
-    return Difference(mean, sd, float(low), float(high), float(found.pvalue), int((differences > 0).sum()))
-
-
-def ablations(config: Config, values: Values) -> dict[str, dict[str, Any]]:
-    """Return the values without each of the losses that they have, by the loss's name, if another one is left."""
-    losses = with_values(config, values).losses
-    active = [name for name in ("patch", "bag", "topk", "attention") if getattr(losses, name)]
-    return {name: {**values, f"losses.{name}": 0.0} for name in active} if len(active) > 1 else {}
-
-
-def repeat_tasks(settings: Mapping[str, Values], seeds: Sequence[int]) -> list[Task]:
-    """Return every setting with every seed, seeds in the outer loop; settings that are the same are trained once."""
-    tasks = [Task(values, seed, is_repeat=True) for seed, values in itertools.product(seeds, settings.values())]
-    return list({task.key: task for task in tasks}.values())

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -208,6 +209,17 @@ class Store:
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
             filesystem, path = self._located(name)
             filesystem.delete_file(path)
+
+    def delete_folder(self, name: str) -> None:
+        """Delete a folder and all below it, if it is there."""
+        with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                shutil.rmtree(self.path(name))
+                return
+            filesystem, path = self._located(name)
+            for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
+                if info.type == pafs.FileType.File:
+                    filesystem.delete_file(info.path)
 
     def write_json(self, name: str, values: Any, *, is_durable: bool = True) -> None:
         """Write values as JSON, refusing NaN; see ``write``."""

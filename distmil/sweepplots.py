@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from distmil.search import Domain, Spread, TrialRecord, Values
+from distmil.comparison import Spread
+from distmil.search import Domain, TrialRecord, Values
 
 _COLUMNS = 3
 _STOPPED = "0.75"

@@ -94,6 +94,11 @@ class Tracker:
         """Return whether there is a run to log into, or one that opens when MLflow answers."""
         return self.uri is not None and not self._is_gone and not (self.run_id is None and self._opening is None)
 
+    @property
+    def is_silent(self) -> bool:
+        """Return whether MLflow failed so short ago that it is not asked now."""
+        return self.uri is not None and not self._outage.may_try()
+
     def start(
         self, name: str, *, artifacts: str, resume: str | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
@@ -173,17 +178,22 @@ class Tracker:
                 self._backlog.files.append(what)
             return bool(done)
 
-    def finish(self, status: str) -> None:
-        """Send what waits, however short ago MLflow failed, and close the run as FINISHED, FAILED or KILLED."""
+    def finish(self, status: str) -> bool:
+        """Send what waits, however short ago MLflow failed, and close the run as FINISHED, FAILED or KILLED.
+
+        Returns:
+            Whether nothing is left to send: MLflow took it all, or there is no run.
+        """
         with self._lock:
             if not self.is_recording:
-                return
+                return True
             self._backlog.status = status
             self._send(at_once=True)
             if missing := [*self._backlog.waiting(), *self._backlog.lost()]:
                 began = self._outage.began
                 since = f"MLflow did not answer from {_clock(began)}: " if began else "MLflow: "
                 logger.warning("%s%s missing in the record", since, _listed(missing))
+            return self._backlog.status is None
 
     @property
     def _outage(self) -> Outage:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 
 from distmil.bags import Bag
-from distmil.checkpoints import save_checkpoint
-from distmil.config import Config
+from distmil.checkpoints import load_checkpoint, save_checkpoint
+from distmil.config import Config, TrainingConfig
 from distmil.encoders import EncoderSpec
-from distmil.engine import evaluate
+from distmil.engine import History, evaluate
 from distmil.group import Group
-from distmil.runs import Run, open_run
+from distmil.runs import new_learner, open_run
 from distmil.storage import Store
 
 Row = dict[str, float | None]
@@ -29,9 +29,18 @@ class Trial:
     """A setting in training, on one fold or on several."""
 
     def __init__(
-        self, config: Config, folds: Sequence[Fold], spec: EncoderSpec, store: Store, *, name: str, device: torch.device
+        self,
+        config: Config,
+        folds: Sequence[Fold],
+        spec: EncoderSpec,
+        store: Store,
+        *,
+        name: str,
+        device: torch.device,
+        keeps_best: bool = False,
     ) -> None:
         self._store, self._name = store, name
+        self._keeps_best = keeps_best and config.training.patience > 0
         self._runs = [
             open_run(config, fold.learning, fold.judging, spec, store, name=_run_name(name, i), device=device)
             for i, fold in enumerate(folds)
@@ -42,41 +51,56 @@ class Trial:
 
         With early stopping they are those of the best epoch so far, as the run would keep it.
         """
-        for run in self._runs:
+        for i, run in enumerate(self._runs):
             while len(run.history.rows) <= epoch and not run.is_finished:
-                run.advance(Group())
-        return mean_row([_kept_row(run, epoch) for run in self._runs])
+                if run.advance(Group()) and self._keeps_best:
+                    self._save(i, is_best=True)
+        return mean_row([kept_row(run.history, run.config.training, epoch) for run in self._runs])
 
     def is_finished(self, epoch: int) -> bool:
         """Return whether no fold has anything left to train after an epoch."""
         return all(run.is_finished and len(run.history.rows) <= epoch + 1 for run in self._runs)
 
     def judge(self, bags: Sequence[Bag]) -> Row:
-        """Return the metrics of other slides, means over the folds' networks."""
+        """Return the metrics of other slides, means over the folds' networks.
+
+        With early stopping the networks are those of the best epochs, which must have been kept.
+        """
+        if self._keeps_best:
+            for i, run in enumerate(self._runs):
+                load_checkpoint(self._store, _run_name(self._name, i), run.learner, best=True)
         return mean_row([evaluate(run.learner, bags, run.config, group=Group()) for run in self._runs])
 
     def save(self) -> None:
         """Commit a checkpoint of every fold."""
-        for i, run in enumerate(self._runs):
-            save_checkpoint(self._store, _run_name(self._name, i), run.learner, run.history, is_best=False)
-
-    def clear(self) -> None:
-        """Delete the trial's checkpoints."""
         for i in range(len(self._runs)):
-            folder = f"checkpoints/{_run_name(self._name, i)}"
-            for file in self._store.names(folder):
-                self._store.delete(f"{folder}/{file}")
+            self._save(i, is_best=False)
+
+    def _save(self, fold: int, *, is_best: bool) -> None:
+        run = self._runs[fold]
+        save_checkpoint(self._store, _run_name(self._name, fold), run.learner, run.history, is_best=is_best)
 
 
 def _run_name(name: str, fold: int) -> str:
     return f"{name}/fold-{fold}"
 
 
-def _kept_row(run: Run, epoch: int) -> Row:
-    rows = run.history.rows
-    if run.config.training.patience and len(rows) <= epoch + 1:
-        return rows[run.history.best_epoch]
-    return rows[min(epoch, len(rows) - 1)]
+def kept_row(history: History, training: TrainingConfig, epoch: int) -> Row:
+    """Return the metrics of the network that a run would have kept after an epoch."""
+    rows = history.rows[: epoch + 1]
+    if not training.patience:
+        return rows[-1]
+    seen = History()
+    for row in rows:
+        seen.add(row, select_by=training.select_by)
+    return rows[seen.best_epoch]
+
+
+def judge_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: Store, *, name: str) -> Row:
+    """Return what the network that a finished run kept makes of other slides, on the CPU."""
+    learner = new_learner(config, spec, store, device=torch.device("cpu"))
+    load_checkpoint(store, name, learner, best=config.training.patience > 0)
+    return evaluate(learner, bags, config, group=Group())
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

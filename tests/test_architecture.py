@@ -41,6 +41,7 @@ LAYERS = [
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
     ["distmil.export", "distmil.systemmetrics"],
     ["distmil.evaluation", "distmil.runs", "distmil.folds", "distmil.search"],
+    ["distmil.comparison", "distmil.draws", "distmil.agenda"],
     ["distmil.trial", "distmil.sweepplots"],
     ["distmil.stages.runtime"],
     ["distmil.stages.inputs", "distmil.stages.verify", "distmil.stages.tilereport"],
@@ -50,7 +51,8 @@ LAYERS = [
     ["distmil.stages.predict", "distmil.stages.worker", "distmil.stages.callback"],
     ["distmil.stages.evaluate", "distmil.stages.record", "distmil.stages.fit", "distmil.stages.opening"],
     ["distmil.stages.train", "distmil.stages.trials", "distmil.stages.sweepreport"],
-    ["distmil.stages.sweeping"],
+    ["distmil.stages.trialbook"],
+    ["distmil.stages.sweeping", "distmil.stages.sweeprecord"],
     ["distmil.stages.tune"],
     ["distmil.cli"],
 ]

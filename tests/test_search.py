@@ -2,27 +2,20 @@
 
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 
 from distmil.config import Config
 from distmil.configfile import build_config, load_config
 from distmil.errors import ConfigError
 from distmil.search import (
     Domain,
-    Spread,
     Task,
     TrialRecord,
-    ablations,
     best_trial,
-    compare,
+    check_folds,
     default_values,
-    grid_size,
     read_space,
-    repeat_tasks,
     score_of,
-    spread_of,
     with_values,
 )
 
@@ -44,7 +37,6 @@ def test_lists_nested_sections_and_dotted_keys_say_the_same() -> None:
         load_config(None, ["search.space.bags.top_k=[2, 4]", "search.space.training.lr.loguniform=[1e-4, 1e-2]"])
     )
     assert dotted == nested == given
-    assert grid_size({"bags.top_k": dotted["bags.top_k"]}) == 2
 
 
 @pytest.mark.parametrize(
@@ -79,6 +71,13 @@ def test_a_space_that_makes_no_sense_is_refused_in_words(space: dict[str, Any], 
         read_space(config_with(space))
 
 
+def test_values_are_as_the_configuration_has_them_and_each_is_there_once() -> None:
+    space = read_space(config_with({"losses.bag": [0, 0.0, 1], "losses.topk": {"int": [0, 2]}, "bags.top_k": [4, 4]}))
+    assert space["losses.bag"].values == (0.0, 1.0)
+    assert space["bags.top_k"].values == (4,)
+    assert all(type(value) is float for key in ("losses.bag", "losses.topk") for value in space[key].values)
+
+
 def test_all_problems_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         read_space(config_with({"bags.topk": [2], "losses.bag": 3, "training.seed": [1]}))
@@ -96,11 +95,19 @@ def test_settings_out_of_range_are_refused(search: dict[str, Any]) -> None:
         build_config({"search": search})
 
 
+def test_folds_are_refused_for_trials_of_several_workers() -> None:
+    check_folds(build_config({"search": {"folds": 5}}))
+    check_folds(build_config({"training": {"num_workers": 2}}))
+    with pytest.raises(ConfigError, match=r"search\.folds = 5: a trial with training\.num_workers = 2"):
+        check_folds(build_config({"search": {"folds": 5}, "training": {"num_workers": 2}}))
+
+
 def test_a_trial_is_named_by_what_it_trains() -> None:
     one = Task({"bags.top_k": 4, "losses.bag": 1.0}, seed=0)
     assert one.key == Task({"losses.bag": 1.0, "bags.top_k": 4}, seed=0).key
     others = [Task(one.values, seed=1), Task(one.values, seed=0, is_repeat=True), Task({"bags.top_k": 4}, seed=0)]
-    assert len({one.key, *(other.key for other in others)}) == 4
+    others.append(Task(one.values, seed=0, claim="the same name on other slides"))
+    assert len({one.key, *(other.key for other in others)}) == 5
 
 
 def record(number: int, score: float | None, status: Any = "finished") -> TrialRecord:
@@ -121,45 +128,6 @@ def test_scores_are_higher_where_trials_are_better() -> None:
     assert score_of(row, "slide_auc") == 0.8
     assert score_of(row, "slide_auc", "held_out_") == 0.7
     assert score_of(row, "slide_ap") is None
-    assert spread_of([row, row], "slide_ap") is None
-    assert spread_of([row, row], "slide_auc") == Spread((0.8, 0.8))
-
-
-def test_the_comparison_is_scipys_paired_test() -> None:
-    generator = np.random.default_rng(0)
-    one, other = generator.normal(0.5, 0.02, 5), generator.normal(0.45, 0.02, 5)
-    found = compare(Spread(tuple(one)), Spread(tuple(other)))
-    assert found.p == pytest.approx(stats.ttest_rel(one, other).pvalue)
-    assert found.mean == pytest.approx((one - other).mean())
-    assert found.low < found.mean < found.high
-    assert found.is_better == (found.p < 0.05)
-
-
-def test_noise_is_no_gain() -> None:
-    better = 0
-    for seed in range(400):
-        one, other = np.random.default_rng(seed).normal(0.5, 0.02, (2, 5))
-        better += compare(Spread(tuple(one)), Spread(tuple(other))).is_better
-    assert better / 400 < 0.05  # 0.025 is expected: of the two sides of the test only one is a gain
-
-
-def test_settings_that_come_out_the_same_do_not_break_the_test() -> None:
-    same = compare(Spread((0.5, 0.5)), Spread((0.5, 0.5)))
-    assert (same.mean, same.p, same.is_better, same.is_worse) == (0.0, None, False, False)
-    assert compare(Spread((0.75, 0.75)), Spread((0.5, 0.5))).is_better
-
-
-def test_ablations_leave_one_loss_out_each() -> None:
-    found = ablations(Config(), {"losses.topk": 0.0, "bags.top_k": 4})
-    assert sorted(found) == ["attention", "bag", "patch"]
-    assert found["bag"] == {"losses.topk": 0.0, "bags.top_k": 4, "losses.bag": 0.0}
-    alone = {f"losses.{name}": 0.0 for name in ("patch", "topk", "attention")}
-    assert ablations(Config(), alone) == {}
-
-
-def test_settings_that_are_the_same_are_trained_once() -> None:
-    tasks = repeat_tasks({"default": {"bags.top_k": 8}, "best": {"bags.top_k": 8}, "other": {"bags.top_k": 2}}, [1, 2])
-    assert [(task.values["bags.top_k"], task.seed) for task in tasks] == [(8, 1), (2, 1), (8, 2), (2, 2)]
 
 
 def test_values_are_laid_over_the_configuration() -> None:

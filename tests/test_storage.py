@@ -594,3 +594,13 @@ def test_a_config_that_cannot_be_read_from_a_store_is_named(s3, hasty, uri, erro
 )
 def test_the_address_of_an_s3_server(uri, found):
     assert objectstore.s3_endpoint(uri) == found
+
+
+def test_a_folder_is_deleted_with_all_below_it(any_store):
+    for name in ("a/b/c.txt", "a/b/d/e.txt", "a/bb.txt"):
+        any_store.write(name, b"x")
+    any_store.delete_folder("a/b")
+    any_store.delete_folder("a/b")
+    assert not any_store.exists("a/b/c.txt")
+    assert not any_store.exists("a/b/d/e.txt")
+    assert any_store.read("a/bb.txt") == b"x"

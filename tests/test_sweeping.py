@@ -1,71 +1,116 @@
-"""The records of a search's trials, without Ray: what Tune tells the book, in whatever order."""
+"""What Tune is handed: the agenda as a searcher, and rungs that know of an earlier call."""
 
-from dataclasses import replace
+import os
 from types import SimpleNamespace
 
 import pytest
+from ray import cloudpickle
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
 
-from distmil.search import Task, TrialRecord
-from distmil.stages.sweeping import TrialBook
-from distmil.stages.trials import Sweep
-from distmil.storage import Store
+from distmil.agenda import Agenda
+from distmil.configfile import build_config
+from distmil.draws import random_values
+from distmil.errors import TrainingError
+from distmil.search import Domain, Task, TrialRecord
+from distmil.stages import sweeping
+from distmil.stages.sweeping import AgendaSearcher, Rungs, make_scheduler
+from distmil.stages.trialbook import TrialBook
+from distmil.stages.trials import TASK, Sweep, report
 
-ROWS = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
-
-
-@pytest.fixture
-def sweep(tmp_path):
-    root = str(Store(str(tmp_path)).root)
-    return Sweep(
-        run="s", root=root, values={}, spec=None, metric="slide_auc", is_gpu=False, folds=[], held_out=[], seed=7
-    )
-
-
-def trial_of(values, *, is_last):
-    return SimpleNamespace(trial_id="t1", config=values, last_result={"is_last": is_last}, get_error=lambda: None)
+CONFIG = build_config({"training": {"epochs": 4}, "search": {"grace_epochs": 2, "reduction": 2.0}})
 
 
-def tell(book, trial, rows):
-    for epoch, row in enumerate(rows, start=1):
-        result = {"epoch": epoch, "row": row, "score": row["val_slide_auc"], "error": None}
-        book.on_trial_result(0, [], trial, result)
+def rungs(*scores: float) -> Rungs:
+    """Rungs that know of finished trials, each with the same score in every epoch."""
+    over = [
+        TrialRecord({"bags.top_k": i}, 0, False, i, "finished", [{"val_slide_auc": score}] * 4)
+        for i, score in enumerate(scores)
+    ]
+    found = Rungs(CONFIG, over, metric="slide_auc")
+    found.set_search_properties("score", "max")
+    return found
 
 
-def book_of(sweep, ended):
-    return TrialBook(
-        sweep,
-        False,
-        lambda record: None,
-        lambda record: None,
-        lambda record, was_over: ended.append((record, was_over)),
-    )
+def tell(scheduler: Rungs, score: float, epochs: int, **more: bool) -> list[str]:
+    trial = SimpleNamespace(trial_id=f"trial of {score}")
+    scheduler.on_trial_add(None, trial)
+    found = [
+        scheduler.on_trial_result(None, trial, report({}, epoch, score=score, is_last=epoch == 3))
+        for epoch in range(epochs)
+    ]
+    scheduler.on_trial_complete(None, trial, {})
+    return found
 
 
-def test_a_trial_that_was_over_keeps_its_end_though_a_rung_cuts_its_retelling(sweep):
-    task = Task({"bags.top_k": 8}, sweep.seed)
-    known = TrialRecord({"bags.top_k": 8}, 7, False, number=3, status="finished", rows=ROWS, score=0.8, seconds=9.0)
-    sweep.store.write_json(sweep.record_file(task), known.to_json())
-    ended = []
-    book, trial = book_of(sweep, ended), trial_of({"bags.top_k": 8}, is_last=False)
-    book.on_trial_start(0, [], trial)
-    tell(book, trial, ROWS[:1])  # told in another order, it is behind at the first rung and ended there
-    book.on_trial_complete(0, [], trial)
-    assert ended == [(replace(known, number=0), True)]
-    assert sweep.store.read_json(sweep.record_file(task)) == known.to_json()
+def test_trials_of_an_earlier_call_count_in_the_rungs():
+    assert tell(rungs(), 0.5, 2) == [TrialScheduler.CONTINUE] * 2
+    assert tell(rungs(0.6, 0.7), 0.5, 2) == [TrialScheduler.CONTINUE, TrialScheduler.STOP]
+    assert tell(rungs(0.4, 0.3), 0.5, 2) == [TrialScheduler.CONTINUE] * 2
 
 
-@pytest.mark.parametrize(("told", "status"), [(4, "finished"), (2, "stopped")])
-def test_a_new_trial_ends_as_it_was_told(sweep, told, status):
-    ended = []
-    book, trial = book_of(sweep, ended), trial_of({"bags.top_k": 8}, is_last=told == len(ROWS))
-    book.on_trial_start(0, [], trial)
-    tell(book, trial, ROWS[:told])
-    book.on_trial_complete(0, [], trial)
-    ((record, was_over),) = ended
-    assert (record.status, record.score, len(record.rows), was_over) == (
-        status,
-        ROWS[told - 1]["val_slide_auc"],
-        told,
-        False,
-    )
-    assert sweep.store.read_json(sweep.record_file(record.task))["status"] == status
+def test_a_trial_at_its_last_epoch_is_not_ended_early():
+    known = rungs()
+    assert tell(known, 0.9, 4) == tell(known, 0.91, 4) == [TrialScheduler.CONTINUE] * 4
+    trial = SimpleNamespace(trial_id="late")
+    known.on_trial_add(None, trial)
+    last = report({}, 3, score=0.1, is_last=True)
+    assert known.on_trial_result(None, trial, last) == TrialScheduler.CONTINUE
+    assert known.on_trial_result(None, trial, last | {"is_last": False}) == TrialScheduler.CONTINUE  # taken in already
+
+
+def test_a_failed_trial_is_no_measure():
+    known = rungs()
+    trial = SimpleNamespace(trial_id="failed")
+    known.on_trial_add(None, trial)
+    assert known.on_trial_result(None, trial, report({}, 3, error="no loss")) == TrialScheduler.CONTINUE
+    assert all(not recorded for _, recorded in known._brackets[0]._rungs)
+
+
+@pytest.mark.parametrize("changed", [{"stopping": "none"}, {"grace_epochs": 4}])
+def test_nothing_is_ended_early_where_that_is_not_wanted(changed):
+    config = build_config({"training": {"epochs": 4}, "search": changed})
+    assert type(make_scheduler(config, [], metric="slide_auc")) is FIFOScheduler
+
+
+def test_the_searcher_can_be_pickled_as_tune_does():
+    draws = random_values({"bags.top_k": Domain("choice", (1, 2))}, seed=0)
+    cloudpickle.dumps(AgendaSearcher(Agenda([], known={}, max_lost=0, draws=draws, count=2)))
+
+
+def test_the_searcher_waits_for_what_runs_and_then_ends():
+    task = Task({"bags.top_k": 8}, 0)
+    agenda = Agenda([task], known={}, max_lost=1)
+    searcher = AgendaSearcher(agenda)
+    assert searcher.suggest("1") == {TASK: task}
+    assert searcher.suggest("2") is None  # it may be lost
+    agenda.lose(task)
+    assert searcher.suggest("3") == {TASK: task}
+    agenda.end(task, 0.5)
+    assert searcher.suggest("4") == Searcher.FINISHED
+
+
+class Ended:
+    """A Tuner that Ctrl-C, or a signal to Tune itself, ends."""
+
+    def __init__(self, book, raises):
+        self.book, self.raises = book, raises
+
+    def fit(self):
+        task = self.book.agenda.next()
+        self.book.records[task.key] = TrialRecord(dict(task.values), 0, False, 0)
+        if self.raises:
+            raise self.raises
+
+
+@pytest.mark.parametrize(("raised", "expected"), [(None, TrainingError), (KeyboardInterrupt(), KeyboardInterrupt)])
+def test_a_search_that_was_ended_from_outside_is_not_taken_for_done(monkeypatch, tmp_path, raised, expected):
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    values = {"training": {"num_workers": 1}}
+    sweep = Sweep("s", str(tmp_path), values, None, "slide_auc", False, [], [], 0)
+    agenda = Agenda([Task({"bags.top_k": 8}, 0)], known={}, max_lost=1)
+    book = TrialBook(sweep, agenda, lambda _: None, lambda _: None, lambda *_, **__: None)
+    monkeypatch.setattr(sweeping, "_tuner", lambda *_: Ended(book, raised))
+    with pytest.raises(expected):
+        sweeping.run_agenda(sweep, CONFIG, book, stops_early=True)
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"

@@ -8,7 +8,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distmil.search import Domain, Spread, TrialRecord
+from distmil.comparison import Spread
+from distmil.search import Domain, TrialRecord
 from distmil.sweepplots import comparison_plot, parallel_coordinates, parameter_plots
 
 SPACE = {

@@ -3,14 +3,16 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from distmil.comparison import Spread
 from distmil.configfile import build_config, load_config
-from distmil.search import Domain, Spread, TrialRecord
+from distmil.search import Domain, TrialRecord
 from distmil.stages.runtime import Job
 from distmil.stages.sweepreport import Outcome, write_report
 from distmil.storage import Store
@@ -45,6 +47,31 @@ def test_the_verdict_follows_the_test(best: tuple[float, ...], default: tuple[fl
     assert said in make_outcome(best, default).verdict
 
 
+BETTER = ((0.80, 0.81, 0.82), (0.70, 0.72, 0.71))
+
+
+@pytest.mark.parametrize(
+    ("unseen", "said", "is_better"),
+    [
+        (((0.90, 0.91, 0.93), (0.80, 0.82, 0.80)), r"^better .*\+0\.1000.*; on unseen slides \+0\.1067", True),
+        (((0.80, 0.81, 0.82), (0.81, 0.82, 0.82)), "no better than the default, for it is worse on unseen", False),
+        (None, "^better than the default: [^;]*$", True),
+    ],
+)
+def test_unseen_slides_take_part_in_the_verdict(unseen: Any, said: str, is_better: bool) -> None:
+    held_out = dict(zip(("best", "default"), map(Spread, unseen), strict=True)) if unseen else {}
+    outcome = make_outcome(*BETTER, held_out=held_out)
+    assert re.search(said, outcome.verdict)
+    assert outcome.is_better == is_better
+    assert ("held_out_difference_mean" in outcome.numbers()) == bool(unseen)
+
+
+def test_differences_without_spread_are_no_test() -> None:
+    outcome = make_outcome((0.8, 0.8), (0.7, 0.7))
+    assert outcome.verdict.startswith("no test possible, for every seed differs from the default by the same: +0.1000")
+    assert not outcome.is_better
+
+
 def test_the_default_may_win() -> None:
     winner = TrialRecord(dict(DEFAULT), 0, is_repeat=False, number=0, status="finished", score=0.6)
     assert make_outcome((), (), winner=winner).verdict == "the default values are the best that was tried"
@@ -55,7 +82,8 @@ def test_the_report_has_every_number(tmp_path: Path) -> None:
         {"cohort": {"manifest": "m.csv"}, "training": {"epochs": 7, "run": "x"}, "search": {"trials": 2}}
     )
     held = {"default": Spread((0.6, 0.62)), "best": Spread((0.65, 0.66))}
-    outcome = make_outcome((0.8, 0.82), (0.7, 0.71), held_out=held)
+    outcome = make_outcome((0.8, 0.82), (0.7, 0.71), held_out=held, failed={"best without bag": "no loss is left"})
+    outcome.spreads["best without topk"] = Spread((0.8, 0.81))  # type: ignore[index]
     answer = write_report(Job(config, Store(str(tmp_path))), "searches/r", outcome)
     folder = tmp_path / "searches" / "r"
     assert {path.name for path in folder.iterdir()} == {
@@ -73,6 +101,8 @@ def test_the_report_has_every_number(tmp_path: Path) -> None:
     page = (folder / "report.md").read_text()
     assert outcome.verdict[1:] in page
     assert "0.8100" in page
+    assert "best without bag: no loss is left" in page
+    assert "1 in number, and p is not corrected" in page
     assert "0.6550 ± 0.0071" in page
     best = load_config(folder / "best.yaml")
     assert (best.bags.top_k, best.losses.bag, best.training.epochs, best.training.run) == (2, 0.5, 7, None)

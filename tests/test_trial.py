@@ -10,7 +10,7 @@ from distmil.engine import evaluate
 from distmil.group import Group
 from distmil.runs import open_run
 from distmil.storage import Store
-from distmil.trial import Fold, Trial, mean_row
+from distmil.trial import Fold, Trial, judge_run, mean_row
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=EMBEDDING, weights_file=None)
@@ -52,8 +52,6 @@ def test_a_lost_trial_goes_on_from_its_checkpoint(store: Store) -> None:
     again = Trial(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
     assert [len(run.history.rows) for run in again._runs] == [2, 2]
     assert [again.row(epoch) for epoch in range(4)] == wanted
-    again.clear()
-    assert store.names("checkpoints/sweep/lost/fold-0") == store.names("checkpoints/sweep/lost/fold-1") == []
 
 
 def test_early_stopping_tells_the_row_that_is_kept(store: Store) -> None:
@@ -66,6 +64,26 @@ def test_early_stopping_tells_the_row_that_is_kept(store: Store) -> None:
     history = trial._runs[0].history
     assert epoch == len(history.rows) - 1 == history.best_epoch + 2 < 11
     assert row == history.rows[history.best_epoch] != history.rows[-1]
+
+
+def test_under_early_stopping_the_kept_weights_are_judged_though_the_trial_was_lost(store: Store) -> None:
+    config = small_config(training={"epochs": 12, "patience": 2, "lr": 0.5, "select_by": "loss"})
+    others = make_bags(40)[24:]
+    fold, options = folds()[0], {"device": CPU, "keeps_best": True}
+    trial = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+    rows, found = [], []
+    while not rows or not trial.is_finished(len(rows) - 1):
+        if len(rows) == 3:
+            trial.save()
+            trial = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+        rows.append(trial.row(len(rows)))
+        found.append(evaluate(trial._runs[0].learner, others, config, group=Group()))
+    best = trial._runs[0].history.best_epoch
+    assert found[best] != found[-1]
+    assert trial.judge(others) == found[best]
+    assert judge_run(config, others, SPEC, store, name="sweep/kept/fold-0") == found[best]
+    again = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+    assert [again.row(epoch) for epoch in range(len(rows) - 2)] == rows[:-2]  # told again as it was told
 
 
 def test_other_slides_are_judged_by_every_folds_network(store: Store) -> None:

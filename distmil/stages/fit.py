@@ -66,15 +66,29 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
 
 
 def make_trainer(
-    store: Store, config: Config, run: str, spec: EncoderSpec, callbacks: Sequence[UserCallback]
+    store: Store,
+    config: Config,
+    run: str,
+    spec: EncoderSpec,
+    callbacks: Sequence[UserCallback],
+    *,
+    cores: int | None = None,
 ) -> TorchTrainer:
     """Return the worker group of a run whose ``cohort`` file is written.
+
+    Args:
+        store: Where the run is.
+        config: The configuration to train with.
+        run: The run's name.
+        spec: The encoder.
+        callbacks: Told of what workers report.
+        cores: CPU cores of each worker, for groups that share a cluster; None: as many as the nodes have for it.
 
     Raises:
         ConfigError: If what workers need is not there.
     """
     is_gpu = wants_gpu(config, count=config.training.min_workers or config.training.num_workers)
-    resources = _resources(config, is_gpu=is_gpu)
+    resources = _resources(config, is_gpu=is_gpu, cores=cores)
     _set_environment(config)
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
     store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
@@ -136,7 +150,7 @@ def _set_environment(config: Config) -> None:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
 
 
-def _resources(config: Config, *, is_gpu: bool) -> dict[str, float]:
+def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dict[str, float]:
     """Return what one worker asks for.
 
     Raises:
@@ -145,8 +159,8 @@ def _resources(config: Config, *, is_gpu: bool) -> dict[str, float]:
     most = config.training.num_workers
     needed = config.training.min_workers or most
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    cores = [int(node.get("CPU", 0)) for node in nodes]
-    each = 1 if is_gpu or is_autoscaling() else _cores_each(cores, most)
+    there = [int(node.get("CPU", 0)) for node in nodes]
+    each = cores or (1 if is_gpu or is_autoscaling() else _cores_each(there, most))
     wanted = {"CPU": float(each)} | ({"GPU": 1.0} if is_gpu else {})
     if not is_autoscaling():
         for name, amount in wanted.items():

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,7 @@ def claim_run(
     name: str | None,
     kind: str,
     more: Mapping[str, Any] | None = None,
+    folders: Sequence[str] = (),
 ) -> str:
     """Return the run's name, and note what it was started with.
 
@@ -61,6 +62,7 @@ def claim_run(
         name: The run's name; None: made from everything that is noted.
         kind: The job, for made names and messages.
         more: What else the run depends on, dotted.
+        folders: What else an earlier run of that name left, for the message.
 
     Raises:
         ConfigError: If an earlier run of that name had other settings or other data.
@@ -90,9 +92,10 @@ def claim_run(
             for key, value in settings.items()
             if earlier["settings"].get(key) != value
         ] or ["the slides, labels or outlines changed"]
+        places = " and ".join(job.store.path(folder) for folder in (checkpoint_folder(run), *folders))
         raise ConfigError(
             f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
-            f"another name, or delete {job.store.path(checkpoint_folder(run))}\n  " + "\n  ".join(changed)
+            f"another name, or delete {places}\n  " + "\n  ".join(changed)
         )
     job.store.write_json(run_file(run, "run"), claim)
     return run

@@ -4,17 +4,21 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from distmil.comparison import SIGNIFICANT, Difference, Spread, compare
 from distmil.configfile import to_yaml
-from distmil.search import Difference, Domain, Spread, TrialRecord, Values, compare
+from distmil.search import Domain, TrialRecord, Values
 from distmil.stages.runtime import Job
 from distmil.sweepplots import comparison_plot, parallel_coordinates, parameter_plots
 
 SHOWN = 10
 CAVEAT = """The seeds tell whether training would come out so again on these slides, not whether other slides would
 agree; and the best values were chosen on the slides that mean, sd and difference are of."""
+
+MANY_TESTS = """The ablations are tests of their own, {num_tests} in number, and p is not corrected for that: of so many
+losses without effect {by_chance:.2g} would look as if they had one, on average."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Outcome:
     held_out: Mapping[str, Spread]
     """The same on slides that no trial saw, as far as they are there."""
     seconds: float
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Settings that could not be trained again, and why."""
 
     @property
     def difference(self) -> Difference | None:
@@ -39,18 +45,34 @@ class Outcome:
         return compare(self.spreads["best"], self.spreads["default"]) if self.spreads else None
 
     @property
+    def unseen(self) -> Difference | None:
+        """Return the same on slides that no trial saw, None if there are none."""
+        if not {"best", "default"} <= set(self.held_out):
+            return None
+        return compare(self.held_out["best"], self.held_out["default"])
+
+    @property
+    def is_better(self) -> bool:
+        """Return whether the best values are better by more than seeds explain, and not worse on unseen slides."""
+        found, unseen = self.difference, self.unseen
+        return found is not None and found.is_better and (unseen is None or unseen.mean >= 0)
+
+    @property
     def verdict(self) -> str:
         """Return in a sentence whether the search was worth it."""
         if dict(self.winner.values) == dict(self.default):
             return "the default values are the best that was tried"
-        found = self.difference
+        found, unseen = self.difference, self.unseen
         if found is None:
             return "not compared with the default (search.repeats = 0): one trial proves nothing"
         seeds = len(self.spreads["best"].values)
-        p = "" if found.p is None else f", p = {found.p:.3f}"
-        facts = f"{found.mean:+.4f} ± {found.sd:.4f} over {seeds} seeds{p}, {found.wins} of {seeds} seeds"
-        if found.is_better:
+        facts = _facts(found, seeds) + (f"; on unseen slides {_facts(unseen, seeds)}" if unseen else "")
+        if found.p is None and found.mean:
+            return f"no test possible, for every seed differs from the default by the same: {facts}"
+        if self.is_better:
             return f"better than the default: {facts}"
+        if found.is_better:
+            return f"no better than the default, for it is worse on unseen slides: {facts}"
         return f"{'worse' if found.is_worse else 'no better'} than the default: {facts}"
 
     def numbers(self) -> dict[str, float | None]:
@@ -62,7 +84,14 @@ class Outcome:
                     found |= {f"{place}{name}_mean": spreads[name].mean, f"{place}{name}_sd": spreads[name].sd}
         if self.difference is not None:
             found |= {"difference_mean": self.difference.mean, "difference_p": self.difference.p}
+        if self.unseen is not None:
+            found |= {"held_out_difference_mean": self.unseen.mean, "held_out_difference_p": self.unseen.p}
         return found
+
+
+def _facts(found: Difference, seeds: int) -> str:
+    p = "" if found.p is None else f", p = {found.p:.3f}"
+    return f"{found.mean:+.4f} ± {found.sd:.4f} over {seeds} seeds{p}, {found.wins} of {seeds} seeds"
 
 
 def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
@@ -120,7 +149,9 @@ def _answer(outcome: Outcome, counts: dict[str, int]) -> dict[str, Any]:
                 spread = spreads[name]
                 found[key] |= {f"{place}mean": spread.mean, f"{place}sd": spread.sd, "seeds": len(spread.values)}
     if outcome.difference is not None:
-        found["difference"] = asdict(outcome.difference) | {"is_better": outcome.difference.is_better}
+        found["difference"] = asdict(outcome.difference) | {"is_better": outcome.is_better}
+    if outcome.unseen is not None:
+        found["held_out_difference"] = asdict(outcome.unseen)
     return found
 
 
@@ -174,7 +205,13 @@ def _page(outcome: Outcome, rows: Sequence[Mapping[str, Any]], counts: Mapping[s
     lines += _table(values)
     if rows:
         lines += ["", "Trained again with fresh seeds on the same slides; p is of a paired t-test over seeds.", ""]
-        lines += [*_table(rows), "", CAVEAT, "", "![Scores over seeds](comparison.png)"]
+        lines += [*_table(rows), "", CAVEAT, ""]
+        if num_tests := sum(name not in {"best", "default"} for name in outcome.spreads):
+            lines += [MANY_TESTS.format(num_tests=num_tests, by_chance=num_tests * SIGNIFICANT), ""]
+        lines += ["![Scores over seeds](comparison.png)"]
+    if outcome.failed:
+        lines += ["", "Not compared, for a training failed:", ""]
+        lines += [f"- {name}: {why}" for name, why in outcome.failed.items()]
     lines += ["", "![Trials, a line each](parallel.png)", "", "![Score over each parameter](parameters.png)", ""]
     lines += [f"The {SHOWN} best trials; all are in `trials.csv`.", "", *_table(_trial_rows(outcome)[:SHOWN])]
     return "\n".join(lines) + "\n"

@@ -11,19 +11,24 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from distmil.bags import Bag
+from distmil.checkpoints import checkpoint_folder
 from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec
-from distmil.errors import DistmilError
+from distmil.engine import History
+from distmil.errors import DistmilError, StorageError
 from distmil.memory import keep_freed_memory
+from distmil.runs import is_finished
 from distmil.search import WORST, Task, TrialRecord, score_of, with_values
 from distmil.stages.fit import make_trainer
-from distmil.stages.worker import choose_device, open_bags, read_history, run_file
+from distmil.stages.worker import open_bags, read_history, run_file
 from distmil.storage import Store
-from distmil.trial import Fold, Row, Trial
+from distmil.trial import Fold, Row, Trial, judge_run, kept_row
 
 CHECKPOINT_S = 30.0
 """Seconds of work that a lost trial may lose."""
+WORKER_CORES = 1
+"""CPU cores of each worker of a trial's group, by which trials at once are counted."""
 TASK = "task"
 HELD_OUT = "held_out_"
 
@@ -44,19 +49,27 @@ class Sweep:
     held_out: Sequence[str]
     """Slides that no trial of the search sees."""
     seed: int
+    claim: str = ""
+    """Fingerprint of everything that the search was started with."""
 
     @property
     def store(self) -> Store:
         """Return the store."""
         return Store(self.root)
 
+    @property
+    def is_grouped(self) -> bool:
+        """Return whether a trial is trained by a group of workers."""
+        return bool(self.values["training"]["num_workers"] > 1)
+
     def config(self, task: Task) -> Config:
         """Return a trial's configuration. Raises: ConfigError."""
         return with_values(build_config(self.values), {**task.values, "training.seed": task.seed})
 
     def task(self, config: Mapping[str, Any]) -> Task:
-        """Return what Tune wants to be trained: searched values, or a task as it is."""
-        return config[TASK] if TASK in config else Task(dict(config), self.seed)
+        """Return what Tune wants to be trained."""
+        found: Task = config[TASK]
+        return found
 
     def record_file(self, task: Task) -> str:
         """Return the name of a trial's record."""
@@ -66,10 +79,22 @@ class Sweep:
         """Return the name under which a trial's checkpoints are."""
         return f"{self.run}/{task.key}"
 
+    def group(self, task: Task) -> str:
+        """Return the name of the training run that a group of workers makes of a trial."""
+        return f"{self.run}-{task.key}"
+
 
 def search_folder(run: str) -> str:
     """Return the folder of a search."""
     return f"searches/{run}"
+
+
+def read_trials(sweep: Sweep) -> dict[str, TrialRecord]:
+    """Return what is known of all trials of the search and of its comparison, by task."""
+    folder = f"{search_folder(sweep.run)}/trials"
+    found = [sweep.store.read_json(f"{folder}/{name}") for name in sweep.store.names(folder) if name.endswith(".json")]
+    records = [TrialRecord(**values) for values in found if values.get("claim") == sweep.claim]
+    return {record.task.key: record for record in records}
 
 
 def read_trial(sweep: Sweep, task: Task) -> TrialRecord | None:
@@ -80,6 +105,14 @@ def read_trial(sweep: Sweep, task: Task) -> TrialRecord | None:
         return None
 
 
+def clear_trial(sweep: Sweep, task: Task) -> None:
+    """Delete what only a trial in progress needs: its checkpoints, and Ray's folder of its group."""
+    inner = sweep.group(task)
+    for folder in [checkpoint_folder(inner), f"ray-train/{inner}"] if sweep.is_grouped else []:
+        sweep.store.delete_folder(folder)
+    sweep.store.delete_folder(checkpoint_folder(sweep.checkpoint(task)))
+
+
 @functools.cache
 def _bags(root: str, run: str, form: str, classes: int) -> dict[str, Bag]:
     """Return the search's bags by slide; they are opened once in a process, whatever it trains."""
@@ -87,11 +120,16 @@ def _bags(root: str, run: str, form: str, classes: int) -> dict[str, Bag]:
     return {bag.slide_id: bag for bag in open_bags(config, Store(root), run)}
 
 
-class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
-    """Trains one trial after another in its own process, an epoch a step.
+def trial_device(*, is_gpu: bool) -> torch.device:
+    """Return the GPU that Ray gave this process, the only one that it sees, or the CPU.
 
-    What is over already is told again from its record. A trial that was lost goes on from its last checkpoint.
+    ``ray.train.torch`` knows of GPUs in a Train worker alone.
     """
+    return torch.device("cuda", 0) if is_gpu and torch.cuda.is_available() else torch.device("cpu")
+
+
+class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
+    """Trains one trial after another in its own process, an epoch a step; a lost one goes on from its checkpoint."""
 
     def setup(self, config: dict[str, Any], sweep: Sweep) -> None:
         """Open a trial."""
@@ -101,19 +139,16 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         self._sweep, self._epoch, self._saved = sweep, 0, time.monotonic()
         self._trial: Trial | None = None
         self._task = sweep.task(config)
-        known = read_trial(sweep, self._task)
-        self._known = known.rows if known is not None and known.is_over else []
 
     def step(self) -> dict[str, Any]:
         """Train an epoch and return its row."""
         epoch, self._epoch = self._epoch, self._epoch + 1
-        if self._known:
-            row, is_last = self._known[epoch], epoch + 1 == len(self._known)
-        else:
-            try:
-                row, is_last = self._train(epoch)
-            except DistmilError as error:  # every retry would end in it as well
-                return report({}, epoch, error=str(error)) | {tune.result.DONE: True}
+        try:
+            row, is_last = self._train(epoch)
+        except StorageError:  # it may hold at the next try
+            raise
+        except DistmilError as error:  # every retry would end in it as well
+            return report({}, epoch, error=str(error)) | {tune.result.DONE: True}
         found = report(row, epoch, score=score_of(row, self._sweep.metric), is_last=is_last)
         return found | {tune.result.DONE: is_last}
 
@@ -124,7 +159,8 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
             folds = [Fold([bags[i] for i in learning], [bags[i] for i in judging]) for learning, judging in sweep.folds]
             self._trial = Trial(
                 config, folds, sweep.spec, sweep.store,
-                name=sweep.checkpoint(self._task), device=choose_device(is_gpu=sweep.is_gpu),
+                name=sweep.checkpoint(self._task), device=trial_device(is_gpu=sweep.is_gpu),
+                keeps_best=self._task.is_repeat and bool(sweep.held_out),
             )  # fmt: skip
         row = self._trial.row(epoch)
         is_last = epoch + 1 >= config.training.epochs or self._trial.is_finished(epoch)
@@ -153,37 +189,57 @@ def report(
 def train_group(config: dict[str, Any], sweep: Sweep) -> None:
     """Train a trial of several workers: a group of its own, named by the trial, which goes on where it stopped."""
     task = sweep.task(config)
-    known = read_trial(sweep, task)
-    if known is not None and known.is_over:
-        for epoch, row in enumerate(known.rows, start=1):
-            score = score_of(row, sweep.metric)
-            tune.report(report(row, epoch - 1, score=score, is_last=epoch == len(known.rows)))
-        return
-    inner, store = sweep.checkpoint(task).replace("/", "-"), sweep.store
-    store.write_json(run_file(inner, "cohort"), store.read_json(run_file(sweep.run, "cohort")))
     try:
-        trainer = make_trainer(store, sweep.config(task), inner, sweep.spec, [_ScoreCallback(sweep.metric)])
-        result = trainer.fit()
-        if failure := (result.return_value or {}).get("error"):
-            raise failure
-        history = read_history(store, inner)
-        assert history is not None
-        row = history.rows[-1]
-        tune.report(report(row, len(history.rows) - 1, score=score_of(row, sweep.metric), is_last=True))
+        _fit_group(sweep, task)
+    except StorageError:
+        raise
     except DistmilError as error:
         tune.report(report({}, 0, error=str(error)))
+
+
+def _fit_group(sweep: Sweep, task: Task) -> None:
+    """Tell what an earlier try of the trial committed, train what is missing, and tell its last row with held-out."""
+    config, inner, store = sweep.config(task), sweep.group(task), sweep.store
+    store.write_json(run_file(inner, "cohort"), store.read_json(run_file(sweep.run, "cohort")))
+    history = read_history(store, inner) or History()
+    for epoch in range(len(history.rows)):
+        tune.report(group_report(history.rows, epoch, config, sweep.metric))
+    if not is_finished(history, config):
+        callback = _ScoreCallback(history.rows, config, sweep.metric)
+        result = make_trainer(store, config, inner, sweep.spec, [callback], cores=WORKER_CORES).fit()
+        if failure := (result.return_value or {}).get("error"):
+            raise failure
+        history = read_history(store, inner) or history
+    found = group_report(history.rows, len(history.rows) - 1, config, sweep.metric) | {"is_last": True}
+    if task.is_repeat and sweep.held_out:
+        found["row"] = found["row"] | _judge_group(sweep, config, inner)
+    tune.report(found)
+
+
+def _judge_group(sweep: Sweep, config: Config, inner: str) -> Row:
+    """Return what the group's network makes of held-out slides; the losses that are on say nothing in an evaluation."""
+    bags = _bags(sweep.root, sweep.run, config.labels.form, len(config.cohort.classes))
+    found = judge_run(config, [bags[i] for i in sweep.held_out], sweep.spec, sweep.store, name=inner)
+    return {f"{HELD_OUT}{name}": value for name, value in found.items()}
+
+
+def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> dict[str, Any]:
+    """Return what Tune is told of a group's epoch: the row of the network that it would have kept."""
+    row = kept_row(History(list(rows)), config.training, epoch)
+    return report(row, epoch, score=score_of(row, metric), is_last=epoch + 1 >= config.training.epochs)
 
 
 class _ScoreCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no types
     """Hands a group's rows to Tune in the form of a trial's."""
 
-    def __init__(self, metric: str) -> None:
+    def __init__(self, rows: Sequence[Row], config: Config, metric: str) -> None:
         super().__init__()
-        self._metric = metric
+        self._rows, self._config, self._metric = list(rows), config, metric
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Hand on rank 0's row, which is the group's."""
+        epoch = int(metrics[0]["epoch"])
         row = {name: value for name, value in metrics[0].items() if name not in {"epoch", "epoch_s"}}
-        super().after_report(
-            run_context, [report(row, int(metrics[0]["epoch"]), score=score_of(row, self._metric))], checkpoint
-        )
+        self._rows = [*self._rows[:epoch], row]
+        found = group_report(self._rows, epoch, self._config, self._metric)
+        super().after_report(run_context, [found], checkpoint)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def run_job(home: Path, job: str, *arguments: object) -> Done:
         cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def interrupt_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> Done:
+    """Start a job, press Ctrl-C as soon as the moment has come, and wait for its end."""
+    process = subprocess.Popen(
+        command(job, *arguments),
+        cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (background jobs ignore it)
+    )  # fmt: skip
+    deadline = time.monotonic() + TIMEOUT_S
+    while not is_time() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=TIMEOUT_S)
+    return Done(process.returncode, out, err)
 
 
 def kill_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> None:
