@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from distmil.bags import Bag, Indices, Patches
-from distmil.models.pooling import Layout, on_device
+from distmil.models.pooling import Layout
 from distmil.sampling import MIXED, Step
+from distmil.tensors import Rows, in_one, num_rows, on_device, touch, without_copy
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -25,7 +26,7 @@ Made = TypeVar("Made")
 class Batch:
     """One worker's share of a step, packed: slide bags first, then the mixed bag."""
 
-    patches: Tensor
+    patches: Rows
     layout: Layout
     """The slide bags, and the mixed bag as one more."""
     label_B: Tensor
@@ -37,7 +38,7 @@ class Batch:
     @property
     def num_bag_patches(self) -> int:
         """Return T without the mixed bag."""
-        return len(self.patches) - len(self.target_NC)
+        return num_rows(self.patches) - len(self.target_NC)
 
 
 def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: torch.device) -> Batch | None:
@@ -63,15 +64,19 @@ def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: tor
     )
 
 
-def load_piece(bag: Bag, indices: Indices | slice, device: torch.device) -> Tensor:
+def load_piece(bag: Bag, indices: Indices | slice, device: torch.device) -> Rows:
     """Read some patches of a bag."""
     return pack(bag.source.pieces(indices), device)
 
 
-def pack(pieces: Sequence[Patches], device: torch.device) -> Tensor:
-    """Return pieces one after the other as one tensor on the device."""
+def pack(pieces: Sequence[Patches], device: torch.device) -> Rows:
+    """Return pieces one after the other on the device; on a CPU embeddings stay where they are mapped."""
     if isinstance(pieces[0], Tensor):
-        return pieces[0] if len(pieces) == 1 else torch.cat([torch.as_tensor(piece) for piece in pieces])
+        return in_one([torch.as_tensor(piece) for piece in pieces])
+    if device.type == "cpu" and pieces[0].ndim == 2:
+        for piece in pieces:
+            touch(np.asarray(piece))
+        return [without_copy(np.asarray(piece)) for piece in pieces]
     rows = sum(len(piece) for piece in pieces)
     shape = (rows, *pieces[0].shape[1:])
     is_gpu = device.type == "cuda"
@@ -102,7 +107,7 @@ class ResidentSource:
 
 def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
     """Return the bags with their embeddings copied to the device."""
-    return [replace(bag, source=ResidentSource(load_piece(bag, slice(None), device))) for bag in bags]
+    return [replace(bag, source=ResidentSource(in_one(load_piece(bag, slice(None), device)))) for bag in bags]
 
 
 def read_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:

@@ -19,6 +19,7 @@ from distmil.bags import Bag
 from distmil.config import Config, TrainingConfig
 from distmil.errors import TrainingError
 from distmil.models.network import Network
+from distmil.tensors import Rows, in_one, without_copy
 
 NORMALISER_PATCHES = 20_000
 
@@ -80,7 +81,7 @@ class Learner:
         """Return what is evaluated and kept: the average, or what is trained."""
         return self.averaged or self.trained
 
-    def embed(self, patches: NDArray[Any] | Tensor) -> Tensor:
+    def embed(self, patches: NDArray[Any] | Rows) -> Rows:
         """Return embeddings, T x E: the stored ones, or the encoder's of pixels T x H x W x 3."""
         return embed(patches, self.encoder, self.device)
 
@@ -111,14 +112,13 @@ class Learner:
             yield
 
 
-def embed(patches: NDArray[Any] | Tensor, encoder: nn.Module | None, device: torch.device) -> Tensor:
+def embed(patches: NDArray[Any] | Rows, encoder: nn.Module | None, device: torch.device) -> Rows:
     """Return embeddings, T x E: the stored ones, or an encoder's of pixels T x H x W x 3."""
-    if isinstance(patches, np.ndarray) and not patches.flags.writeable:
-        patches = patches.copy()  # torch has no read-only tensors
-    tensor = torch.as_tensor(patches, device=device)
+    if isinstance(patches, np.ndarray):
+        patches = without_copy(patches).to(device)
     if encoder is None:
-        return tensor
-    embedding_TE: Tensor = encoder(tensor)
+        return patches
+    embedding_TE: Tensor = encoder(in_one(patches))
     return embedding_TE
 
 
@@ -157,7 +157,7 @@ def fit_normaliser(learner: Learner, bags: Sequence[Bag], *, seed: int, batch_si
             count = max(1, round(share * len(bag)))
             chosen = np.sort(generator.choice(len(bag), size=count, replace=False))
             pieces = [bag.source.take(part) for part in np.array_split(chosen, math.ceil(count / batch_size))]
-            sample += [learner.embed(piece).float().cpu() for piece in pieces]
+            sample += [in_one(learner.embed(piece)).float().cpu() for piece in pieces]
     embedding_TE = torch.cat(sample)
     if not bool(embedding_TE.isfinite().all()):
         raise TrainingError("training embeddings are not finite; delete the embeddings folder and run embed again")

@@ -14,6 +14,7 @@ from torch import Tensor
 from distmil.bags import Patches, PatchSource
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool, top_k_size
+from distmil.tensors import Rows
 
 SCORE_CHUNK = 16_384
 READ_OUTS = ("bag", "max", "topk_mean")
@@ -39,7 +40,7 @@ class BagScores:
 def score_bag(
     head: Network,
     source: PatchSource,
-    embed: Callable[[Patches], Tensor],
+    embed: Callable[[Patches], Rows],
     *,
     top_k: int,
     chunk: int = SCORE_CHUNK,

@@ -31,6 +31,7 @@ from distmil.learner import Learner
 from distmil.models.network import Network
 from distmil.models.pooling import PooledPart, top_k_patches, top_k_size, widen
 from distmil.sampling import Step
+from distmil.tensors import Rows
 
 LOSSES = ("patch", "bag", "topk", "attention")
 
@@ -133,7 +134,7 @@ def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
     return step.share(group.rank, group.size, [len(bag) for bag in bags])
 
 
-def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -> dict[str, Tensor]:
+def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> dict[str, Tensor]:
     """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
     feature_TF, attention_T = head(embedding_TE)
     weights, num_slides, cut = aim.config.losses, len(batch.label_B), batch.num_bag_patches
@@ -230,7 +231,7 @@ class GiantBag:
             found["topk"] = self._topk(attention_T)
         return found
 
-    def _forward(self, index: int, patches: Tensor) -> tuple[Tensor, Tensor]:
+    def _forward(self, index: int, patches: Rows) -> tuple[Tensor, Tensor]:
         """Pass one chunk; a second time with the same dropout."""
         learner = self._learner
         seed = self._aim.config.training.seed
@@ -238,7 +239,7 @@ class GiantBag:
             feature_TF, attention_T = learner.head(learner.embed(patches))
         return feature_TF, attention_T
 
-    def _chunks(self) -> "enumerate[Tensor]":
+    def _chunks(self) -> "enumerate[Rows]":
         device = self._learner.device
         return enumerate(read_ahead(lambda piece: load_piece(self._bag, piece, device), self._pieces))
 

@@ -32,6 +32,7 @@ LAYERS = [
     ["distmil.tiling", "distmil.reportpage", "distmil.labels", "distmil.encoders", "distmil.heatmaps", "distmil.demo"],
     ["distmil.labelling", "distmil.embedding", "distmil.bags", "distmil.maps"],
     ["distmil.tilework", "distmil.verification"],
+    ["distmil.tensors"],
     ["distmil.models.pooling", "distmil.models.normaliser", "distmil.sampling", "distmil.group"],
     ["distmil.models.blocks", "distmil.losses"],
     ["distmil.models.network"],

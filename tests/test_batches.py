@@ -9,6 +9,7 @@ import torch
 
 from distmil.batches import load_batch, make_resident, read_ahead
 from distmil.sampling import MIXED, Step
+from distmil.tensors import in_one
 from tests.bagmaking import make_bag
 
 CPU = torch.device("cpu")
@@ -23,9 +24,9 @@ def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
     assert batch.label_B.tolist() == [0, 0]
     assert batch.num_bag_patches == 25
     rows = [bags[2].source.take(slice(None)), bags[0].source.take(np.array([1, 5, 7]))]
-    np.testing.assert_array_equal(batch.patches[:25].numpy(), np.concatenate(rows))
+    np.testing.assert_array_equal(in_one(batch.patches)[:25].numpy(), np.concatenate(rows))
     drawn = {(1, 0), (3, 4), (3, 2)}
-    for patch, target in zip(batch.patches[25:].numpy(), batch.target_NC.numpy(), strict=True):
+    for patch, target in zip(in_one(batch.patches)[25:].numpy(), batch.target_NC.numpy(), strict=True):
         where = [(b, p) for b, p in drawn if np.array_equal(bags[b].source.take(np.array([p]))[0], patch)]
         assert len(where) == 1
         drawn.remove(where[0])
@@ -40,7 +41,7 @@ def test_resident_bags_give_the_same_batches() -> None:
     resident = load_batch(make_resident(bags, CPU), step, [2, 0, MIXED], CPU)
     assert here is not None
     assert resident is not None
-    assert torch.equal(here.patches, resident.patches)
+    assert torch.equal(in_one(here.patches), in_one(resident.patches))
     assert torch.equal(here.target_NC, resident.target_NC)
 
 

@@ -88,7 +88,7 @@ def test_dropout_keeps_the_mean_and_sends_nothing_back_through_what_it_drops(mon
     seed_TF = torch.randn(4000, FEATURES).double()
 
     def features(drop: float) -> Tensor:
-        return features_in_blocks(normaliser, embedding_TE.half(), weight_FE, bias_F, drop=drop)
+        return features_in_blocks(normaliser, [embedding_TE.half()], weight_FE, bias_F, drop=drop)
 
     whole_TF = features(0.0)
     torch.manual_seed(0)

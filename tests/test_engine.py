@@ -74,7 +74,6 @@ def test_a_packed_step_equals_one_bag_at_a_time(
     config = small_config(model={"patch_feature": patch_feature, "topk_feature": topk_feature})
     bags = make_bags(8, classes=classes)
     learner, planner = make(config, bags, classes=classes, double=True)
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
     for step in planner.steps(0, with_mixed=True):
         expected = direct_losses(learner, bags, step, config)
         found = train_step(learner, bags, step, config, ALONE, rate=1.0)
@@ -335,8 +334,7 @@ def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
 
 
 @pytest.mark.parametrize("setting", [{}, {"mixed_bag_loss": True}, {"topk": 0.0}])
-def test_several_workers_give_the_loss_of_one(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
+def test_several_workers_give_the_loss_of_one(setting: dict[str, Any]) -> None:
     results = [train_two_epochs(ALONE, **setting)]
     for size in (2, 3, 5):
         results += run_as_group(size, lambda group: train_two_epochs(group, **setting))
@@ -358,14 +356,12 @@ def test_a_parameter_that_no_loss_reaches_has_no_gradient_on_any_worker() -> Non
 def train_as_process(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=size)
     torch.set_num_threads(1)
-    Learner.embed = lambda _self, patches: torch.as_tensor(patches).double()  # type: ignore[method-assign]
     torch.save(train_two_epochs(Group.current()), f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_two_processes_give_the_loss_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Learner, "embed", lambda _self, patches: torch.as_tensor(patches).double())
+def test_two_processes_give_the_loss_of_one(tmp_path: Path) -> None:
     mp.spawn(train_as_process, args=(2, str(tmp_path)), nprocs=2)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     assert_same([train_two_epochs(ALONE, mixed_bag_loss=False), *found])

@@ -20,24 +20,24 @@ _BLOCK = 1024  # rows
 
 
 def features_in_blocks(
-    normaliser: Normaliser, embedding_TE: Tensor, weight_FE: Tensor, bias_F: Tensor, *, drop: float
+    normaliser: Normaliser, pieces: Sequence[Tensor], weight_FE: Tensor, bias_F: Tensor, *, drop: float
 ) -> Tensor:
     """Return dropout(relu(centred embeddings x weight + bias)), T x F, in autocast's precision.
 
     Args:
         normaliser: Centres the embeddings; its factors are in the weight already.
-        embedding_TE: Raw embeddings on a CPU, which need no gradient.
+        pieces: Raw embeddings, T x E, on a CPU, which need no gradient; as they lie, one piece after the other.
         weight_FE: Weight.
         bias_F: Bias.
         drop: Share to drop, in steps of 1/256.
     """
-    feature_TF, _ = _apply(normaliser, embedding_TE, drop, False, *_cast(weight_FE, bias_F))
+    feature_TF, _ = _apply(normaliser, pieces, drop, False, *_cast(weight_FE, bias_F))
     return feature_TF
 
 
 def attended_in_blocks(  # noqa: PLR0917  # two layers and a score, in the order in which they come
     normaliser: Normaliser,
-    embedding_TE: Tensor,
+    pieces: Sequence[Tensor],
     weight_FE: Tensor,
     bias_F: Tensor,
     gate_weight_GF: Tensor,
@@ -52,7 +52,7 @@ def attended_in_blocks(  # noqa: PLR0917  # two layers and a score, in the order
     score = w x (tanh(v) sigmoid(u)) + b, where v and u are the halves of the gates of the feature.
     """
     layers = _cast(weight_FE, bias_F, gate_weight_GF, gate_bias_G)
-    return _apply(normaliser, embedding_TE, drop, torch.is_grad_enabled(), *layers, score_weight_A, score_bias)
+    return _apply(normaliser, pieces, drop, torch.is_grad_enabled(), *layers, score_weight_A, score_bias)
 
 
 def _cast(*weights: Tensor) -> list[Tensor]:
@@ -77,7 +77,7 @@ class _AttentionBlock(torch.autograd.Function):
     def forward(  # noqa: PLR0917  # torch passes them by position
         ctx: Any,
         normaliser: Normaliser,
-        embedding_TE: Tensor,
+        pieces: Sequence[Tensor],
         drop: float,
         keeps_gates: bool,
         weight_FE: Tensor,
@@ -85,29 +85,29 @@ class _AttentionBlock(torch.autograd.Function):
         *gating: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         threshold = round(256 * drop)
-        ctx.normaliser, ctx.keep = normaliser, 1 - threshold / 256
-        num_rows, num_gates = len(embedding_TE), len(gating[0]) if gating else 0
+        ctx.normaliser, ctx.pieces, ctx.keep = normaliser, pieces, 1 - threshold / 256
+        num_rows, num_gates = sum(len(piece) for piece in pieces), len(gating[0]) if gating else 0
         feature_TF = weight_FE.new_empty(num_rows, len(weight_FE))
         gates_TG = weight_FE.new_empty(num_rows if keeps_gates else min(_BLOCK, num_rows), num_gates)
         attention_T = gating[2].new_empty(num_rows) if gating else None
-        for rows, centred_TE in _centred_blocks(normaliser, embedding_TE, weight_FE.dtype):
+        for rows, centred_TE in _centred_blocks(normaliser, pieces, weight_FE.dtype):
             block_TF = torch.addmm(bias_F, centred_TE, weight_FE.T, out=feature_TF[rows]).clamp_(min=0)
             if threshold:
                 block_TF.mul_(_keep_mask(block_TF, threshold)).mul_(1 / ctx.keep)
             if attention_T is not None:
                 block_TG = gates_TG[rows] if keeps_gates else gates_TG[: len(block_TF)]
                 attention_T[rows] = _score(block_TF, block_TG, gating)
-        ctx.save_for_backward(embedding_TE, feature_TF, gates_TG, weight_FE, *gating)
+        ctx.save_for_backward(feature_TF, gates_TG, weight_FE, *gating)
         ctx.set_materialize_grads(False)
         return feature_TF, attention_T
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        embedding_TE, feature_TF, gates_TG, weight_FE, *gating = ctx.saved_tensors
+        feature_TF, gates_TG, weight_FE, *gating = ctx.saved_tensors
         gradient_TF, gradient_T = gradients
         phi, gates = _LayerSums(weight_FE), _LayerSums(gating[0]) if gating else None
         of_score_A = torch.zeros_like(gating[2]) if gating else weight_FE.new_empty(0)
-        for rows, centred_TE in _centred_blocks(ctx.normaliser, embedding_TE, weight_FE.dtype):
+        for rows, centred_TE in _centred_blocks(ctx.normaliser, ctx.pieces, weight_FE.dtype):
             block_TF = feature_TF[rows]
             back_TF = None if gradient_TF is None else gradient_TF[rows]
             if gates is not None and gradient_T is not None:
@@ -174,15 +174,38 @@ def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Te
     return back_TG
 
 
-def _centred_blocks(normaliser: Normaliser, embedding_TE: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _centred_blocks(
+    normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype
+) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows and their centred embeddings, in scratch space that the next block overwrites."""
-    scratch_TE = normaliser.mean.new_empty(min(_BLOCK, len(embedding_TE)), embedding_TE.shape[1])
-    for start in range(0, len(embedding_TE), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        part_TE = embedding_TE[rows]
-        block_TE = scratch_TE[: len(part_TE)].copy_(part_TE)
+    scratch_TE = normaliser.mean.new_empty(_BLOCK, pieces[0].shape[1])
+    start = 0
+    for parts in _cut(pieces):
+        stop = start
+        for part_TE in parts:
+            scratch_TE[stop - start : stop - start + len(part_TE)].copy_(part_TE)
+            stop += len(part_TE)
+        block_TE = scratch_TE[: stop - start]
         torch.clamp(block_TE, normaliser.low, normaliser.high, out=block_TE).sub_(normaliser.mean)
-        yield rows, block_TE.to(dtype)
+        yield slice(start, stop), block_TE.to(dtype)
+        start = stop
+
+
+def _cut(pieces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield the parts of pieces that make up each block; the last one may be smaller."""
+    parts: list[Tensor] = []
+    room = _BLOCK
+    for piece in pieces:
+        at = 0
+        while at < len(piece):
+            part = piece[at : at + room]
+            parts.append(part)
+            at, room = at + len(part), room - len(part)
+            if room == 0:
+                yield parts
+                parts, room = [], _BLOCK
+    if parts:
+        yield parts
 
 
 def _keep_mask(like_TF: Tensor, threshold: int) -> Tensor:

@@ -5,6 +5,7 @@ Under autocast only the wide products run in half precision; scores and logits a
 T patches, B bags, E embedding, F feature, A attention, C classes.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from distmil.config import ModelConfig
 from distmil.models.blocks import attended_in_blocks, features_in_blocks
 from distmil.models.normaliser import Normaliser
 from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen
+from distmil.tensors import Rows, in_one
 
 
 class Network(nn.Module):
@@ -34,20 +36,21 @@ class Network(nn.Module):
         self.feature_dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.feature_dim, num_classes)
 
-    def forward(self, embedding_TE: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, embedding_TE: Rows) -> tuple[Tensor, Tensor]:
         """Return patch features, T x F, and raw attention scores, T, from raw embeddings, T x E."""
         # The normaliser's factors go into the weights: F x E products in place of T x E.
         weight_FE = self.input_dropout(self.normaliser.scale) * self.phi.weight
         drop = self.feature_dropout.p if self.training else 0.0
-        if embedding_TE.device.type == "cpu" and not embedding_TE.requires_grad:
-            return self.attend_in_blocks(embedding_TE, weight_FE, drop=drop)
-        feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
+        pieces = [embedding_TE] if isinstance(embedding_TE, Tensor) else embedding_TE
+        if all(piece.device.type == "cpu" and not piece.requires_grad for piece in pieces):
+            return self.attend_in_blocks(pieces, weight_FE, drop=drop)
+        feature_TF = nn.functional.linear(self.normaliser.centred(in_one(pieces)), weight_FE, self.phi.bias)
         feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
         return feature_TF, self.attend(feature_TF)
 
-    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+    def attend_in_blocks(self, pieces: Sequence[Tensor], weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
         """Do the same on a CPU, block by block, for embeddings that need no gradient."""
-        feature_TF = features_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
+        feature_TF = features_in_blocks(self.normaliser, pieces, weight_FE, self.phi.bias, drop=drop)
         return feature_TF, self.attend(feature_TF)
 
     def attend(self, feature_TF: Tensor) -> Tensor:
@@ -89,10 +92,10 @@ class GatedNetwork(Network):
         value_TA, gate_TA = self.gates(feature_TF).chunk(2, dim=1)
         return exact(self.score, value_TA.tanh() * gate_TA.sigmoid())[:, 0]
 
-    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+    def attend_in_blocks(self, pieces: Sequence[Tensor], weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
         """Return features and raw attention scores, the gates block by block as well."""
         gating = (self.gates.weight, self.gates.bias, self.score.weight[0], self.score.bias)
-        return attended_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, *gating, drop=drop)
+        return attended_in_blocks(self.normaliser, pieces, weight_FE, self.phi.bias, *gating, drop=drop)
 
 
 def exact(layer: nn.Linear, values: Tensor) -> Tensor:

@@ -14,9 +14,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from distmil.tensors import on_device
 
 _MATRIX_BAGS = 64
 Pooling = Literal["sigmoid", "softmax", "mean", "max"]
@@ -123,11 +124,6 @@ class Layout:
         rank_K = np.arange(len(bag_K)) - np.repeat(sizes.cumsum() - sizes, sizes)
         place_K = np.repeat(lengths.cumsum() - lengths, sizes) + rank_K
         return on_device(place_K, self.bag_T.device), on_device(bag_K, self.bag_T.device)
-
-
-def on_device(values: NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """Return integers on a device, without waiting for it."""
-    return torch.from_numpy(values).to(device, non_blocking=True)
 
 
 def pool(feature_TF: Tensor, attention_T: Tensor, layout: Layout, pooling: Pooling = "sigmoid") -> Tensor:
