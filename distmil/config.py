@@ -183,7 +183,8 @@ class BagsConfig(Section):
     oversample: float = Field(default=1.0, ge=1, le=100)
     """How often annotated slides come in the first epoch; falls to once in the last."""
     paired: bool = False
-    """Put as many positive as negative slides into every step, repeating slides of the smaller class."""
+    """Take positive and negative slides in turn, repeating those of the smaller class; a slide larger than
+    patches_per_step is a step of its own all the same."""
 
 
 class ModelConfig(Section):
@@ -200,7 +201,7 @@ class ModelConfig(Section):
     dropout: float = Field(default=0.25, ge=0, lt=1)
     """Dropout on the patch feature."""
     input_dropout: float = Field(default=0.25, ge=0, lt=1)
-    """Dropout on the normalised embedding."""
+    """Dropout on the normalised embedding: whole dimensions, the same for all patches of a step."""
     patch_feature: Literal["plain", "attended"] = "plain"
     """What C1 judges of a single patch: f, or sigmoid(a) f."""
     topk_feature: Literal["plain", "attended"] = "plain"

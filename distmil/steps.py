@@ -215,6 +215,8 @@ class GiantBag:
         self._start, self._spans = start, spans
         self._pieces: list[Indices | slice] = [slice(a, b) if sample is None else sample[a:b] for a, b in spans]
         self._sample = sample
+        with learner.seeded(aim.config.training.seed):  # the same dimensions are dropped in all chunks, on all workers
+            self._scale_E = learner.head.draw_scale()
 
     def backward(self) -> dict[str, Tensor]:
         """Add this worker's gradients of the bag's losses and return its share of their values."""
@@ -236,7 +238,7 @@ class GiantBag:
         learner = self._learner
         seed = self._aim.config.training.seed
         with learner.seeded(seed, self._group.rank, index), learner.autocast():
-            feature_TF, attention_T = learner.head(learner.embed(patches))
+            feature_TF, attention_T = learner.head(learner.embed(patches), self._scale_E)
         return feature_TF, attention_T
 
     def _chunks(self) -> "enumerate[Rows]":

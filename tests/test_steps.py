@@ -14,7 +14,7 @@ from distmil.group import Group
 from distmil.learner import Learner, make_learner
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.sampling import Step, StepPlanner
-from distmil.steps import share_of, train_step
+from distmil.steps import Aim, GiantBag, Totals, share_of, train_step
 from tests.bagmaking import EMBEDDING, make_bag, small_config
 from tests.threadgroup import run_as_group
 
@@ -132,6 +132,24 @@ def test_dropout_falls_alike_in_both_passes_of_a_chunk() -> None:
         third = learner.head(patches)
     assert torch.equal(first[0], second[0])
     assert not torch.equal(first[0], third[0])
+
+
+def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() -> None:
+    bags = [make_bag(i, size=60) for i in range(2)]
+    step = Step([1], {}, NOTHING, NOTHING, is_giant=True)
+    found = []
+    for budget in (16, 25, 1000):
+        config = small_config(
+            model={"input_dropout": 0.4}, bags={"patches_per_step": budget}, training={"clip_norm": 1e6}
+        )
+        found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
+        learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
+        drawn = [GiantBag(learner, bags[1], None, Aim(config, Totals(1, 1, 0), None), Group(r, 3)) for r in range(3)]
+        assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
+    for other in found[1:]:
+        assert_equal(found[0], other)
+    plain = small_config(bags={"patches_per_step": 16}, training={"clip_norm": 1e6})
+    assert outcome(plain, bags, step, Group(), classes=2)[0] != pytest.approx(found[0][0])
 
 
 def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() -> None:

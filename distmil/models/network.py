@@ -36,10 +36,20 @@ class Network(nn.Module):
         self.feature_dropout = nn.Dropout(config.dropout)
         self.classifier = nn.Linear(config.feature_dim, num_classes)
 
-    def forward(self, embedding_TE: Rows) -> tuple[Tensor, Tensor]:
-        """Return patch features, T x F, and raw attention scores, T, from raw embeddings, T x E."""
+    def draw_scale(self) -> Tensor:
+        """Return what dimensions are multiplied by, E: dropped ones by 0, for all patches of a pass alike."""
+        scale_E: Tensor = self.input_dropout(self.normaliser.scale)
+        return scale_E
+
+    def forward(self, embedding_TE: Rows, scale_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return patch features, T x F, and raw attention scores, T, from raw embeddings, T x E.
+
+        Args:
+            embedding_TE: Raw embeddings.
+            scale_E: What ``draw_scale`` drew, for passes that belong together; None: draw anew.
+        """
         # The normaliser's factors go into the weights: F x E products in place of T x E.
-        weight_FE = self.input_dropout(self.normaliser.scale) * self.phi.weight
+        weight_FE = (self.draw_scale() if scale_E is None else scale_E) * self.phi.weight
         drop = self.feature_dropout.p if self.training else 0.0
         pieces = [embedding_TE] if isinstance(embedding_TE, Tensor) else embedding_TE
         if all(piece.device.type == "cpu" and not piece.requires_grad for piece in pieces):

@@ -119,8 +119,8 @@ def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
     if rows:
         job.console.table(f"{metric} over seeds", list(rows[0]), [list(row.values()) for row in rows])
     job.console.note(outcome.verdict)
-    job.console.note(f"report: {job.store.path(folder)}/report.md")
-    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(folder)}/best.yaml")
+    job.console.note(f"report: {job.store.path(f'{folder}/report.md')}")
+    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(f'{folder}/best.yaml')}")
     return answer
 
 
