@@ -16,7 +16,7 @@ from torch import Tensor
 
 from distmil.models.normaliser import Normaliser
 
-_BLOCK = 1024  # rows
+_BLOCK = 4096  # rows: fewer leave the products waiting for each other, more leave the cache
 
 
 def features_in_blocks(
