@@ -108,7 +108,7 @@ def comparison_plot(spreads: Mapping[str, Spread], *, metric: str) -> bytes:
         axis.plot([spread.mean] * 2, [y - 0.28, y + 0.28], color="tab:red", linewidth=2.2, zorder=4)
     axis.axvline(spreads["default"].mean, color="tab:orange", linestyle="--", linewidth=1.8)
     axis.set_yticks(range(len(names)), names)
-    axis.set_xlabel(f"{_words(metric)}: a dot for each seed, the mean in red, the default's mean dashed")
+    axis.set_xlabel(f"{_words(metric)}: a dot for each seed,\nthe mean in red, the default's mean dashed")
     axis.grid(axis="x", alpha=0.25)
     return _png(figure)
 

@@ -37,6 +37,7 @@ def make_outcome(best: tuple[float, ...], default: tuple[float, ...], **changed:
     ("best", "default", "said"),
     [
         ((0.80, 0.81, 0.82), (0.70, 0.72, 0.71), "better than the default: +0.1000"),
+        ((0.800, 0.810, 0.821), (0.700, 0.710, 0.720), "over 3 seeds, p < 0.001, 3 of 3 seeds"),
         ((0.70, 0.72, 0.71), (0.80, 0.81, 0.82), "worse than the default"),
         ((0.80, 0.70, 0.75), (0.75, 0.76, 0.70), "no better than the default"),
         ((0.75, 0.75), (0.75, 0.75), "no better than the default: +0.0000 ± 0.0000 over 2 seeds, 0 of 2 seeds"),

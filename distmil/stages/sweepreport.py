@@ -90,7 +90,7 @@ class Outcome:
 
 
 def _facts(found: Difference, seeds: int) -> str:
-    p = "" if found.p is None else f", p = {found.p:.3f}"
+    p = "" if found.p is None else f", p {_p(found.p, equals='= ')}"
     return f"{found.mean:+.4f} ± {found.sd:.4f} over {seeds} seeds{p}, {found.wins} of {seeds} seeds"
 
 
@@ -175,12 +175,17 @@ def _comparison_rows(outcome: Outcome) -> list[dict[str, Any]]:
         found = compare(spread, outcome.spreads[other]) if name != "default" else None
         row = {"setting": name, "mean": f"{spread.mean:.4f}", "sd": f"{spread.sd:.4f}"}
         row["difference"] = f"{found.mean:+.4f} from the {other}" if found else ""
-        row["p"] = "" if found is None else "-" if found.p is None else f"{found.p:.3f}"
+        row["p"] = "" if found is None else "-" if found.p is None else _p(found.p)
         row["seeds"] = f"{found.wins} of {len(spread.values)} above" if found else str(len(spread.values))
         if outcome.held_out:
             row["on unseen slides"] = str(outcome.held_out.get(name, ""))
         rows.append(row)
     return rows
+
+
+def _p(value: float, *, equals: str = "") -> str:
+    """Return a p value as text: none is nought."""
+    return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
 def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
