@@ -178,7 +178,8 @@ def _centred_blocks(
     normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype
 ) -> Iterator[tuple[slice, Tensor]]:
     """Yield rows and their centred embeddings, in scratch space that the next block overwrites."""
-    scratch_TE = normaliser.mean.new_empty(_BLOCK, pieces[0].shape[1])
+    size = min(_BLOCK, sum(len(piece) for piece in pieces))
+    scratch_TE = normaliser.mean.new_empty(size, pieces[0].shape[1])
     start = 0
     for parts in _cut(pieces):
         stop = start
