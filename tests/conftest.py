@@ -24,6 +24,16 @@ def data():
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory):
+    """An MLflow database without runs, to be copied; making one takes seconds."""
+    from mlflow import MlflowClient  # noqa: PLC0415  # takes seconds, and few tests need it
+
+    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
+    return path
+
+
 def pytest_configure(config):
     """Keep torch to one thread: small tensors on many threads spend their time waiting for each other."""
     torch.set_num_threads(1)

@@ -171,14 +171,6 @@ np.save(sys.argv[1] + "/scores.npy", scores)
     )
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """An MLflow database without runs; making one takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture
 def tracker(empty_database, tmp_path):
     shutil.copy(empty_database, tmp_path / "mlflow.db")

@@ -20,14 +20,6 @@ SPEC = EncoderSpec(name="resnet18", digest="digest-of-weights", dimension=12, we
 SPACE = {"bags.top_k": Domain("choice", (1, 2, 4))}
 
 
-@pytest.fixture(scope="module")
-def empty_database(tmp_path_factory):
-    """An MLflow database without runs; making one takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""

@@ -17,14 +17,6 @@ from distmil.configfile import build_config
 from distmil.tracking import Tracker, resolve_uri
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory):
-    """An MLflow database without runs; making one takes seconds."""
-    path = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
-    return path
-
-
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
