@@ -1,13 +1,17 @@
 """What each kind of label and each loss brings on real tissue with full patch truth, beside every baseline.
 
-    python -m benchmarks.dual_supervision table  [--seeds 5] [--out FILE.json]
-    python -m benchmarks.dual_supervision select [--seeds 2] [--share 0.25] NAME=KEY=VALUE,... ...
-    python -m benchmarks.dual_supervision figure --out FILE.json --png FILE.png
+    python -m benchmarks.dual_supervision table   [--seeds 5] [--out FILE.json]
+    python -m benchmarks.dual_supervision folds   [--seeds 5] [--out FILE.json]
+    python -m benchmarks.dual_supervision recipes [--seeds 5] [--out FILE.json]
+    python -m benchmarks.dual_supervision select  [--seeds 2] [--share 0.25] NAME=KEY=VALUE,... ...
+    python -m benchmarks.dual_supervision pairs   --out FILE.json
+    python -m benchmarks.dual_supervision figure  --out FILE.json --png FILE.png
 
 ``table`` trains on `pcam_cohort`'s train split and scores val once against `truth.csv`, which training never sees; a
 cell that tiling dropped as background counts with score 0. Seeds change initialisation, order, draws and which positive
-slides are annotated. ``select`` compares settings on four folds inside train and never looks at val. ``figure`` draws a
-finished table.
+slides are annotated. ``folds`` trains the same rows on four folds inside train, 56 slides judged by networks that did
+not see them, ``recipes`` rows that differ in one setting, and ``select`` rows of your own; none of them looks at val.
+``pairs`` compares the rows of a finished table seed by seed, and ``figure`` draws it.
 """
 
 import argparse
@@ -18,7 +22,6 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
+from benchmarks.dualrows import PAIRS, RECIPES, TABLE, Setting
 from benchmarks.inprocess import spread, train_here
-from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget
+from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget, with_fewer_positives
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.configfile import build_config
@@ -41,34 +45,16 @@ from distmil.scoring import READ_OUTS, BagScores, score_bag
 COLUMNS = [
     *(f"{measure}_{score}" for measure in ("patch_auc", "patch_ap") for score in PATCH_SCORES),
     *(f"slide_auc_{name}" for name in READ_OUTS),
+    "slide_accuracy",
     "slide_loss",
 ]
-CHOSEN = {"model.feature_dim": 256, "model.attention_dim": 128, "model.dropout": 0.5}
-"""What differs from the defaults in every row of the table: chosen on folds inside train by ``select``."""
-WEAK = {"losses.patch": 0.0, "losses.attention": 0.0}
+NUM_DRAWS = 2000
+ROWS = {"table": TABLE, "folds": TABLE, "recipes": RECIPES}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A row of the table: what is overridden, and the share of positive slides with outlines."""
-
-    name: str
-    share: float
-    overrides: dict[str, Any]
-
-
-TABLE = [
-    Setting("slide labels: L2", 0.0, WEAK | {"losses.topk": 0.0}),
-    Setting("slide labels: L2 + L3", 0.0, WEAK),
-    *(Setting(f"slide labels: {name}", 0.0, {"model.name": name})
-      for name in ("attention", "gated_attention", "mean", "max", "instance")),
-    Setting("a quarter: L1 + L2", 0.25, {"losses.topk": 0.0, "losses.attention": 0.0}),
-    Setting("a quarter: L1 + L2 + L3", 0.25, {"losses.attention": 0.0}),
-    Setting("a quarter: L1 + L2 + L4", 0.25, {"losses.topk": 0.0}),
-    *(Setting(f"dual, {share:.0%} annotated", share, {}) for share in (0.1, 0.25, 0.5, 1.0)),
-    Setting("patches only, 25% annotated", 0.25, {"model.name": "patches"}),
-    Setting("patches only, 100% annotated", 1.0, {"model.name": "patches"}),
-]  # fmt: skip
+Row = dict[str, Any]
+Figures = dict[str, dict[str, list[Any]]]
+"""By row and column, a figure for each seed."""
 
 
 def nest(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -91,10 +77,8 @@ def score(learner: Learner, bag: Bag, config: Config) -> BagScores:
     return score_bag(learner.judging.head, bag.source, learner.embed, top_k=config.bags.top_k)
 
 
-def measure(
-    labels: Sequence[int], scores: Sequence[BagScores], targets: Sequence[Any], patches: Sequence[Any]
-) -> dict[str, float]:
-    """Return the measures over slides and over their judged patches.
+def measure(labels: Sequence[int], scores: Sequence[BagScores], targets: Sequence[Any], patches: Sequence[Any]) -> Row:
+    """Return the measures over slides and over their judged patches, and each slide's label and probability.
 
     Args:
         labels: Label of each slide.
@@ -113,16 +97,23 @@ def measure(
     is_positive = np.array(labels) > 0
     for name in READ_OUTS:
         found[f"slide_auc_{name}"] = auc(is_positive, [getattr(one, name) for one in scores])
+    found["slide_accuracy"] = float(np.mean((np.array([one.bag for one in scores]) >= 0.5) == is_positive))
     right = [one.bag_C[label] for one, label in zip(scores, labels, strict=True)]
     found["slide_loss"] = float(-np.log(np.clip(right, 1e-6, 1)).mean())
-    return {name: float("nan") if value is None else value for name, value in found.items()}
+    row: Row = {name: float("nan") if value is None else value for name, value in found.items()}
+    return row | {"label": [int(value) for value in is_positive], "bag": [one.bag for one in scores]}
 
 
-def run_on_val(cohort: Cohort, setting: Setting, seed: int) -> dict[str, float]:
+def _own(bags: Sequence[Bag], setting: Setting, seed: int) -> list[Bag]:
+    """Return what a row trains on."""
+    return with_budget(with_fewer_positives(bags, setting.positives, seed=seed), setting.share, seed=seed)
+
+
+def run_on_val(cohort: Cohort, setting: Setting, seed: int) -> Row:
     """Train on train and score val against the truth."""
-    config = build_config(nest({**CHOSEN, **setting.overrides, "training.seed": seed}))
+    config = build_config(nest({**setting.overrides, "training.seed": seed}))
     started = time.perf_counter()
-    learner, config = train(with_budget(cohort.train, setting.share, seed=seed), config)
+    learner, config = train(_own(cohort.train, setting, seed), config)
     seconds = time.perf_counter() - started
     scores = [score(learner, bag, config) for bag in cohort.val]
     cells = [cohort.cells[bag.slide_id] for bag in cohort.val]
@@ -130,15 +121,14 @@ def run_on_val(cohort: Cohort, setting: Setting, seed: int) -> dict[str, float]:
     return found | {"seconds": seconds}
 
 
-def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> dict[str, float]:
+def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
     """Train on each fold's rest and score all folds together against the outlines of train."""
     config = build_config(nest({**setting.overrides, "training.seed": seed}))
     judged: list[Bag] = []
     scores: list[BagScores] = []
     started = time.perf_counter()
     for learning, judging in folds(cohort.train):
-        own = with_budget([cohort.train[i] for i in learning], setting.share, seed=seed)
-        learner, active = train(own, config)
+        learner, active = train(_own([cohort.train[i] for i in learning], setting, seed), config)
         judged += [cohort.train[i] for i in judging]
         scores += [score(learner, cohort.train[i], active) for i in judging]
     patches = [np.arange(len(bag)) for bag in judged]
@@ -154,13 +144,13 @@ def _start(data: Path, root: Path) -> None:
     _COHORT.append(load_cohort(data, root))
 
 
-def _work(task: tuple[str, Setting, int]) -> tuple[str, int, dict[str, float]]:
+def _work(task: tuple[str, Setting, int]) -> tuple[str, Row]:
     kind, setting, seed = task
     run = run_on_val if kind == "table" else run_on_folds
-    return setting.name, seed, run(_COHORT[0], setting, seed)
+    return setting.name, run(_COHORT[0], setting, seed)
 
 
-def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace) -> dict[str, dict[str, list[float]]]:
+def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace) -> Figures:
     """Run every setting with every seed, several at once, and print each row when it is complete."""
     load_cohort(options.data, options.root)  # tiles and embeds once, before the workers look
     print(
@@ -168,10 +158,10 @@ def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace)
     )
     print("| | " + " | ".join(COLUMNS) + " | seconds |\n|" + "---|" * (len(COLUMNS) + 2), flush=True)
     tasks = [(kind, setting, seed) for setting in settings for seed in range(options.seeds)]
-    found: dict[str, dict[str, list[float]]] = {}
+    found: Figures = {}
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.workers, initializer=_start, initargs=(options.data, options.root)) as pool:
-        for name, _, row in pool.imap(_work, tasks):
+        for name, row in pool.imap(_work, tasks):
             rows = found.setdefault(name, {})
             for column, value in row.items():
                 rows.setdefault(column, []).append(value)
@@ -191,29 +181,45 @@ def parse_settings(texts: Sequence[str], share: float) -> list[Setting]:
     return settings
 
 
-def compare(found: dict[str, dict[str, list[float]]], one: str, other: str, column: str) -> str:
+def compare(found: Figures, one: str, other: str, column: str) -> str:
     """Return the difference of two rows paired over seeds: mean, spread, and how many seeds agree."""
     difference = np.array(found[other][column]) - np.array(found[one][column])
     agree = int((difference > 0).sum())
     return f"{difference.mean():+.3f} ± {difference.std(ddof=1):.3f}, {agree} of {len(difference)} seeds"
 
 
-def print_comparisons(found: dict[str, dict[str, list[float]]]) -> None:
+def slide_interval(found: Figures, one: str, other: str) -> tuple[float, float]:
+    """Return the 95 % interval of two rows' difference in slide AUC (bag), mean over seeds, by drawing slides anew.
+
+    Spread over seeds says nothing of how few slides are judged; this does. Source: percentile bootstrap, each class
+    drawn apart.
+    """
+    generator, differences = np.random.default_rng(0), []
+    label = np.array(found[one]["label"][0]) > 0
+    for _ in range(NUM_DRAWS):
+        drawn = np.concatenate([generator.choice(np.flatnonzero(label == side), (label == side).sum())
+                                for side in (False, True)])  # fmt: skip
+        means = [
+            np.mean([auc(label[drawn], np.array(scores)[drawn]) for scores in found[name]["bag"]])
+            for name in (one, other)
+        ]
+        differences.append(means[1] - means[0])
+    low, high = np.quantile(differences, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def print_comparisons(found: Figures) -> None:
     """Print what the table is asked for, paired over seeds."""
-    weak, quarter, full = "slide labels: L2 + L3", "dual, 25% annotated", "dual, 100% annotated"
-    for one, other, column in (
-        (weak, quarter, "patch_ap_probability"),
-        (quarter, full, "patch_ap_probability"),
-        (weak, quarter, "patch_auc_attention"),
-        ("slide labels: attention", quarter, "slide_auc_bag"),
-        ("slide labels: gated_attention", quarter, "slide_auc_bag"),
-        ("a quarter: L1 + L2 + L3", quarter, "patch_auc_attention"),
-        ("a quarter: L1 + L2 + L3", quarter, "patch_ap_probability"),
-    ):
-        print(f"{column}: {other} less {one}: {compare(found, one, other, column)}")
+    for one, other, column in PAIRS:
+        if one in found and other in found:
+            line = f"| {column}: {other} less {one} | {compare(found, one, other, column)} |"
+            if column == "slide_auc_bag":
+                low, high = slide_interval(found, one, other)
+                line += f" {low:+.3f} to {high:+.3f} by bootstrap over slides |"
+            print(line)
 
 
-def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
+def draw(found: Figures, path: Path) -> None:
     """Draw patch AP and attention's AUC against the share of annotated slides, beside the best baselines."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     shares = ["10%", "25%", "50%", "100%"]
@@ -236,9 +242,9 @@ def draw(found: dict[str, dict[str, list[float]]], path: Path) -> None:
 
 
 def main() -> None:
-    """Run the table, compare settings on folds, or draw."""
+    """Run a table, compare its rows, or draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["table", "select", "figure"])
+    parser.add_argument("kind", choices=["table", "folds", "recipes", "select", "pairs", "figure"])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.25)
@@ -248,14 +254,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--png", type=Path, default=None)
     options = parser.parse_intermixed_args()
-    if options.kind == "figure":
+    if options.kind in {"pairs", "figure"}:
         found = json.loads(options.out.read_text())
-        print_comparisons(found)
-        draw(found, options.png)
+        draw(found, options.png) if options.kind == "figure" else print_comparisons(found)
         return
     with tempfile.TemporaryDirectory(prefix="distmil-pcam-") as scratch:
         options.root = options.root or Path(scratch)
-        settings = TABLE if options.kind == "table" else parse_settings(options.settings, options.share)
+        settings = ROWS.get(options.kind) or parse_settings(options.settings, options.share)
         found = run_all(options.kind, settings, options)
     if options.out:
         options.out.write_text(json.dumps(found, indent=1))

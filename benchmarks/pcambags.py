@@ -96,6 +96,13 @@ def with_budget(bags: Sequence[Bag], share: float, *, seed: int) -> list[Bag]:
     ]  # fmt: skip
 
 
+def with_fewer_positives(bags: Sequence[Bag], share: float, *, seed: int) -> list[Bag]:
+    """Return the bags without some of the positive slides."""
+    positive = [i for i, bag in enumerate(bags) if bag.label]
+    kept = set(np.random.default_rng([seed, 78]).permutation(positive)[: int(np.ceil(share * len(positive)))].tolist())
+    return [bag for i, bag in enumerate(bags) if not bag.label or i in kept]
+
+
 def folds(bags: Sequence[Bag]) -> list[tuple[list[int], list[int]]]:
     """Return the train and validation indices of each fold, stratified by label; always the same."""
     generator = np.random.default_rng(2024)
