@@ -1,9 +1,7 @@
 """The worker group: from a run's committed state to the end of its training."""
 
 import os
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import ray
 import ray.train
@@ -13,15 +11,15 @@ from ray.train.v2.api.callback import UserCallback
 from distmil.config import Config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
-from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.errors import ConfigError, TrainingError
 from distmil.runs import is_finished
 from distmil.stages.callback import MetricsCallback
 from distmil.stages.runtime import Job, is_autoscaling, start_ray, wants_gpu
+from distmil.stages.watch import watched
 from distmil.stages.worker import read_history, train_worker
 from distmil.storage import Store
 from distmil.tracking import Tracker
 
-POLL_S = 1.0
 REPORT_INTERVAL_S = 0.2
 COLLECTIVE_TIMEOUT_S = 300
 RESIZE_INTERVAL_S = 60.0
@@ -52,7 +50,7 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     count = f"{most}" if fewest is None else f"{fewest} to {most}"
     device = "GPU" if wants_gpu(config) else "CPU"
     job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
-    with _epochs_shown(job, run, config):
+    with watched(job, run, config, trainer.scaling_config.resources_per_worker):
         try:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
@@ -177,53 +175,6 @@ def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dic
 def _cores_each(cores: Sequence[int], workers: int) -> int:
     """Return the most cores that each worker can have on nodes of so many, at least one."""
     return next((each for each in range(max(cores), 1, -1) if sum(n // each for n in cores) >= workers), 1)
-
-
-@contextmanager
-def _epochs_shown(job: Job, run: str, config: Config) -> Iterator[None]:
-    """Show each epoch's metrics as its checkpoint appears."""
-    stop = threading.Event()
-    shown = len(_rows(job.store, run))
-
-    def watch() -> None:
-        nonlocal shown
-        while True:
-            is_last = stop.wait(POLL_S)
-            rows = _rows(job.store, run)
-            every = max(1, config.training.epochs // 10)
-            for epoch in range(shown, len(rows)):
-                if (epoch + 1) % every == 0 or epoch == 0 or (is_last and epoch == len(rows) - 1):
-                    job.console.note(_epoch_line(epoch, config.training.epochs, rows[epoch]))
-            shown = len(rows)
-            if is_last:
-                return
-
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _rows(store: Store, run: str) -> Sequence[Mapping[str, float | None]]:
-    try:
-        history = read_history(store, run)
-    except StorageError:
-        return []
-    return history.rows if history else []
-
-
-def _epoch_line(epoch: int, epochs: int, row: Mapping[str, float | None]) -> str:
-    names = {
-        "loss": "loss",
-        "val_slide_auc": "slide AUC",
-        "val_patch_auc_probability": "patch AUC",
-        "val_patch_ap_probability": "patch AP",
-    }
-    found = [f"{label} {value:.4f}" for name, label in names.items() if (value := row.get(name)) is not None]
-    return f"epoch {epoch + 1}/{epochs}: " + ", ".join(found)
 
 
 def _root_cause(error: BaseException) -> str:
