@@ -106,10 +106,24 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
+class Shards:
+    """A slide's committed shards, JSON-ready."""
+
+    folder: str
+    parts: Sequence[Part]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Shards":
+        """Rebuild them."""
+        return cls(values["folder"], tuple(Part(**part) for part in values["parts"]))
+
+
+@dataclass(frozen=True)
 class BagEntry:
     """A slide as training and prediction need it, JSON-ready: where its shards and labels are.
 
-    The shards hold embeddings, or patches where the encoder is trained too.
+    The shards hold embeddings, or patches where the encoder is trained too. ``views`` are embeddings of the same
+    patches with shifted stains.
     """
 
     slide_id: str
@@ -119,11 +133,18 @@ class BagEntry:
     folder: str
     parts: Sequence[Part]
     labels: str | None
+    views: Sequence[Shards] = ()
 
     @property
     def num_patches(self) -> int:
         """Return the number of patches."""
         return sum(part.rows for part in self.parts)
+
+    @property
+    def files(self) -> list[tuple[str, Part]]:
+        """Return the name and the part of every shard, views and all."""
+        shards = [Shards(self.folder, self.parts), *self.views]
+        return [(f"{each.folder}/{part.name}", part) for each in shards for part in each.parts]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -132,7 +153,8 @@ class BagEntry:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "BagEntry":
         """Rebuild an entry."""
-        return cls(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+        parts = tuple(Part(**part) for part in values["parts"])
+        return cls(**{**values, "parts": parts, "views": tuple(map(Shards.from_json, values.get("views", ())))})
 
 
 @dataclass(frozen=True)
@@ -140,7 +162,7 @@ class Bag:
     """One slide: its label, where its patches come from, and what is known of each.
 
     ``label_N`` is the class of each patch, -1 where unknown; ``target_NC`` what training takes it for: class shares, a
-    row of NaN where nothing is known.
+    row of NaN where nothing is known. ``views`` are the same patches with shifted stains, for training alone.
     """
 
     slide_id: str
@@ -150,9 +172,14 @@ class Bag:
     target_NC: NDArray[np.float32]
     is_pseudo: bool = False
     split: str | None = None
+    views: Sequence[PatchSource] = ()
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def seen(self, view: int) -> PatchSource:
+        """Return the patches as they are, 0, or one of their views, from 1 on."""
+        return self.views[view - 1] if view else self.source
 
     @cached_property
     def is_known_N(self) -> NDArray[np.bool_]:
@@ -197,9 +224,11 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
         StorageError: If a shard is damaged, or labels and shards do not lie on the same grid.
     """
     source: PatchSource = ClosedSource(entry.num_patches)
+    views: list[PatchSource] = []
     places: pa.Table | None = None
     if not labels_alone:
         source, places = open_source(store, entry)
+        views = [EmbeddingSource(_matrices(store, view)) for view in entry.views]
     label_N = np.full(entry.num_patches, -1, np.int8)
     target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
     if entry.labels is not None:
@@ -210,7 +239,7 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
             raise StorageError(f"{entry.slide_id}: labels and shards lie on different grids; run the job again")
         label_N = labels["label"].fill_null(-1).to_numpy()
         target_NC = targets(labels, num_classes=num_classes, form=form)
-    return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split)
+    return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split, views)
 
 
 def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
@@ -219,7 +248,7 @@ def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
     if entry.parts[0].name.endswith(".parquet"):
         tables = [read_patches(store, f"{entry.folder}/{part.name}", columns=columns) for part in entry.parts]
         return ImageSource(store, entry.folder, entry.parts), pa.concat_tables(tables)
-    tables = [_read_shard(store, f"{entry.folder}/{part.name}", part) for part in entry.parts]
+    tables = _read_shards(store, Shards(entry.folder, entry.parts))
     places = pa.concat_tables([table.select(columns) for table in tables])
     return EmbeddingSource([_matrix(table) for table in tables]), places
 
@@ -247,6 +276,14 @@ def read_labels(store: Store, name: str) -> pa.Table:
         return pq.read_table(pa.BufferReader(store.read(name)), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{store.path(name)} is damaged or gone ({error}); run the job again") from error
+
+
+def _matrices(store: Store, shards: Shards) -> list[NDArray[np.float16]]:
+    return [_matrix(table) for table in _read_shards(store, shards)]
+
+
+def _read_shards(store: Store, shards: Shards) -> list[pa.Table]:
+    return [_read_shard(store, f"{shards.folder}/{part.name}", part) for part in shards.parts]
 
 
 def _read_shard(store: Store, name: str, part: Part) -> pa.Table:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from distmil.bags import Bag, Indices, Patches
+from distmil.bags import Bag, Indices, Patches, PatchSource
 from distmil.models.pooling import Layout
 from distmil.sampling import MIXED, Step
 from distmil.tensors import Rows, in_one, num_rows, on_device, touch, without_copy
@@ -47,13 +47,13 @@ def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: tor
         return None
     whole = slice(None)
     slides = [i for i in mine if i != MIXED]
-    taken = [bags[i].source.pieces(step.samples.get(i, whole)) for i in slides]
+    taken = [step.source(bags, i).pieces(step.samples.get(i, whole)) for i in slides]
     lengths = [sum(len(piece) for piece in pieces) for pieces in taken]
     target_NC = np.empty((0, bags[0].target_NC.shape[1]), np.float32)
     if MIXED in mine:
-        drawn = [(bags[i], step.mixed_patch[step.mixed_bag == i]) for i in np.unique(step.mixed_bag)]
-        taken += [bag.source.pieces(patches) for bag, patches in drawn]
-        target_NC = np.concatenate([bag.target_NC[patches] for bag, patches in drawn])
+        drawn = [(i, step.mixed_patch[step.mixed_bag == i]) for i in np.unique(step.mixed_bag).tolist()]
+        taken += [step.source(bags, i).pieces(patches) for i, patches in drawn]
+        target_NC = np.concatenate([bags[i].target_NC[patches] for i, patches in drawn])
         lengths.append(len(target_NC))
     return Batch(
         patches=pack([piece for pieces in taken for piece in pieces], device),
@@ -64,9 +64,9 @@ def load_batch(bags: Sequence[Bag], step: Step, mine: Sequence[int], device: tor
     )
 
 
-def load_piece(bag: Bag, indices: Indices | slice, device: torch.device) -> Rows:
+def load_piece(source: PatchSource, indices: Indices | slice, device: torch.device) -> Rows:
     """Read some patches of a bag."""
-    return pack(bag.source.pieces(indices), device)
+    return pack(source.pieces(indices), device)
 
 
 def pack(pieces: Sequence[Patches], device: torch.device) -> Rows:
@@ -106,8 +106,12 @@ class ResidentSource:
 
 
 def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
-    """Return the bags with their embeddings copied to the device."""
-    return [replace(bag, source=ResidentSource(in_one(load_piece(bag, slice(None), device)))) for bag in bags]
+    """Return the bags with their embeddings, views and all, copied to the device."""
+
+    def copied(source: PatchSource) -> ResidentSource:
+        return ResidentSource(in_one(load_piece(source, slice(None), device)))
+
+    return [replace(bag, source=copied(bag.source), views=[copied(view) for view in bag.views]) for bag in bags]
 
 
 def read_ahead(make: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:

@@ -149,9 +149,16 @@ class EncoderConfig(Section):
     """Adjust the encoder too, from the patches themselves; needs a ResNet."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
     """Patches per forward pass."""
+    views: int = Field(default=0, ge=0, le=32)
+    """Copies of each training patch with its H&E stains shifted at random, embedded beside it. A step sees one of them,
+    or the patch itself, slide by slide, so that another laboratory's stains are nothing new; 0: none."""
+    stain_shift: float = Field(default=0.15, gt=0, le=1)
+    """Standard deviation of those shifts, as the logarithm of a stain's strength."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.trainable and self.views:
+            raise ValueError(f"encoder.views = {self.views}: a trainable encoder has no stored embeddings; use 0")
         if self.name == "texture" and self.weights != "none":
             raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; use none")
         if self.name == "texture" and self.trainable:

@@ -1,5 +1,6 @@
 """Patch shards to embedding shards: one in, one out, committed by slide."""
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,31 +13,36 @@ from distmil.config import Config, fingerprint
 from distmil.encoders import Encoder, EncoderSpec
 from distmil.errors import SlideError, StorageError
 from distmil.shards import decode_image, patches_folder, read_patches
+from distmil.stain import shift_stains
 from distmil.storage import Part, Record, Store
 from distmil.tables import embeddings_schema, to_ipc
 
 FORMAT_VERSION = 1
 
 
-def embeddings_folder(config: Config, spec: EncoderSpec) -> str:
-    """Return the stage's folder, named by everything that decides its content."""
+def embeddings_folder(config: Config, spec: EncoderSpec, *, view: int = 0) -> str:
+    """Return the stage's folder, named by everything that decides its content; each view has its own."""
     values = {"encoder": spec.identity(), "patches": patches_folder(config.tiling), "format_version": FORMAT_VERSION}
+    if view:
+        values["view"] = {"number": view, "stain_shift": config.encoder.stain_shift}
     return f"embeddings/{fingerprint(values)}"
 
 
 @dataclass(frozen=True)
 class SlideEmbedder:
-    """Makes the embedding shards of one tiled slide."""
+    """Makes the embedding shards of one tiled slide: of its patches, or of a view of them with shifted stains."""
 
     patches: Record
     config: Config
     spec: EncoderSpec
     store: Store
+    view: int = 0
+    """Number of the view; 0: the patches as they are."""
 
     @property
     def folder(self) -> str:
         """Return the slide's folder."""
-        return f"{embeddings_folder(self.config, self.spec)}/{self.patches.slide_id}"
+        return f"{embeddings_folder(self.config, self.spec, view=self.view)}/{self.patches.slide_id}"
 
     @property
     def record_name(self) -> str:
@@ -64,7 +70,7 @@ class SlideEmbedder:
         if done and self.store.is_intact(self.folder, done):
             return done
         table = read_patches(self.store, f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}/{part.name}")
-        embedding_NE = self._embed(table["image"].to_pylist(), encoder)
+        embedding_NE = self._embed(table, encoder)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())
         columns = [table[name] for name in schema.names[:-1]]
@@ -84,9 +90,9 @@ class SlideEmbedder:
         self.store.keep_only(self.folder, {"commit.json", *(part.name for part in parts)})
         return record
 
-    def _embed(self, images: Sequence[bytes], encoder: Encoder) -> NDArray[np.float16]:
+    def _embed(self, table: pa.Table, encoder: Encoder) -> NDArray[np.float16]:
         size = self.config.encoder.batch_size
-        batches = [np.stack([decode_image(data) for data in images[i : i + size]]) for i in range(0, len(images), size)]
+        batches = (self._images(table.slice(start, size)) for start in range(0, table.num_rows, size))
         with np.errstate(over="ignore"):
             embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
         bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
@@ -96,3 +102,17 @@ class SlideEmbedder:
                 "check the encoder's weights"
             )
         return embedding_NE
+
+    def _images(self, table: pa.Table) -> NDArray[np.uint8]:
+        """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
+        images = [decode_image(data) for data in table["image"].to_pylist()]
+        if self.view:
+            slide = zlib.crc32(self.patches.slide_id.encode())
+            places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
+            images = [
+                shift_stains(
+                    image, np.random.default_rng([self.view, slide, *place]), spread=self.config.encoder.stain_shift
+                )
+                for image, place in zip(images, places, strict=True)
+            ]
+        return np.stack(images)

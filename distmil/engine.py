@@ -130,7 +130,7 @@ def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> 
     if wanted is False or device.type != "cuda" or config.encoder.trainable:
         return list(bags)
     first = bags[0].source.take(slice(0, 1))
-    size = sum(len(bag) for bag in bags) * first.nbytes
+    size = sum(len(bag) * (1 + len(bag.views)) for bag in bags) * first.nbytes
     free, _ = torch.cuda.mem_get_info(device)
     if wanted == "auto" and size > RESIDENT_SHARE * free:
         logger.info("embeddings of %.1f GB stay on disk: %.1f GB of GPU memory are free", size / 1e9, free / 1e9)

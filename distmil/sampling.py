@@ -6,13 +6,13 @@ An epoch's steps follow from a seed for the whole group; each worker draws the s
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 from numpy.random import Generator
 
-from distmil.bags import Bag, Indices
+from distmil.bags import Bag, Indices, PatchSource
 from distmil.config import BagsConfig
 
 MIXED = -1
@@ -30,6 +30,12 @@ class Step:
     mixed_patch: Indices
     is_giant: bool = False
     """Its one slide bag is larger than the budget: every worker takes a piece of it, in chunks."""
+    views: Mapping[int, int] = field(default_factory=dict)
+    """Which view of a bag's patches is seen, of bags that have any; 0: the patches as they are."""
+
+    def source(self, bags: Sequence[Bag], index: int) -> PatchSource:
+        """Return where a bag's patches come from in this step."""
+        return bags[index].seen(self.views.get(index, 0))
 
     def share(self, rank: int, size: int, lengths: Sequence[int]) -> list[int]:
         """Return what one of ``size`` workers takes whole: bags, and MIXED for the mixed bag; the load is even."""
@@ -101,6 +107,7 @@ class StepPlanner:
         self._seed = seed
         self._epochs = epochs
         self._lengths = [len(bag) for bag in bags]
+        self._num_views = [len(bag.views) for bag in bags]
         self._is_positive = np.array([bool(bag.label) for bag in bags])
         self._annotated = np.array([i for i, bag in enumerate(bags) if bag.label and (bag.label_N > 0).any()], np.int64)
         self.num_of_class = np.bincount([bag.label or 0 for bag in bags], minlength=num_classes)
@@ -161,10 +168,12 @@ class StepPlanner:
         }
         nothing = np.empty(0, np.int64)
         mixed = self._mixed(group, generator) if with_mixed else (nothing, nothing)
+        seen = sorted({*group, *mixed[0].tolist()})
+        views = {i: int(generator.integers(self._num_views[i] + 1)) for i in seen if self._num_views[i]}
         if not with_slides:
-            return Step([], {}, *mixed)
+            return Step([], {}, *mixed, views=views)
         is_giant = self._size(group[0]) > self._config.patches_per_step
-        return Step(group, samples, *mixed, is_giant=is_giant)
+        return Step(group, samples, *mixed, is_giant=is_giant, views=views)
 
     def _mixed(self, group: list[int], generator: Generator) -> tuple[Indices, Indices]:
         """Draw a mixed bag by the configured strategy."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from distmil import losses
-from distmil.bags import Bag, Indices
+from distmil.bags import Bag, Indices, PatchSource
 from distmil.batches import Batch, load_batch, load_piece, read_ahead
 from distmil.config import Config
 from distmil.errors import TrainingError
@@ -103,7 +103,9 @@ def train_step(
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
     parts = []
     if step.is_giant:
-        parts.append(GiantBag(learner, bags[step.bags[0]], step.samples.get(step.bags[0]), aim, group).backward())
+        giant = step.bags[0]
+        source, sample = step.source(bags, giant), step.samples.get(giant)
+        parts.append(GiantBag(learner, source, sample, label=bags[giant].label or 0, aim=aim, group=group).backward())
     if batch is not None:
         with learner.autocast():
             found = packed_losses(learner.head, learner.embed(batch.patches), batch, aim)
@@ -204,10 +206,12 @@ def mixed_losses(
 class GiantBag:
     """This worker's part in the losses of a bag that does not pass at once."""
 
-    def __init__(self, learner: Learner, bag: Bag, sample: Indices | None, aim: Aim, group: Group) -> None:
-        self._learner, self._bag, self._aim, self._group = learner, bag, aim, group
-        self._count = len(bag) if sample is None else len(sample)
-        self._label_B = torch.tensor([bag.label or 0], device=learner.device)
+    def __init__(
+        self, learner: Learner, source: PatchSource, sample: Indices | None, *, label: int, aim: Aim, group: Group
+    ) -> None:
+        self._learner, self._source, self._aim, self._group = learner, source, aim, group
+        self._count = len(source) if sample is None else len(sample)
+        self._label_B = torch.tensor([label], device=learner.device)
         start, stop = group.piece(self._count)
         cuts = np.linspace(start, stop, num=math.ceil((stop - start) / aim.config.bags.patches_per_step) + 1)
         edges = cuts.round().astype(int).tolist()
@@ -243,7 +247,7 @@ class GiantBag:
 
     def _chunks(self) -> "enumerate[Rows]":
         device = self._learner.device
-        return enumerate(read_ahead(lambda piece: load_piece(self._bag, piece, device), self._pieces))
+        return enumerate(read_ahead(lambda piece: load_piece(self._source, piece, device), self._pieces))
 
     def _survey(self) -> tuple[PooledPart, Tensor]:
         """Return the whole bag's pooled part, and the attention of this worker's patches."""
@@ -303,7 +307,7 @@ class GiantBag:
         own = np.array([place for _, place in chosen if start <= place < stop], np.int64)
         if not len(own):
             return torch.zeros((), device=learner.device)
-        patches = load_piece(self._bag, own if self._sample is None else self._sample[own], learner.device)
+        patches = load_piece(self._source, own if self._sample is None else self._sample[own], learner.device)
         feature_KF, attention_K = self._forward(len(self._pieces), patches)
         bag_K = self._one_bag(attention_K)
         loss = topk_losses(learner.head, feature_KF, attention_K, bag_K=bag_K, label_B=self._label_B, aim=aim) * (

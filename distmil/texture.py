@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from distmil.stain import DENSITY, UNMIX
+
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 Values = NDArray[np.float64]
@@ -23,11 +25,7 @@ Values = NDArray[np.float64]
 DIMENSION = 561
 MIN_EDGE_PX = 16
 
-# Ruifrok & Johnston 2001: optical density of pure hematoxylin, eosin and a residual stain in R, G and B
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_UNMIX = np.linalg.inv(_STAINS / np.linalg.norm(_STAINS, axis=1, keepdims=True)).T
-_TO_STAIN = np.vstack([_UNMIX, np.full(3, 1 / 3)]).astype(np.float32)  # the fourth row is the mean density
-_DENSITY = -np.log10((np.arange(256, dtype=np.float32) + 1) / 256)
+_TO_STAIN = np.vstack([UNMIX.T, np.full(3, 1 / 3)]).astype(np.float32)  # the fourth row is the mean density
 
 _SCALES_PX = (1.0, 2.0, 4.0)  # sigma of the Gaussian derivatives
 
@@ -83,7 +81,7 @@ def _describe(image_HWC: Bytes) -> Floats:
 
 def _densities(image_HWC: Bytes) -> list[Floats]:
     """Optical density of hematoxylin, eosin and residual (Ruifrok & Johnston 2001), and the mean of R, G and B."""
-    stain_HWC = cv2.transform(cv2.LUT(image_HWC, _DENSITY), _TO_STAIN)
+    stain_HWC = cv2.transform(cv2.LUT(image_HWC, DENSITY), _TO_STAIN)
     return [_floats(density_HW) for density_HW in cv2.split(stain_HWC)]
 
 

@@ -1,6 +1,7 @@
 """Bags and the drawing of steps."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,19 @@ def test_pooled_draws_without_repeats_from_all_labelled_patches() -> None:
             assert all(bags[b].label_N[p] >= 0 for b, p in pairs)
             seen |= set(pairs)
     assert len(seen) > 0.9 * sum(int(bag.is_known_N.sum()) for bag in bags)
+
+
+def test_every_view_of_every_bag_in_play_is_drawn_alike_often_and_the_rest_stays() -> None:
+    plain = make_bags(12)
+    viewed = [replace(bag, views=[bag.source] * (3 if i % 2 else 0)) for i, bag in enumerate(plain)]
+    drawn: Counter[int] = Counter()
+    for epoch in range(100):
+        for step in planner(viewed).steps(epoch, with_mixed=True):
+            assert set(step.views) == {i for i in (*step.bags, *step.mixed_bag.tolist()) if i % 2}
+            drawn.update(step.views.values())
+    assert set(drawn) == {0, 1, 2, 3}
+    assert max(drawn.values()) < 1.1 * min(drawn.values())
+    assert all(not step.views for step in planner(plain).steps(0, with_mixed=True))
 
 
 def test_unknown_patches_are_never_drawn() -> None:

@@ -2,11 +2,13 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from distmil.bags import EmbeddingSource
 from distmil.batches import load_batch, make_resident, read_ahead
 from distmil.sampling import MIXED, Step
 from distmil.tensors import in_one
@@ -43,6 +45,21 @@ def test_resident_bags_give_the_same_batches() -> None:
     assert resident is not None
     assert torch.equal(in_one(here.patches), in_one(resident.patches))
     assert torch.equal(here.target_NC, resident.target_NC)
+
+
+def test_a_step_sees_the_view_it_drew_of_each_bag() -> None:
+    bags = [make_bag(i, size=20 + i) for i in range(4)]
+    views = [[EmbeddingSource([np.asarray(bag.source.take(slice(None))) + v]) for v in (100, 200)] for bag in bags]
+    bags = [replace(bag, views=own) for bag, own in zip(bags, views, strict=True)]
+    step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]), views={0: 2, 1: 0, 2: 1})
+    for own in (bags, make_resident(bags, CPU)):
+        batch = load_batch(own, step, [2, 0, MIXED], CPU)
+        assert batch is not None
+        rows = in_one(batch.patches).numpy()
+        np.testing.assert_array_equal(rows[:22], views[2][0].take(slice(None)))
+        np.testing.assert_array_equal(rows[22:25], views[0][1].take(np.array([1, 5, 7])))
+        np.testing.assert_array_equal(rows[25], bags[1].source.take(np.array([0]))[0])
+        np.testing.assert_array_equal(rows[26:], bags[3].source.take(np.array([4, 2])))
 
 
 def test_reading_ahead_keeps_the_order_and_makes_one_ahead_at_most() -> None:

@@ -83,6 +83,7 @@ def test_help_states_type_bounds_and_default(line):
         ("model: {name: abmil}", ["model.name", "'abmil'", "gated_attention"]),
         ("encoder: {weights: DEFAULT}", ["encoder.weights", "'DEFAULT'", "none"]),
         ("encoder: {trainable: true}", ["encoder.trainable", "resnet18 or resnet50"]),
+        ("encoder: {name: resnet18, trainable: true, views: 2}", ["encoder.views = 2", "no stored embeddings"]),
         ("[1, 2]", ["config.yaml", "sections", "list"]),
         ("tiling: {mpp: 1, mpp: 2}", ["config.yaml", "'mpp'", "twice"]),
         ("tiling: {}\ntiling: {}", ["config.yaml", "'tiling'", "twice"]),

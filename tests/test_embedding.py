@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distmil.bags import BagEntry, open_source
+from distmil.bags import BagEntry, Shards, open_bag, open_source
 from distmil.cohort import Slide
 from distmil.configfile import build_config
 from distmil.embedding import SlideEmbedder, embeddings_folder
@@ -144,3 +144,35 @@ def test_a_damaged_embedding_shard_is_found_before_it_is_used(embedder, store, p
             open_source(store, entry)
     store.write(name, whole)
     assert len(open_source(store, entry)[0]) == patches.rows
+
+
+def test_a_view_is_another_folder_of_the_same_patches_with_shifted_stains(embedder, store, patches):
+    plain = run(embedder, Fake())
+    views = [SlideEmbedder(patches, CONFIG, SPEC, store, view) for view in (1, 2)]
+    records = [run(view, Fake()) for view in views]
+    assert len({embedder.folder, *(view.folder for view in views)}) == 3
+    assert embedder.finished() == plain
+    shards = [Shards(view.folder, record.parts) for view, record in zip(views, records, strict=True)]
+    entry = BagEntry("s1", 1, "train", False, embedder.folder, plain.parts, None, shards)
+    bag = open_bag(store, entry, num_classes=2, form="class")
+    seen = [np.asarray(bag.seen(view).take(slice(None)), np.float32) for view in range(3)]
+    assert [found.shape for found in seen] == [(45, 4)] * 3
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert 0.01 < np.abs(seen[one] - seen[other])[:, :3].mean() < 0.2
+    shift = (seen[1] - seen[0])[:, :3].mean(axis=1)
+    assert shift.std() > 0.01  # each patch is shifted by itself
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_a_patchs_shift_does_not_depend_on_the_batch(embedder, batch_size, store):
+    view = SlideEmbedder(embedder.patches, CONFIG, SPEC, store, 3)
+    first = run(view, Fake())
+    config = CONFIG.model_copy(update={"encoder": CONFIG.encoder.model_copy(update={"batch_size": batch_size})})
+    store.delete(view.record_name)
+    assert run(SlideEmbedder(embedder.patches, config, SPEC, store, 3), Fake()) == first
+
+
+def test_another_spread_of_stains_is_another_folder_of_views_alone():
+    config = build_config(CONFIG.model_dump() | {"encoder": {"stain_shift": 0.3, "views": 2}})
+    assert embeddings_folder(config, SPEC) == embeddings_folder(CONFIG, SPEC)
+    assert embeddings_folder(config, SPEC, view=1) != embeddings_folder(CONFIG, SPEC, view=1)

@@ -144,7 +144,8 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         )
         found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
-        drawn = [GiantBag(learner, bags[1], None, Aim(config, Totals(1, 1, 0), None), Group(r, 3)) for r in range(3)]
+        aim = Aim(config, Totals(1, 1, 0), None)
+        drawn = [GiantBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
         assert_equal(found[0], other)

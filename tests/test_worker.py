@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from distmil.bags import BagEntry
+from distmil.bags import BagEntry, Shards
 from distmil.configfile import build_config
 from distmil.stages import runtime, worker
 from distmil.stages.worker import GroupFailed, fetch, run_file
@@ -16,7 +16,11 @@ from tests.threadgroup import run_as_group
 def far(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Make a store of two slides look far away."""
     parts = [Part(f"part-{i}.arrow", 1, 1, f"{i:064d}") for i in range(3)]
-    entries = [BagEntry(f"s{i}", 1, "train", False, f"embeddings/s{i}", parts, None) for i in range(2)]
+    views = [Shards("views/s0", parts[:1])]
+    entries = [
+        BagEntry("s0", 1, "train", False, "embeddings/s0", parts, None, views),
+        BagEntry("s1", 1, "train", False, "embeddings/s1", parts, None),
+    ]
     store.write_json(run_file("run", "cohort"), [entry.to_json() for entry in entries])
     monkeypatch.setattr(Store, "is_local", False)
     monkeypatch.setattr(Store, "read_json", lambda _self, _name: [entry.to_json() for entry in entries])
@@ -35,7 +39,7 @@ def test_workers_fetch_every_shard_and_wait_for_the_slowest(store: Store, monkey
     monkeypatch.setattr(Store, "local_copy", copy)
     far_store = far(store, monkeypatch)
     run_as_group(2, lambda group: fetch(far_store, "run", group))
-    wanted = [f"embeddings/s{i}/part-{j}.arrow" for i in range(2) for j in range(3)]
+    wanted = [f"embeddings/s{i}/part-{j}.arrow" for i in range(2) for j in range(3)] + ["views/s0/part-0.arrow"]
     assert sorted(fetched) == sorted(wanted * 2)
 
 

@@ -1,7 +1,7 @@
 """Patch shards to embeddings, by actors that load the encoder once."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -14,6 +14,9 @@ from distmil.stages.inputs import open_cohort
 from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream_actors, wants_gpu
 from distmil.stages.tile import tile
 from distmil.storage import Part, Record, Store
+
+_Key = tuple[str, int]
+"""Slide id and number of the view."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -38,34 +41,61 @@ def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[st
     Raises:
         StorageError: If the store cannot be written, or a patch shard is damaged.
     """
-    embedders = {i: SlideEmbedder(record, job.config, spec, job.store) for i, record in patches.items() if record.ok}
-    records = {i: record for i, embedder in embedders.items() if (record := embedder.finished())}
-    todo = {i: embedder for i, embedder in embedders.items() if i not in records}
+    found = _embed(
+        job, [SlideEmbedder(record, job.config, spec, job.store) for record in patches.values() if record.ok]
+    )
+    return {slide_id: record for (slide_id, _), record in found.items()}
+
+
+def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, list[Record]]:
+    """Embed every view of tiled slides as ``embed`` does, and return the records by slide id, in the views' order."""
+    found = _embed(job, [
+        SlideEmbedder(record, job.config, spec, job.store, view)
+        for record in patches.values() if record.ok for view in range(1, job.config.encoder.views + 1)
+    ])  # fmt: skip
+    views: dict[str, list[Record]] = {slide_id: [] for slide_id in patches}
+    for (slide_id, _), record in sorted(found.items()):
+        views[slide_id].append(record)
+    return views
+
+
+def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
+    """Do what is not done, shard by shard on the cluster, and return each record."""
+    by_key = {_key(embedder): embedder for embedder in embedders}
+    records = {key: record for key, embedder in by_key.items() if (record := embedder.finished())}
+    todo = {key: embedder for key, embedder in by_key.items() if key not in records}
     if not todo:
         return records
+    first = next(iter(todo.values()))
+    what = "slides" if first.view == 0 else "views of slides"
+    job.console.note(f"embedding {len(todo)} {what} with {first.spec.name} ({len(records)} are done)")
     items = [_item(embedder, part) for embedder in todo.values() for part in embedder.patches.parts]
-    job.console.note(f"embedding {len(todo)} slides with {spec.name} ({len(records)} are done)")
-    arguments = {"spec": asdict(spec), "root": job.store.root, "config": json.dumps(job.config.model_dump())}
-    is_gpu = spec.weights_file is not None and wants_gpu(job.config)
-    found: dict[str, dict[str, Part]] = {i: {} for i in todo}
+    arguments = {"spec": asdict(first.spec), "root": job.store.root, "config": json.dumps(job.config.model_dump())}
+    is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)
+    found: dict[_Key, dict[str, Part]] = {key: {} for key in todo}
     with job.console.progress("embed", len(items), "shards") as advance:
         for row in stream_actors(items, _Embedder, arguments | {"is_gpu": is_gpu}, num_gpus=1 if is_gpu else 0):
             advance()
             if row["fatal"]:
                 raise StorageError(row["fatal"])
-            slide_id = row["slide_id"]
+            key = row["slide_id"], row["view"]
             if row["error"]:
-                records[slide_id] = Record(slide_id, {}, status=row["status"], error=row["error"])
+                records[key] = Record(row["slide_id"], {}, status=row["status"], error=row["error"])
                 continue
-            found[slide_id][row["source"]] = Part(**json.loads(row["part"]))
-            wanted = todo[slide_id].patches.parts
-            if slide_id not in records and len(found[slide_id]) == len(wanted):
-                records[slide_id] = todo[slide_id].commit([found[slide_id][part.name] for part in wanted])
+            found[key][row["source"]] = Part(**json.loads(row["part"]))
+            wanted = todo[key].patches.parts
+            if key not in records and len(found[key]) == len(wanted):
+                records[key] = todo[key].commit([found[key][part.name] for part in wanted])
     return records
 
 
+def _key(embedder: SlideEmbedder) -> _Key:
+    return embedder.patches.slide_id, embedder.view
+
+
 def _item(embedder: SlideEmbedder, part: Part) -> Row:
-    return {"patches": json.dumps(embedder.patches.to_json()), "part": json.dumps(asdict(part))}
+    patches = json.dumps(embedder.patches.to_json())
+    return {"patches": patches, "part": json.dumps(asdict(part)), "view": embedder.view}
 
 
 class _Embedder:
@@ -80,9 +110,11 @@ class _Embedder:
 
     def __call__(self, row: Row) -> Row:
         patches, part = Record.from_json(json.loads(row["patches"])), Part(**json.loads(row["part"]))
-        answer = {"slide_id": patches.slide_id, "source": part.name, "part": "", "status": "", "error": "", "fatal": ""}
+        answer = {"slide_id": patches.slide_id, "view": row["view"], "source": part.name, "part": ""}
+        answer |= {"status": "", "error": "", "fatal": ""}
+        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, row["view"])
         try:
-            made = SlideEmbedder(patches, self._config, self._spec, self._store).write_shard(part, self._encoder)
+            made = embedder.write_shard(part, self._encoder)
         except StorageError as error:
             return answer | {"fatal": str(error)}
         except SlideError as error:

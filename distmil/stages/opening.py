@@ -73,6 +73,7 @@ def claim_run(
            for key, value in getattr(config, section).model_dump().items()},
         **{f"training.{key}": value for key, value in config.training.identity().items()},
         "encoder.trainable": config.encoder.trainable,
+        "encoder.views": config.encoder.views,
         "encoder": spec.identity(),
         "tiling": config.tiling.identity(),
         "cohort.classes": list(cohort.classes),
@@ -80,7 +81,7 @@ def claim_run(
     }  # fmt: skip
     data = {
         "cohort": cohort.fingerprint,
-        "slides": {entry.slide_id: [part.sha256 for part in entry.parts] for entry in prepared.entries},
+        "slides": {entry.slide_id: [part.sha256 for _, part in entry.files] for entry in prepared.entries},
         "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
     }
     claim = {"settings": settings, "data": fingerprint(data)}

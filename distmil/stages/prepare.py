@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from distmil.bags import BagEntry
+from distmil.bags import BagEntry, Shards
 from distmil.cohort import Slide
 from distmil.embedding import embeddings_folder
 from distmil.encoders import EncoderSpec
 from distmil.labelling import labels_folder
 from distmil.shards import patches_folder
-from distmil.stages.embed import embed
+from distmil.stages.embed import embed, embed_views
 from distmil.stages.label import label
 from distmil.stages.runtime import Job, check_bad_fraction, status_counts
 from distmil.stages.tile import tile
@@ -27,7 +27,7 @@ class Prepared:
 
 
 def prepare(
-    job: Job, slides: Sequence[Slide], spec: EncoderSpec, *, with_labels: bool, from_images: bool = False
+    job: Job, slides: Sequence[Slide], spec: EncoderSpec, *, with_labels: bool, learns: bool = False
 ) -> Prepared:
     """Tile, embed and label what is missing.
 
@@ -36,16 +36,21 @@ def prepare(
         slides: The slides wanted.
         spec: The encoder.
         with_labels: Make label tables too.
-        from_images: Give the patches themselves instead of embeddings, for a trainable encoder.
+        learns: Training follows: give the patches themselves instead of embeddings to a trainable encoder, else the
+            views of the training slides too.
 
     Raises:
         TooManyBadSlides: If too few slides can be used.
         StorageError: If the store cannot be written.
     """
     patches = tile(job, slides)
+    from_images = learns and job.config.encoder.trainable
     embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
+    learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
+    views = embed_views(job, learning, spec)
     labels = label(job, slides, patches) if with_labels else {}
-    final = patches | embedded | {i: record for i, record in labels.items() if not record.ok}
+    broken = {record.slide_id: record for records in views.values() for record in records if not record.ok}
+    final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     check_bad_fraction(job, final)
     folder = patches_folder(job.config.tiling) if from_images else embeddings_folder(job.config, spec)
     entries = [
@@ -57,6 +62,10 @@ def prepare(
             folder=f"{folder}/{slide.slide_id}",
             parts=tuple(embedded[slide.slide_id].parts),
             labels=f"{labels_folder(job.config)}/{slide.slide_id}.parquet" if slide.slide_id in labels else None,
+            views=tuple(
+                Shards(f"{embeddings_folder(job.config, spec, view=number)}/{slide.slide_id}", tuple(record.parts))
+                for number, record in enumerate(views.get(slide.slide_id, []), start=1)
+            ),
         )
         for slide in slides
         if final[slide.slide_id].ok

@@ -97,7 +97,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     """
     spec = prepare_encoder(job.config.encoder, job.store)
     used = cohort.of_split("train", "val")
-    prepared = prepare(job, used, spec, with_labels=True, from_images=job.config.encoder.trainable)
+    prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
     run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
     tracker.start(

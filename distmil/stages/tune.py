@@ -77,7 +77,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     search = job.config.search
     spec = prepare_encoder(job.config.encoder, job.store)
     used = cohort.of_split("train", "val", "test")
-    prepared = prepare(job, used, spec, with_labels=True, from_images=job.config.encoder.trainable)
+    prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
     folds, held_out = _split(search, used, prepared, job.config)
     classes, form = len(cohort.classes), job.config.labels.form

@@ -105,11 +105,7 @@ def fetch(store: Store, run: str, group: Group) -> None:
         return
     entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
     with ThreadPoolExecutor(FETCHERS) as pool:
-        copies = [
-            pool.submit(store.local_copy, f"{entry.folder}/{part.name}", part)
-            for entry in entries
-            for part in entry.parts
-        ]
+        copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
         while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
             pass
     together(group, lambda: [copy.result() for copy in copies])
