@@ -2,6 +2,7 @@
 
     python -m benchmarks.dual_supervision table   [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision folds   [--seeds 5] [--out FILE.json]
+    python -m benchmarks.dual_supervision stains  [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision recipes [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision select  [--seeds 2] [--share 0.25] NAME=KEY=VALUE,... ...
     python -m benchmarks.dual_supervision pairs   --out FILE.json
@@ -9,9 +10,10 @@
 
 ``table`` trains on `pcam_cohort`'s train split and scores val once against `truth.csv`, which training never sees; a
 cell that tiling dropped as background counts with score 0. Seeds change initialisation, order, draws and which positive
-slides are annotated. ``folds`` trains the same rows on four folds inside train, 56 slides judged by networks that did
-not see them, ``recipes`` rows that differ in one setting, and ``select`` rows of your own; none of them looks at val.
-``pairs`` compares the rows of a finished table seed by seed, and ``figure`` draws it.
+slides are annotated. ``folds`` trains most of these rows on four folds inside train, 56 slides judged by networks that
+did not see them, ``stains`` some of them on two of three groups of stains, judged on the third, ``recipes`` rows that
+differ in one setting, and ``select`` rows of your own; none of them looks at val. ``pairs`` compares the rows of a
+finished table seed by seed, and ``figure`` draws it. What FILE holds is not measured again.
 """
 
 import argparse
@@ -22,6 +24,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.dualrows import PAIRS, RECIPES, TABLE, Setting
+from benchmarks.dualrows import FOLDS, PAIRS, RECIPES, STAINS, TABLE, VIEWS, Setting
 from benchmarks.inprocess import spread, train_here
 from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget, with_fewer_positives
+from benchmarks.stainfolds import NUM_GROUPS, Groups, cut_down, stain_groups
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.configfile import build_config
@@ -49,7 +53,7 @@ COLUMNS = [
     "slide_loss",
 ]
 NUM_DRAWS = 2000
-ROWS = {"table": TABLE, "folds": TABLE, "recipes": RECIPES}
+ROWS = {"table": TABLE, "folds": FOLDS, "stains": STAINS, "recipes": RECIPES}
 
 
 Row = dict[str, Any]
@@ -106,7 +110,9 @@ def measure(labels: Sequence[int], scores: Sequence[BagScores], targets: Sequenc
 
 def _own(bags: Sequence[Bag], setting: Setting, seed: int) -> list[Bag]:
     """Return what a row trains on."""
-    return with_budget(with_fewer_positives(bags, setting.positives, seed=seed), setting.share, seed=seed)
+    views = setting.overrides.get("encoder.views", 0)
+    bags = [replace(bag, views=bag.views[:views]) for bag in with_fewer_positives(bags, setting.positives, seed=seed)]
+    return with_budget(bags, setting.share, seed=seed)
 
 
 def run_on_val(cohort: Cohort, setting: Setting, seed: int) -> Row:
@@ -136,39 +142,73 @@ def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
     return found | {"seconds": time.perf_counter() - started}
 
 
-_COHORT: list[Cohort] = []
+def run_on_stains(cohort: Cohort, groups: Groups, setting: Setting, seed: int) -> Row:
+    """Train on two groups of stains and judge the third, each in turn; the measures are means over the groups."""
+    config = build_config(nest({**setting.overrides, "training.seed": seed}))
+    started = time.perf_counter()
+    rows = []
+    for group in range(NUM_GROUPS):
+        is_here = {slide_id: found == group for slide_id, found in groups.items()}
+        learning = [bag for one in cohort.train if (bag := cut_down(one, ~is_here[one.slide_id]))]
+        judged = [bag for one in cohort.train if (bag := cut_down(one, is_here[one.slide_id]))]
+        learner, active = train(_own(learning, setting, seed), config)
+        scores = [score(learner, bag, active) for bag in judged]
+        patches = [np.arange(len(bag)) for bag in judged]
+        rows.append(measure([bag.label or 0 for bag in judged], scores, [bag.label_N for bag in judged], patches))
+    found: Row = {column: float(np.mean([row[column] for row in rows])) for column in COLUMNS}
+    return found | {"seconds": time.perf_counter() - started}
 
 
-def _start(data: Path, root: Path) -> None:
+@dataclass(frozen=True)
+class World:
+    """What a worker holds."""
+
+    cohort: Cohort
+    groups: Groups
+
+
+_WORLD: list[World] = []
+
+
+def _start(kind: str, data: Path, root: Path) -> None:
     torch.set_num_threads(1)
-    _COHORT.append(load_cohort(data, root))
+    cohort = load_cohort(data, root, views=VIEWS)
+    _WORLD.append(World(cohort, stain_groups(data, root, cohort.train) if kind == "stains" else {}))
 
 
 def _work(task: tuple[str, Setting, int]) -> tuple[str, Row]:
     kind, setting, seed = task
-    run = run_on_val if kind == "table" else run_on_folds
-    return setting.name, run(_COHORT[0], setting, seed)
+    world = _WORLD[0]
+    if kind == "table":
+        return setting.name, run_on_val(world.cohort, setting, seed)
+    if kind == "stains":
+        return setting.name, run_on_stains(world.cohort, world.groups, setting, seed)
+    return setting.name, run_on_folds(world.cohort, setting, seed)
 
 
-def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace) -> Figures:
-    """Run every setting with every seed, several at once, and print each row when it is complete."""
-    load_cohort(options.data, options.root)  # tiles and embeds once, before the workers look
+def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace) -> None:
+    """Run every setting with every seed, several at once, and print and keep each row when it is complete."""
+    found: Figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    settings = [setting for setting in settings if setting.name not in found]
+    load_cohort(options.data, options.root, views=VIEWS)  # tiles and embeds once, before the workers look
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     )
     print("| | " + " | ".join(COLUMNS) + " | seconds |\n|" + "---|" * (len(COLUMNS) + 2), flush=True)
     tasks = [(kind, setting, seed) for setting in settings for seed in range(options.seeds)]
-    found: Figures = {}
+    begun: Figures = {}
     context = multiprocessing.get_context("spawn")
-    with context.Pool(options.workers, initializer=_start, initargs=(options.data, options.root)) as pool:
+    with context.Pool(options.workers, initializer=_start, initargs=(kind, options.data, options.root)) as pool:
         for name, row in pool.imap(_work, tasks):
-            rows = found.setdefault(name, {})
+            rows = begun.setdefault(name, {})
             for column, value in row.items():
                 rows.setdefault(column, []).append(value)
             if len(rows["seconds"]) == options.seeds:
                 print(f"| {name} | " + " | ".join(spread(rows[column]) for column in [*COLUMNS, "seconds"]) + " |",
                       flush=True)  # fmt: skip
-    return found
+                found[name] = rows
+                if options.out:
+                    options.out.write_text(json.dumps(found, indent=1))
 
 
 def parse_settings(texts: Sequence[str], share: float) -> list[Setting]:
@@ -244,7 +284,7 @@ def draw(found: Figures, path: Path) -> None:
 def main() -> None:
     """Run a table, compare its rows, or draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["table", "folds", "recipes", "select", "pairs", "figure"])
+    parser.add_argument("kind", choices=[*ROWS, "select", "pairs", "figure"])
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.25)
@@ -261,9 +301,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="distmil-pcam-") as scratch:
         options.root = options.root or Path(scratch)
         settings = ROWS.get(options.kind) or parse_settings(options.settings, options.share)
-        found = run_all(options.kind, settings, options)
-    if options.out:
-        options.out.write_text(json.dumps(found, indent=1))
+        run_all(options.kind, settings, options)
 
 
 if __name__ == "__main__":

@@ -43,21 +43,22 @@ class Cohort:
     cells: dict[str, Cells]
 
 
-def cohort_config(data: Path) -> Config:
+def cohort_config(data: Path, *, views: int = 0) -> Config:
     """Return how the cohort is tiled and embedded."""
     return build_config({
         "cohort": {"manifest": str(data / "manifest.csv")},
         "tiling": {"patch_px": 96, "mpp": 0.972},
+        "encoder": {"views": views},
         "tracking": {"uri": "none"},
     })  # fmt: skip
 
 
-def load_cohort(data: Path, root: Path) -> Cohort:
+def load_cohort(data: Path, root: Path, *, views: int = 0) -> Cohort:
     """Open the cohort's bags, tiling, embedding and labelling first what the store does not hold yet."""
-    config, store = cohort_config(data), Store(str(root))
+    config, store = cohort_config(data, views=views), Store(str(root))
     slides = read_cohort(config.cohort, manifest=data / "manifest.csv", needs_labels=True, needs_splits=True).slides
     spec = prepare_encoder(config.encoder, store)
-    entries = prepare(Job(config, store), slides, spec, with_labels=True).entries
+    entries = prepare(Job(config, store), slides, spec, with_labels=True, learns=True).entries
     truth = read_truth(data)
     bags = [open_bag(store, entry, num_classes=2, form="class") for entry in entries]
     cells = {}
