@@ -1,6 +1,7 @@
 """What each kind of label and each loss brings on real tissue with full patch truth, beside every baseline.
 
     python -m benchmarks.dual_supervision table   [--seeds 5] [--out FILE.json]
+    python -m benchmarks.dual_supervision narrow  [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision folds   [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision stains  [--seeds 5] [--out FILE.json]
     python -m benchmarks.dual_supervision recipes [--seeds 5] [--out FILE.json]
@@ -10,10 +11,11 @@
 
 ``table`` trains on `pcam_cohort`'s train split and scores val once against `truth.csv`, which training never sees; a
 cell that tiling dropped as background counts with score 0. Seeds change initialisation, order, draws and which positive
-slides are annotated. ``folds`` trains most of these rows on four folds inside train, 56 slides judged by networks that
-did not see them, ``stains`` some of them on two of three groups of stains, judged on the third, ``recipes`` rows that
-differ in one setting, and ``select`` rows of your own; none of them looks at val. ``pairs`` compares the rows of a
-finished table seed by seed, and ``figure`` draws it. What FILE holds is not measured again.
+slides are annotated. ``narrow`` does the same with a network of half the width, with and without views of shifted
+stains. ``folds`` trains narrow ones on four folds inside train, 56 slides judged by networks that did not see them,
+``stains`` some of them on two of three groups of stains, judged on the third, ``recipes`` rows that differ in one
+setting, and ``select`` rows of your own; none of them looks at val. ``pairs`` compares the rows of a finished table
+seed by seed, and ``figure`` draws it. What FILE holds is not measured again.
 """
 
 import argparse
@@ -35,7 +37,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 
-from benchmarks.dualrows import FOLDS, PAIRS, RECIPES, STAINS, TABLE, VIEWS, Setting
+from benchmarks.dualrows import FOLDS, NARROW_TABLE, PAIRS, RECIPES, STAINS, TABLE, VIEWS, Setting
 from benchmarks.inprocess import spread, train_here
 from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget, with_fewer_positives
 from benchmarks.stainfolds import NUM_GROUPS, Groups, cut_down, stain_groups
@@ -53,7 +55,7 @@ COLUMNS = [
     "slide_loss",
 ]
 NUM_DRAWS = 2000
-ROWS = {"table": TABLE, "folds": FOLDS, "stains": STAINS, "recipes": RECIPES}
+ROWS = {"table": TABLE, "narrow": NARROW_TABLE, "folds": FOLDS, "stains": STAINS, "recipes": RECIPES}
 
 
 Row = dict[str, Any]
@@ -179,7 +181,7 @@ def _start(kind: str, data: Path, root: Path) -> None:
 def _work(task: tuple[str, Setting, int]) -> tuple[str, Row]:
     kind, setting, seed = task
     world = _WORLD[0]
-    if kind == "table":
+    if kind in {"table", "narrow"}:
         return setting.name, run_on_val(world.cohort, setting, seed)
     if kind == "stains":
         return setting.name, run_on_stains(world.cohort, world.groups, setting, seed)
