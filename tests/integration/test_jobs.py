@@ -112,6 +112,19 @@ def test_two_workers_give_the_loss_of_one(home: Path, trained: Done) -> None:
         assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
 
 
+def test_views_are_embedded_of_training_slides_alone_and_trained_on(home: Path, trained: Done) -> None:
+    plain = set((home / "embeddings").iterdir())
+    done = run_job(home, "train", *SMALL, *LEAN, NO_PREDICTION, "training.run=viewed", "encoder.views=1")
+    assert done.code == 0, done.err
+    (view,) = set((home / "embeddings").iterdir()) - plain
+    entries = json.loads((home / "checkpoints" / "viewed" / "cohort.json").read_text())
+    assert {folder.name for folder in view.iterdir()} == {
+        entry["slide_id"] for entry in entries if entry["split"] == "train"
+    }
+    assert all(len(entry["views"]) == (entry["split"] == "train") for entry in entries)
+    assert [row["loss"] for row in epochs(home, "viewed")] != [row["loss"] for row in epochs(home, "small")]
+
+
 def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done, data: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.csv"
     paths = {
