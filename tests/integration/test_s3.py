@@ -20,7 +20,12 @@ from distmil.stages.runtime import Job
 from distmil.storage import Store
 from tests.s3server import BUCKET, FAULTS, S3, s3_server
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),  # a fixture is every job, twice: minutes even on a quiet machine
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 SHARE = 0.03
 EPOCHS = 4
