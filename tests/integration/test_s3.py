@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 SHARE = 0.03
-EPOCHS = 4
+EPOCHS = 10  # so many that a job is never through before it is killed
 SLIDES = 6
 KILLED = ("tile", "train")
 UNTIDIED = re.compile(r"patches/.*/(plan|part-\d+)\.json")
