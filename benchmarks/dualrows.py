@@ -31,7 +31,7 @@ def narrow(name: str, share: float, overrides: dict[str, Any], positives: float 
 
 def rows_of(base: dict[str, Any]) -> list[Setting]:
     """Return the rows of a table: slide labels alone, every baseline, each loss added, every budget."""
-    row = [
+    rows = [
         ("slide labels: L2", 0.0, WEAK | {"losses.topk": 0.0}),
         (_WEAK, 0.0, WEAK),
         *((f"slide labels: {name}", 0.0, {"model.name": name})
@@ -42,7 +42,7 @@ def rows_of(base: dict[str, Any]) -> list[Setting]:
         *((f"dual, {share:.0%} annotated", share, {}) for share in (TENTH, QUARTER, 0.5, 1.0)),
         *((f"patches only, {share:.0%} annotated", share, {"model.name": "patches"}) for share in (QUARTER, 1.0)),
     ]  # fmt: skip
-    return [Setting(name, share, {**base, **overrides}) for name, share, overrides in row]
+    return [Setting(name, share, {**base, **overrides}) for name, share, overrides in rows]
 
 
 def viewed(rows: Sequence[Setting], prefixes: Sequence[str]) -> list[Setting]:

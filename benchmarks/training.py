@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from benchmarks.trainingbags import EMBEDDING, make_bags
+from distmil.background import in_background
 from distmil.bags import Bag
 from distmil.config import Config
 from distmil.configfile import build_config
@@ -217,19 +218,12 @@ def _anonymous_mb() -> float:
 
 @contextmanager
 def _peak(found: list[float]) -> Any:
-    stop = threading.Event()
-
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         while not stop.wait(0.02):
             found.append(_anonymous_mb())
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
+    with in_background(watch, "peak"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def job_giant(job: dict[str, Any]) -> dict[str, Any]:

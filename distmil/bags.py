@@ -112,6 +112,11 @@ class Shards:
     folder: str
     parts: Sequence[Part]
 
+    @property
+    def files(self) -> list[tuple[str, Part]]:
+        """Return the name and the part of each."""
+        return [(f"{self.folder}/{part.name}", part) for part in self.parts]
+
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Shards":
         """Rebuild them."""
@@ -141,10 +146,14 @@ class BagEntry:
         return sum(part.rows for part in self.parts)
 
     @property
+    def shards(self) -> Shards:
+        """Return the shards of the patches as they are."""
+        return Shards(self.folder, self.parts)
+
+    @property
     def files(self) -> list[tuple[str, Part]]:
         """Return the name and the part of every shard, views and all."""
-        shards = [Shards(self.folder, self.parts), *self.views]
-        return [(f"{each.folder}/{part.name}", part) for each in shards for part in each.parts]
+        return [file for shards in (self.shards, *self.views) for file in shards.files]
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready values."""
@@ -153,8 +162,8 @@ class BagEntry:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "BagEntry":
         """Rebuild an entry."""
-        parts = tuple(Part(**part) for part in values["parts"])
-        return cls(**{**values, "parts": parts, "views": tuple(map(Shards.from_json, values.get("views", ())))})
+        views = tuple(map(Shards.from_json, values.get("views", ())))
+        return cls(**{**values, "parts": Shards.from_json(values).parts, "views": views})
 
 
 @dataclass(frozen=True)
@@ -228,7 +237,7 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
     places: pa.Table | None = None
     if not labels_alone:
         source, places = open_source(store, entry)
-        views = [EmbeddingSource(_matrices(store, view)) for view in entry.views]
+        views = [EmbeddingSource([_matrix(table) for table in _read_shards(store, view)]) for view in entry.views]
     label_N = np.full(entry.num_patches, -1, np.int8)
     target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
     if entry.labels is not None:
@@ -246,9 +255,9 @@ def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
     """Return where a slide's patches come from, and their places: slide_id, x, y, extent_px. Raises: StorageError."""
     columns = ["slide_id", "x", "y", "extent_px"]
     if entry.parts[0].name.endswith(".parquet"):
-        tables = [read_patches(store, f"{entry.folder}/{part.name}", columns=columns) for part in entry.parts]
+        tables = [read_patches(store, name, columns=columns) for name, _ in entry.shards.files]
         return ImageSource(store, entry.folder, entry.parts), pa.concat_tables(tables)
-    tables = _read_shards(store, Shards(entry.folder, entry.parts))
+    tables = _read_shards(store, entry.shards)
     places = pa.concat_tables([table.select(columns) for table in tables])
     return EmbeddingSource([_matrix(table) for table in tables]), places
 
@@ -278,12 +287,8 @@ def read_labels(store: Store, name: str) -> pa.Table:
         raise StorageError(f"{store.path(name)} is damaged or gone ({error}); run the job again") from error
 
 
-def _matrices(store: Store, shards: Shards) -> list[NDArray[np.float16]]:
-    return [_matrix(table) for table in _read_shards(store, shards)]
-
-
 def _read_shards(store: Store, shards: Shards) -> list[pa.Table]:
-    return [_read_shard(store, f"{shards.folder}/{part.name}", part) for part in shards.parts]
+    return [_read_shard(store, *file) for file in shards.files]
 
 
 def _read_shard(store: Store, name: str, part: Part) -> pa.Table:

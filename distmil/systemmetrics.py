@@ -4,7 +4,9 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+from distmil.background import in_background
 from distmil.tracking import Tracker
 
 try:
@@ -30,14 +32,8 @@ def system_metrics(tracker: Tracker, *, is_wanted: bool) -> Iterator[None]:
         logger.warning("tracking.system_metrics needs psutil, which is not installed; the run goes on without them")
         yield
         return
-    stop = threading.Event()
-    thread = threading.Thread(target=_watch, args=(tracker, stop), name="system-metrics", daemon=True)
-    thread.start()
-    try:
+    with in_background(partial(_watch, tracker), "system-metrics"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _watch(tracker: Tracker, stop: threading.Event) -> None:

@@ -14,7 +14,15 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     ["distmil"],
     ["distmil.errors"],
-    ["distmil.config", "distmil.tables", "distmil.memory", "distmil.backlog", "distmil.provenance", "distmil.stain"],
+    [
+        "distmil.config",
+        "distmil.tables",
+        "distmil.memory",
+        "distmil.backlog",
+        "distmil.provenance",
+        "distmil.stain",
+        "distmil.background",
+    ],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
     ["distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.configfile"],

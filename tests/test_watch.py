@@ -6,7 +6,7 @@ import pytest
 
 from distmil.config import Config
 from distmil.console import Console
-from distmil.stages import watch
+from distmil.stages import runtime, watch
 from distmil.stages.runtime import Job
 from distmil.stages.watch import _Room, workers_that_fit
 from distmil.storage import Store
@@ -34,7 +34,7 @@ def test_a_lack_of_nodes_is_told_once_and_its_end_too(
 
     def look(*cores: int) -> str:
         nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in cores]
-        monkeypatch.setattr(watch.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+        monkeypatch.setattr(runtime.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
         room.show()
         return capsys.readouterr().err
 

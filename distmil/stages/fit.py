@@ -14,7 +14,7 @@ from distmil.engine import History
 from distmil.errors import ConfigError, TrainingError
 from distmil.runs import is_finished
 from distmil.stages.callback import MetricsCallback
-from distmil.stages.runtime import Job, is_autoscaling, start_ray, wants_gpu
+from distmil.stages.runtime import Job, is_autoscaling, node_resources, start_ray, wants_gpu
 from distmil.stages.watch import watched
 from distmil.stages.worker import read_history, train_worker
 from distmil.storage import Store
@@ -156,7 +156,7 @@ def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dic
     """
     most = config.training.num_workers
     needed = config.training.min_workers or most
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = node_resources()
     there = [int(node.get("CPU", 0)) for node in nodes]
     each = cores or (1 if is_gpu or is_autoscaling() else _cores_each(there, most))
     wanted = {"CPU": float(each)} | ({"GPU": 1.0} if is_gpu else {})

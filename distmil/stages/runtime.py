@@ -130,6 +130,11 @@ def check_nodes(job: Job) -> None:
     judge_answers(store, answers)
 
 
+def node_resources() -> list[dict[str, float]]:
+    """Return what each node that is there has, whether it is in use or not."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _can_work(node: Mapping[str, Any]) -> bool:
     return any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))
 

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-
+from distmil.background import in_background
 from distmil.config import Config
 from distmil.errors import StorageError
-from distmil.stages.runtime import Job
+from distmil.stages.runtime import Job, node_resources
 from distmil.stages.worker import read_history
 from distmil.storage import Store
 
@@ -32,23 +31,17 @@ def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> 
         config: Its configuration.
         worker: Resources of one worker.
     """
-    stop = threading.Event()
     epochs = _Epochs(job, run, config.training.epochs)
     room = _Room(job, worker, needed=config.training.min_workers or config.training.num_workers)
 
-    def watch() -> None:
+    def watch(stop: threading.Event) -> None:
         while not stop.wait(POLL_S):
             epochs.show(is_last=False)
             room.show()
         epochs.show(is_last=True)
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
+    with in_background(watch, "watch-training"):
         yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 class _Epochs:
@@ -81,8 +74,7 @@ class _Room:
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + NODES_INTERVAL_S
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        there = workers_that_fit(nodes, self._worker)
+        there = workers_that_fit(node_resources(), self._worker)
         is_short = there < self._needed
         if is_short and self._was_short and there != self._said:
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
