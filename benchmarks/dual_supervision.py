@@ -23,10 +23,11 @@ import json
 import multiprocessing
 import os
 import platform
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +58,9 @@ COLUMNS = [
 NUM_DRAWS = 2000
 ROWS = {"table": TABLE, "narrow": NARROW_TABLE, "folds": FOLDS, "stains": STAINS, "recipes": RECIPES}
 
-
 Row = dict[str, Any]
-Figures = dict[str, dict[str, list[Any]]]
-"""By row and column, a figure for each seed."""
+Figures = dict[str, dict[str, Any]]
+"""By row and column, a figure for each seed; under `made_from`, what a row is."""
 
 
 def nest(overrides: dict[str, Any]) -> dict[str, Any]:
@@ -110,6 +110,12 @@ def measure(labels: Sequence[int], scores: Sequence[BagScores], targets: Sequenc
     return row | {"label": [int(value) for value in is_positive], "bag": [one.bag for one in scores]}
 
 
+def measure_bags(bags: Sequence[Bag], scores: Sequence[BagScores]) -> Row:
+    """Return the measures of bags whose own labels are the truth."""
+    patches = [np.arange(len(bag)) for bag in bags]
+    return measure([bag.label or 0 for bag in bags], scores, [bag.label_N for bag in bags], patches)
+
+
 def _own(bags: Sequence[Bag], setting: Setting, seed: int) -> list[Bag]:
     """Return what a row trains on."""
     views = setting.overrides.get("encoder.views", 0)
@@ -139,9 +145,7 @@ def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
         learner, active = train(_own([cohort.train[i] for i in learning], setting, seed), config)
         judged += [cohort.train[i] for i in judging]
         scores += [score(learner, cohort.train[i], active) for i in judging]
-    patches = [np.arange(len(bag)) for bag in judged]
-    found = measure([bag.label or 0 for bag in judged], scores, [bag.label_N for bag in judged], patches)
-    return found | {"seconds": time.perf_counter() - started}
+    return measure_bags(judged, scores) | {"seconds": time.perf_counter() - started}
 
 
 def run_on_stains(cohort: Cohort, groups: Groups, setting: Setting, seed: int) -> Row:
@@ -155,8 +159,7 @@ def run_on_stains(cohort: Cohort, groups: Groups, setting: Setting, seed: int) -
         judged = [bag for one in cohort.train if (bag := cut_down(one, is_here[one.slide_id]))]
         learner, active = train(_own(learning, setting, seed), config)
         scores = [score(learner, bag, active) for bag in judged]
-        patches = [np.arange(len(bag)) for bag in judged]
-        rows.append(measure([bag.label or 0 for bag in judged], scores, [bag.label_N for bag in judged], patches))
+        rows.append(measure_bags(judged, scores))
     found: Row = {column: float(np.mean([row[column] for row in rows])) for column in COLUMNS}
     return found | {"seconds": time.perf_counter() - started}
 
@@ -191,6 +194,9 @@ def _work(task: tuple[str, Setting, int]) -> tuple[str, Row]:
 def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace) -> None:
     """Run every setting with every seed, several at once, and print and keep each row when it is complete."""
     found: Figures = json.loads(options.out.read_text()) if options.out and options.out.exists() else {}
+    made_from = {setting.name: {"kind": kind, "seeds": options.seeds, **asdict(setting)} for setting in settings}
+    if foreign := [name for name in made_from if name in found and found[name].get("made_from") != made_from[name]]:
+        sys.exit(f"{options.out} holds figures made from something else ({', '.join(foreign)}); give another file")
     settings = [setting for setting in settings if setting.name not in found]
     load_cohort(options.data, options.root, views=VIEWS)  # tiles and embeds once, before the workers look
     print(
@@ -208,7 +214,7 @@ def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace)
             if len(rows["seconds"]) == options.seeds:
                 print(f"| {name} | " + " | ".join(spread(rows[column]) for column in [*COLUMNS, "seconds"]) + " |",
                       flush=True)  # fmt: skip
-                found[name] = rows
+                found[name] = {"made_from": made_from[name], **rows}
                 if options.out:
                     options.out.write_text(json.dumps(found, indent=1))
 
@@ -255,7 +261,7 @@ def print_comparisons(found: Figures) -> None:
     for one, other, column in PAIRS:
         if one in found and other in found:
             line = f"| {column}: {other} less {one} | {compare(found, one, other, column)} |"
-            if column == "slide_auc_bag":
+            if column == "slide_auc_bag" and "label" in found[one]:  # means over stain groups hold no slides
                 low, high = slide_interval(found, one, other)
                 line += f" {low:+.3f} to {high:+.3f} by bootstrap over slides |"
             print(line)
