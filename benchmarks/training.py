@@ -9,7 +9,7 @@
 
 All take --root FOLDER. Bags are ragged, 1,000 to 20,000 x 2048 in half precision, written there once as `embed` writes
 them. The GEMM rate is that of the step's own five products on 8,192 patches, measured before and after each epoch in
-the same process.
+the same process; on a GPU on 262,144 patches.
 """
 
 import argparse
@@ -49,12 +49,16 @@ ROOT = Path(__file__).parents[1]
 FEATURE, ATTENTION = 512, 256
 FLOP = 2 * (2 * EMBEDDING * FEATURE) + 3 * (2 * FEATURE * 2 * ATTENTION)
 """Of one patch, forward and backward: the embedding needs no gradient."""
+WARM_EPOCHS = 6
+"""On a GPU: until most sizes of step have been recorded."""
+WIDE = {"slides_per_step": 32, "patches_per_step": 262_144}
 
 
-def gemm_rate(dtype: torch.dtype, device: torch.device, rows: int = 8192) -> float:
-    """Return FLOP/s of the step's products: the median of five rounds."""
-    x, f = torch.randn(rows, EMBEDDING).to(device, dtype), torch.randn(rows, FEATURE).to(device, dtype)
-    w, v = torch.randn(FEATURE, EMBEDDING).to(device, dtype), torch.randn(2 * ATTENTION, FEATURE).to(device, dtype)
+def gemm_rate(dtype: torch.dtype, device: torch.device) -> float:
+    """Return FLOP/s of the step's products: the median of five rounds, on as many patches as suit the device."""
+    rows = 262_144 if device.type == "cuda" else 8192
+    x, f = (torch.randn(rows, width, device=device).to(dtype) for width in (EMBEDDING, FEATURE))
+    w, v = (torch.randn(*shape, device=device).to(dtype) for shape in ((FEATURE, EMBEDDING), (2 * ATTENTION, FEATURE)))
     seconds = []
     for _ in range(6):
         started = _now(device)
@@ -82,27 +86,34 @@ def make(bags: Sequence[Bag], values: dict[str, Any], device: str = "cpu") -> tu
 
 def epoch_of(
     bags: Sequence[Bag], values: dict[str, Any], *, group: Group, repeats: int = 1, device: str = "cpu"
-) -> dict[str, float]:
-    """Train an epoch after a warm-up step and return its rate beside the GEMM's."""
+) -> dict[str, Any]:
+    """Train epochs and return their rates beside the GEMM's: on a CPU after a step, on a GPU after epochs."""
     config, learner, planner = make(bags, values, device)
+    is_gpu, total = learner.device.type == "cuda", sum(len(bag) for bag in bags)
     bags = keep_resident(bags, config, learner.device)
-    train_epoch(learner, bags[:2], make(bags[:2], values)[2], config, epoch=0, group=group)
+    first = _now(learner.device)
+    if is_gpu:
+        for epoch in range(WARM_EPOCHS):
+            train_epoch(learner, bags, planner, config, epoch=epoch, group=group)
+    else:
+        train_epoch(learner, bags[:2], make(bags[:2], values)[2], config, epoch=0, group=group)
+    found: dict[str, Any] = {"warm_s": _now(learner.device) - first}
     dtype = torch.bfloat16 if learner.is_half else torch.float32
-    rates, shares = [], []
+    rates, shares, gemm = [], [], 0.0
     for epoch in range(repeats):
         before = gemm_rate(dtype, learner.device)
         started = _now(learner.device)
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=group)
+        train_epoch(learner, bags, planner, config, epoch=WARM_EPOCHS + epoch, group=group)
         seconds = _now(learner.device) - started
-        rate = sum(len(bag) for bag in bags) / seconds
         both = [group.gather(value) for value in (before, gemm_rate(dtype, learner.device))]
         gemm = statistics.mean(sum(values) for values in both)
-        rates.append(rate)
-        shares.append(rate * FLOP / gemm)
-    steps = len(list(planner.steps(0, with_mixed=True)))
-    return {"patches_s": statistics.median(rates), "share": statistics.median(shares), "shares": shares,
-            "steps_s": statistics.median(rates) * steps / sum(len(bag) for bag in bags),
-            "gemm": rate * FLOP / shares[-1]}  # fmt: skip
+        rates.append(total / seconds)
+        shares.append(rates[-1] * FLOP / gemm)
+    rate = statistics.median(rates)
+    share = statistics.median(shares)
+    return found | {"patches_s": rate, "rates": rates, "share": share, "shares": shares, "gemm": gemm,
+                    "steps_s": rate * len(planner.slides(0)) / total,
+                    "memory_gb": torch.cuda.max_memory_reserved() / 1e9 if is_gpu else 0.0}  # fmt: skip
 
 
 # --- one measurement in a process of its own -----------------------------------------------------------------------
@@ -182,15 +193,17 @@ def job_torchmil(job: dict[str, Any]) -> dict[str, Any]:
             x = torch.from_numpy(bags[i].source.take(slice(None)).astype(np.float32))
             return {"X": x, "Y": torch.tensor(float(bags[i].label))}
 
+    device = job["device"]
     feature = nn.Sequential(nn.Linear(EMBEDDING, FEATURE), nn.ReLU(), nn.Dropout(0.25))
-    model = ABMIL(in_shape=(EMBEDDING,), att_dim=ATTENTION, gated=True, feat_ext=feature)
+    model = ABMIL(in_shape=(EMBEDDING,), att_dim=ATTENTION, gated=True, feat_ext=feature).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     loader = torch.utils.data.DataLoader(Data(), batch_size=job["batch"], shuffle=True, collate_fn=collate_fn)
 
     def epoch(most: int = len(bags)) -> None:
         for batch in itertools.islice(loader, most):
-            with torch.autocast("cpu", torch.bfloat16, enabled=job["half"]):
-                _, losses = model.compute_loss(batch["Y"], batch["X"], batch["mask"])
+            label, x, mask = (batch[name].to(device) for name in ("Y", "X", "mask"))
+            with torch.autocast(device, torch.bfloat16, enabled=job["half"]):
+                _, losses = model.compute_loss(label, x, mask)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()
@@ -200,11 +213,11 @@ def job_torchmil(job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _timed(epoch: Callable[[], None], bags: Sequence[Bag], repeats: int) -> dict[str, Any]:
-    rates = []
+    rates, device = [], torch.device("cuda" if torch.cuda.is_initialized() else "cpu")
     for _ in range(repeats):
-        started = time.perf_counter()
+        started = _now(device)
         epoch()
-        rates.append(sum(len(bag) for bag in bags) / (time.perf_counter() - started))
+        rates.append(sum(len(bag) for bag in bags) / (_now(device) - started))
     return {"patches_s": statistics.median(rates)}
 
 
@@ -303,17 +316,30 @@ def print_epoch(root: Path, options: argparse.Namespace) -> None:
 
 
 def print_gpu(root: Path, options: argparse.Namespace) -> None:
-    """Share of the GPU's GEMM rate, and its memory."""
+    """Share of the GPU's GEMM rate, and its memory; and torchmil's rate there."""
     if not torch.cuda.is_available():
         sys.exit("there is no GPU here")
     print(torch.cuda.get_device_name())
-    for precision in ("fp32", "bf16"):
-        for resident in (True, False):
-            found = run("epoch", root, ragged(options.bags), repeats=options.repeats, device="cuda",
-                        values={"training": {"precision": precision, "resident": resident}})  # fmt: skip
-            print(f"{precision}, {'resident' if resident else 'streamed'}: {found['patches_s']:,.0f} patches/s, "
-                  f"{found['steps_s']:.2f} steps/s, {found['share']:.3f} of the GEMM rate "
-                  f"({found['gemm'] / 1e12:.1f} TFLOP/s)", flush=True)  # fmt: skip
+    sizes = ragged(options.bags)
+    for precision, bags, training in (
+        ("bf16", {}, {"resident": True}),
+        ("bf16", {}, {"resident": False}),
+        ("bf16", {}, {"resident": True, "cuda_graphs": False}),
+        ("bf16", WIDE, {"resident": True}),
+        ("bf16", WIDE, {"resident": False}),
+        ("fp32", {}, {"resident": True}),
+        ("fp32", {}, {"resident": False}),
+    ):
+        found = run("epoch", root, sizes, repeats=options.repeats, device="cuda",
+                    values={"training": {"precision": precision, **training}, "bags": bags})  # fmt: skip
+        rates = sorted(found["rates"])
+        print(f"{precision}, {training}, {bags}: {found['patches_s']:,.0f} patches/s ({rates[0]:,.0f} to "
+              f"{rates[-1]:,.0f}), {found['steps_s']:.0f} steps/s, {found['patches_s'] * FLOP / 1e12:.1f} TFLOP/s, "
+              f"{found['share']:.3f} of the GEMM rate ({found['gemm'] / 1e12:.0f}); {found['memory_gb']:.1f} GB; the "
+              f"first {WARM_EPOCHS} epochs took {found['warm_s']:.1f} s", flush=True)  # fmt: skip
+    for half in (False, True):
+        found = run("torchmil", root, sizes, batch=1, half=half, device="cuda")
+        print(f"torchmil, one bag a batch, {'bf16' if half else 'fp32'}: {found['patches_s']:,.0f} patches/s")
 
 
 def print_packed(root: Path, options: argparse.Namespace) -> None:
@@ -340,7 +366,7 @@ def print_torchmil(root: Path, options: argparse.Namespace) -> None:
     for _ in range(options.repeats):
         for half in (False, True):
             precision = "bf16" if half else "fp32"
-            for batch in (1, 8):
+            for batch in (1, 4, 8):
                 rows.setdefault(f"torchmil, {batch} bag(s) a batch, {precision}", []).append(
                     run("torchmil", root, sizes, batch=batch, half=half)["patches_s"])  # fmt: skip
             for workers in (1, cores):

@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
     from torch import Tensor
 
 Indices = NDArray[np.int64]
+_FEW = 16
 Patches: TypeAlias = "NDArray[Any] | Tensor"
 
 
@@ -57,7 +58,7 @@ class EmbeddingSource:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def pieces(self, indices: Indices | slice) -> list[NDArray[np.floating[Any]]]:
-        """Return embeddings in pieces: of a slice, each shard's own rows, not copied."""
+        """Return embeddings in pieces; those of a slice, and few ones, are not copied."""
         if isinstance(indices, slice):
             start, stop, _ = indices.indices(len(self))
             found = [
@@ -65,8 +66,11 @@ class EmbeddingSource:
                 for part, begin in zip(self.parts, self._starts, strict=False)
             ]
             return [piece for piece in found if len(piece)] or found[:1]
-        chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
         part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        if len(indices) <= _FEW:
+            places = zip(part_of.tolist(), (indices - self._starts[part_of]).tolist(), strict=True)
+            return [self.parts[part][row : row + 1] for part, row in places] or [self.parts[0][:0]]
+        chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
         for part in np.unique(part_of):
             where = part_of == part
             chosen[where] = self.parts[part][indices[where] - self._starts[part]]

@@ -273,6 +273,8 @@ class TrainingConfig(Section):
     """Precision of the wide products; auto: bf16 on GPUs that have it. Attention scores and losses are always fp32."""
     resident: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
     """Keep all training embeddings in the GPU's memory; auto: where they fill at most half of what is free."""
+    cuda_graphs: bool = Field(default=True, json_schema_extra=NO_IDENTITY)
+    """Replay a step's kernels in one launch on a GPU; false: launch each, several times as slowly, to look into one."""
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay a step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
     max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from distmil.bags import Bag
-from distmil.batches import Batch, load_batch, make_resident, read_ahead
+from distmil.batches import Batch, load_ahead, load_batch, make_resident
 from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.group import Group
@@ -22,7 +22,7 @@ from distmil.metrics import Judged, judge, summarise
 from distmil.models.baselines import NETWORKS
 from distmil.sampling import Step, StepPlanner
 from distmil.scoring import SCORE_CHUNK, score_bag
-from distmil.steps import LOSSES, share_of, train_step
+from distmil.steps import LOSSES, Taken, share_of, take_step
 
 logger = logging.getLogger(__name__)
 
@@ -37,39 +37,54 @@ def train_epoch(
     The order, the draws and the dropout follow from ``training.seed`` and the epoch, so that a resumed run is the
     unbroken one.
     """
-    torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank))
     learner.train()
-    with_slides = bool(config.losses.bag or config.losses.topk)
-    steps = list(planner.steps(epoch, with_mixed=uses_patch_labels(config), with_slides=with_slides))
     class_weight_C = class_weights(config, planner)
     if class_weight_C is not None:
         class_weight_C = class_weight_C.to(learner.device)
-    rows = []
-    for i, (step, batch) in enumerate(_loaded(steps, bags, learner, group)):
-        progress = epoch + i / len(steps)
-        row = train_step(
-            learner,
-            bags,
-            step,
-            ramped(config, progress),
-            group,
-            rate=learning_rate(config, progress, learner),
-            batch=batch,
-            class_weight_C=class_weight_C,
+    slides = planner.slides(epoch)
+    rows: list[dict[str, float]] = []
+    taken: Taken | None = None
+    for i, (step, batch) in enumerate(_loaded(slides, bags, planner, learner, config, epoch=epoch, group=group)):
+        progress = epoch + i / len(slides)
+        torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank, i))
+        before, taken = (
+            taken,
+            take_step(
+                learner,
+                bags,
+                step,
+                ramped(config, progress),
+                group,
+                rate=learning_rate(config, progress, learner),
+                batch=batch,
+                class_weight_C=class_weight_C,
+            ),
         )
-        rows.append(row)
+        rows += [before.losses()] if before else []  # while the device computes this step
+    rows += [taken.losses()] if taken else []
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
 def _loaded(
-    steps: Sequence[Step], bags: Sequence[Bag], learner: Learner, group: Group
+    slides: Sequence[Sequence[int]],
+    bags: Sequence[Bag],
+    planner: StepPlanner,
+    learner: Learner,
+    config: Config,
+    *,
+    epoch: int,
+    group: Group,
 ) -> Iterator[tuple[Step, Batch | None]]:
-    """Yield the steps with this worker's share, read while the step before is computed."""
+    """Yield an epoch's steps with this worker's share, drawn and read while the steps before are computed."""
+    with_mixed, with_slides = uses_patch_labels(config), bool(config.losses.bag or config.losses.topk)
 
-    def load(step: Step) -> tuple[Step, Batch | None]:
-        return step, load_batch(bags, step, share_of(step, bags, group), learner.device)
+    def load(numbered: tuple[int, Sequence[int]]) -> tuple[Step, Batch | None]:
+        step = planner.step(epoch, *numbered, with_mixed=with_mixed, with_slides=with_slides)
+        is_padded = learner.graphs is not None
+        mine = share_of(step, bags, group)
+        return step, load_batch(bags, step, mine, config.bags, learner.device, is_padded=is_padded)
 
-    return read_ahead(load, steps)
+    return load_ahead(load, enumerate(slides), learner.device)
 
 
 def ramped(config: Config, progress: float) -> Config:

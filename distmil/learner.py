@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distmil.bags import Bag
 from distmil.config import Config, TrainingConfig
 from distmil.errors import TrainingError
+from distmil.graphs import StepGraphs
 from distmil.models.network import Network
 from distmil.tensors import Rows, in_one, without_copy
 
@@ -65,6 +66,8 @@ class Learner:
     averaged: Nets | None = None
     """Moving average of the weights, where ``ema`` is above 0."""
     steps_done: int = 0
+    graphs: StepGraphs | None = None
+    """Does a step's work again without the host; on a GPU alone."""
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -132,7 +135,9 @@ def make_learner(config: Config, head: Network, encoder: nn.Module | None, devic
         group["peak_lr"] = group["lr"]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.training.weight_decay, fused=True)
     is_half = is_half_precision(config.training, device)
-    learner = Learner(head, encoder, optimizer, device, is_half=is_half, ema=config.training.ema)
+    has_graphs = device.type == "cuda" and config.training.cuda_graphs and not (encoder or head.bag_loss_on_patches)
+    graphs = StepGraphs() if has_graphs else None
+    learner = Learner(head, encoder, optimizer, device, is_half=is_half, ema=config.training.ema, graphs=graphs)
     if learner.ema:
         learner.averaged = copy.deepcopy(learner.trained)
     return learner

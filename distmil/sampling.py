@@ -7,13 +7,13 @@ An epoch's steps follow from a seed for the whole group; each worker draws the s
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 from numpy.random import Generator
 
 from distmil.bags import Bag, Indices, PatchSource
 from distmil.config import BagsConfig
+from distmil.patchpool import PatchPool, draw_evenly
 
 MIXED = -1
 """Stands for the mixed bag among bag indices."""
@@ -37,7 +37,7 @@ class Step:
         """Return where a bag's patches come from in this step."""
         return bags[index].seen(self.views.get(index, 0))
 
-    def share(self, rank: int, size: int, lengths: Sequence[int]) -> list[int]:
+    def share(self, rank: int, size: int, lengths: Mapping[int, int]) -> list[int]:
         """Return what one of ``size`` workers takes whole: bags, and MIXED for the mixed bag; the load is even."""
         load = {} if self.is_giant else {i: len(self.samples.get(i, range(lengths[i]))) for i in self.bags}
         if len(self.mixed_bag):
@@ -49,52 +49,6 @@ class Step:
             if worker == rank:
                 mine.append(i)
         return mine
-
-
-@dataclass(frozen=True)
-class PatchPool:
-    """The labelled patches of a group of bags, by bag."""
-
-    bags: Sequence[int]
-    patches: Sequence[Indices]
-
-    @property
-    def size(self) -> int:
-        """Return the number of patches."""
-        return sum(len(found) for found in self.patches)
-
-    def draw(self, count: int, generator: Generator) -> tuple[Indices, Indices]:
-        """Draw patches, bags first so that a large lesion does not crowd out a small one; without repeats while it can.
-
-        Returns:
-            Bag indices and patch indices, ``count`` each; none if the pool is empty.
-        """
-        if not self.bags or count == 0:
-            return np.empty(0, np.int64), np.empty(0, np.int64)
-        turns = np.resize(generator.permutation(len(self.bags)), count)
-        shares = np.bincount(turns, minlength=len(self.bags))
-        shares = _spill(shares, np.array([len(found) for found in self.patches])).tolist()
-        bag_index, patch_index = [], []
-        for bag, found, share in zip(self.bags, self.patches, shares, strict=True):
-            if share == 0:
-                continue
-            picks = generator.choice(len(found), size=share, replace=share > len(found))
-            bag_index.append(np.full(share, bag))
-            patch_index.append(found[picks])
-        return np.concatenate(bag_index).astype(np.int64), np.concatenate(patch_index).astype(np.int64)
-
-
-def _spill(chosen: Indices, capacity: Indices) -> Indices:
-    """Move draws from bags that have too few patches to bags that have more, as far as there are any."""
-    total = int(chosen.sum())
-    if total > capacity.sum():
-        return chosen
-    taken = np.minimum(chosen, capacity)
-    while (missing := total - int(taken.sum())) > 0:
-        open_bags = np.flatnonzero(taken < capacity)
-        extra = np.bincount(np.resize(open_bags, missing), minlength=len(taken))
-        taken = np.minimum(taken + extra, capacity)
-    return taken
 
 
 class StepPlanner:
@@ -111,10 +65,10 @@ class StepPlanner:
         self._is_positive = np.array([bool(bag.label) for bag in bags])
         self._annotated = np.array([i for i, bag in enumerate(bags) if bag.label and (bag.label_N > 0).any()], np.int64)
         self.num_of_class = np.bincount([bag.label or 0 for bag in bags], minlength=num_classes)
-        self._by_class = [_pool_of(_of_class(bags, c)) for c in range(num_classes)]
+        self._by_class = [PatchPool.of(_of_class(bags, c)) for c in range(num_classes)]
         labels = {bag.label or 0 for bag in bags}
-        self._negatives = [_pool_of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
-        self._labelled = _pool_of({i: np.flatnonzero(bag.is_known_N) for i, bag in enumerate(bags)})
+        self._negatives = [PatchPool.of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
+        self._labelled = PatchPool.of({i: np.flatnonzero(bag.is_known_N) for i, bag in enumerate(bags)})
 
     @property
     def num_positive(self) -> int:
@@ -126,19 +80,42 @@ class StepPlanner:
 
         Without slides the steps are the same but for their slide bags, which no loss would look at.
         """
-        generator = np.random.default_rng([self._seed, epoch])
+        for number, slides in enumerate(self.slides(epoch)):
+            yield self.step(epoch, number, slides, with_mixed=with_mixed, with_slides=with_slides)
+
+    def slides(self, epoch: int) -> list[list[int]]:
+        """Return the slides of every step of an epoch: all that must be known before the first step."""
         budget = self._config.patches_per_step
-        group: list[int] = []
+        groups: list[list[int]] = [[]]
         filled = 0
-        for i in self._order(epoch, generator):
-            size = self._size(i)
+        for i in self._order(epoch, np.random.default_rng([self._seed, epoch])):
+            size, group = self._size(i), groups[-1]
             is_full = len(group) == self._config.slides_per_step or filled + size > budget
             if group and (is_full or i in group):
-                yield self._step(group, generator, with_mixed=with_mixed, with_slides=with_slides)
-                group, filled = [], 0
-            group.append(i)
+                groups.append([])
+                filled = 0
+            groups[-1].append(i)
             filled += size
-        yield self._step(group, generator, with_mixed=with_mixed, with_slides=with_slides)
+        return groups
+
+    def step(
+        self, epoch: int, number: int, slides: Sequence[int], *, with_mixed: bool, with_slides: bool = True
+    ) -> Step:
+        """Draw one step of an epoch: its samples, its mixed bag and its views. Steps may be drawn in any order."""
+        generator = np.random.default_rng([self._seed, epoch, 1 + number])  # a seed's trailing zero would not count
+        samples = {
+            i: np.sort(generator.choice(self._lengths[i], size=self._size(i), replace=False))
+            for i in slides
+            if self._size(i) < self._lengths[i]
+        }
+        nothing = np.empty(0, np.int64)
+        mixed = self._mixed(slides, generator) if with_mixed else (nothing, nothing)
+        seen = sorted({*slides, *mixed[0].tolist()})
+        views = {i: int(generator.integers(self._num_views[i] + 1)) for i in seen if self._num_views[i]}
+        if not with_slides:
+            return Step([], {}, *mixed, views=views)
+        is_giant = self._size(slides[0]) > self._config.patches_per_step
+        return Step(slides, samples, *mixed, is_giant=is_giant, views=views)
 
     def _order(self, epoch: int, generator: Generator) -> list[int]:
         """Return the epoch's bags in turn: all, annotated ones several times and classes in pairs if wanted."""
@@ -160,40 +137,17 @@ class StepPlanner:
         """Return how many patches of a bag an epoch sees."""
         return min(self._lengths[bag], self._config.sample or self._lengths[bag])
 
-    def _step(self, group: list[int], generator: Generator, *, with_mixed: bool, with_slides: bool) -> Step:
-        samples = {
-            i: np.sort(generator.choice(self._lengths[i], size=self._size(i), replace=False))
-            for i in group
-            if self._size(i) < self._lengths[i]
-        }
-        nothing = np.empty(0, np.int64)
-        mixed = self._mixed(group, generator) if with_mixed else (nothing, nothing)
-        seen = sorted({*group, *mixed[0].tolist()})
-        views = {i: int(generator.integers(self._num_views[i] + 1)) for i in seen if self._num_views[i]}
-        if not with_slides:
-            return Step([], {}, *mixed, views=views)
-        is_giant = self._size(group[0]) > self._config.patches_per_step
-        return Step(group, samples, *mixed, is_giant=is_giant, views=views)
-
-    def _mixed(self, group: list[int], generator: Generator) -> tuple[Indices, Indices]:
+    def _mixed(self, slides: Sequence[int], generator: Generator) -> tuple[Indices, Indices]:
         """Draw a mixed bag by the configured strategy."""
         config = self._config
         if config.mixed == "pooled":
-            order = generator.choice(self._labelled.size, size=min(config.n, self._labelled.size), replace=False)
-            return self._flat[0][order], self._flat[1][order]
+            return self._labelled.draw_any(config.n, generator)
         if config.mixed == "per_slide":
-            here = [at for at, bag in enumerate(self._labelled.bags) if bag in set(group)]
-            in_play = PatchPool([self._labelled.bags[at] for at in here], [self._labelled.patches[at] for at in here])
-            return in_play.draw(max(config.n, len(here)) if here else 0, generator)
-        positives = _draw_evenly(self._by_class[1:], config.k_positive, generator)
-        negatives = _draw_evenly(self._negatives, config.k_negative, generator)
+            in_play = self._labelled.only(slides)
+            return in_play.draw(max(config.n, len(in_play.bag_G)), generator)
+        positives = draw_evenly(self._by_class[1:], config.k_positive, generator)
+        negatives = draw_evenly(self._negatives, config.k_negative, generator)
         return np.concatenate([positives[0], negatives[0]]), np.concatenate([positives[1], negatives[1]])
-
-    @cached_property
-    def _flat(self) -> tuple[Indices, Indices]:
-        """Return every labelled patch as (bag, patch)."""
-        bags = [np.full(len(found), i) for i, found in zip(self._labelled.bags, self._labelled.patches, strict=True)]
-        return np.concatenate(bags), np.concatenate(self._labelled.patches)
 
 
 def _of_class(bags: Sequence[Bag], class_index: int, *, slide_label: int | None = None) -> dict[int, Indices]:
@@ -209,19 +163,3 @@ def _of_class(bags: Sequence[Bag], class_index: int, *, slide_label: int | None 
             class_of = np.where(target[:, 0] < 1, 1 + target[:, 1:].argmax(axis=1), 0)
             found[i] = known[class_of == class_index]
     return found
-
-
-def _draw_evenly(pools: Sequence[PatchPool], count: int, generator: Generator) -> tuple[Indices, Indices]:
-    """Draw as many patches from each pool that has any."""
-    present = [pool for pool in pools if pool.bags]
-    nothing = np.empty(0, np.int64)
-    draws = [(nothing, nothing)]
-    for i, pool in enumerate(present):
-        share = count * (i + 1) // len(present) - count * i // len(present)
-        draws.append(pool.draw(share, generator))
-    return np.concatenate([bags for bags, _ in draws]), np.concatenate([patches for _, patches in draws])
-
-
-def _pool_of(found: Mapping[int, Indices]) -> PatchPool:
-    kept = {i: patches for i, patches in found.items() if len(patches)}
-    return PatchPool(list(kept), list(kept.values()))

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 
 from distmil import losses
 from distmil.bags import Bag, Indices, PatchSource
-from distmil.batches import Batch, load_batch, load_piece, read_ahead
+from distmil.batches import Batch, load_ahead, load_batch, pack
 from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.group import Group
@@ -64,12 +64,43 @@ class Aim:
         """Return the same where the mixed bag counts as one more."""
         return self.of_slides(loss_B, label_B) * (self.totals.num_slides / self.totals.num_bags)
 
-    def weigh(self, found: dict[str, Tensor]) -> Tensor:
-        """Return the weighted sum of losses."""
-        return torch.stack([getattr(self.config.losses, name) * value for name, value in found.items()]).sum()
+    def weigh(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return each loss in the order of LOSSES, 0 where there is none, and their weighted sum."""
+        nothing = next(iter(found.values())).new_zeros(())
+        loss = torch.stack([getattr(self.config.losses, name) * value for name, value in found.items()]).sum()
+        return torch.stack([found.get(name, nothing) for name in LOSSES]), loss
 
 
-def train_step(
+@dataclass(frozen=True)
+class Taken:
+    """A step that was taken; its numbers may still be on their way from the device."""
+
+    numbers: Tensor
+    """The losses and their weighted sum, summed over the group, and the norm of the gradient."""
+    is_there: torch.cuda.Event | None
+    bags: Sequence[Bag]
+    step: Step
+
+    def losses(self) -> dict[str, float]:
+        """Return the group's losses, each unweighted, and their weighted sum as ``loss``; wait for them.
+
+        Raises:
+            TrainingError: If the loss or the gradient is not finite, naming the slides of the step.
+        """
+        if self.is_there is not None:
+            self.is_there.synchronize()
+        *found, norm = self.numbers.tolist()
+        if not math.isfinite(found[-1] + norm):
+            what, value = ("the gradient's norm", norm) if math.isfinite(found[-1]) else ("the loss", found[-1])
+            involved = sorted({self.bags[i].slide_id for i in (*self.step.bags, *self.step.mixed_bag.tolist())})
+            raise TrainingError(
+                f"{what} is {value} in a step on slides {', '.join(involved[:20])}"
+                f"{' and more' if len(involved) > 20 else ''}; lower training.lr, or look at these slides' embeddings"
+            )
+        return dict(zip([*LOSSES, "loss"], found, strict=True))
+
+
+def take_step(
     learner: Learner,
     bags: Sequence[Bag],
     step: Step,
@@ -79,8 +110,8 @@ def train_step(
     rate: float,
     batch: Batch | None = None,
     class_weight_C: Tensor | None = None,
-) -> dict[str, float]:
-    """Take one step and return the group's losses, each unweighted, and their weighted sum as ``loss``.
+) -> Taken:
+    """Take one step, without waiting for the device: whoever goes on must look at the losses first or soon.
 
     Args:
         learner: What is trained.
@@ -91,55 +122,56 @@ def train_step(
         rate: Share of the peak learning rate.
         batch: This worker's share, if it is loaded already.
         class_weight_C: What a slide of each class weighs; None: 1.
-
-    Raises:
-        TrainingError: If the loss is not finite, naming the slides of the step.
     """
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
     aim = Aim(config, Totals(num_slides, num_bags, num_mixed), class_weight_C)
-    batch = batch or load_batch(bags, step, share_of(step, bags, group), learner.device)
+    batch = batch or load_batch(bags, step, share_of(step, bags, group), config.bags, learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
-    parts = []
     if step.is_giant:
         giant = step.bags[0]
         source, sample = step.source(bags, giant), step.samples.get(giant)
-        parts.append(GiantBag(learner, source, sample, label=bags[giant].label or 0, aim=aim, group=group).backward())
-    if batch is not None:
-        with learner.autocast():
-            found = packed_losses(learner.head, learner.embed(batch.patches), batch, aim)
+        found = GiantBag(learner, source, sample, label=bags[giant].label or 0, aim=aim, group=group).backward()
         if found:
-            aim.weigh(found).backward()  # type: ignore[no-untyped-call]
-        parts.append(found)
-    for found in parts:
-        detached = {name: value.detach() for name, value in found.items()}
-        values += torch.stack([detached.get(name, values.new_zeros(())).to(values) for name in LOSSES]
-                              + [aim.weigh(detached).to(values) if detached else values.new_zeros(())])  # fmt: skip
+            values += torch.hstack(aim.weigh(found))
+    if batch is not None:
+        work, graphs = functools.partial(_packed, learner, aim), learner.graphs
+        if graphs is None or step.is_giant:  # a giant bag has left gradients to add to
+            numbers = work(batch)
+        else:
+            constants = (aim.totals, *(getattr(config.losses, name) for name in LOSSES))
+            numbers = graphs.run(work, batch, learner.parameters, constants)
+        if numbers is not None:
+            values += numbers
     group.sum_gradients(learner.parameters)
     norm = nn.utils.clip_grad_norm_(learner.parameters, config.training.clip_norm)
-    *numbers, norm_value = torch.cat([group.sum(values), norm.to(values)[None]]).tolist()
-    if not math.isfinite(numbers[-1] + norm_value):
-        what = "the loss" if not math.isfinite(numbers[-1]) else "the gradient's norm"
-        involved = sorted({bags[i].slide_id for i in (*step.bags, *step.mixed_bag.tolist())})
-        raise TrainingError(
-            f"{what} is {norm_value if math.isfinite(numbers[-1]) else numbers[-1]} in a step on slides "
-            f"{', '.join(involved[:20])}{' and more' if len(involved) > 20 else ''}; lower training.lr, or look at "
-            "these slides' embeddings"
-        )
     learner.step(rate=rate)
-    return dict(zip([*LOSSES, "loss"], numbers, strict=True))
+    numbers = torch.cat([group.sum(values), norm.to(values)[None]]).to("cpu", non_blocking=True)
+    is_there = torch.cuda.current_stream(learner.device).record_event() if learner.device.type == "cuda" else None
+    return Taken(numbers, is_there, bags, step)
+
+
+def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:
+    """Add the gradients of a worker's share and return each loss and their weighted sum; None if there is no loss."""
+    with learner.autocast():
+        found = packed_losses(learner.head, learner.embed(batch.patches), batch, aim)
+    if not found:
+        return None
+    each_L, loss = aim.weigh(found)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return torch.hstack([each_L, loss]).detach()
 
 
 def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
     """Return what this worker takes whole of a step."""
-    return step.share(group.rank, group.size, [len(bag) for bag in bags])
+    return step.share(group.rank, group.size, {i: len(bags[i]) for i in step.bags})
 
 
 def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> dict[str, Tensor]:
     """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
     feature_TF, attention_T = head(embedding_TE)
-    weights, num_slides, cut = aim.config.losses, len(batch.label_B), batch.num_bag_patches
+    weights, num_slides, num_mixed = aim.config.losses, len(batch.label_B), len(batch.target_NC)
     found = {}
     if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
         found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
@@ -147,10 +179,12 @@ def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> 
     nothing = batch.layout.bag_T.new_empty(0)
     chosen, bag_K = nothing, nothing
     if num_slides and weights.topk:
-        chosen, bag_K = top_k_patches(attention_T, batch.layout, aim.config.bags.top_k, num_bags=num_slides)
-    single = torch.cat([chosen, torch.arange(cut, len(feature_TF), device=nothing.device)])
-    feature_KF, feature_NF = feature_TF[single].split([len(chosen), len(single) - len(chosen)])
-    attention_K, attention_N = attention_T[single].split([len(chosen), len(single) - len(chosen)])
+        chosen, bag_K = top_k_patches(attention_T, batch.layout.bag_T, batch.top_k), batch.top_k.bag_K
+    first, stop = len(feature_TF) - num_mixed, len(feature_TF)
+    single = torch.cat([chosen, torch.arange(first, stop, device=nothing.device)])
+    sizes = [len(chosen), num_mixed]
+    feature_KF, feature_NF = feature_TF.index_select(0, single).split(sizes)  # indexing would sort on its way back
+    attention_K, attention_N = attention_T.index_select(0, single).split(sizes)
     if len(chosen):
         found["topk"] = topk_losses(head, feature_KF, attention_K, bag_K=bag_K, label_B=batch.label_B, aim=aim)
     if len(batch.target_NC):
@@ -165,7 +199,8 @@ def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Ba
     """
     layout, label_B = batch.layout, batch.label_B
     if head.bag_loss_on_patches:
-        cut, bag_T = batch.num_bag_patches, layout.bag_T[: batch.num_bag_patches]
+        cut = batch.num_slide_patches
+        bag_T = layout.bag_T[:cut]
         logits_TC = head.patch_logits(feature_TF[:cut], attention_T[:cut])
         loss_T = cross_entropy(logits_TC, label_B[bag_T], reduction="none")
         total_B = loss_T.new_zeros(len(label_B)).index_add(0, bag_T, loss_T)
@@ -247,7 +282,7 @@ class GiantBag:
 
     def _chunks(self) -> "enumerate[Rows]":
         device = self._learner.device
-        return enumerate(read_ahead(lambda piece: load_piece(self._source, piece, device), self._pieces))
+        return enumerate(load_ahead(lambda piece: pack([(self._source, piece)], device), self._pieces, device))
 
     def _survey(self) -> tuple[PooledPart, Tensor]:
         """Return the whole bag's pooled part, and the attention of this worker's patches."""
@@ -307,7 +342,7 @@ class GiantBag:
         own = np.array([place for _, place in chosen if start <= place < stop], np.int64)
         if not len(own):
             return torch.zeros((), device=learner.device)
-        patches = load_piece(self._source, own if self._sample is None else self._sample[own], learner.device)
+        patches = pack([(self._source, own if self._sample is None else self._sample[own])], learner.device)
         feature_KF, attention_K = self._forward(len(self._pieces), patches)
         bag_K = self._one_bag(attention_K)
         loss = topk_losses(learner.head, feature_KF, attention_K, bag_K=bag_K, label_B=self._label_B, aim=aim) * (

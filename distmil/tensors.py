@@ -17,9 +17,12 @@ Rows: TypeAlias = Tensor | Sequence[Tensor]
 _PAGE_BYTES = 4096
 
 
-def on_device(values: NDArray[np.int64], device: torch.device | str) -> Tensor:
-    """Return integers on a device, without waiting for it."""
-    return torch.from_numpy(values).to(device, non_blocking=True)
+def on_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
+    """Return numbers on a device, without waiting for it."""
+    tensor = torch.from_numpy(values)
+    if torch.device(device).type == "cuda":  # from other memory a copy would wait
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def without_copy(array: NDArray[Any]) -> Tensor:

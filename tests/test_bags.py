@@ -142,7 +142,7 @@ def test_unknown_patches_are_never_drawn() -> None:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 def test_workers_share_a_step_without_gaps_or_doubles(size: int) -> None:
     bags = make_bags(12)
-    lengths = [len(bag) for bag in bags]
+    lengths = {i: len(bag) for i, bag in enumerate(bags)}
     for step in planner(bags, slides_per_step=5).steps(0, with_mixed=True):
         shares = [step.share(rank, size, lengths) for rank in range(size)]
         assert Counter(i for share in shares for i in share) == Counter([*step.bags, MIXED])
@@ -150,7 +150,7 @@ def test_workers_share_a_step_without_gaps_or_doubles(size: int) -> None:
 
 def test_workers_share_the_load_evenly() -> None:
     step = Step([0, 1, 2, 3], {}, np.empty(0, np.int64), np.empty(0, np.int64))
-    assert [sorted(step.share(rank, 2, [100, 60, 50, 10])) for rank in (0, 1)] == [[0, 3], [1, 2]]
+    assert [sorted(step.share(rank, 2, dict(enumerate([100, 60, 50, 10])))) for rank in (0, 1)] == [[0, 3], [1, 2]]
 
 
 def write_slide(store: Store, *, shift: int = 0) -> BagEntry:

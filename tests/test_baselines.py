@@ -9,7 +9,7 @@ from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.models.pooling import Layout, pool
-from distmil.steps import train_step
+from distmil.steps import take_step
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 from tests.test_engine import make
 
@@ -92,7 +92,7 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
     assert learner.judging is average
     expected = {name: value.clone() for name, value in average.head.state_dict().items()}
     for count, step in enumerate(planner.steps(0, with_mixed=True), start=1):
-        train_step(learner, bags, step, config, ALONE, rate=1.0)
+        take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
         decay = min(0.9, (1 + count) / (10 + count))
         for name, value in learner.head.state_dict().items():
             expected[name] = decay * expected[name] + (1 - decay) * value

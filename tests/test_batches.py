@@ -9,22 +9,24 @@ import pytest
 import torch
 
 from distmil.bags import EmbeddingSource
-from distmil.batches import load_batch, make_resident, read_ahead
+from distmil.batches import copy_together, load_batch, make_resident, padding, read_ahead
+from distmil.config import BagsConfig
 from distmil.sampling import MIXED, Step
 from distmil.tensors import in_one
 from tests.bagmaking import make_bag
 
 CPU = torch.device("cpu")
+BAGS = BagsConfig()
 
 
 def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
     bags = [make_bag(i, size=20 + i) for i in range(4)]
     step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]))
-    batch = load_batch(bags, step, [2, 0, MIXED], CPU)
+    batch = load_batch(bags, step, [2, 0, MIXED], BAGS, CPU)
     assert batch is not None
     assert batch.layout.lengths == (22, 3, 3)
     assert batch.label_B.tolist() == [0, 0]
-    assert batch.num_bag_patches == 25
+    assert batch.num_slide_patches == 25
     rows = [bags[2].source.take(slice(None)), bags[0].source.take(np.array([1, 5, 7]))]
     np.testing.assert_array_equal(in_one(batch.patches)[:25].numpy(), np.concatenate(rows))
     drawn = {(1, 0), (3, 4), (3, 2)}
@@ -39,8 +41,8 @@ def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
 def test_resident_bags_give_the_same_batches() -> None:
     bags = [make_bag(i, size=30 + i) for i in range(4)]
     step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]))
-    here = load_batch(bags, step, [2, 0, MIXED], CPU)
-    resident = load_batch(make_resident(bags, CPU), step, [2, 0, MIXED], CPU)
+    here = load_batch(bags, step, [2, 0, MIXED], BAGS, CPU)
+    resident = load_batch(make_resident(bags, CPU), step, [2, 0, MIXED], BAGS, CPU)
     assert here is not None
     assert resident is not None
     assert torch.equal(in_one(here.patches), in_one(resident.patches))
@@ -53,7 +55,7 @@ def test_a_step_sees_the_view_it_drew_of_each_bag() -> None:
     bags = [replace(bag, views=own) for bag, own in zip(bags, views, strict=True)]
     step = Step([2, 0], {0: np.array([1, 5, 7])}, np.array([3, 1, 3]), np.array([4, 0, 2]), views={0: 2, 1: 0, 2: 1})
     for own in (bags, make_resident(bags, CPU)):
-        batch = load_batch(own, step, [2, 0, MIXED], CPU)
+        batch = load_batch(own, step, [2, 0, MIXED], BAGS, CPU)
         assert batch is not None
         rows = in_one(batch.patches).numpy()
         np.testing.assert_array_equal(rows[:22], views[2][0].take(slice(None)))
@@ -92,3 +94,46 @@ def test_an_error_while_reading_ahead_is_raised_where_it_is_read() -> None:
         break  # the thread ends with the reader
     time.sleep(0.3)
     assert threading.active_count() <= threads
+
+
+def test_a_padded_batch_is_a_multiple_of_an_eighth_of_a_step_and_the_rest_is_the_same() -> None:
+    bags = make_resident([make_bag(i, size=20 + i) for i in range(4)], CPU)
+    step = Step([2, 0], {}, np.array([3, 1, 3]), np.array([4, 0, 2]))
+    config = BagsConfig(patches_per_step=80)
+    plain = load_batch(bags, step, [2, 0, MIXED], config, CPU)
+    assert plain is not None
+    batch = load_batch(bags, step, [2, 0, MIXED], config, CPU, is_padded=True)
+    assert batch is not None
+    assert plain.layout.lengths == (22, 20, 3)
+    assert batch.layout.lengths == (22, 20, 8, 3)
+    assert batch.num_slide_patches == plain.num_slide_patches == 42
+    assert torch.equal(batch.top_k.place_K, plain.top_k.place_K)
+    whole, padded = in_one(plain.patches), in_one(batch.patches)
+    assert torch.equal(padded[:42], whole[:42])
+    assert torch.equal(padded[50:], whole[42:])
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 9), (9, 1), (10, 10), (79, 1), (80, 10)])
+def test_padding_fills_up_and_is_never_nothing(count: int, expected: int) -> None:
+    assert padding(count, 80) == expected
+    assert padding(count, 3) == 1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_pieces_are_copied_one_after_the_other_whatever_their_sizes(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    pieces = [generator.random((size, 3)) for size in generator.integers(0, 50, size=generator.integers(1, 60))]
+    packed = np.full((sum(map(len, pieces)), 3), np.nan)
+    copy_together(pieces, packed)
+    np.testing.assert_array_equal(packed, np.concatenate(pieces))
+
+
+def test_several_are_made_ahead_at_once_and_come_in_order() -> None:
+    together = threading.Barrier(3, timeout=10)
+
+    def make(item: int) -> int:
+        if item < 3:
+            together.wait()  # passes if three threads make three items at once
+        return item
+
+    assert list(read_ahead(make, range(9), ahead=3)) == list(range(9))

@@ -23,7 +23,7 @@ from distmil.learner import Learner, fit_normaliser, learning_rate, make_learner
 from distmil.models.baselines import make_network
 from distmil.models.pooling import Layout, top_k_patches
 from distmil.sampling import StepPlanner
-from distmil.steps import train_step
+from distmil.steps import take_step
 from distmil.storage import Store
 from tests.bagmaking import EMBEDDING, make_bag, make_bags, small_config
 from tests.threadgroup import run_as_group
@@ -52,9 +52,10 @@ def direct_losses(learner: Learner, bags: list[Bag], step: Any, config: Config) 
         layout = Layout.of([len(z)])
         label = torch.tensor([bags[i].label])
         found["bag"] += float(losses.bag_loss(head.bag_logits(feature, attention, layout), label)) / len(step.bags)
-        chosen, bag_K = top_k_patches(attention, layout, config.bags.top_k)
+        top_k = layout.top_k(config.bags.top_k)
+        chosen = top_k_patches(attention, layout.bag_T, top_k)
         logits = head.topk_logits(feature[chosen], attention[chosen])
-        found["topk"] += float(losses.topk_loss(logits, bag_K, label)) / len(step.bags)
+        found["topk"] += float(losses.topk_loss(logits, top_k.bag_K, label)) / len(step.bags)
     for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True):
         z = torch.from_numpy(bags[b].source.take(np.array([p])).astype(np.float64))
         feature, attention = head(z)
@@ -76,7 +77,7 @@ def test_a_packed_step_equals_one_bag_at_a_time(
     learner, planner = make(config, bags, classes=classes, double=True)
     for step in planner.steps(0, with_mixed=True):
         expected = direct_losses(learner, bags, step, config)
-        found = train_step(learner, bags, step, config, ALONE, rate=1.0)
+        found = take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
         for name, value in expected.items():
             assert found[name] == pytest.approx(value, rel=1e-9, abs=1e-9), name
 
@@ -87,7 +88,7 @@ def test_weights_scale_the_total_and_zero_leaves_a_loss_out() -> None:
     learner, planner = make(config, bags)
     step = next(planner.steps(0, with_mixed=True))
     before = copy.deepcopy(learner.head.topk_classifier.state_dict())
-    found = train_step(learner, bags, step, config, ALONE, rate=1.0)
+    found = take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
     assert found["loss"] == pytest.approx(0.5 * found["patch"] + 2 * found["bag"] + 3 * found["attention"])
     assert found["topk"] == 0.0
     for name, value in learner.head.topk_classifier.state_dict().items():
@@ -145,8 +146,8 @@ def test_the_mixed_bag_counts_as_a_bag_if_wanted() -> None:
         logits = learner.head.bag_logits(feature, attention, Layout.of([len(z)]))[0]
         own = float(losses.mixed_bag_loss(logits, is_positive=True))
     other = copy.deepcopy(learner)
-    without = train_step(learner, bags, step, plain, ALONE, rate=1.0)
-    found = train_step(other, bags, step, wanted, ALONE, rate=1.0)
+    without = take_step(learner, bags, step, plain, ALONE, rate=1.0).losses()
+    found = take_step(other, bags, step, wanted, ALONE, rate=1.0).losses()
     count = len(step.bags)
     assert found["bag"] == pytest.approx((count * without["bag"] + own) / (count + 1), rel=1e-5)
     for name in ("patch", "topk", "attention"):  # the top-K loss stays a mean over slides
@@ -207,15 +208,19 @@ def test_a_judged_slide_that_is_not_finite_is_named() -> None:
         evaluate(learner, [*bags, broken], small_config(), group=ALONE)
 
 
-def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
-    bags = make_bags(6)
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_gradient_that_is_not_finite_ends_the_epoch_and_names_the_step(at: int) -> None:
+    bags = make_bags(12)
     config = small_config()
     learner, planner = make(config, bags)
-    learner.head.classifier.weight.register_hook(lambda gradient: gradient * torch.inf)
-    before = copy.deepcopy(learner.head.state_dict())
-    with pytest.raises(TrainingError, match=r"the gradient.s norm is (inf|nan) in a step on slides slide-0"):
-        train_step(learner, bags, next(planner.steps(0, with_mixed=True)), config, ALONE, rate=1.0)
-    assert all(torch.equal(value, before[name]) for name, value in learner.head.state_dict().items())
+    steps = list(planner.steps(0, with_mixed=True))
+    assert len(steps) == 3
+    factors = iter([torch.inf if i == at else 1.0 for i in range(3)])
+    learner.head.classifier.weight.register_hook(lambda gradient: gradient * next(factors))
+    involved = sorted({bags[i].slide_id for i in (*steps[at].bags, *steps[at].mixed_bag.tolist())})
+    where = rf"the gradient.s norm is (inf|nan) in a step on slides {', '.join(involved)};"
+    with pytest.raises(TrainingError, match=where):
+        train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
 
 
 def test_slides_that_no_loss_looks_at_are_not_read() -> None:
@@ -318,6 +323,7 @@ def train_two_epochs(group: Group, *, mixed_bag_loss: bool = False, topk: float 
     config = small_config(bags={"slides_per_step": 3, "mixed_bag_loss": mixed_bag_loss}, losses={"topk": topk})
     with INITIALISING:  # threads share torch's generator, processes do not
         learner, planner = make(config, bags, double=True)
+    group.gather(None)  # nobody seeds it again before all are made
     rows = [train_epoch(learner, bags, planner, config, epoch=e, group=group) for e in range(2)]
     return rows, evaluate(learner, bags, config, group=group), learner.head.state_dict()
 

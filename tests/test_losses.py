@@ -101,14 +101,17 @@ def test_an_empty_bag_is_refused() -> None:
 @pytest.mark.parametrize(("patches", "expected"), [(1, 1), (10, 1), (11, 2), (71, 8), (80, 8), (5000, 8)])
 def test_k_is_a_tenth_of_the_bag_at_most(patches: int, expected: int) -> None:
     assert top_k_size(patches, 8) == expected
-    chosen, _ = top_k_patches(torch.randn(patches), Layout.of([patches]), 8)
+    layout = Layout.of([patches])
+    chosen = top_k_patches(torch.randn(patches), layout.bag_T, layout.top_k(8))
     assert len(chosen) == expected
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_top_k_takes_the_highest_attention_of_each_bag(seed: int) -> None:
     _, attention_T, offsets, _ = random_bags(seed)
-    chosen, bag_K = top_k_patches(attention_T, laid_out(offsets), 3)
+    layout = laid_out(offsets)
+    top_k = layout.top_k(3)
+    chosen, bag_K = top_k_patches(attention_T, layout.bag_T, top_k), top_k.bag_K
     for b in range(len(offsets) - 1):
         start, stop = int(offsets[b]), int(offsets[b + 1])
         order = sorted(range(start, stop), key=lambda i: -float(attention_T[i]))
@@ -131,8 +134,10 @@ def test_patch_loss_equals_the_formula(seed: int, classes: int) -> None:
 @pytest.mark.parametrize("classes", [2, 4])
 def test_topk_loss_equals_the_formula(seed: int, classes: int) -> None:
     feature_TF, attention_T, offsets, label_B = random_bags(seed, classes=classes, features=classes)
-    chosen, bag_K = top_k_patches(attention_T, laid_out(offsets), 4)
-    found = losses.topk_loss(feature_TF[chosen], bag_K, label_B)
+    layout = laid_out(offsets)
+    top_k = layout.top_k(4)
+    chosen = top_k_patches(attention_T, layout.bag_T, top_k)
+    found = losses.topk_loss(feature_TF[chosen], top_k.bag_K, label_B)
     for b in range(len(label_B)):
         rows = range(int(offsets[b]), int(offsets[b + 1]))
         k = min(4, max(1, math.ceil(0.1 * len(rows))))

@@ -19,3 +19,17 @@ def test_a_normaliser_takes_constants_and_outliers() -> None:
     assert (normal[:, 2] == 0).all()
     assert normal.abs().max() <= CLIP * 1.0001
     np.testing.assert_allclose(normaliser.low[0], np.sort(sample[:, 0].numpy())[5], rtol=1e-6)
+
+
+def test_half_precision_stays_half_under_autocast_and_is_nearly_the_same() -> None:
+    generator = torch.Generator().manual_seed(1)
+    sample = torch.randn(3000, 4, generator=generator) * torch.tensor([1.0, 5.0, 0.1, 0.0]) + 2
+    normaliser = Normaliser(4)
+    normaliser.fit(sample)
+    stored = sample.half()
+    exact = normaliser.centred(stored)
+    assert exact.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = normaliser.centred(stored)
+    assert half.dtype == torch.bfloat16
+    assert ((half - exact).abs() * normaliser.scale).max() < CLIP * 2**-7

@@ -14,7 +14,7 @@ from distmil.group import Group
 from distmil.learner import Learner, make_learner
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.sampling import Step, StepPlanner
-from distmil.steps import Aim, GiantBag, Totals, share_of, train_step
+from distmil.steps import Aim, GiantBag, Totals, share_of, take_step
 from tests.bagmaking import EMBEDDING, make_bag, small_config
 from tests.threadgroup import run_as_group
 
@@ -46,7 +46,7 @@ def outcome(
 ) -> tuple[dict[str, float], Any]:
     learner = still_learner(config, classes=classes, dtype=dtype)
     weights_C = None if config.losses.class_weights == "none" else torch.arange(1, classes + 1) / classes
-    found = train_step(learner, bags, step, config, group, rate=1.0, class_weight_C=weights_C)
+    found = take_step(learner, bags, step, config, group, rate=1.0, class_weight_C=weights_C).losses()
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learner.head.named_parameters()}
     return found, gradients
 

@@ -45,5 +45,12 @@ class Normaliser(nn.Module):
         return self.centred(embedding_TE) * self.scale
 
     def centred(self, embedding_TE: Tensor) -> Tensor:
-        """Return clipped embeddings less their mean, T x E; what is left to do is a factor per dimension."""
-        return embedding_TE.to(self.mean.dtype).clamp(self.low, self.high) - self.mean
+        """Return clipped embeddings less their mean, T x E; what is left to do is a factor per dimension.
+
+        Under autocast what is stored in half precision stays so: a GPU takes half as long as by way of fp32.
+        """
+        device = embedding_TE.device.type
+        if embedding_TE.requires_grad or not torch.is_autocast_enabled(device):
+            return torch.clamp(embedding_TE, self.low, self.high) - self.mean
+        low, high, mean = (values.to(embedding_TE.dtype) for values in (self.low, self.high, self.mean))
+        return embedding_TE.clamp(low, high).sub_(mean).to(torch.get_autocast_dtype(device))

@@ -116,14 +116,23 @@ class Layout:
             raise ValueError("every bag needs at least one patch")
         return cls(tuple(lengths), on_device(np.repeat(np.arange(len(lengths)), lengths), device))
 
-    def top_k(self, top_k: int, *, num_bags: int) -> tuple[Tensor, Tensor]:
-        """Return where the top-K patches of the first bags are among patches ordered by bag, and the bag of each."""
+    def top_k(self, top_k: int, *, num_bags: int | None = None) -> "TopK":
+        """Lay out the top-K patches of the first bags, or of all. ``top_k`` is the largest K; see ``top_k_size``."""
         lengths = np.array(self.lengths[:num_bags], np.int64)
         sizes = np.array([top_k_size(length, top_k) for length in lengths], np.int64)
-        bag_K = np.repeat(np.arange(num_bags), sizes)
+        bag_K = np.repeat(np.arange(len(lengths)), sizes)
         rank_K = np.arange(len(bag_K)) - np.repeat(sizes.cumsum() - sizes, sizes)
         place_K = np.repeat(lengths.cumsum() - lengths, sizes) + rank_K
-        return on_device(place_K, self.bag_T.device), on_device(bag_K, self.bag_T.device)
+        return TopK(on_device(place_K, self.bag_T.device), on_device(bag_K, self.bag_T.device))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Where the top-K patches of packed bags are among all patches ordered by bag and attention."""
+
+    place_K: Tensor
+    bag_K: Tensor
+    """The bag of each."""
 
 
 def pool(feature_TF: Tensor, attention_T: Tensor, layout: Layout, pooling: Pooling = "sigmoid") -> Tensor:
@@ -169,21 +178,17 @@ def top_k_size(num_patches: int, top_k: int) -> int:
     return min(top_k, max(1, math.ceil(0.1 * num_patches)))
 
 
-def top_k_patches(
-    attention_T: Tensor, layout: Layout, top_k: int, *, num_bags: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the positions of each bag's top-K patches by raw attention, and the bag of each. No gradient flows.
+def top_k_patches(attention_T: Tensor, bag_T: Tensor, top_k: TopK) -> Tensor:
+    """Return the positions of each bag's top-K patches by raw attention, K. No gradient flows.
 
     Args:
         attention_T: Raw attention scores, T.
-        layout: The bags.
-        top_k: Largest K; see ``top_k_size``.
-        num_bags: Of the first bags alone.
+        bag_T: The bag of every patch.
+        top_k: How many each bag has.
     """
     by_attention = attention_T.detach().argsort(descending=True, stable=True)
-    order = by_attention[layout.bag_T[by_attention].argsort(stable=True)]
-    place_K, bag_K = layout.top_k(top_k, num_bags=len(layout.lengths) if num_bags is None else num_bags)
-    return order[place_K], bag_K
+    order = by_attention[bag_T[by_attention].argsort(stable=True)]
+    return order[top_k.place_K]
 
 
 def widen(values: Tensor) -> Tensor:
