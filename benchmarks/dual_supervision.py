@@ -72,10 +72,10 @@ def nest(overrides: dict[str, Any]) -> dict[str, Any]:
     return sections
 
 
-def train(bags: Sequence[Bag], config: Config) -> tuple[Learner, Config]:
-    """Train to the last epoch in this process."""
+def train(bags: Sequence[Bag], config: Config, judging: Sequence[Bag] = ()) -> tuple[Learner, Config]:
+    """Train in this process to the last epoch, or to the best one on some bags."""
     torch.manual_seed(config.training.seed)
-    return train_here(bags, config, embedding_dim=bags[0].source.take(slice(0, 1)).shape[1])
+    return train_here(bags, config, embedding_dim=bags[0].source.take(slice(0, 1)).shape[1], judging=judging)
 
 
 def score(learner: Learner, bag: Bag, config: Config) -> BagScores:
@@ -142,7 +142,11 @@ def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
     scores: list[BagScores] = []
     started = time.perf_counter()
     for learning, judging in folds(cohort.train):
-        learner, active = train(_own([cohort.train[i] for i in learning], setting, seed), config)
+        bags, kept = [cohort.train[i] for i in learning], []
+        if setting.stops:
+            inner, outer = folds(bags)[0]
+            bags, kept = [bags[i] for i in inner], [bags[i] for i in outer]
+        learner, active = train(_own(bags, setting, seed), config, kept)
         judged += [cohort.train[i] for i in judging]
         scores += [score(learner, cohort.train[i], active) for i in judging]
     return measure_bags(judged, scores) | {"seconds": time.perf_counter() - started}

@@ -22,11 +22,15 @@ class Setting:
     share: float
     overrides: dict[str, Any]
     positives: float = 1.0
+    stops: bool = False
+    """A quarter of the training slides is judged after every epoch, and the best epoch is kept."""
 
 
-def narrow(name: str, share: float, overrides: dict[str, Any], positives: float = 1.0) -> Setting:
+def narrow(
+    name: str, share: float, overrides: dict[str, Any], positives: float = 1.0, *, stops: bool = False
+) -> Setting:
     """Return a row of the narrow network."""
-    return Setting(name, share, {**NARROW, **overrides}, positives)
+    return Setting(name, share, {**NARROW, **overrides}, positives, stops)
 
 
 def rows_of(base: dict[str, Any]) -> list[Setting]:
@@ -65,12 +69,22 @@ STAINS = [row for row in _NARROW if row.name in {*_ON_STAINS, "patches only, 25%
 STAINS += viewed(_NARROW, _ON_STAINS)
 
 _FAST = {"training.lr": 1e-2}
+_CONSTANT = {"training.schedule": "constant"}
+_PATIENT, _BY_AP = {"training.patience": 10}, {"training.select_by": "patch_ap_probability"}
+_LONG = {"training.epochs": 120}
 RECIPES = [
     narrow("as it is", QUARTER, {}),
     narrow("bags whole", QUARTER, {"bags.sample": 0}),
     narrow("no warm-up", QUARTER, {"training.warmup_steps": 0}),
     narrow("no clipping", QUARTER, {"training.clip_norm": 1e6}),
     narrow("clipping at 1", QUARTER, {"training.clip_norm": 1.0}),
+    narrow("constant rate", QUARTER, _CONSTANT),
+    narrow("constant rate, EMA 0.98", QUARTER, _CONSTANT | {"training.ema": 0.98}),
+    narrow("best epoch by slide AUC", QUARTER, _PATIENT, stops=True),
+    narrow("best epoch by patch AP", QUARTER, _PATIENT | _BY_AP, stops=True),
+    narrow("best epoch by patch AP, constant rate", QUARTER, _PATIENT | _BY_AP | _CONSTANT, stops=True),
+    narrow("120 epochs", QUARTER, _LONG),
+    narrow("120 epochs, best epoch by patch AP", QUARTER, _LONG | _PATIENT | _BY_AP, stops=True),
     narrow("EMA 0.98", QUARTER, {"training.ema": 0.98}),
     narrow("paired", QUARTER, {"bags.paired": True}),
     narrow("oversample 3", QUARTER, {"bags.oversample": 3.0}),

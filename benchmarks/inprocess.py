@@ -1,5 +1,6 @@
 """Training in this process by the library's own engine, to the last epoch; and figures over seeds as text."""
 
+import copy
 import statistics
 from collections.abc import Sequence
 
@@ -8,7 +9,7 @@ from torch import nn
 
 from distmil.bags import Bag
 from distmil.config import Config
-from distmil.engine import active_config, train_epoch
+from distmil.engine import History, active_config, evaluate, train_epoch
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, make_learner
 from distmil.models.baselines import make_network
@@ -16,7 +17,13 @@ from distmil.sampling import StepPlanner
 
 
 def train_here(
-    bags: Sequence[Bag], config: Config, *, embedding_dim: int, encoder: nn.Module | None = None, normalise: bool = True
+    bags: Sequence[Bag],
+    config: Config,
+    *,
+    embedding_dim: int,
+    encoder: nn.Module | None = None,
+    normalise: bool = True,
+    judging: Sequence[Bag] = (),
 ) -> tuple[Learner, Config]:
     """Train a network from scratch and return it, and the configuration with the losses that were active.
 
@@ -26,6 +33,7 @@ def train_here(
         embedding_dim: Width of the embeddings.
         encoder: What makes them from pixels, already initialised; None: the bags hold them.
         normalise: Fit the head's normaliser on the training patches before the first step.
+        judging: Bags to judge every epoch on; the weights of the best one are kept, and ``training.patience`` counts.
     """
     training = config.training
     planner = StepPlanner(bags, config.bags, num_classes=2, seed=training.seed, epochs=training.epochs)
@@ -34,8 +42,17 @@ def train_here(
     learner = make_learner(config, head, encoder, torch.device("cpu"))
     if normalise:
         fit_normaliser(learner, bags, seed=training.seed, batch_size=4096)
+    history, best = History(), None
     for epoch in range(training.epochs):
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
+        row: dict[str, float | None] = dict(train_epoch(learner, bags, planner, config, epoch=epoch, group=Group()))
+        if judging:
+            row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=Group()).items()}
+            if history.add(row, select_by=training.select_by):
+                best = copy.deepcopy(learner.judging.head.state_dict())
+            if history.is_stale(training.patience):
+                break
+    if best is not None:
+        learner.judging.head.load_state_dict(best)
     learner.judging.train(False)
     return learner, config
 

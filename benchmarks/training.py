@@ -302,7 +302,7 @@ def ragged(count: int) -> list[int]:
 def print_epoch(root: Path, options: argparse.Namespace) -> None:
     """Share of the GEMM rate, one process of all cores and one worker a core, fp32 and bf16."""
     cores, rates = os.cpu_count() or 1, {}
-    for precision in ("fp32", "bf16"):
+    for precision in options.precisions:
         for workers in (1, cores):
             found = run("epoch", root, ragged(options.bags), workers=workers, repeats=options.repeats,
                         values={"training": {"precision": precision}})  # fmt: skip
@@ -311,7 +311,7 @@ def print_epoch(root: Path, options: argparse.Namespace) -> None:
             print(f"{precision}, {how}: {found['patches_s']:,.0f} patches/s, {found['steps_s']:.2f} steps/s, "
                   f"{found['share']:.3f} of the GEMM rate ({found['gemm'] / 1e9:.0f} GFLOP/s; epochs "
                   f"{' '.join(f'{share:.3f}' for share in found['shares'])})", flush=True)  # fmt: skip
-    for workers in (1, cores):
+    for workers in (1, cores) if len(options.precisions) == 2 else ():
         print(f"bf16 / fp32, {workers} worker(s): {rates['bf16', workers] / rates['fp32', workers]:.2f}")
 
 
@@ -364,11 +364,10 @@ def print_torchmil(root: Path, options: argparse.Namespace) -> None:
     sizes, rows = ragged(options.bags), {}
     cores = os.cpu_count() or 1
     for _ in range(options.repeats):
-        for half in (False, True):
-            precision = "bf16" if half else "fp32"
+        for precision in options.precisions:
             for batch in (1, 4, 8):
                 rows.setdefault(f"torchmil, {batch} bag(s) a batch, {precision}", []).append(
-                    run("torchmil", root, sizes, batch=batch, half=half)["patches_s"])  # fmt: skip
+                    run("torchmil", root, sizes, batch=batch, half=precision == "bf16")["patches_s"])  # fmt: skip
             for workers in (1, cores):
                 rows.setdefault(f"distmil, {workers} worker(s), {precision}", []).append(
                     run("epoch", root, sizes, workers=workers, values={"training": {"precision": precision}})[
@@ -410,6 +409,7 @@ def main() -> None:
     parser.add_argument("--root", type=Path, required=True, help="folder for the bags; 9 GB for 200 of them")
     parser.add_argument("--bags", type=int, default=None)
     parser.add_argument("--patches", type=int, default=1_000_000)
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     options.bags = options.bags or (40 if options.kind == "torchmil" else 200)

@@ -256,7 +256,9 @@ class TrainingConfig(Section):
     weight_decay: float = Field(default=1e-2, ge=0, le=10)
     """Weight decay of AdamW."""
     warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
-    """Steps of linear warm-up before the cosine decay."""
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up: fall to 0 along a cosine over all epochs, or stay."""
     clip_norm: float = Field(default=5.0, gt=0, le=1e6)
     """Largest gradient norm."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)

@@ -171,7 +171,7 @@ def fit_normaliser(learner: Learner, bags: Sequence[Bag], *, seed: int, batch_si
 
 
 def learning_rate(config: Config, progress: float, learner: Learner) -> float:
-    """Return the share of the peak rate: linear warm-up in steps, then a cosine over the epochs.
+    """Return the share of the peak rate: linear warm-up in steps, then a cosine over the epochs, or 1.
 
     Args:
         config: The configuration.
@@ -179,6 +179,8 @@ def learning_rate(config: Config, progress: float, learner: Learner) -> float:
         learner: Its steps done count for the warm-up.
     """
     warm = min(1.0, (learner.steps_done + 1) / (config.training.warmup_steps + 1))
+    if config.training.schedule == "constant":
+        return warm
     return warm * 0.5 * (1 + math.cos(math.pi * min(1.0, progress / config.training.epochs)))
 
 

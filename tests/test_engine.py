@@ -277,6 +277,17 @@ def test_the_rate_warms_up_and_falls_to_zero() -> None:
     assert rates[-1] < 0.01
 
 
+def test_a_constant_rate_stays_after_the_warm_up() -> None:
+    config = small_config(training={"epochs": 10, "warmup_steps": 4, "schedule": "constant"})
+    learner, _ = make(config, make_bags(4))
+    rates = []
+    for step in range(40):
+        rates.append(learning_rate(config, step / 4, learner))
+        learner.steps_done += 1
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert set(rates[5:]) == {1.0}
+
+
 def test_history_finds_the_best_epoch_and_breaks_ties_by_loss() -> None:
     history = History()
     for auc, loss in ((0.5, 0.9), (1.0, 0.8), (1.0, 0.5), (1.0, 0.6)):
