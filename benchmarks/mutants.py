@@ -17,9 +17,9 @@ from benchmarks.accounts import Account
 from benchmarks.forking import ForkFailed, ask
 from benchmarks.jobruns import JobRuns
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import UnreadableSlide
 from distmil.shards import decode_image, read_patches
+from distmil.slideconfig import TilingConfig
 from distmil.storage import Record, Store
 from distmil.tables import STATUSES
 from distmil.tilework import SlideWorker

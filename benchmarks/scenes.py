@@ -13,8 +13,8 @@ from typing import Any
 
 from benchmarks.forking import ask
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.shards import read_grid, read_patches
+from distmil.slideconfig import TilingConfig
 from distmil.storage import Part, Record, Store
 from distmil.tiling import PLAN_FILE, SlideTiler, tile_slide
 from distmil.verification import find_damage

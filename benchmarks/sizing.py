@@ -16,8 +16,8 @@ import time
 import numpy as np
 import torch
 
-from distmil.config import EncoderConfig
 from distmil.encoders import load_encoder, prepare_encoder
+from distmil.slideconfig import EncoderConfig
 from distmil.storage import Store
 
 PATCH_PX = 224

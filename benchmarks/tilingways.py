@@ -25,8 +25,8 @@ import simplejpeg
 from PIL import Image
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.shards import grid_of
+from distmil.slideconfig import TilingConfig
 from distmil.slides.rawtiles import LevelPlace, open_level
 from distmil.storage import Store
 from distmil.tiling import SlideTiler, tile_slide

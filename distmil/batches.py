@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmil.bags import Bag, EmbeddingSource, Indices, Patches, PatchSource
-from distmil.config import BagsConfig
+from distmil.learningconfig import BagsConfig
 from distmil.models.pooling import Layout, TopK
 from distmil.sampling import MIXED, Step
 from distmil.tensors import Rows, in_one, num_rows, on_device, touch, without_copy

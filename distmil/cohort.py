@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distmil.config import CohortConfig, fingerprint
+from distmil.config import fingerprint
 from distmil.errors import ManifestError
+from distmil.slideconfig import CohortConfig
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import stats
 
 from distmil.config import Config
+from distmil.losses import LOSSES
 from distmil.search import Task, Values, score_of
-from distmil.steps import LOSSES
 
 SIGNIFICANT = 0.05
 

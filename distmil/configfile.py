@@ -15,8 +15,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from distmil.config import Config, has_mark
+from distmil.config import Config
 from distmil.errors import ConfigError
+from distmil.section import has_mark
 from distmil.storage import read_file
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from distmil.config import EncoderConfig
+from distmil.slideconfig import EncoderConfig
 from distmil.storage import Store
 from distmil.texture import DIMENSION as TEXTURE_DIMENSION
 from distmil.texture import texture

@@ -18,11 +18,12 @@ from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, embed, learning_rate, mix_seed
+from distmil.losses import LOSSES
 from distmil.metrics import Judged, judge, summarise
 from distmil.models.baselines import NETWORKS
 from distmil.sampling import Step, StepPlanner
 from distmil.scoring import SCORE_CHUNK, score_bag
-from distmil.steps import LOSSES, Taken, share_of, take_step
+from distmil.steps import Taken, share_of, take_step
 
 logger = logging.getLogger(__name__)
 

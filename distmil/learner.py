@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distmil.bags import Bag
-from distmil.config import Config, TrainingConfig
+from distmil.config import Config
 from distmil.errors import TrainingError
 from distmil.graphs import StepGraphs
+from distmil.learningconfig import TrainingConfig
 from distmil.models.network import Network
 from distmil.tensors import Rows, in_one, without_copy
 

@@ -9,6 +9,9 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from distmil.models.pooling import widen
 
+LOSSES = ("patch", "bag", "topk", "attention")
+"""L1 to L4."""
+
 
 def patch_loss(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
     """Return L1 per patch, N: cross entropy of C1 against class or soft targets (rows sum to 1)."""

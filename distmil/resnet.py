@@ -19,8 +19,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from distmil.config import EncoderConfig
 from distmil.errors import ConfigError, EncoderError
+from distmil.slideconfig import EncoderConfig
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _PREFIXES = ("module.", "model.", "encoder.", "backbone.", "resnet.")

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.random import Generator
 
 from distmil.bags import Bag, Indices, PatchSource
-from distmil.config import BagsConfig
+from distmil.learningconfig import BagsConfig
 from distmil.patchpool import PatchPool, draw_evenly
 
 MIXED = -1

@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from distmil.config import Config, fingerprint, has_mark
+from distmil.config import Config, fingerprint
 from distmil.configfile import build_config
 from distmil.errors import ConfigError
+from distmil.section import has_mark
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 SECTIONS = ("bags", "model", "losses", "training")

@@ -9,8 +9,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distmil import jpeg
-from distmil.config import TilingConfig, fingerprint
+from distmil.config import fingerprint
 from distmil.errors import StorageError, UnreadableSlide
+from distmil.slideconfig import TilingConfig
 from distmil.storage import Part, Record, Store
 from distmil.tables import PATCHES
 

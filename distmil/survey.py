@@ -14,8 +14,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import NoTissue, UnreadableSlide
+from distmil.slideconfig import TilingConfig
 from distmil.slides.grid import Box, ReadPlan, banded, box_fractions, lay_grid, plan_read, snapped
 from distmil.slides.rawtiles import (
     REDUCTIONS,

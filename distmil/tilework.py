@@ -12,9 +12,9 @@ from typing import Any
 import cv2
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import SlideError, StorageError, UnreadableSlide
 from distmil.isolation import Child, ChildCrashed, ChildTimedOut
+from distmil.slideconfig import TilingConfig
 from distmil.storage import Record, Store
 from distmil.tiling import SlideTiler
 

@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
+from distmil.slideconfig import TilingConfig
 from distmil.slides.rawtiles import TileLevel
 from distmil.slides.reader import SlideImage, resize
 from distmil.sources import has_checksum, is_unchanged, source_key

@@ -7,10 +7,11 @@ import torch
 
 from distmil.bags import Bag
 from distmil.checkpoints import load_checkpoint, save_checkpoint
-from distmil.config import Config, TrainingConfig
+from distmil.config import Config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History, evaluate
 from distmil.group import Group
+from distmil.learningconfig import TrainingConfig
 from distmil.runs import new_learner, open_run
 from distmil.storage import Store
 

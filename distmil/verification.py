@@ -6,9 +6,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import StorageError
 from distmil.shards import read_grid, read_patches
+from distmil.slideconfig import TilingConfig
 from distmil.sources import is_intact
 from distmil.storage import Part, Record, Store
 from distmil.tables import GRID

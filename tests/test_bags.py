@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmil.bags import Bag, BagEntry, EmbeddingSource, open_bag, targets
-from distmil.config import BagsConfig
 from distmil.errors import StorageError
+from distmil.learningconfig import BagsConfig
 from distmil.sampling import MIXED, Step, StepPlanner
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, labels_schema, to_ipc

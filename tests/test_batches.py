@@ -10,7 +10,7 @@ import torch
 
 from distmil.bags import EmbeddingSource
 from distmil.batches import copy_together, load_batch, make_resident, padding, read_ahead
-from distmil.config import BagsConfig
+from distmil.learningconfig import BagsConfig
 from distmil.sampling import MIXED, Step
 from distmil.tensors import in_one
 from tests.bagmaking import make_bag

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmil.config import ModelConfig
+from distmil.learningconfig import ModelConfig
 from distmil.models import blocks
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.models.blocks import features_in_blocks

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmil.cohort import Cohort, Slide, draw_splits, read_cohort
-from distmil.config import CohortConfig
 from distmil.errors import ManifestError
+from distmil.slideconfig import CohortConfig
 
 CLASSES = ["normal", "adenoma", "Carcinoma, in situ"]
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from distmil.config import Config, TilingConfig, fingerprint
+from distmil.config import Config, fingerprint
 from distmil.configfile import build_config, describe_keys, load_config, parse_yaml, per_job_keys
 from distmil.errors import ConfigError
 from distmil.labelling import labels_folder
 from distmil.shards import patches_folder
+from distmil.slideconfig import TilingConfig
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 

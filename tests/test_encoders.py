@@ -11,10 +11,10 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from distmil.config import EncoderConfig
 from distmil.encoders import load_encoder, prepare_encoder
 from distmil.errors import ConfigError, EncoderError
 from distmil.resnet import ResNetEncoder, load_state, state_digest
+from distmil.slideconfig import EncoderConfig
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
 

@@ -8,11 +8,12 @@ import torch
 
 from distmil.bags import Bag
 from distmil.batches import load_ahead, load_batch, make_resident
-from distmil.config import BagsConfig, Config
+from distmil.config import Config
 from distmil.engine import evaluate, keep_resident, train_epoch
 from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.learningconfig import BagsConfig
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.sampling import MIXED, StepPlanner
 from distmil.scoring import BagScores, score_bag

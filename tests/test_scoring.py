@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from distmil.bags import EmbeddingSource
-from distmil.config import ModelConfig
+from distmil.learningconfig import ModelConfig
 from distmil.models.dual import DualNetwork
 from distmil.models.pooling import top_k_size
 from distmil.scoring import score_bag

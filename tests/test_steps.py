@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from distmil.config import Config
+from distmil.giantbag import GiantBag
 from distmil.group import Group
 from distmil.learner import Learner, make_learner
 from distmil.models.baselines import NETWORKS, make_network
+from distmil.packedlosses import Aim, Totals
 from distmil.sampling import Step, StepPlanner
-from distmil.steps import Aim, GiantBag, Totals, share_of, take_step
+from distmil.steps import share_of, take_step
 from tests.bagmaking import EMBEDDING, make_bag, small_config
 from tests.threadgroup import run_as_group
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.shards import read_grid
+from distmil.slideconfig import TilingConfig
 from distmil.slides.reader import open_slide, overview
 from distmil.slides.tissue import bounding_box, detect_tissue
 from distmil.storage import Part

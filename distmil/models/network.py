@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distmil.config import ModelConfig
+from distmil.learningconfig import ModelConfig
 from distmil.models.blocks import attended_in_blocks, features_in_blocks
 from distmil.models.normaliser import Normaliser
 from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen

@@ -15,11 +15,11 @@ from distmil.config import Config, fingerprint
 from distmil.encoders import EncoderSpec
 from distmil.engine import active_config
 from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.losses import LOSSES
 from distmil.sampling import StepPlanner
 from distmil.stages.prepare import Prepared
 from distmil.stages.runtime import Job
 from distmil.stages.worker import run_file
-from distmil.steps import LOSSES
 from distmil.storage import Store
 
 KINDS = ("negative", "annotated", "part annotated", "label only")

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import StorageError
 from distmil.shards import patches_folder
+from distmil.slideconfig import TilingConfig
 from distmil.stages.inputs import open_cohort
 from distmil.stages.runtime import (
     Job,

@@ -14,6 +14,7 @@ from distmil.encoders import prepare_encoder
 from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
 from distmil.folds import check_judged, check_labels, patient_folds
+from distmil.losses import LOSSES
 from distmil.sampling import StepPlanner
 from distmil.search import (
     Domain,
@@ -35,7 +36,6 @@ from distmil.stages.sweeprecord import Book
 from distmil.stages.sweepreport import Outcome, write_report
 from distmil.stages.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
 from distmil.stages.worker import run_file
-from distmil.steps import LOSSES
 from distmil.systemmetrics import system_metrics
 from distmil.tracking import Tracker, resolve_uri
 from distmil.trial import Row

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
 from distmil.errors import DamagedStore, StorageError
+from distmil.slideconfig import TilingConfig
 from distmil.stages.runtime import Job, Row, stream_actors
 from distmil.storage import Store
 from distmil.tiling import SlideTiler

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from distmil.cohort import Slide
-from distmil.config import TilingConfig
+from distmil.slideconfig import TilingConfig
 from distmil.stages.tile import MOST_CHUNKS
 from distmil.storage import Store
 from distmil.tiling import tile_slide

@@ -1,0 +1,36 @@
+"""What every section of the configuration is: strict, frozen, its keys marked by what they decide."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic.config import JsonDict
+from pydantic.fields import FieldInfo
+
+NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0, le=1000)]
+
+# Marks for fields: NO_IDENTITY does not change what a stage makes; PER_JOB may differ from the bundle's at prediction.
+NO_IDENTITY: JsonDict = {"identity": False}
+PER_JOB: JsonDict = {"identity": False, "per_job": True}
+
+
+class Section(BaseModel):
+    """One section of the configuration: strict, frozen, without unknown keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide what this section's stage makes."""
+        fields = type(self).model_fields
+        return {
+            name: getattr(self, name) for name, field in fields.items() if has_mark(field, "identity", default=True)
+        }
+
+
+def has_mark(field: FieldInfo, name: str, *, default: bool) -> bool:
+    """Return a mark of a field, such as ``identity`` or ``per_job``."""
+    extra = field.json_schema_extra
+    return bool(extra.get(name, default)) if isinstance(extra, dict) else default
