@@ -297,7 +297,7 @@ def main() -> None:
     """Run a table, compare its rows, or draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=[*ROWS, "select", "pairs", "figure"])
-    parser.add_argument("settings", nargs="*")
+    parser.add_argument("settings", nargs="*", help="names of rows, default all; of select NAME=KEY=VALUE,KEY=VALUE")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
@@ -312,7 +312,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="distmil-pcam-") as scratch:
         options.root = options.root or Path(scratch)
-        settings = ROWS.get(options.kind) or parse_settings(options.settings, options.share)
+        if options.kind in ROWS:
+            settings = [row for row in ROWS[options.kind] if row.name in options.settings or not options.settings]
+        else:
+            settings = parse_settings(options.settings, options.share)
         run_all(options.kind, settings, options)
 
 
