@@ -33,7 +33,7 @@ def train_here(
         embedding_dim: Width of the embeddings.
         encoder: What makes them from pixels, already initialised; None: the bags hold them.
         normalise: Fit the head's normaliser on the training patches before the first step.
-        judging: Bags to judge every epoch on; the weights of the best one are kept, and ``training.patience`` counts.
+        judging: Bags to judge every epoch on where ``training.patience`` is above 0; the best epoch's weights are kept.
     """
     training = config.training
     planner = StepPlanner(bags, config.bags, num_classes=2, seed=training.seed, epochs=training.epochs)
@@ -45,7 +45,7 @@ def train_here(
     history, best = History(), None
     for epoch in range(training.epochs):
         row: dict[str, float | None] = dict(train_epoch(learner, bags, planner, config, epoch=epoch, group=Group()))
-        if judging:
+        if judging and training.patience:
             row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=Group()).items()}
             if history.add(row, select_by=training.select_by):
                 best = copy.deepcopy(learner.judging.head.state_dict())

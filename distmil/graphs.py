@@ -33,12 +33,13 @@ class _Recorded:
 class StepGraphs:
     """Does a batch's work the first time, records it the second, and replays it from then on."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
         self._seen: set[Hashable] = set()
         self._recorded: dict[Hashable, _Recorded] = {}
         self._patches: Tensor | None = None
         self._pool = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @property
     def num_recorded(self) -> int:
@@ -71,14 +72,14 @@ class StepGraphs:
 
     def _record(self, work: Work, batch: Batch, parameters: list[nn.Parameter]) -> _Recorded:
         own, graph = self._own(batch), torch.cuda.CUDAGraph()
-        self._stream.wait_stream(torch.cuda.current_stream())
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._pool, capture_error_mode="thread_local")  # other threads go on loading
             try:
                 numbers = work(own)
             finally:
                 graph.capture_end()
-        torch.cuda.current_stream().wait_stream(self._stream)
+        torch.cuda.current_stream(self._device).wait_stream(self._stream)
         return _Recorded(graph, own, numbers, [parameter.grad for parameter in parameters], work)
 
     def _own(self, batch: Batch) -> Batch:

@@ -137,7 +137,7 @@ def make_learner(config: Config, head: Network, encoder: nn.Module | None, devic
     optimizer = torch.optim.AdamW(groups, weight_decay=config.training.weight_decay, fused=True)
     is_half = is_half_precision(config.training, device)
     has_graphs = device.type == "cuda" and config.training.cuda_graphs and not (encoder or head.bag_loss_on_patches)
-    graphs = StepGraphs() if has_graphs else None
+    graphs = StepGraphs(device) if has_graphs else None
     learner = Learner(head, encoder, optimizer, device, is_half=is_half, ema=config.training.ema, graphs=graphs)
     if learner.ema:
         learner.averaged = copy.deepcopy(learner.trained)
