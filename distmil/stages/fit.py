@@ -1,9 +1,10 @@
 """The worker group: from a run's committed state to the end of its training."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
+import ray.exceptions
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
@@ -45,14 +46,18 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if done is not None:
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
     start_ray()
-    trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
+
+    def make() -> TorchTrainer:
+        return make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
+
+    trainer = make()
     fewest, most = config.training.min_workers, config.training.num_workers
     count = f"{most}" if fewest is None else f"{fewest} to {most}"
     device = "GPU" if wants_gpu(config) else "CPU"
     job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
     with watched(job, run, config, trainer.scaling_config.resources_per_worker):
         try:
-            result = trainer.fit()
+            result = fit_again(trainer, make, starts=_starts(config), note=job.console.note)
         except ray.train.TrainingFailedError as error:
             raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
     if failure := (result.return_value or {}).get("error"):
@@ -61,6 +66,34 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if history is None:
         raise TrainingError(f"run {run} left no checkpoint")
     return history
+
+
+def fit_again(
+    trainer: TorchTrainer, make: Callable[[], TorchTrainer], *, starts: int, note: Callable[[str], None]
+) -> ray.train.Result:
+    """Train, and anew where a worker died in a moment that Ray's own limits of failures do not know of.
+
+    Ray starts a group again whose worker dies while it is made or while it trains; a death in the second between, while
+    workers are handed their work, ends the whole training (``DefaultFailurePolicy`` of Ray 2.60).
+
+    Args:
+        trainer: The group to train with.
+        make: Makes another one, which goes on from the run's own checkpoints.
+        starts: How often.
+        note: Told when it starts again.
+
+    Raises:
+        ray.train.TrainingFailedError: For any other failure, or once more than ``starts`` times.
+    """
+    for _ in range(starts):
+        try:
+            return trainer.fit()
+        except ray.train.ControllerError as error:
+            if not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+                raise
+            note("a worker died while its group was starting; the group starts again")
+            trainer = make()
+    return trainer.fit()
 
 
 def make_trainer(
@@ -124,11 +157,19 @@ def _failure_config(config: Config) -> ray.train.FailureConfig:
     Nodes that are taken away by announcement do not count. What Ray calls failures of the controller are failures
     while a group starts, as when a worker dies before its first step: they count apart, by the same limit.
     """
-    limit = config.training.max_failures
-    starts = max(limit, CLUSTER_STARTS) if _is_cluster() else limit
+    return ray.train.FailureConfig(
+        max_failures=config.training.max_failures,
+        max_preemption_failures=-1,
+        controller_failure_limit=_starts(config),
+    )
+
+
+def _starts(config: Config) -> int:
+    """Return how often a group that fails while it starts is started again."""
     if config.training.min_workers is not None:
-        starts = ELASTIC_STARTS
-    return ray.train.FailureConfig(max_failures=limit, max_preemption_failures=-1, controller_failure_limit=starts)
+        return ELASTIC_STARTS
+    limit = config.training.max_failures
+    return max(limit, CLUSTER_STARTS) if _is_cluster() else limit
 
 
 def _is_cluster() -> bool:
