@@ -1,6 +1,7 @@
 """The worker group: from a run's committed state to the end of its training."""
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 
 import ray
@@ -46,20 +47,20 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if done is not None:
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
     start_ray()
-
-    def make() -> TorchTrainer:
-        return make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
-
-    trainer = make()
     fewest, most = config.training.min_workers, config.training.num_workers
     count = f"{most}" if fewest is None else f"{fewest} to {most}"
     device = "GPU" if wants_gpu(config) else "CPU"
     job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
-    with watched(job, run, config, trainer.scaling_config.resources_per_worker):
-        try:
-            result = fit_again(trainer, make, starts=_starts(config), note=job.console.note)
-        except ray.train.TrainingFailedError as error:
-            raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
+
+    def attempt() -> ray.train.Result:
+        trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
+        with watched(job, run, config, trainer.scaling_config.resources_per_worker):
+            return trainer.fit()
+
+    try:
+        result = fit_again(attempt, starts=_starts(config), note=job.console.note)
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
     if failure := (result.return_value or {}).get("error"):
         raise failure
     history = read_history(job.store, run)
@@ -68,32 +69,32 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     return history
 
 
-def fit_again(
-    trainer: TorchTrainer, make: Callable[[], TorchTrainer], *, starts: int, note: Callable[[str], None]
-) -> ray.train.Result:
+def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> ray.train.Result:
     """Train, and anew where a worker died in a moment that Ray's own limits of failures do not know of.
 
-    Ray starts a group again whose worker dies while it is made or while it trains; a death in the second between, while
-    workers are handed their work, ends the whole training (``DefaultFailurePolicy`` of Ray 2.60).
+    Ray starts a group again whose worker dies while it is made or while it trains. A death in the second between, while
+    workers are handed their work, ends the training, and the group keeps its cores as long as the driver is connected
+    (Ray 2.60): so this one connects anew.
 
     Args:
-        trainer: The group to train with.
-        make: Makes another one, which goes on from the run's own checkpoints.
-        starts: How often.
-        note: Told when it starts again.
+        attempt: Trains, going on from the run's own checkpoints.
+        starts: How often to try again.
+        note: Told when it does.
 
     Raises:
         ray.train.TrainingFailedError: For any other failure, or once more than ``starts`` times.
     """
     for _ in range(starts):
         try:
-            return trainer.fit()
+            return attempt()
         except ray.train.ControllerError as error:
-            if not isinstance(error.controller_failure, ray.exceptions.RayActorError):
+            is_main = threading.current_thread() is threading.main_thread()  # another one cannot connect anew
+            if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
                 raise
-            note("a worker died while its group was starting; the group starts again")
-            trainer = make()
-    return trainer.fit()
+        note("a worker died while its group was starting; the group starts again")
+        ray.shutdown()
+        start_ray()
+    return attempt()
 
 
 def make_trainer(
