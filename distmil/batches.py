@@ -255,13 +255,13 @@ def _tensors(made: object) -> Iterator[Tensor]:
 def read_ahead(make: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Made]:
     """Yield what ``make`` makes of each item, so many ahead, each in a thread; its errors are raised here, in order."""
     made: deque[Future[Made]] = deque()
-    with ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead") as threads:
-        try:
-            for item in items:
-                made.append(threads.submit(make, item))
-                if len(made) > ahead:
-                    yield made.popleft().result()
-            while made:
+    threads = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
+    try:
+        for item in items:
+            made.append(threads.submit(make, item))
+            if len(made) > ahead:
                 yield made.popleft().result()
-        finally:
-            threads.shutdown(cancel_futures=True)
+        while made:
+            yield made.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)
