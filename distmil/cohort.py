@@ -199,9 +199,10 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ManifestError(f"{path}: column {', '.join(doubled)} is there twice")
-    for needed in ("slide_id", "slide_path"):
+    wanted = ("slide_id", "slide_path")
+    for needed in wanted:
         if needed not in names:
-            near = difflib.get_close_matches(needed, names, n=1)
+            near = difflib.get_close_matches(needed, [name for name in names if name not in wanted], n=1)
             hint = f"; is {near[0]!r} meant?" if near else ""
             raise ManifestError(f"{path}: there is no column {needed} among {', '.join(names) or 'none'}{hint}")
     unknown = [name for name in names if name not in COLUMNS]

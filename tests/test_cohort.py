@@ -1,6 +1,7 @@
 """The manifest's rules: every broken one is reported with its line, and splits are drawn by patient."""
 
 import csv
+import functools
 from collections import Counter
 
 import numpy as np
@@ -308,3 +309,14 @@ def test_the_fingerprint_is_of_what_a_run_learns_from(change, is_same):
     base = {"slide_id": "a", "path": "/x", "label": 0, "split": "train"}
     one, other = Cohort([Slide(**base)], ["n", "p"]), Cohort([Slide(**base | change)], ["n", "p"])
     assert (one.fingerprint == other.fingerprint) is is_same
+
+
+def test_a_column_that_is_one_already_is_not_offered_for_one_that_is_missing(tmp_path):
+    manifest = tmp_path / "m.csv"
+    read = functools.partial(read_cohort, CohortConfig(), manifest=manifest, needs_labels=True, needs_splits=True)
+    manifest.write_text("slide_id,path,label\na,a.svs,positive\n")
+    with pytest.raises(ManifestError, match=r"there is no column slide_path among slide_id, path, label$"):
+        read()
+    manifest.write_text("slide_id,slide_pth\na,a.svs\n")
+    with pytest.raises(ManifestError, match=r"there is no column slide_path .*; is 'slide_pth' meant\?$"):
+        read()
