@@ -40,7 +40,6 @@ from benchmarks.trainingruns import (
     CPUS,
     SPEC,
     Run,
-    local_ray,
     make_cohort,
     make_config,
     node_pids,
@@ -51,7 +50,6 @@ from distmil.bags import BagEntry
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from distmil.engine import History
 from distmil.runs import new_learner
-from distmil.stages import fit as fitting
 from distmil.storage import Store
 
 COUNTS = {"kills": 30, "nodes": 5, "drains": 5, "checkpoints": 100}
@@ -76,36 +74,36 @@ class Bench:
                           for name, value in values.items())  # fmt: skip
         print(f"{campaign}: {shown}", flush=True)
 
-    def run(self, name: str, **training: Any) -> Run:
+    def run(self, name: str, *, resize_interval_s: float = 60.0, **training: Any) -> Run:
         """Start a run."""
-        return Run(self.store, name, make_config(**training)).start(self.entries)
+        return Run(self.store, name, make_config(**training), resize_interval_s).start(self.entries)
 
     def finish(self, account: Account, run: Run, unbroken: Run | None = None) -> None:
         """Wait for the end of a run and count what is wrong."""
         for text in run.wrong(unbroken):
             account.fail(f"{run.name}: {text}")
         account.add("runs")
+        account.add("connected to Ray anew", run.connected_anew)
         account.add("left-over temporary files", sum(".tmp-" in name for name in run.store.names(
             checkpoint_folder(run.name))))  # fmt: skip
 
 
 def kills(bench: Bench, account: Account, count: int) -> None:
     """Kill -9 workers at random moments; every second while the group starts."""
-    with local_ray():
-        unbroken = bench.run("kills-unbroken")
-        bench.finish(account, unbroken)
-        made = number = 0
-        while made < count and account.has_passed:
-            run = bench.run(f"kills-{number}", min_workers=bench.min_workers)
-            number += 1
-            known: set[int] = set()
-            for _ in range(min(KILLS_A_RUN, count - made)):
-                killed = _kill_one(bench, run, known, is_early=made % 2 == 1)
-                if not killed:
-                    break
-                made += 1
-                account.add("kills")
-            bench.finish(account, run, unbroken)
+    unbroken = bench.run("kills-unbroken")
+    bench.finish(account, unbroken)
+    made = number = 0
+    while made < count and account.has_passed:
+        run = bench.run(f"kills-{number}", min_workers=bench.min_workers)
+        number += 1
+        known: set[int] = set()
+        for _ in range(min(KILLS_A_RUN, count - made)):
+            killed = _kill_one(bench, run, known, is_early=made % 2 == 1)
+            if not killed:
+                break
+            made += 1
+            account.add("kills")
+        bench.finish(account, run, unbroken)
 
 
 def _kill_one(bench: Bench, run: Run, known: set[int], *, is_early: bool) -> bool:
@@ -144,8 +142,8 @@ def nodes(bench: Bench, account: Account, count: int) -> None:
         for _ in range(fixed):
             _lose_node(bench, account, run, cluster, there, is_elastic=False)
         bench.finish(account, run, unbroken)
-        fitting.RESIZE_INTERVAL_S = 5.0
-        run = bench.run("nodes-elastic", epochs=200 * max(1, count - fixed), min_workers=1)
+        epochs = 200 * max(1, count - fixed)
+        run = bench.run("nodes-elastic", epochs=epochs, min_workers=1, resize_interval_s=5.0)
         for _ in range(count - fixed):
             _lose_node(bench, account, run, cluster, there, is_elastic=True)
         bench.finish(account, run)

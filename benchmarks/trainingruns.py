@@ -1,18 +1,22 @@
-"""Runs of training to attack: a small made cohort, a run in a thread, a local Ray or a cluster of processes."""
+"""Runs of training to attack: a small made cohort, a run in a process as a job is one, a cluster of processes.
 
+A run starts a local Ray of its own, or joins the cluster that is there.
+"""
+
+import multiprocessing
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import ray
 import torch
 from ray.cluster_utils import Cluster
 from rich.console import Console as RichConsole
@@ -23,9 +27,10 @@ from distmil.config import Config
 from distmil.configfile import build_config
 from distmil.console import Console
 from distmil.encoders import EncoderSpec
+from distmil.errors import DistmilError
 from distmil.runs import new_learner
 from distmil.stages import fit as fitting
-from distmil.stages.runtime import Job
+from distmil.stages.runtime import Job, stop_ray
 from distmil.stages.worker import read_history, run_file
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, labels_schema, to_ipc
@@ -79,32 +84,37 @@ def make_config(**training: Any) -> Config:
 
 @dataclass
 class Run:
-    """A run of training in a thread: Ray wants the main one for its nodes."""
+    """A run of training in the main thread of a process of its own, as in a job."""
 
     store: Store
     name: str
     config: Config
-    error: Exception | None = None
+    resize_interval_s: float = fitting.RESIZE_INTERVAL_S
 
     def start(self, entries: Sequence[BagEntry]) -> "Run":
         """Begin."""
         self.store.write_json(run_file(self.name, "cohort"), [entry.to_json() for entry in entries])
-        self._thread = threading.Thread(target=self._fit, daemon=True)
-        self._thread.start()
+        spawning = multiprocessing.get_context("spawn")
+        self._answer, answering = spawning.Pipe(duplex=False)
+        work = (self.store.root, self.name, self.config, self.resize_interval_s, answering)
+        self._process = spawning.Process(target=_fit, args=work, daemon=True)
+        self._process.start()
+        answering.close()
         return self
-
-    def _fit(self) -> None:
-        with Path(os.devnull).open("w") as nowhere:
-            job = Job(self.config, self.store, Console(RichConsole(file=nowhere)))
-            try:
-                fitting.fit(job, self.config, self.name, SPEC, Tracker(None, "none"))
-            except Exception as error:  # noqa: BLE001 (it is the finding)
-                self.error = error
 
     @property
     def is_alive(self) -> bool:
         """Return whether it is still training."""
-        return self._thread.is_alive()
+        return self._process.is_alive()
+
+    @cached_property
+    def error(self) -> Exception | None:
+        """Wait for the end and return what it ended in."""
+        try:
+            return self._answer.recv()
+        except EOFError:
+            self._process.join()
+            return RuntimeError(f"exit code {self._process.exitcode}")
 
     @property
     def epochs(self) -> int:
@@ -123,10 +133,14 @@ class Run:
             time.sleep(0.02)
         return True
 
+    @property
+    def connected_anew(self) -> int:
+        """Return how often the driver connected to Ray anew."""
+        return Path(self.store.path(_log_file(self.name))).read_text().count("the group starts again")
+
     def wrong(self, unbroken: "Run | None") -> list[str]:
         """Wait for the end and return what is wrong with it."""
-        self._thread.join(3 * LIMIT_S)
-        if self.is_alive:
+        if not self._answer.poll(3 * LIMIT_S):
             return ["it did not end"]
         if self.error is not None:
             return [f"it ended in {type(self.error).__name__}: {self.error}"]
@@ -146,28 +160,37 @@ class Run:
         return [*(part.sha256 for part in record.parts), record.info["history"]["rows"]]
 
 
-@contextmanager
-def local_ray() -> Iterator[None]:
-    """Start a local Ray for two workers."""
-    os.environ.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)
-    ray.init(address="local", num_cpus=CPUS, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        yield
-    finally:
-        ray.shutdown()
+def _log_file(name: str) -> str:
+    return f"{name}.log"
+
+
+def _fit(root: str, name: str, config: Config, resize_interval_s: float, answer: Connection) -> None:
+    """Train and tell how it ended."""
+    fitting.RESIZE_INTERVAL_S = resize_interval_s
+    error: Exception | None = None
+    store = Store(root)
+    with Path(store.path(_log_file(name))).open("w") as log:
+        job = Job(config, store, Console(RichConsole(file=log, width=200)))
+        try:
+            fitting.fit(job, config, name, SPEC, Tracker(None, "none"))
+        except DistmilError as known:
+            error = known
+        except Exception as unknown:  # noqa: BLE001 (it is the finding)
+            error = RuntimeError(f"{type(unknown).__name__}: {unknown}")  # not everything of Ray's can be sent
+    stop_ray()
+    answer.send(error)
 
 
 @contextmanager
 def small_cluster() -> Iterator[tuple[Cluster, list[Any]]]:
-    """Start a head without CPUs and two nodes of one CPU."""
-    os.environ.pop("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", None)
+    """Start a head without CPUs and two nodes of one CPU, for runs to join."""
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(CPUS)]
-        ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+        os.environ["RAY_ADDRESS"] = cluster.address
         yield cluster, nodes
     finally:
-        ray.shutdown()
+        os.environ.pop("RAY_ADDRESS", None)
         cluster.shutdown()
 
 

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from benchmarks.trainingruns import SPEC, Run, local_ray, make_cohort, make_config, worker_pids
+from benchmarks.trainingruns import SPEC, Run, make_cohort, make_config, worker_pids
 from distmil.bags import BagEntry
 from distmil.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.errors import StorageError, TrainingError
@@ -24,25 +24,17 @@ from tests.threadgroup import run_as_group
 
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
-    """Mark a test that trains on the module's local Ray."""
-    for mark in (
-        pytest.mark.ray,
-        pytest.mark.slow,
-        pytest.mark.usefixtures("local"),
-        pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings, in this process
-    ):
+    """Mark a test that trains on a local Ray."""
+    for mark in (pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("plain_ray")):
         test = mark(test)
     return test
 
 
-@pytest.fixture(scope="module")
-def local() -> Iterator[None]:
-    """A local Ray."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        with local_ray():
-            yield
+@pytest.fixture
+def plain_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs hand on to the Ray that they start."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
 
 
 @pytest.fixture
