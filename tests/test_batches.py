@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from distmil.bags import EmbeddingSource
-from distmil.batches import copy_together, load_batch, make_resident, padding, read_ahead
+from distmil.batches import copy_together, load_batch, make_resident, pack, padding, read_ahead
 from distmil.learningconfig import BagsConfig
 from distmil.sampling import MIXED, Step
 from distmil.tensors import in_one
@@ -117,6 +117,16 @@ def test_a_padded_batch_is_a_multiple_of_an_eighth_of_a_step_and_the_rest_is_the
 def test_padding_fills_up_and_is_never_nothing(count: int, expected: int) -> None:
     assert padding(count, 80) == expected
     assert padding(count, 3) == 1
+
+
+def test_small_pieces_go_into_one_and_large_ones_stay_where_they_are() -> None:
+    source = EmbeddingSource([np.arange(4_000, dtype=np.float16).reshape(2_000, 2)])
+    picks = [np.array([3, 9]), slice(5, 1_005), np.array([7]), slice(2, 4)]
+    pieces = pack([(source, pick) for pick in picks], CPU)
+    assert not isinstance(pieces, torch.Tensor)
+    assert [len(piece) for piece in pieces] == [2, 1_000, 3]
+    assert pieces[1].data_ptr() == source.parts[0][5:].ctypes.data
+    np.testing.assert_array_equal(in_one(pieces).numpy(), np.concatenate([source.take(pick) for pick in picks]))
 
 
 @pytest.mark.parametrize("seed", range(30))

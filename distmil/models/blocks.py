@@ -1,8 +1,8 @@
 """The attention block on a CPU, block by block: what stays in the cache does not wait for memory.
 
 T x E values that go through memory once for every operation cost as much as the products themselves. Here a block of
-rows is centred, goes through the products and is dropped; the backward pass makes it anew. Only features and gates are
-kept.
+rows is centred, goes through the products and is dropped; the backward pass makes it anew, from the last block, which
+is still there, to the first. Only features and gates are kept.
 
 T patches, E embedding, F feature, A attention, G both gates (2 A), O and I a layer's outputs and inputs.
 """
@@ -86,20 +86,21 @@ class _AttentionBlock(torch.autograd.Function):
         *gating: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         threshold = round(256 * drop)
-        ctx.normaliser, ctx.pieces, ctx.keep = normaliser, pieces, 1 - threshold / 256
-        num_rows, num_gates = sum(len(piece) for piece in pieces), len(gating[0]) if gating else 0
+        ctx.blocks, ctx.keep = _CentredBlocks(normaliser, pieces, weight_FE.dtype), 1 - threshold / 256
+        num_rows, num_gates = ctx.blocks.num_rows, len(gating[0]) if gating else 0
         feature_TF = weight_FE.new_empty(num_rows, len(weight_FE))
         gates_TG = weight_FE.new_empty(num_rows if keeps_gates else min(_BLOCK, num_rows), num_gates)
         attention_T = gating[2].new_empty(num_rows) if gating else None
         draws = _draws() if threshold else None
+        score = _Score(*gating) if gating else None
         scaled_FE, scaled_F = weight_FE / ctx.keep, bias_F / ctx.keep  # relu(s x) = s relu(x)
-        for rows, centred_TE in _centred_blocks(normaliser, pieces, weight_FE.dtype):
+        for rows, centred_TE in ctx.blocks:
             block_TF = torch.mm(centred_TE, scaled_FE.T, out=feature_TF[rows]).add_(scaled_F).clamp_(min=0)
             if draws is not None:
                 block_TF.mul_(_keep_mask(block_TF, draws, threshold))
-            if attention_T is not None:
+            if score is not None and attention_T is not None:
                 block_TG = gates_TG[rows] if keeps_gates else gates_TG[: len(block_TF)]
-                attention_T[rows] = _score(block_TF, block_TG, gating)
+                attention_T[rows] = score(block_TF, block_TG)
         ctx.save_for_backward(feature_TF, gates_TG, weight_FE, *gating)
         ctx.set_materialize_grads(False)
         return feature_TF, attention_T
@@ -110,7 +111,7 @@ class _AttentionBlock(torch.autograd.Function):
         gradient_TF, gradient_T = gradients
         phi, gates = _LayerSums(weight_FE), _LayerSums(gating[0]) if gating else None
         of_score_A = torch.zeros_like(gating[2]) if gating else weight_FE.new_empty(0)
-        for rows, centred_TE in _centred_blocks(ctx.normaliser, ctx.pieces, weight_FE.dtype):
+        for rows, centred_TE in reversed(ctx.blocks):
             block_TF = feature_TF[rows]
             back_TF = None if gradient_TF is None else gradient_TF[rows]
             if gates is not None and gradient_T is not None:
@@ -148,18 +149,33 @@ class _LayerSums:
         return (factor * self._weight_OI).to(self._dtype), (factor * self._bias_O).to(self._dtype)
 
 
-def _score(feature_TF: Tensor, out_TG: Tensor, gating: Sequence[Tensor]) -> Tensor:
-    """Return raw attention scores, T, and leave both gates in ``out_TG``."""
-    weight_GF, bias_G, score_A, bias = gating
-    value_TA, gate_TA = torch.mm(feature_TF, weight_GF.T, out=out_TG).add_(bias_G).chunk(2, dim=1)
-    if out_TG.dtype == score_A.dtype:  # tanh(x) = 2 sigmoid(2 x) - 1, in a fifth of tanh's time
-        value_TA.mul_(2)
-        out_TG.sigmoid_()
-        value_TA.mul_(2).sub_(1)
-    else:  # half precision would lose what the difference leaves
-        value_TA.tanh_()
-        gate_TA.sigmoid_()
-    return (value_TA * gate_TA).to(score_A.dtype) @ score_A + bias
+class _Score:
+    """Raw attention scores of blocks.
+
+    In single precision tanh(x) is 2 sigmoid(2 x) - 1, in a fifth of tanh's time, with the inner 2 in the weights; half
+    precision would lose what the difference leaves.
+    """
+
+    def __init__(self, weight_GF: Tensor, bias_G: Tensor, score_A: Tensor, bias: Tensor) -> None:
+        self._score_A, self._bias = score_A, bias
+        self._is_half = weight_GF.dtype != score_A.dtype
+        if not self._is_half:
+            factor_G = torch.ones_like(bias_G)
+            factor_G[: len(score_A)] = 2
+            weight_GF, bias_G = factor_G[:, None] * weight_GF, factor_G * bias_G
+        self._weight_GF, self._bias_G = weight_GF, bias_G
+
+    def __call__(self, feature_TF: Tensor, out_TG: Tensor) -> Tensor:
+        """Return the scores, T, and leave both gates in ``out_TG``."""
+        torch.mm(feature_TF, self._weight_GF.T, out=out_TG).add_(self._bias_G)
+        value_TA, gate_TA = out_TG.chunk(2, dim=1)
+        if self._is_half:
+            value_TA.tanh_()
+            gate_TA.sigmoid_()
+        else:
+            out_TG.sigmoid_()
+            value_TA.mul_(2).sub_(1)
+        return (value_TA * gate_TA).to(self._score_A.dtype) @ self._score_A + self._bias
 
 
 def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Tensor) -> Tensor:
@@ -178,22 +194,38 @@ def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Te
     return back_TG
 
 
-def _centred_blocks(
-    normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype
-) -> Iterator[tuple[slice, Tensor]]:
-    """Yield rows and their centred embeddings, in scratch space that the next block overwrites."""
-    size = min(_BLOCK, sum(len(piece) for piece in pieces))
-    scratch_TE = normaliser.mean.new_empty(size, pieces[0].shape[1])
-    start = 0
-    for parts in _cut(pieces):
-        stop = start
+class _CentredBlocks:
+    """Blocks of rows and their centred embeddings, in scratch space that the next block overwrites."""
+
+    def __init__(self, normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype) -> None:
+        self._normaliser, self._dtype = normaliser, dtype
+        self._blocks = list(_cut(pieces))
+        self.num_rows = sum(len(piece) for piece in pieces)
+        self._scratch_TE = normaliser.mean.new_empty(min(_BLOCK, self.num_rows), pieces[0].shape[1])
+        self._latest: tuple[int, Tensor] | None = None
+
+    def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield rows and their centred embeddings."""
+        return map(self._block, range(len(self._blocks)))
+
+    def __reversed__(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the same from the last to the first."""
+        return map(self._block, reversed(range(len(self._blocks))))
+
+    def _block(self, number: int) -> tuple[slice, Tensor]:
+        if self._latest is None or self._latest[0] != number:
+            self._latest = number, self._centre(self._blocks[number])
+        centred_TE, start = self._latest[1], number * _BLOCK
+        return slice(start, start + len(centred_TE)), centred_TE
+
+    def _centre(self, parts: Sequence[Tensor]) -> Tensor:
+        normaliser, stop = self._normaliser, 0
         for part_TE in parts:
             for strip_TE in torch.split(part_TE, _STRIP):
-                own_TE = scratch_TE[stop - start : stop - start + len(strip_TE)].copy_(strip_TE)
+                own_TE = self._scratch_TE[stop : stop + len(strip_TE)].copy_(strip_TE)
                 torch.clamp(own_TE, normaliser.low, normaliser.high, out=own_TE).sub_(normaliser.mean)
                 stop += len(strip_TE)
-        yield slice(start, stop), scratch_TE[: stop - start].to(dtype)
-        start = stop
+        return self._scratch_TE[:stop].to(self._dtype)
 
 
 def _cut(pieces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
