@@ -3,10 +3,12 @@
 Each worker adds up the losses of its own bags divided by the group's totals: summed over the group, the loss of n
 workers is the loss of one.
 
-T patches, B slide bags, N patches of the mixed bag, K top patches, E embedding, F feature, C classes, L losses.
+T patches, B slide bags, N patches of the mixed bag, K top patches, S = K + N single patches, E embedding, F feature,
+C classes, L losses.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,9 +63,6 @@ def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> 
     feature_TF, attention_T = head(embedding_TE)
     weights, num_slides, num_mixed = aim.config.losses, len(batch.label_B), len(batch.target_NC)
     found = {}
-    if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
-        found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
-    # One choice of all single patches: each would come back as a gradient of the size of all features.
     nothing = batch.layout.bag_T.new_empty(0)
     chosen, bag_K = nothing, nothing
     if num_slides and weights.topk:
@@ -71,13 +70,35 @@ def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> 
     first, stop = len(feature_TF) - num_mixed, len(feature_TF)
     single = torch.cat([chosen, torch.arange(first, stop, device=nothing.device)])
     sizes = [len(chosen), num_mixed]
-    feature_KF, feature_NF = feature_TF.index_select(0, single).split(sizes)  # indexing would sort on its way back
-    attention_K, attention_N = attention_T.index_select(0, single).split(sizes)
+    feature_TF, feature_SF = _Single.apply(feature_TF, single)
+    feature_KF, feature_NF = feature_SF.split(sizes)
+    attention_K, attention_N = attention_T.index_select(0, single).split(sizes)  # indexing would sort on its way back
+    if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
+        found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
     if len(chosen):
         found["topk"] = topk_losses(head, feature_KF, attention_K, bag_K=bag_K, label_B=batch.label_B, aim=aim)
     if len(batch.target_NC):
         found |= mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim)
     return found
+
+
+class _Single(torch.autograd.Function):
+    """All features, and those of single patches beside them.
+
+    What comes back of the single ones is added to what comes back of all, where it lies: as a choice of its own it
+    would be another gradient of the size of all features, zero nearly everywhere.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, feature_TF: Tensor, place_S: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(place_S)
+        return feature_TF.view_as(feature_TF), feature_TF.index_select(0, place_S)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient_TF, gradient_SF = gradients  # nobody else has the first one: its patches went to one bag loss alone
+        (place_S,) = ctx.saved_tensors
+        return gradient_TF.index_add_(0, place_S, gradient_SF), None
 
 
 def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: Aim) -> Tensor:

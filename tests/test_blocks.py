@@ -14,9 +14,11 @@ from distmil.models.normaliser import Normaliser
 WIDE, FEATURES, ATTENTION = 11, 6, 4
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[1, 2, 100], ids="{} stay".format)
+def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of which so many stay between the passes."""
     monkeypatch.setattr(blocks, "_BLOCK", 8)
+    monkeypatch.setattr(blocks, "_KEPT_BYTES", request.param * 8 * WIDE * 8)
 
 
 def make(name: str, rows: int) -> tuple[Network, Tensor]:

@@ -1,8 +1,8 @@
 """The attention block on a CPU, block by block: what stays in the cache does not wait for memory.
 
 T x E values that go through memory once for every operation cost as much as the products themselves. Here a block of
-rows is centred, goes through the products and is dropped; the backward pass makes it anew, from the last block, which
-is still there, to the first. Only features and gates are kept.
+rows is centred and goes through the products; the backward pass goes from the last block to the first, and makes those
+anew that there was no room to keep. Features and gates are kept.
 
 T patches, E embedding, F feature, A attention, G both gates (2 A), O and I a layer's outputs and inputs.
 """
@@ -18,6 +18,7 @@ from distmil.models.normaliser import Normaliser
 
 _BLOCK = 4096  # rows: fewer leave the products waiting for each other, more leave the last cache
 _STRIP = 128  # rows that are centred at once: they stay in a core's own cache
+_KEPT_BYTES = 2**28  # of centred blocks that the backward pass finds as the forward pass left them
 
 
 def features_in_blocks(
@@ -32,7 +33,7 @@ def features_in_blocks(
         bias_F: Bias.
         drop: Share to drop, in steps of 1/256.
     """
-    feature_TF, _ = _apply(normaliser, pieces, drop, False, *_cast(weight_FE, bias_F))
+    feature_TF, _ = _apply(normaliser, pieces, drop, torch.is_grad_enabled(), *_cast(weight_FE, bias_F))
     return feature_TF
 
 
@@ -80,26 +81,27 @@ class _AttentionBlock(torch.autograd.Function):
         normaliser: Normaliser,
         pieces: Sequence[Tensor],
         drop: float,
-        keeps_gates: bool,
+        comes_back: bool,
         weight_FE: Tensor,
         bias_F: Tensor,
         *gating: Tensor,
     ) -> tuple[Tensor, Tensor | None]:
         threshold = round(256 * drop)
-        ctx.blocks, ctx.keep = _CentredBlocks(normaliser, pieces, weight_FE.dtype), 1 - threshold / 256
+        ctx.blocks = _CentredBlocks(normaliser, pieces, weight_FE.dtype, comes_back=comes_back)
+        ctx.keep = 1 - threshold / 256
         num_rows, num_gates = ctx.blocks.num_rows, len(gating[0]) if gating else 0
         feature_TF = weight_FE.new_empty(num_rows, len(weight_FE))
-        gates_TG = weight_FE.new_empty(num_rows if keeps_gates else min(_BLOCK, num_rows), num_gates)
+        gates_TG = weight_FE.new_empty(num_rows if comes_back else min(_BLOCK, num_rows), num_gates)
         attention_T = gating[2].new_empty(num_rows) if gating else None
         draws = _draws() if threshold else None
         score = _Score(*gating) if gating else None
         scaled_FE, scaled_F = weight_FE / ctx.keep, bias_F / ctx.keep  # relu(s x) = s relu(x)
         for rows, centred_TE in ctx.blocks:
-            block_TF = torch.mm(centred_TE, scaled_FE.T, out=feature_TF[rows]).add_(scaled_F).clamp_(min=0)
+            block_TF = torch.addmm(scaled_F, centred_TE, scaled_FE.T, out=feature_TF[rows]).clamp_(min=0)
             if draws is not None:
                 block_TF.mul_(_keep_mask(block_TF, draws, threshold))
             if score is not None and attention_T is not None:
-                block_TG = gates_TG[rows] if keeps_gates else gates_TG[: len(block_TF)]
+                block_TG = gates_TG[rows] if comes_back else gates_TG[: len(block_TF)]
                 attention_T[rows] = score(block_TF, block_TG)
         ctx.save_for_backward(feature_TF, gates_TG, weight_FE, *gating)
         ctx.set_materialize_grads(False)
@@ -167,7 +169,7 @@ class _Score:
 
     def __call__(self, feature_TF: Tensor, out_TG: Tensor) -> Tensor:
         """Return the scores, T, and leave both gates in ``out_TG``."""
-        torch.mm(feature_TF, self._weight_GF.T, out=out_TG).add_(self._bias_G)
+        torch.addmm(self._bias_G, feature_TF, self._weight_GF.T, out=out_TG)
         value_TA, gate_TA = out_TG.chunk(2, dim=1)
         if self._is_half:
             value_TA.tanh_()
@@ -189,20 +191,30 @@ def _score_backward(back_T: Tensor, gates_TG: Tensor, score_A: Tensor, sum_A: Te
     back_TA = torch.outer(back_T, score_A).to(gates_TG.dtype)
     back_TG = torch.empty_like(gates_TG)
     of_value_TA, of_gate_TA = back_TG.chunk(2, dim=1)
-    torch.addcmul(gate_TA, value_TA, both_TA, value=-1, out=of_value_TA).mul_(back_TA)
-    torch.addcmul(both_TA, gate_TA, both_TA, value=-1, out=of_gate_TA).mul_(back_TA)
+    both_TA.mul_(back_TA)
+    torch.addcmul(back_TA.mul_(gate_TA), both_TA, value_TA, value=-1, out=of_value_TA)
+    torch.addcmul(both_TA, both_TA, gate_TA, value=-1, out=of_gate_TA)
     return back_TG
 
 
 class _CentredBlocks:
-    """Blocks of rows and their centred embeddings, in scratch space that the next block overwrites."""
+    """Blocks of rows and their centred embeddings.
 
-    def __init__(self, normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype) -> None:
-        self._normaliser, self._dtype = normaliser, dtype
+    A way forth and back centres the first blocks twice, in space that they share; as many of the last ones as there is
+    room for stay.
+    """
+
+    def __init__(
+        self, normaliser: Normaliser, pieces: Sequence[Tensor], dtype: torch.dtype, *, comes_back: bool
+    ) -> None:
+        self._normaliser = normaliser
         self._blocks = list(_cut(pieces))
-        self.num_rows = sum(len(piece) for piece in pieces)
-        self._scratch_TE = normaliser.mean.new_empty(min(_BLOCK, self.num_rows), pieces[0].shape[1])
-        self._latest: tuple[int, Tensor] | None = None
+        self.num_rows, width = sum(len(piece) for piece in pieces), pieces[0].shape[1]
+        rows = min(_BLOCK, self.num_rows)
+        places = max(1, _KEPT_BYTES // (rows * width * dtype.itemsize)) if comes_back else 1
+        self._space = normaliser.mean.new_empty(min(places, len(self._blocks)), rows, width, dtype=dtype)
+        self._strip_TE = normaliser.mean.new_empty(_STRIP, width)
+        self._holds = [-1] * len(self._space)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor]]:
         """Yield rows and their centred embeddings."""
@@ -213,19 +225,25 @@ class _CentredBlocks:
         return map(self._block, reversed(range(len(self._blocks))))
 
     def _block(self, number: int) -> tuple[slice, Tensor]:
-        if self._latest is None or self._latest[0] != number:
-            self._latest = number, self._centre(self._blocks[number])
-        centred_TE, start = self._latest[1], number * _BLOCK
+        place = max(0, number - len(self._blocks) + len(self._space))
+        start = number * _BLOCK
+        centred_TE = self._space[place, : min(_BLOCK, self.num_rows - start)]
+        if self._holds[place] != number:
+            self._centre(self._blocks[number], centred_TE)
+            self._holds[place] = number
         return slice(start, start + len(centred_TE)), centred_TE
 
-    def _centre(self, parts: Sequence[Tensor]) -> Tensor:
+    def _centre(self, parts: Sequence[Tensor], centred_TE: Tensor) -> None:
         normaliser, stop = self._normaliser, 0
+        is_exact = centred_TE.dtype == normaliser.mean.dtype
         for part_TE in parts:
             for strip_TE in torch.split(part_TE, _STRIP):
-                own_TE = self._scratch_TE[stop : stop + len(strip_TE)].copy_(strip_TE)
-                torch.clamp(own_TE, normaliser.low, normaliser.high, out=own_TE).sub_(normaliser.mean)
+                own_TE = centred_TE[stop : stop + len(strip_TE)]
+                wide_TE = own_TE if is_exact else self._strip_TE[: len(strip_TE)]
+                torch.clamp(wide_TE.copy_(strip_TE), normaliser.low, normaliser.high, out=wide_TE).sub_(normaliser.mean)
+                if not is_exact:
+                    own_TE.copy_(wide_TE)
                 stop += len(strip_TE)
-        return self._scratch_TE[:stop].to(self._dtype)
 
 
 def _cut(pieces: Sequence[Tensor]) -> Iterator[list[Tensor]]:
