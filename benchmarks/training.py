@@ -388,7 +388,8 @@ def print_giant(root: Path, options: argparse.Namespace) -> None:
 
 def print_flat(root: Path, options: argparse.Namespace) -> None:
     """Memory over many epochs."""
-    memory = run("flat", root, ragged(20), epochs=50, values={"training": {"precision": "bf16"}})["memory_mb"]
+    values = {"training": {"precision": options.precisions[-1]}}
+    memory = run("flat", root, ragged(20), epochs=50, values=values)["memory_mb"]
     marks = [0, 1, 4, 9, 19, 29, 39, 49]
     print("memory after epoch: " + ", ".join(f"{mark + 1}: {memory[mark]:.0f} MB" for mark in marks))
 
