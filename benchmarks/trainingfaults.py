@@ -74,7 +74,7 @@ class Bench:
                           for name, value in values.items())  # fmt: skip
         print(f"{campaign}: {shown}", flush=True)
 
-    def run(self, name: str, *, resize_interval_s: float = 60.0, **training: Any) -> Run:
+    def run(self, name: str, *, resize_interval_s: float = Run.resize_interval_s, **training: Any) -> Run:
         """Start a run."""
         return Run(self.store, name, make_config(**training), resize_interval_s).start(self.entries)
 

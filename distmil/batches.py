@@ -31,8 +31,8 @@ Pick: TypeAlias = tuple[PatchSource, Indices | slice]
 SIZES = 8
 """So many sizes of step a GPU sees."""
 GPU_LOADERS = 2
-_SMALL = 64
 PACKERS = min(16, os.cpu_count() or 1)
+_SMALL = 64  # rows: fewer are soon copied
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def pack(picks: Sequence[Pick], device: torch.device) -> Rows:
     if device.type == "cpu" and pieces[0].ndim == 2:
         for piece in pieces:
             touch(piece)
-        return [without_copy(piece) for piece in _few(pieces)]
+        return [without_copy(piece) for piece in _joined(pieces)]
     shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
     dtype = torch.from_numpy(np.empty(0, pieces[0].dtype)).dtype
     packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
@@ -147,7 +147,7 @@ def pack(picks: Sequence[Pick], device: torch.device) -> Rows:
     return packed.to(device, non_blocking=True)
 
 
-def _few(pieces: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
+def _joined(pieces: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
     """Yield pieces, small ones that follow each other copied into one: every piece has its own way to the product."""
     for is_small, group in itertools.groupby(pieces, lambda piece: len(piece) < _SMALL):
         if is_small:
