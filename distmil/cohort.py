@@ -196,6 +196,8 @@ def _is_text(kind: pa.DataType) -> bool:
 def _columns(path: Path, header: Sequence[str]) -> list[str]:
     """Return the header with aliases resolved. Raises: ManifestError if a needed column is missing or doubled."""
     names = [ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]
+    if not any(names):
+        raise ManifestError(f"{path}: there is no column slide_id: the first line, which names the columns, is empty")
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise ManifestError(f"{path}: column {', '.join(doubled)} is there twice")
@@ -204,7 +206,7 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
         if needed not in names:
             near = difflib.get_close_matches(needed, [name for name in names if name not in wanted], n=1)
             hint = f"; is {near[0]!r} meant?" if near else ""
-            raise ManifestError(f"{path}: there is no column {needed} among {', '.join(names) or 'none'}{hint}")
+            raise ManifestError(f"{path}: there is no column {needed} among {', '.join(names)}{hint}")
     unknown = [name for name in names if name not in COLUMNS]
     if unknown:
         logger.info("manifest columns that distmil does not use: %s", ", ".join(unknown))

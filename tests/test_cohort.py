@@ -320,3 +320,11 @@ def test_a_column_that_is_one_already_is_not_offered_for_one_that_is_missing(tmp
     manifest.write_text("slide_id,slide_pth\na,a.svs\n")
     with pytest.raises(ManifestError, match=r"there is no column slide_path .*; is 'slide_pth' meant\?$"):
         read()
+
+
+@pytest.mark.parametrize("text", ["", ",,\na,a.svs,positive\n"])
+def test_a_manifest_whose_first_line_is_empty_is_told_so(tmp_path, text):
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(text)
+    with pytest.raises(ManifestError, match=r"no column slide_id: the first line, .*, is empty$"):
+        read_cohort(CohortConfig(), manifest=manifest, needs_labels=True, needs_splits=True)
