@@ -10,11 +10,12 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.lock-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lock clean
+.PHONY: help setup demo test test-all check lock clean
 
 help:
 	@echo "make demo    train on a small synthetic cohort and draw its maps (a few minutes)"
 	@echo "make test    run every test"
+	@echo "make test-all  the same with thousands of random cases where make test has hundreds (hours)"
 	@echo "make check   ruff and mypy"
 	@echo "make setup   make .venv from requirements.lock (demo, test and check do this themselves)"
 	@echo "make lock    resolve requirements.lock again from pyproject.toml"
@@ -37,6 +38,9 @@ demo: $(STAMP)
 test: $(STAMP)
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/integration/test_submit.py
 	@$(BIN)/python -m pytest tests/integration/test_submit.py  # alone: Ray's job agent has one port a machine
+
+test-all: export DISTMIL_TEST_ALL = 1
+test-all: test
 
 check: $(STAMP)
 	@$(BIN)/ruff check .
