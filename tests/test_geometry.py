@@ -147,11 +147,16 @@ def check_pixels(case, plan, truth, table, record):
         is_exact = is_whole and not (config.reduce == "dct" and plan.factor > 1)
         # off a level's pixels OpenSlide interpolates, where the file's tiles are read half a pixel apart at most
         shifts = [0] if is_whole else [-plan.downsample / 2, 0, plan.downsample / 2]
-        # nor is the last pixel before the image's end the same where a level is scaled as it is decoded
+        # where a level is scaled as it is decoded, the last pixel before the image's end is another, and its JPEG block
+        block = 16 if is_coded else 1
         columns, rows = (
-            edge if is_exact or at + plan.extent_px <= end else max(1, int((end - at) / plan.extent_px * edge) - 1)
+            edge
+            if is_exact or at + plan.extent_px <= end
+            else (int((end - at) / plan.extent_px * edge) - 1) // block * block
             for at, end in zip((x, y), truth.size, strict=True)
         )
+        if min(columns, rows) <= 0:
+            continue
         apart = [
             np.abs(image.astype(int) - expected(truth, plan, (round(x + right), round(y + down)), edge, is_coded))
             for right in shifts
