@@ -39,6 +39,7 @@ MAX_PLACES = 20_000_000
 BAND_PATCHES = 32
 _OVERVIEW_PX = 1024
 _CHECKED_PLACES, _CHECKED_PX = 2, 512
+_OTHER_PIXELS = "its tiles do not decode to OpenSlide's pixels by themselves; it is read through OpenSlide"
 _COARSER = 1.35  # how much coarser than wanted an overview may be for the sake of speed
 
 
@@ -122,7 +123,7 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             "vendor": image.vendor,
             "reader": image.reader if reading.place is None else TileLevel.reader,
             "tissue_share": round(float(tissue.mask.mean()), 6),
-            "doubts": list(tissue.doubts),
+            "doubts": [*tissue.doubts, *([_OTHER_PIXELS] if table is not None and reading.place is None else [])],
             "reused": grid.num_rows if reading.is_reused else 0,
             "blank": look.num_blank(grid, table),
         }
@@ -254,13 +255,10 @@ class _Look:
         places = [(int(x[i]), int(y[i])) for i in drawn]
         try:
             with self.tiles(table, place) as tiles:
-                is_same = agrees(tiles, self.image, level=self.plan.level, places=places, edge_px=edge_px)
+                return agrees(tiles, self.image, level=self.plan.level, places=places, edge_px=edge_px)
         except UnreadableSlide as error:
             logger.info("%s: read through OpenSlide (%s)", slide_id, error)
             return False
-        if not is_same:
-            logger.warning("%s: its tiles do not decode to OpenSlide's pixels; read through OpenSlide", slide_id)
-        return is_same
 
     def num_blank(self, grid: pa.Table, table: TileTable | None) -> int:
         """Return how many patches touch a tile that the file does not hold, and which is taken as white."""

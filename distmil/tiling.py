@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from distmil.cohort import Slide
+from distmil.defects import failure_record
 from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
@@ -178,19 +179,19 @@ class SlideTiler:
 
     def fail(self, error: Exception) -> Record:
         """Return the record of a slide that cannot be used, committed unless another try may go better."""
-        status = error.status if isinstance(error, SlideError) else "failed"
-        text = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
+        path = self.slide.path
+        made = failure_record(self.slide.slide_id, error, hidden=(path, self.slide.tissue_path))
+        status, text = made.status, made.error
         try:
             key = self.key()
             if status == "unreadable":
-                with Path(self.slide.path).open("rb") as file:
+                with Path(path).open("rb") as file:
                     file.read(1)
         except FileNotFoundError:
             key, status = {}, "missing"
         except OSError as refusal:
-            key, status, text = {}, "failed", f"{Path(self.slide.path).name}: {refusal.strerror}"
-        text = text.replace(f"{Path(self.slide.path).parent}/", "")  # folders name people and projects
-        record = Record(slide_id=self.slide.slide_id, key=key, status=status, error=text)
+            key, status, text = {}, "failed", f"the slide cannot be read: {refusal.strerror}"
+        record = replace(made, key=key, status=status, error=text)
         if status not in TRANSIENT:
             self.store.write_record(self.record_name, record)
             self.store.keep_only(self.folder, {RECORD_FILE})

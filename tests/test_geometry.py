@@ -148,10 +148,10 @@ def check_pixels(case, plan, truth, table, record):
         # off a level's pixels OpenSlide interpolates, where the file's tiles are read half a pixel apart at most
         shifts = [0] if is_whole else [-plan.downsample / 2, 0, plan.downsample / 2]
         # where a level is scaled as it is decoded, the last pixel before the image's end is another, and its JPEG block
-        block = 16 if is_coded else 1
+        block, last = 16 if is_coded else 1, max(1, plan.factor) * plan.downsample
         columns, rows = (
             edge
-            if is_exact or at + plan.extent_px <= end
+            if is_exact or at + plan.extent_px + last <= end
             else (int((end - at) / plan.extent_px * edge) - 1) // block * block
             for at, end in zip((x, y), truth.size, strict=True)
         )

@@ -13,6 +13,7 @@ from distmil.bundles import Bundle, load_bundle, with_bundle
 from distmil.cohort import Cohort, Slide
 from distmil.config import Config
 from distmil.configfile import build_config, per_job_keys
+from distmil.defects import attempt
 from distmil.encoders import EncoderSpec, prepare_encoder
 from distmil.errors import ConfigError, StorageError
 from distmil.maps import draw_maps
@@ -20,7 +21,7 @@ from distmil.prediction import patch_table, predictions_folder, slide_row, write
 from distmil.scoring import score_bag
 from distmil.stages.inputs import check_any, open_cohort
 from distmil.stages.prepare import Prepared, prepare
-from distmil.stages.runtime import Job, Row, calm_worker, stream_actors, wants_gpu
+from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, stream_actors, wants_gpu
 from distmil.storage import Record, Store, resolve_root
 
 FORMAT_VERSION = 1
@@ -102,6 +103,7 @@ def judge_slides(
     by_id = {slide.slide_id: slide for slide in slides}
     done = {entry.slide_id: _finished(job, entry, by_id[entry.slide_id], bundle, run) for entry in prepared.entries}
     rows = {slide_id: dict(record.info) for slide_id, record in done.items() if record}
+    failures: dict[str, Record] = {}
     items = [_item(entry, by_id[entry.slide_id], prepared) for entry in prepared.entries if entry.slide_id not in rows]
     if items:
         job.console.note(f"judging {len(items)} slides ({len(rows)} are done)")
@@ -115,9 +117,14 @@ def judge_slides(
                 advance()
                 if row["fatal"]:
                     raise StorageError(row["fatal"])
-                rows[row["slide_id"]] = json.loads(row["row"])
-    ordered = {entry.slide_id: rows[entry.slide_id] for entry in prepared.entries}
-    for entry in prepared.entries:
+                if row["failure"]:
+                    failures[row["slide_id"]] = Record.from_json(json.loads(row["failure"]))
+                else:
+                    rows[row["slide_id"]] = json.loads(row["row"])
+    check_bad_fraction(job, {**{i: Record(i, {}) for i in rows}, **failures})
+    entries = [entry for entry in prepared.entries if entry.slide_id in rows]
+    ordered = {entry.slide_id: rows[entry.slide_id] for entry in entries}
+    for entry in entries:
         ordered[entry.slide_id]["label"] = None if entry.label is None else cohort.classes[entry.label]
     write_slide_table(job.store, run, list(ordered.values()), cohort.classes)
     return Predictions(run, ordered, prepared, spec)
@@ -167,11 +174,18 @@ class _Judge:
     def __call__(self, row: Row) -> Row:
         entry, slide = BagEntry.from_json(json.loads(row["entry"])), Slide(**json.loads(row["slide"]))
         width, height = json.loads(row["size"])
+        answer = {"slide_id": entry.slide_id, "row": "", "failure": "", "fatal": ""}
         try:
-            made = self._judge(entry, slide, (width, height))
+            made, failure = attempt(
+                lambda: self._judge(entry, slide, (width, height)),
+                slide_id=entry.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
         except StorageError as error:
-            return {"slide_id": entry.slide_id, "row": "", "fatal": str(error)}
-        return {"slide_id": entry.slide_id, "row": json.dumps(made), "fatal": ""}
+            return answer | {"fatal": str(error)}
+        if failure:
+            return answer | {"failure": json.dumps(failure.to_json())}
+        return answer | {"row": json.dumps(made)}
 
     def _judge(self, entry: BagEntry, slide: Slide, size: tuple[int, int]) -> Row:
         """Score a slide, write its tables and maps, and commit them."""

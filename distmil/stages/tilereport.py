@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import distmil
 from distmil.cohort import Slide
 from distmil.config import Config, fingerprint
+from distmil.defects import DEFECT, attempt
 from distmil.errors import SlideError, StorageError
 from distmil.labelling import SlideLabeller
 from distmil.maps import read_outlines
@@ -65,8 +66,17 @@ def _illustrate(
             if row["fatal"]:
                 raise StorageError(row["fatal"])
             about[row["slide_id"]] = json.loads(row["about"])
+            if row["failure"]:
+                _note_failure(job, Record.from_json(json.loads(row["failure"])))
             advance()
     return about, len(items)
+
+
+def _note_failure(job: Job, failure: Record) -> None:
+    """Take in that a slide could not be drawn: it is used all the same, but a defect is one."""
+    job.ledger.doubt(failure.slide_id, [f"it cannot be drawn for the report: {failure.error}"])
+    if DEFECT in failure.info:
+        job.ledger.defects[failure.slide_id] = str(failure.info[DEFECT])
 
 
 def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
@@ -113,11 +123,19 @@ class Illustrator:
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """Draw one slide and note what is drawn."""
         slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
+        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": ""}
         try:
-            about = self._draw(slide, record, row["name"])
-            return {"slide_id": slide.slide_id, "about": json.dumps(about), "fatal": ""}
+            about, failure = attempt(
+                lambda: self._draw(slide, record, row["name"]),
+                slide_id=slide.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
         except StorageError as error:
-            return {"slide_id": slide.slide_id, "about": "{}", "fatal": str(error)}
+            return answer | {"fatal": str(error)}
+        if failure:
+            note = {"note": f"it cannot be drawn: {failure.error}"}
+            return answer | {"about": json.dumps(note), "failure": json.dumps(failure.to_json())}
+        return answer | {"about": json.dumps(about)}
 
     def _draw(self, slide: Slide, record: Record, name: str) -> dict[str, Any]:
         store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
