@@ -40,6 +40,12 @@ class Ledger:
         known = self.doubts.setdefault(slide_id, [])
         known += [text for text in dict.fromkeys(map(str, doubts)) if text not in known]
 
+    def note_failure(self, failure: Record, what: str) -> None:
+        """Take in work beside a slide that failed: the slide is used all the same, but a defect is a defect."""
+        self.doubt(failure.slide_id, [f"{what}: {failure.error}"])
+        if DEFECT in failure.info:
+            self.defects[failure.slide_id] = str(failure.info[DEFECT])
+
     def tell(self, console: Console) -> None:
         """Say what is doubtful, and last what was dropped: equal texts in one line."""
         doubtful = {slide_id: texts for slide_id, texts in self.doubts.items() if texts}

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmil.cohort import Slide
-from distmil.errors import NoTissue, UnreadableSlide
+from distmil.errors import NoTissue, SlideError, UnreadableSlide
 from distmil.slideconfig import TilingConfig
 from distmil.slides.grid import Box, ReadPlan, banded, box_fractions, lay_grid, plan_read, snapped
 from distmil.slides.rawtiles import (
@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 MAX_PLACES = 20_000_000
 """Most places that a grid may have: a slide of 1,000,000 x 1,000,000 px, or a damaged header."""
+MAX_READ_PX = 20_000
+"""Longest edge that is read for one patch: 1.6 GB in OpenSlide's four bytes a pixel."""
 BAND_PATCHES = 32
 _OVERVIEW_PX = 1024
 _CHECKED_PLACES, _CHECKED_PX = 2, 512
@@ -109,6 +111,7 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             patch_px=config.patch_px,
             stride_px=config.stride,
         )
+        _check_region(plan)
         look = _Look(slide, config, image, plan)
         table = look.tile_table(plan.level)
         picture, scale = look.overview(mpp)
@@ -129,6 +132,15 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
         }
         is_default_mpp = not (slide.mpp or image.mpp)
     return Survey(info, reading, grid, picture, scale, tissue.mask, is_default_mpp)
+
+
+def _check_region(plan: ReadPlan) -> None:
+    """Refuse patches that would each fill the memory. Raises: SlideError."""
+    if plan.read_px > MAX_READ_PX:
+        raise SlideError(
+            f"one patch takes {plan.read_px} x {plan.read_px} px of the file's nearest finer level, more than "
+            f"{MAX_READ_PX} x {MAX_READ_PX}; lower tiling.mpp or tiling.patch_px, or give a file with coarser levels"
+        )
 
 
 def _mpp(image: SlideImage, slide: Slide, config: TilingConfig) -> float | None:

@@ -102,8 +102,10 @@ def _tiling(
         "reader": str(rng.choice(["auto"] * 5 + ["openslide"])),
         "chunk_patches": int(rng.choice([16, 64, 1024])),
     }
-    # no more patches than can be looked at in no time
     scale = values["mpp"] / (mpp or 0.5) if values["mpp"] else 1.0
+    if min(size) < patch_px * scale and rng.random() < 0.8:
+        values["strategy"] = "pad"  # the others refuse it: some of these are enough
+    # no more patches than can be looked at in no time
     stride = values["stride_px"] or patch_px
     many = (size[0] / (scale * stride) + 1) * (size[1] / (scale * stride) + 1)
     if many > MOST_PATCHES:

@@ -14,7 +14,7 @@ from distmil.storage import Store
 from distmil.survey import Survey
 from distmil.tilework import do_step
 from distmil.tiling import SlideTiler
-from tests.geometrycases import Truth, every_corner, random_case, save_case, share_of, wanted
+from tests.geometrycases import Case, Truth, every_corner, random_case, save_case, share_of, wanted
 from tests.scale import cases
 from tests.tilemaking import images_of, patches_of
 
@@ -39,6 +39,18 @@ def test_every_slide_is_tiled_as_openslide_shows_it(tmp_path, monkeypatch, first
     assert not wrong, f"{len(wrong)} of {GROUP} cases are wrong; check(random_case(SEED), ...) runs one:\n" + "\n".join(
         wrong
     )
+
+
+@pytest.mark.parametrize("length", [12_100, 12_801, 14_000, 16_383, 16_384, 16_390])
+def test_a_20x_slide_of_an_aperio_is_tiled_whatever_its_length(tmp_path, monkeypatch, length):
+    # levels 1, 4 and 16; of these lengths the overview is best made from level 4, reduced fourfold to a little too much
+    found: list[Survey] = []
+    look = tiling.survey
+    monkeypatch.setattr(tiling, "survey", lambda *given: found.append(look(*given)) or found[-1])
+    values = {"strategy": "foreground", "patch_px": 112, "stride_px": 448, "mpp": 0.5, "encode": "png"}
+    case = Case(length, (length, 240), (4, 4), "floor", (240, 240), "jpeg", (2, 2), True, 0.5, values)
+    check(case, tmp_path, found)
+    assert found
 
 
 def check(case, folder, found):
@@ -164,7 +176,7 @@ def check_pixels(case, plan, truth, table, record):
         ]
         least = min((one[:rows, :columns] for one in apart), key=np.mean)
         where = f"patch at {x}, {y}: off by {least.max()} at most, {least.mean():.2f} on average"
-        assert least.max() == 0 if is_exact else least.mean() < 5, where
+        assert least.max() == 0 if is_exact else least.mean() < (8 if config.reduce == "dct" else 5), where
 
 
 def expected(truth, plan, corner, edge, is_coded):

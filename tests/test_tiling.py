@@ -620,3 +620,10 @@ def test_an_absurd_size_is_refused_before_it_fills_the_memory(tmp_path, store, m
     record = tile_slide(make_slide(tmp_path), tiling(), store)
     assert record.status == "unreadable"
     assert "700 x 420 px" in record.error
+
+
+def test_a_patch_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, store):
+    record = tile_slide(make_slide(tmp_path, mpp=0.25), tiling(mpp=1000.0, patch_px=64, strategy="pad"), store)
+    assert record.status == "failed"
+    assert "one patch takes 256000 x 256000 px" in record.error
+    assert "defect" not in record.info

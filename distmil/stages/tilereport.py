@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 import distmil
 from distmil.cohort import Slide
 from distmil.config import Config, fingerprint
-from distmil.defects import DEFECT, attempt
+from distmil.defects import attempt
 from distmil.errors import SlideError, StorageError
 from distmil.labelling import SlideLabeller
 from distmil.maps import read_outlines
@@ -67,16 +67,9 @@ def _illustrate(
                 raise StorageError(row["fatal"])
             about[row["slide_id"]] = json.loads(row["about"])
             if row["failure"]:
-                _note_failure(job, Record.from_json(json.loads(row["failure"])))
+                job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be drawn")
             advance()
     return about, len(items)
-
-
-def _note_failure(job: Job, failure: Record) -> None:
-    """Take in that a slide could not be drawn: it is used all the same, but a defect is one."""
-    job.ledger.doubt(failure.slide_id, [f"it cannot be drawn for the report: {failure.error}"])
-    if DEFECT in failure.info:
-        job.ledger.defects[failure.slide_id] = str(failure.info[DEFECT])
 
 
 def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
