@@ -1,7 +1,7 @@
 """What a job says at its end about its slides: the doubtful ones, those that were dropped, and defects."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 
 from distmil.console import Console
@@ -74,12 +74,11 @@ class Ledger:
         if not self.defects:
             return
         lines = [
-            f"  {len(slides)} slides ({_some(slides)}): {text}"
-            for text, slides in grouped(sorted(self.defects.items()))
+            f"  {_count(slides)} ({_some(slides)}): {text}" for text, slides in grouped(sorted(self.defects.items()))
         ]
         raise DefectError(
-            f"unexpected errors, which are defects in distmil, on {len(self.defects)} slides; the others are done, and "
-            "the same command tries these again:\n" + "\n".join(lines)
+            f"unexpected errors, which are defects in distmil, on {_count(self.defects)}; the others are done, and "
+            "the same command tries again:\n" + "\n".join(lines)
         )
 
     def dropped_by_kind(self) -> str:
@@ -107,6 +106,10 @@ def grouped(texts: Iterable[tuple[str, str]]) -> list[Group]:
         same = _NUMBER.sub("#", re.sub(rf"(?<!\w){re.escape(slide_id)}(?!\w)", "0", text))
         found.setdefault(same, (text, []))[1].append(slide_id)
     return sorted(found.values(), key=lambda group: -len(group[1]))
+
+
+def _count(slides: Sized) -> str:
+    return f"{len(slides)} slide{'s' * (len(slides) != 1)}"
 
 
 def _some(slides: list[str]) -> str:

@@ -1,6 +1,7 @@
 """The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
 
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def _thumbnail(slide: Slide, *, size: tuple[int, int], max_px: int, reader: str)
     except SlideError as error:
         logger.warning("%s: its maps are drawn on white (%s)", slide.slide_id, error)
         scale = max(1.0, max(size) / max_px)
-        return np.full((round(size[1] / scale), round(size[0] / scale), 3), 255, np.uint8), scale
+        return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
 
 
 def _drawable(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:

@@ -158,8 +158,8 @@ def test_a_defect_on_a_slide_fails_a_job_that_went_to_its_end(
     captured = capsys.readouterr()
     assert captured.out == ""
     said = captured.err.splitlines()
-    assert "defects in distmil, on 1 slides" in said[-2]
-    assert said[-1] == "  1 slides (s8): KeyError: 'x' (survey.py:5 in look)"
+    assert "defects in distmil, on 1 slide;" in said[-2]
+    assert said[-1] == "  1 slide (s8): KeyError: 'x' (survey.py:5 in look)"
 
 
 def test_what_was_dropped_is_said_where_a_job_fails_too(

@@ -10,6 +10,7 @@ import simplejpeg
 
 from distmil import tiling
 from distmil.cohort import Slide
+from distmil.maps import _thumbnail
 from distmil.storage import Store
 from distmil.survey import Survey
 from distmil.tilework import do_step
@@ -189,3 +190,8 @@ def expected(truth, plan, corner, edge, is_coded):
         coded = simplejpeg.encode_jpeg(np.ascontiguousarray(seen), 90, colorsubsampling="420", fastdct=False)
         seen = simplejpeg.decode_jpeg(coded)
     return seen.astype(int)
+
+
+def test_a_slide_that_is_gone_and_thin_has_maps_on_white():
+    picture, scale = _thumbnail(Slide("s1", "/nowhere.tif"), size=(100_000, 7), max_px=1000, reader="auto")
+    assert (picture.shape, scale) == ((1, 1000, 3), 100)

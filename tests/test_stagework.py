@@ -118,3 +118,10 @@ def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatc
     assert record.status == "failed"
     assert record.error.startswith("16 embeddings are not finite")
     assert DEFECT not in record.info
+
+
+def test_the_answer_counts_the_slides_that_could_not_be_judged():
+    failures = {"a": Record("a", {}, status="failed"), "b": Record("b", {}, status="unreadable")}
+    assert predict._statuses({"ok": 3, "unreadable": 1}, failures) == {"ok": 1, "unreadable": 2, "failed": 1}
+    assert predict._statuses({"ok": 2}, failures) == {"unreadable": 1, "failed": 1}
+    assert predict._statuses({"ok": 2}, {}) == {"ok": 2}

@@ -26,6 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     spec = prepare_encoder(job.config.encoder, job.store)
     patches = tile(job, cohort.slides)
     records = patches | embed(job, patches, spec)
+    job.ledger.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
         "patches": job.store.path(patches_folder(job.config.tiling)),

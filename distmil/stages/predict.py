@@ -1,7 +1,8 @@
 """Slides to predictions and maps: actors that load the bundle once and judge one slide at a time."""
 
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,13 +122,24 @@ def judge_slides(
                     failures[row["slide_id"]] = Record.from_json(json.loads(row["failure"]))
                 else:
                     rows[row["slide_id"]] = json.loads(row["row"])
+    for slide_id, row in rows.items():
+        job.ledger.doubt(slide_id, row.get("doubts") or ())
     check_bad_fraction(job, {**{i: Record(i, {}) for i in rows}, **failures})
+    prepared = replace(prepared, statuses=_statuses(prepared.statuses, failures))
     entries = [entry for entry in prepared.entries if entry.slide_id in rows]
     ordered = {entry.slide_id: rows[entry.slide_id] for entry in entries}
     for entry in entries:
         ordered[entry.slide_id]["label"] = None if entry.label is None else cohort.classes[entry.label]
     write_slide_table(job.store, run, list(ordered.values()), cohort.classes)
     return Predictions(run, ordered, prepared, spec)
+
+
+def _statuses(prepared: Mapping[str, int], failures: Mapping[str, Record]) -> dict[str, int]:
+    """Count how slides ended: as they were prepared, but for those that could not be judged."""
+    counts = Counter(prepared)
+    counts.update(record.status for record in failures.values())
+    counts["ok"] -= len(failures)
+    return {status: count for status, count in counts.items() if count}
 
 
 def _item(entry: BagEntry, slide: Slide, prepared: Prepared) -> Row:
