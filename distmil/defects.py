@@ -21,6 +21,7 @@ _ROOT = Path(__file__).parent
 _EXPECTED = (DistmilError, OSError, MemoryError)
 _PATH = re.compile(r"""'/[^']*'|"/[^"]*"|(?:\w+:/|(?<![\w.]))/(?:[^\s/'":,;()]+/)+[^\s'":,;()]*""")
 _MOST_CHARACTERS = 400
+_SHORT = 3  # such a name tells nothing, and would be found in numbers and words
 
 
 def is_defect(error: BaseException) -> bool:
@@ -48,9 +49,9 @@ def describe(error: BaseException, *, hidden: Sequence[str | None] = ()) -> str:
 
 def without_paths(text: str, *, hidden: Sequence[str | None] = ()) -> str:
     """Take the slide's own files and every absolute path out of a message."""
-    names = {name for path in hidden if path for name in (path, Path(path).name)}
+    names = {name for path in hidden if path for name in (path, Path(path).name) if len(name) > _SHORT}
     for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, "the file")
+        text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", "the file", text)
     return _PATH.sub("a file", text)
 
 

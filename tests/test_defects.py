@@ -62,6 +62,11 @@ def test_names_and_folders_are_taken_out(text, expected):
     assert without_paths(text, hidden=("/mnt/x/J_Doe.svs", None)) == expected
 
 
+def test_a_folder_of_a_short_name_leaves_numbers_as_they_are():
+    assert without_paths("/data/1/12: 1 of 12 px", hidden=("/data/1/12",)) == "the file: 1 of 12 px"
+    assert without_paths("scan1 of scan12", hidden=("/data/scan1",)) == "the file of scan12"
+
+
 def test_work_that_ends_well_is_handed_through():
     assert attempt(lambda: 5, slide_id="s1") == (5, None)
 
