@@ -157,15 +157,16 @@ def check_pixels(case, plan, truth, table, record):
         is_inside = x + plan.extent_px <= truth.size[0] and y + plan.extent_px <= truth.size[1]
         is_coded = config.encode != "png" and not (record.info["reused"] and is_inside)
         is_whole = plan.downsample == round(plan.downsample) and x % plan.downsample == 0 == y % plan.downsample
-        is_exact = is_whole and not (config.reduce == "dct" and plan.factor > 1)
+        is_scaled = config.reduce == "dct" and plan.factor > 1
+        is_exact = is_whole and not is_scaled
         # off a level's pixels OpenSlide interpolates, where the file's tiles are read half a pixel apart at most
         shifts = [0] if is_whole else [-plan.downsample / 2, 0, plan.downsample / 2]
-        # where a level is scaled as it is decoded, the last pixel before the image's end is another, and its JPEG block
+        # where a level is scaled as it is decoded, the last coded block holds some of what lies beyond the image
         block, last = 16 if is_coded else 1, max(1, plan.factor) * plan.downsample
         columns, rows = (
             edge
             if is_exact or at + plan.extent_px + last <= end
-            else (int((end - at) / plan.extent_px * edge) - 1) // block * block
+            else (int((end - at) / plan.extent_px * edge) - (8 // plan.factor if is_scaled else 1)) // block * block
             for at, end in zip((x, y), truth.size, strict=True)
         )
         if min(columns, rows) <= 0:
@@ -177,7 +178,9 @@ def check_pixels(case, plan, truth, table, record):
         ]
         least = min((one[:rows, :columns] for one in apart), key=np.mean)
         where = f"patch at {x}, {y}: off by {least.max()} at most, {least.mean():.2f} on average"
-        assert least.max() == 0 if is_exact else least.mean() < (8 if config.reduce == "dct" else 5), where
+        # scaling in the DCT domain is softer; of a level where the tissue's structure is a pixel wide, by much
+        limit = (12 if plan.downsample > 4 else 8) if is_scaled else 5
+        assert least.max() == 0 if is_exact else least.mean() < limit, where
 
 
 def expected(truth, plan, corner, edge, is_coded):
