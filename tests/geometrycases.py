@@ -163,7 +163,7 @@ def _tags(case: Case, number: int, downsample: float) -> dict[str, Any]:
         if is_rgb:
             tags["compressionargs"]["outcolorspace"] = "rgb"
         else:
-            tags |= {"photometric": "ycbcr", "subsampling": case.subsampling}
+            tags["subsampling"] = case.subsampling  # tifffile turns RGB into YCbCr then
     if isinstance(case.layout, int):
         tags["rowsperstrip"] = case.layout if case.codec != "jpeg" else 8 * case.layout
     else:
