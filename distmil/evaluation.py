@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distmil.bags import BagEntry, read_labels
+from distmil.bags import BagEntry, labels_of
 from distmil.errors import StorageError
 from distmil.metrics import PATCH_SCORES, Judged, summarise
 from distmil.prediction import Row, predictions_folder
@@ -49,7 +49,7 @@ def _judged(store: Store, run: str, row: Row, entry: BagEntry, classes: Sequence
     if entry.labels is not None:
         name = f"{predictions_folder(run)}/patches/{entry.slide_id}.parquet"
         predicted = pq.read_table(pa.BufferReader(store.read(name)), columns=["x", "y", *PATCH_SCORES])
-        labels = read_labels(store, entry.labels)
+        labels = labels_of(store, entry)
         if not (labels["x"].equals(predicted["x"]) and labels["y"].equals(predicted["y"])):
             raise StorageError(f"{entry.slide_id}: predictions and labels lie on different grids; predict it again")
         label_N = labels["label"].fill_null(-1).to_numpy()

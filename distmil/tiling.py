@@ -90,7 +90,7 @@ class SlideTiler:
     def _matches(self, record: Record) -> bool:
         """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
         made, now = record.key, self.key()
-        if made["source"]["size_bytes"] != now["source"]["size_bytes"]:
+        if record.slide_id != self.slide.slide_id or made["source"]["size_bytes"] != now["source"]["size_bytes"]:
             return False
         needs_default = made["default_mpp"] is not None or record.status == "no_mpp"
         names = ("mpp", "tissue", *(["default_mpp"] if needs_default else []))
@@ -116,7 +116,7 @@ class SlideTiler:
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
         plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
-        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
+        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -126,7 +126,7 @@ class SlideTiler:
             SlideError: If pixels cannot be read, or the file is not the planned one any more.
             FileNotFoundError: If the slide is not planned.
         """
-        plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}")
         self._check_source(plan["key"])
         receipt = _receipt(chunk)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
@@ -148,7 +148,7 @@ class SlideTiler:
     def commit_if_whole(self) -> Record | None:
         """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
         try:
-            plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}")
         except FileNotFoundError:
             return self.store.read_record(self.record_name)  # another process committed it
         names = self.store.names(self.folder)

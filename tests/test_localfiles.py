@@ -101,7 +101,7 @@ def test_when_the_disk_is_nearly_full_the_longest_unused_go(folder, monkeypatch)
     own.write_bytes(b"1" * 100)
     now = time.time()
     for content, age_s in zip(contents, (50, 40, 30, 20), strict=False):
-        os.utime(folder / named(content), (now, now - SPARED_S - age_s))
+        os.utime(folder / named(content), (now - SPARED_S - age_s, now))
     os.utime(own, (0, 0))
     keep(contents[0])  # used again
     # 1000 bytes, of which 50 are to stay free: 100 for the new one need two copies of 100 gone

@@ -87,7 +87,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
         job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
         folders=[search_folder(search.run)] if search.run else [],
     )  # fmt: skip
-    job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
     space = _without_inactive(job, announce(job, prepared), space)
     start_ray()
     sweep = Sweep(

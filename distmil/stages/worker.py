@@ -103,7 +103,7 @@ def fetch(store: Store, run: str, group: Group) -> None:
     """
     if store.is_local:
         return
-    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"))]
     with ThreadPoolExecutor(FETCHERS) as pool:
         copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
         while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
@@ -128,7 +128,7 @@ def _nothing() -> None:
 
 def open_bags(config: Config, store: Store, run: str) -> list[Bag]:
     """Return the bags that a run was started with."""
-    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"))]
     classes = len(config.cohort.classes)
     return [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
 
