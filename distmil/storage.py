@@ -234,14 +234,18 @@ class Store:
         except ValueError as error:
             raise StorageError(f"{self.path(name)} is damaged: {error}; delete it and run again") from error
 
-    def write_checked(self, name: str, values: Any, *, is_durable: bool = True) -> None:
-        """Write values as JSON with their checksum; see ``write_json``."""
-        self.write_json(name, {"values": values, "sha256": _digest(values)}, is_durable=is_durable)
+    def write_checked(self, name: str, values: Any, *, owner: str, is_durable: bool = True) -> None:
+        """Write values as JSON with a checksum of them and their owner; see ``write_json``."""
+        self.write_json(name, {"values": values, "sha256": _digest([owner, values])}, is_durable=is_durable)
 
-    def read_checked(self, name: str) -> Any:
+    def read_checked(self, name: str, *, owner: str) -> Any:
         """Read what ``write_checked`` wrote, its checksum compared.
 
         A file of ``write_json``, as older versions wrote, is read as it is.
+
+        Args:
+            name: The file.
+            owner: The run or slide whose file it is: another one's file in its place counts as damaged.
 
         Raises:
             FileNotFoundError: If the file is absent.
@@ -250,14 +254,17 @@ class Store:
         found = self.read_json(name)
         if not isinstance(found, dict) or len(found) != 2 or not {"values", "sha256"} & set(found):
             return found
-        if "values" not in found or found.get("sha256") != _digest(found["values"]):
-            raise StorageError(f"{self.path(name)} is damaged: its checksum differs; delete it and run again")
+        if "values" not in found or found.get("sha256") != _digest([owner, found["values"]]):
+            raise StorageError(
+                f"{self.path(name)} is damaged: its checksum differs; delete it and run the same command again"
+            )
         return found["values"]
 
-    def _or_none(self, read: Callable[[str], Any], name: str) -> Any:
+    @staticmethod
+    def _or_none(read: Callable[[], Any]) -> Any:
         """Return JSON, or None if it is absent or damaged; what cannot be read just now is neither."""
         try:
-            return read(name)
+            return read()
         except FileNotFoundError:
             return None
         except StorageError as error:
@@ -271,7 +278,7 @@ class Store:
         Raises:
             StorageError: If the store cannot be asked: what is done there must not count as not done.
         """
-        values = self._or_none(self.read_json, name)
+        values = self._or_none(lambda: self.read_json(name))
         try:
             return Record.from_json(values["record"]) if values["sha256"] == _digest(values["record"]) else None
         except (KeyError, TypeError, StorageError):
@@ -289,12 +296,12 @@ class Store:
 
     def read_receipt(self, name: str, key: Mapping[str, Any]) -> Part | None:
         """Return the part that an earlier try wrote from the same inputs, before its slide was committed."""
-        values = self._or_none(self.read_checked, name)
+        values = self._or_none(lambda: self.read_checked(name, owner=name))
         return Part(**values["part"]) if values is not None and values["key"] == key else None
 
     def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:
         """Note that a part is written, so that a restart does not write it again; whoever reads it checks the part."""
-        self.write_checked(name, {"key": dict(key), "part": asdict(part)}, is_durable=False)
+        self.write_checked(name, {"key": dict(key), "part": asdict(part)}, owner=name, is_durable=False)
 
     def keep_only(self, folder: str, names: Collection[str]) -> None:
         """Take away what work left in a committed folder; what another process is writing just now stays."""

@@ -59,8 +59,8 @@ class SlideTiler:
 
     def finished(self) -> Record | None:
         """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT or not has_checksum(record.key["source"], self.config.checksum):
+        record = self._committed()
+        if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
         try:
             source = record.key["source"]
@@ -74,8 +74,8 @@ class SlideTiler:
 
         That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
         """
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT:
+        record = self._committed()
+        if record is None:
             return None
         try:
             if not self._matches(record) or not is_unchanged(record.key["source"], self.slide.path):
@@ -87,10 +87,16 @@ class SlideTiler:
         self.store.write_record(self.record_name, record)
         return record
 
+    def _committed(self) -> Record | None:
+        """Return what was committed of this slide's tiling, None if that is nothing, or another slide's record."""
+        record = self.store.read_record(self.record_name)
+        is_own = record is not None and record.slide_id == self.slide.slide_id and "source" in record.key
+        return record if record is not None and is_own and record.status not in TRANSIENT else None
+
     def _matches(self, record: Record) -> bool:
         """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
         made, now = record.key, self.key()
-        if record.slide_id != self.slide.slide_id or made["source"]["size_bytes"] != now["source"]["size_bytes"]:
+        if made["source"]["size_bytes"] != now["source"]["size_bytes"]:
             return False
         needs_default = made["default_mpp"] is not None or record.status == "no_mpp"
         names = ("mpp", "tissue", *(["default_mpp"] if needs_default else []))
@@ -116,7 +122,7 @@ class SlideTiler:
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
         plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
-        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
+        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, owner=self.slide.slide_id, is_durable=False)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -126,7 +132,7 @@ class SlideTiler:
             SlideError: If pixels cannot be read, or the file is not the planned one any more.
             FileNotFoundError: If the slide is not planned.
         """
-        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}")
+        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         self._check_source(plan["key"])
         receipt = _receipt(chunk)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
@@ -148,7 +154,7 @@ class SlideTiler:
     def commit_if_whole(self) -> Record | None:
         """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
         try:
-            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}")
+            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         except FileNotFoundError:
             return self.store.read_record(self.record_name)  # another process committed it
         names = self.store.names(self.folder)
