@@ -5,15 +5,22 @@
 
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from benchmarks.damage import FOUND, HARMLESS, WRONG, attack
 from benchmarks.damagekinds import KINDS, MADE_AGAIN, Kind
 from benchmarks.trainedstore import make_trained_store
+from distmil.bundles import load_bundle
 from distmil.errors import StorageError
 from distmil.localfiles import CACHE_VARIABLE, SETTLED_S
+from distmil.stages import predict
+from distmil.stages.prepare import Prepared
+from distmil.stages.runtime import Job
+from distmil.tables import to_ipc
 from tests.scale import cases
 
 VERIFIED = sorted({*KINDS} - {"claims", "bundles", "predictions"})
@@ -60,6 +67,32 @@ def test_the_campaign_tells_outcomes_apart(tmp_path, read, outcome):
     assert set(counts) == {f"flips {outcome}"}
     assert len(failures) == 30 * (outcome == WRONG)
     assert [path.read_bytes() for path in paths] == [b"123", b"456"]
+
+
+def test_a_slide_whose_embeddings_are_not_finite_costs_its_own_prediction(made, monkeypatch, capsys):
+    spoilt = made.entries[1]
+    table = pa.ipc.open_file(made.path(spoilt.files[0][0])).read_all()
+    values = np.array(table["embedding"].chunk(0).flatten())
+    values[7] = np.nan
+    column = pa.FixedSizeListArray.from_arrays(pa.array(values, pa.float16()), made.spec.dimension)
+    shard = to_ipc(table.set_column(4, table.schema.field("embedding"), column))
+    part = made.store.write_part("spoilt", "part-00000.arrow", shard, rows=table.num_rows)
+    entries = [replace(entry, folder="spoilt", parts=(part,)) if entry is spoilt else entry for entry in made.entries]
+    prepared = Prepared(entries, made.patches, made.labels, {"ok": 4})
+
+    def in_process(items, actor, arguments, **_):
+        judge = actor(**arguments)
+        return map(judge, items)
+
+    monkeypatch.setattr(predict, "prepare", lambda *_, **__: prepared)
+    monkeypatch.setattr(predict, "stream_actors", in_process)
+    monkeypatch.setattr(predict, "wants_gpu", lambda _: False)
+    config = made.config.model_copy(update={"tiling": made.config.tiling.model_copy(update={"max_bad_fraction": 0.5})})
+    job, bundle = Job(config, made.store), load_bundle("first", made.store)
+    found = predict.judge_slides(job, made.cohort, made.slides, bundle, place="first", run="spoilt", with_labels=False)
+    assert sorted(found.rows) == ["s0", "s2", "s3"]
+    assert found.prepared.statuses == {"ok": 3, "failed": 1}
+    assert "the embedding of patch 0 is not finite" in capsys.readouterr().err
 
 
 def test_damaged_embeddings_name_the_file_and_what_to_do(made):
