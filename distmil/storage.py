@@ -342,7 +342,8 @@ class Store:
         )
 
     def _remedy(self, name: str) -> str:
-        return f"delete the folder {self.path(name).rpartition('/')[0]} and run the same command again"
+        folder = self.path(name).rpartition("/")[0].removesuffix("/.")
+        return f"delete the folder {folder} and run the same command again"
 
     def is_intact(self, folder: str, part: Part) -> bool:
         """Return whether a file is there with its noted checksum."""
