@@ -1,8 +1,7 @@
 """Slides to predictions and maps: actors that load the bundle once and judge one slide at a time."""
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,13 @@ from distmil.cohort import Cohort, Slide
 from distmil.config import Config
 from distmil.configfile import build_config, per_job_keys
 from distmil.encoders import EncoderSpec, prepare_encoder
-from distmil.errors import ConfigError, SlideError, StorageError
+from distmil.errors import ConfigError, StorageError
 from distmil.maps import draw_maps
 from distmil.prediction import patch_table, predictions_folder, slide_row, write_parquet, write_slide_table
 from distmil.scoring import score_bag
 from distmil.stages.inputs import check_any, open_cohort
 from distmil.stages.prepare import Prepared, prepare
-from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, stream_actors, wants_gpu
+from distmil.stages.runtime import Job, Row, calm_worker, stream_actors, wants_gpu
 from distmil.storage import Record, Store, resolve_root
 
 FORMAT_VERSION = 1
@@ -104,7 +103,6 @@ def judge_slides(
     done = {entry.slide_id: _finished(job, entry, by_id[entry.slide_id], bundle, run) for entry in prepared.entries}
     rows = {slide_id: dict(record.info) for slide_id, record in done.items() if record}
     items = [_item(entry, by_id[entry.slide_id], prepared) for entry in prepared.entries if entry.slide_id not in rows]
-    failed: dict[str, Record] = {}
     if items:
         job.console.note(f"judging {len(items)} slides ({len(rows)} are done)")
         is_gpu = wants_gpu(job.config)
@@ -117,26 +115,12 @@ def judge_slides(
                 advance()
                 if row["fatal"]:
                     raise StorageError(row["fatal"])
-                if row["error"]:
-                    failed[row["slide_id"]] = Record(row["slide_id"], {}, status="failed", error=row["error"])
-                    continue
                 rows[row["slide_id"]] = json.loads(row["row"])
-    if failed:
-        prepared = _without(job, prepared, failed)
     ordered = {entry.slide_id: rows[entry.slide_id] for entry in prepared.entries}
     for entry in prepared.entries:
         ordered[entry.slide_id]["label"] = None if entry.label is None else cohort.classes[entry.label]
     write_slide_table(job.store, run, list(ordered.values()), cohort.classes)
     return Predictions(run, ordered, prepared, spec)
-
-
-def _without(job: Job, prepared: Prepared, failed: Mapping[str, Record]) -> Prepared:
-    """Leave slides out that have no scores, and show why. Raises: TooManyBadSlides."""
-    check_bad_fraction(job, prepared.patches | dict(failed))
-    entries = [entry for entry in prepared.entries if entry.slide_id not in failed]
-    statuses = Counter(prepared.statuses)
-    statuses.update({"ok": -len(failed), "failed": len(failed)})
-    return replace(prepared, entries=entries, statuses=dict(+statuses))
 
 
 def _item(entry: BagEntry, slide: Slide, prepared: Prepared) -> Row:
@@ -186,10 +170,8 @@ class _Judge:
         try:
             made = self._judge(entry, slide, (width, height))
         except StorageError as error:
-            return {"slide_id": entry.slide_id, "row": "", "error": "", "fatal": str(error)}
-        except SlideError as error:
-            return {"slide_id": entry.slide_id, "row": "", "error": str(error), "fatal": ""}
-        return {"slide_id": entry.slide_id, "row": json.dumps(made), "error": "", "fatal": ""}
+            return {"slide_id": entry.slide_id, "row": "", "fatal": str(error)}
+        return {"slide_id": entry.slide_id, "row": json.dumps(made), "fatal": ""}
 
     def _judge(self, entry: BagEntry, slide: Slide, size: tuple[int, int]) -> Row:
         """Score a slide, write its tables and maps, and commit them."""
