@@ -50,7 +50,7 @@ LAYERS = [
     ["distmil.learner"],
     ["distmil.models.baselines", "distmil.metrics", "distmil.packedlosses"],
     ["distmil.giantbag"],
-    ["distmil.steps"],
+    ["distmil.steps", "distmil.bundlefiles"],
     ["distmil.engine", "distmil.bundles"],
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
     ["distmil.export", "distmil.systemmetrics", "distmil.questions"],
