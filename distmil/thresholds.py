@@ -3,6 +3,8 @@
 A score counts as positive where it reaches the threshold.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -40,3 +42,27 @@ def youden_threshold(is_positive: ArrayLike, score: ArrayLike) -> float | None:
     middle = low + (high - low) / 2
     cut = np.where(middle > low, middle, high)  # between neighbours among floats there is nothing
     return float(cut[np.argmin(np.abs(cut - DEFAULT_THRESHOLD))])
+
+
+def threshold_of(row: Mapping[str, float | None], name: str) -> float:
+    """Return the threshold that an epoch's row of metrics holds, 0.5 where it holds none.
+
+    Args:
+        row: Metrics of validation, each under ``val_`` and its name.
+        name: A read-out, or ``patch``.
+    """
+    value = row.get(f"val_threshold_{name}")
+    return DEFAULT_THRESHOLD if value is None else value
+
+
+def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int) -> str:
+    """Say which thresholds were chosen, and on how many validation slides."""
+    names = [name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")]
+    chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]
+    if not chosen:
+        return "thresholds: 0.5 for slides and patches; validation has nothing to choose them by"
+    text = ", ".join(f"{name} {threshold_of(row, name):.3g}" for name in chosen)
+    rest = [name for name in names if name not in chosen]
+    return f"thresholds chosen on {num_slides} validation slides (Youden's J): {text}" + (
+        f"; {', '.join(rest)}: 0.5 (one class only there, or no threshold better than chance)" if rest else ""
+    )

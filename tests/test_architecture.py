@@ -53,7 +53,7 @@ LAYERS = [
     ["distmil.steps", "distmil.bundlefiles"],
     ["distmil.engine", "distmil.bundles"],
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
-    ["distmil.export", "distmil.systemmetrics", "distmil.questions"],
+    ["distmil.export", "distmil.systemmetrics", "distmil.questions", "distmil.predicting"],
     ["distmil.evaluation", "distmil.runs", "distmil.folds", "distmil.search"],
     ["distmil.comparison", "distmil.draws", "distmil.agenda"],
     ["distmil.trial", "distmil.sweepplots"],
