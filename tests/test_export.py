@@ -286,7 +286,10 @@ def record(tmp_path, tracker, **options):
 def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path, caplog):
     run = record(tmp_path, tracker, registered_model="lesions", alias="champion")
     client = MlflowClient(tracker.uri)
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.6, "final_val_auc": 1.0})
+    assert (run.info.status, run.data.metrics) == (
+        "FINISHED",
+        {"loss": 0.6, "final_val_auc": 1.0, **{f"threshold_{name}": 0.5 for name in (*READ_OUTS, "patch")}},
+    )
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"bundle", "config.yaml"}
     (output,) = run.outputs.model_outputs
     assert output.step == 1
