@@ -57,7 +57,8 @@ def threshold_of(row: Mapping[str, float | None], name: str) -> float:
 
 def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int) -> str:
     """Say which thresholds were chosen, and on how many validation slides."""
-    names = [name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")]
+    found = {name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")}
+    names = sorted(found, key=lambda name: (name == "patch", name))
     chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]
     if not chosen:
         return "thresholds: 0.5 for slides and patches; validation has nothing to choose them by"

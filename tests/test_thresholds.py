@@ -5,7 +5,7 @@ import pytest
 
 from distmil.metrics import choose_thresholds, judge, summarise
 from distmil.scoring import READ_OUTS
-from distmil.thresholds import youden_threshold
+from distmil.thresholds import describe_thresholds, threshold_of, youden_threshold
 from tests.scale import cases
 from tests.test_metrics import scores
 
@@ -87,3 +87,14 @@ def test_the_accuracy_is_that_of_the_given_threshold():
     rows = [judged(1, 0.2, 0), judged(0, 0.1, 0)]
     assert summarise(rows, slide_score="max")["slide_accuracy"] == 0.5
     assert summarise(rows, slide_score="max", threshold=0.15)["slide_accuracy"] == 1
+
+
+def test_the_thresholds_of_an_epoch_are_said():
+    row = {"loss": 1.0, "val_threshold_patch": 0.31, "val_threshold_bag": 0.625, "val_threshold_max": None}
+    assert describe_thresholds(row, num_slides=12) == (
+        "thresholds chosen on 12 validation slides (Youden's J): bag 0.625, patch 0.31; max: 0.5 (one class only there, "
+        "or no threshold better than chance)"
+    )
+    assert [threshold_of(row, name) for name in ("bag", "patch", "max", "topk_mean")] == [0.625, 0.31, 0.5, 0.5]
+    for nothing in ({"loss": 1.0}, {"val_threshold_bag": None, "val_threshold_patch": None}):
+        assert describe_thresholds(nothing, num_slides=0).startswith("thresholds: 0.5 for slides and patches")
