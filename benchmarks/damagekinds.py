@@ -17,7 +17,7 @@ from benchmarks.trainedstore import (
     labels_of_bag,
     pictures_of,
 )
-from distmil.bundles import bundle_folder, load_bundle
+from distmil.bundles import bundle_folder
 from distmil.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.encoders import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
@@ -26,8 +26,6 @@ from distmil.localfiles import keep_copy
 from distmil.prediction import predictions_folder
 from distmil.runs import new_learner
 from distmil.shards import grid_of, patches_folder
-from distmil.stages import predict
-from distmil.stages.runtime import Job
 from distmil.stages.worker import run_file
 from distmil.storage import Part, Record
 from distmil.tiling import SlideTiler
@@ -210,14 +208,17 @@ def predictions(made: TrainedStore) -> Kind:
     """Predictions, kept or made again by the same `predict`, and read by evaluation."""
 
     def read(run: str) -> Any:
-        job, bundle, rows = Job(made.config, made.store), load_bundle(run, made.store), {}
-        for slide, entry in zip(made.slides, made.entries, strict=True):
-            done = predict._finished(job, entry, slide, bundle, run)
-            if done is None:
+        rows, tables = {}, {}
+        for predictor in made.predictors(run):
+            found = predictor.find()
+            if not predictor.is_done(found) or found.scores is None:
                 return MADE_AGAIN
-            rows[entry.slide_id] = dict(done.info)
+            rows[found.scores.slide_id], tables[found.scores.slide_id] = dict(found.scores.info), found.scores.parts[0]
         classes = made.cohort.classes
-        return rows, judge_predictions(made.store, run, rows, made.entries, classes=classes, slide_score="bag")
+        metrics = judge_predictions(
+            made.store, run, rows, made.entries, tables=tables, classes=classes, slide_score="bag", threshold=0.5
+        )
+        return rows, metrics
 
     files: list[tuple[Path, Reader]] = []
     for run in RUNS:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,11 @@ from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
 from distmil.group import Group
 from distmil.labelling import SlideLabeller, labels_folder
 from distmil.overviews import decode_overview
+from distmil.predicting import SlidePredictor, annotation_checksum
 from distmil.runs import open_run
 from distmil.shards import patches_folder
 from distmil.slideconfig import EncoderConfig
 from distmil.stages.opening import claim_run
-from distmil.stages.predict import _Judge
 from distmil.stages.prepare import Prepared
 from distmil.stages.runtime import Job
 from distmil.stages.worker import run_file
@@ -41,7 +41,7 @@ VALUES: dict[str, dict[str, Any]] = {
     "model": {"feature_dim": 16, "attention_dim": 8, "dropout": 0.0, "input_dropout": 0.0},
     "bags": {"k_positive": 4, "k_negative": 4, "slides_per_step": 2, "top_k": 2},
     "training": {"epochs": 2, "warmup_steps": 1, "lr": 1e-3},
-    "prediction": {"maps": False},
+    "prediction": {"map_px": 256},
 }
 
 
@@ -92,18 +92,28 @@ class TrainedStore:
         prepared = Prepared(self.entries, self.patches, self.labels, {})
         return claim_run(job, prepared, self.spec, self.cohort, name=run, kind="train")
 
-    def judge(self, run: str) -> dict[str, Any]:
-        """Predict all slides with a run's bundle as an actor does, and return the slides' rows."""
-        actor = _Judge(
-            place=run, root=str(self.root), run=run, config=json.dumps(self.config.model_dump()), is_gpu=False
-        )
-        rows = {}
-        for slide, entry in zip(self.slides, self.entries, strict=True):
-            item = {
-                "entry": json.dumps(entry.to_json()), "slide": json.dumps(asdict(slide)), "size": json.dumps(SIZE)
-            }  # fmt: skip
-            rows[slide.slide_id] = json.loads(actor(item)["row"])
-        return rows
+    def predictors(self, run: str) -> list[SlidePredictor]:
+        """Return what predicts the slides with a run's bundle."""
+        digest = load_bundle(run, self.store).digest
+        return [
+            SlidePredictor(
+                entry=entry,
+                slide=slide,
+                patches=self.patches[slide.slide_id],
+                annotation=annotation_checksum(slide),
+                bundle=digest,
+                config=self.config,
+                store=self.store,
+                run=run,
+            )
+            for slide, entry in zip(self.slides, self.entries, strict=True)
+        ]
+
+    def predict(self, run: str) -> None:
+        """Predict all slides with a run's bundle as an actor does."""
+        bundle = load_bundle(run, self.store)
+        for predictor in self.predictors(run):
+            predictor.draw(predictor.score(bundle, lambda patches: torch.as_tensor(patches).float()), bundle)
 
 
 def make_trained_store(root: Path) -> TrainedStore:
@@ -122,7 +132,7 @@ def make_trained_store(root: Path) -> TrainedStore:
         made.entries.append(_entry(made, slide))
     for seed, run in enumerate(RUNS):
         _train(made, run, seed=seed)
-        made.judge(run)
+        made.predict(run)
     made.weights = [_random_encoder(store, seed) for seed in range(2)]
     return made
 

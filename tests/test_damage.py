@@ -23,7 +23,7 @@ from distmil.stages.runtime import Job
 from distmil.tables import to_ipc
 from tests.scale import cases
 
-VERIFIED = sorted({*KINDS} - {"claims", "bundles", "predictions"})
+VERIFIED = sorted({*KINDS} - {"claims"})
 
 
 @pytest.fixture(scope="module")
