@@ -326,10 +326,24 @@ def test_a_damaged_receipt_counts_as_no_receipt(store):
     assert store.read_receipt("a/x.json", {"plan": 1}) is None
 
 
+def test_a_part_is_opened_with_the_committed_content_alone(any_store):
+    part = any_store.write_part("a", "x.bin", b"content", rows=2)
+    assert any_store.open_part("a", part).to_pybytes() == b"content"
+    any_store.write("a/x.bin", b"c0ntent")
+    with pytest.raises(StorageError, match=r"a/x\.bin\S* is damaged: its checksum is not the committed one; delete"):
+        any_store.open_part("a", part)
+
+
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again(remote):
+    part = remote.write_part("a", "x.arrow", b"content", rows=1)
+    path = remote.local_copy("a/x.arrow", part)
+    path.write_bytes(b"c0ntent")
+    assert remote.local_copy("a/x.arrow", part).read_bytes() == b"content"
+
+
 def test_a_local_path_is_given_for_the_committed_content_alone(store):
     part = store.write_part("a", "x.bin", b"content", rows=2)
     assert store.local_copy("a/x.bin", part).read_bytes() == b"content"
-    assert store.open_part("a", part).to_pybytes() == b"content"
     for damaged in (b"c0ntent", b"content and more"):
         store.write("a/x.bin", damaged)
         for read in (lambda: store.local_copy("a/x.bin", part), lambda: store.open_part("a", part)):
