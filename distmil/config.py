@@ -75,7 +75,8 @@ class PredictionConfig(Section):
     model: str | None = None
     """Folder of a bundle, or the name of a run under the storage root."""
     run: str | None = Field(default=None, pattern=NAME_PATTERN)
-    """Name of the output; default: the bundle's."""
+    """Name of the output; default: the run's own in `train`; else made from the bundle's folder, the bundle and the
+    slides. A name that holds the predictions of another bundle or of other slides is refused."""
     split: Literal["train", "val", "test"] | None = None
     """Slides to judge; null: all in `predict`; in `train` and `evaluate` all outside train."""
     slide_score: Literal["bag", "max", "topk_mean"] = "bag"
@@ -97,6 +98,8 @@ class TrackingConfig(Section):
     """Name in MLflow's registry under which `train` registers its network as a new version; null: not registered."""
     alias: str = Field(default="latest", min_length=1, max_length=128)
     """What that version is called in the registry; `latest` is MLflow's own name for the newest."""
+    maps: bool = True
+    """Record some maps of held-out slides. They show tissue, and the slides' ids are on them."""
     system_metrics: bool = False
     """Record processors, memory, disk, network and NVIDIA GPUs (with nvidia-ml-py) of the driver's machine."""
 

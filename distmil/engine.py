@@ -19,7 +19,7 @@ from distmil.errors import TrainingError
 from distmil.group import Group
 from distmil.learner import Learner, embed, learning_rate, mix_seed
 from distmil.losses import LOSSES
-from distmil.metrics import Judged, judge, summarise
+from distmil.metrics import Judged, choose_thresholds, judge, summarise
 from distmil.models.baselines import NETWORKS
 from distmil.sampling import Step, StepPlanner
 from distmil.scoring import SCORE_CHUNK, score_bag
@@ -158,12 +158,14 @@ def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> 
 def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Group) -> dict[str, float | None]:
     """Score bags without gradients, each whole, shared over the group, and return the metrics on every worker.
 
-    Pseudo-labelled slides take part in training only: they are not judged.
+    The thresholds that these slides suggest are beside the metrics; the accuracy is that of 0.5. Pseudo-labelled slides
+    take part in training only: they are not judged.
     """
     learner.judging.train(False)
     judged = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
     rows = [_judge(learner, bag, config) for bag in judged[group.rank :: group.size]]
-    return summarise([row for part in group.gather(rows) for row in part])
+    gathered = [row for part in group.gather(rows) for row in part]
+    return summarise(gathered) | choose_thresholds(gathered)
 
 
 def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from distmil.bags import BagEntry, read_labels
+from distmil.bags import BagEntry, labels_of
 from distmil.errors import StorageError
 from distmil.metrics import PATCH_SCORES, Judged, summarise
-from distmil.prediction import Row, predictions_folder
+from distmil.prediction import Row, read_patch_table
 from distmil.scoring import READ_OUTS
-from distmil.storage import Store
+from distmil.storage import Part, Store
 
 
 def judge_predictions(
@@ -20,8 +18,10 @@ def judge_predictions(
     rows: Mapping[str, Row],
     entries: Sequence[BagEntry],
     *,
+    tables: Mapping[str, Part],
     classes: Sequence[str],
     slide_score: str,
+    threshold: float,
 ) -> dict[str, float | None]:
     """Return the metrics of written predictions against the entries' labels; pseudo-labelled slides are left out.
 
@@ -30,26 +30,27 @@ def judge_predictions(
         run: The prediction run.
         rows: Slide predictions by slide id.
         entries: The slides with their labels and label tables.
+        tables: Committed patch predictions by slide id.
         classes: Class names.
         slide_score: The read-out that counts.
+        threshold: The bundle's threshold of that read-out.
     """
     judged = [
-        _judged(store, run, rows[entry.slide_id], entry, classes)
+        _judged(store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes)
         for entry in entries
         if entry.slide_id in rows and entry.label is not None and not entry.is_pseudo
     ]
-    return summarise(judged, slide_score=slide_score)
+    return summarise(judged, slide_score=slide_score, threshold=threshold)
 
 
-def _judged(store: Store, run: str, row: Row, entry: BagEntry, classes: Sequence[str]) -> Judged:
+def _judged(store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, classes: Sequence[str]) -> Judged:
     assert entry.label is not None
     is_multi = len(classes) > 2
     bag_C = [row[f"probability_{name}"] for name in classes] if is_multi else [1 - row["bag"], row["bag"]]
     is_target, scores = np.empty(0, bool), tuple(np.empty(0, np.float32) for _ in PATCH_SCORES)
     if entry.labels is not None:
-        name = f"{predictions_folder(run)}/patches/{entry.slide_id}.parquet"
-        predicted = pq.read_table(pa.BufferReader(store.read(name)), columns=["x", "y", *PATCH_SCORES])
-        labels = read_labels(store, entry.labels)
+        predicted = read_patch_table(store, run, table, ("x", "y", *PATCH_SCORES))
+        labels = labels_of(store, entry)
         if not (labels["x"].equals(predicted["x"]) and labels["y"].equals(predicted["y"])):
             raise StorageError(f"{entry.slide_id}: predictions and labels lie on different grids; predict it again")
         label_N = labels["label"].fill_null(-1).to_numpy()

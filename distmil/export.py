@@ -142,7 +142,7 @@ def _save(folder: Path, bundle: Bundle, names: Sequence[str], example_NE: NDArra
             "columns": list(names),
             "classes": bundle.classes,
             "patch_threshold": bundle.patch_threshold,
-            "slide_threshold": bundle.slide_threshold,
+            "slide_thresholds": dict(bundle.slide_thresholds),
             "encoder": bundle.config.encoder.name,
             "patch_px": bundle.config.tiling.patch_px,
             "mpp": bundle.config.tiling.mpp,

@@ -1,8 +1,8 @@
 """The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
 
-import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +16,21 @@ from distmil.heatmaps import encode_png, render_map, score_grid
 from distmil.slides.annotations import read_annotation
 from distmil.slides.reader import open_slide, overview
 
-logger = logging.getLogger(__name__)
-
 MAPS = ("attention", "probability", "fused")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The maps of a slide as PNG by name, and what a person who looks at them should know."""
+
+    images: Mapping[str, bytes]
+    doubts: Sequence[str]
 
 
 def draw_maps(
     slide: Slide, patches: pa.Table, *, size: tuple[int, int], subtitle: str, max_px: int, reader: str
-) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and PNG of each map.
+) -> Drawn:
+    """Draw every map of a slide.
 
     Args:
         slide: The slide; its outlines are drawn in where it has any.
@@ -34,9 +40,11 @@ def draw_maps(
         max_px: Longer edge of the overview.
         reader: ``tiling.reader``.
     """
-    thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader)
+    doubts: list[str] = []
+    images: dict[str, bytes] = {}
+    thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
     map_size = (thumbnail.shape[1], thumbnail.shape[0])
-    outlines = [points / scale for points in _drawable(slide, size)]
+    outlines = [points / scale for points in _drawable(slide, size, doubts)]
     covered = (round(map_size[0] * scale), round(map_size[1] * scale))
     for name in MAPS:
         grid = score_grid(
@@ -48,26 +56,30 @@ def draw_maps(
             map_size=map_size,
         )
         title = f"{slide.slide_id}: {name}"
-        yield name, encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=outlines))
+        images[name] = encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=outlines))
+    return Drawn(images, doubts)
 
 
-def _thumbnail(slide: Slide, *, size: tuple[int, int], max_px: int, reader: str) -> tuple[NDArray[np.uint8], float]:
-    """Return the slide's overview and its reduction; a white one where the file cannot be read any more."""
+def _thumbnail(
+    slide: Slide, *, size: tuple[int, int], max_px: int, reader: str, doubts: list[str]
+) -> tuple[NDArray[np.uint8], float]:
+    """Return the slide's overview and its reduction; a white one, and a doubt, where the file cannot be read now."""
     try:
         with open_slide(slide.path, reader=reader) as image:
             return overview(image, max_px=max_px)
     except SlideError as error:
-        logger.warning("%s: its maps are drawn on white (%s)", slide.slide_id, error)
+        doubts.append(f"its maps are drawn on white: {error}")
         scale = max(1.0, max(size) / max_px)
         return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
 
 
-def _drawable(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """Return the outlines; none where they cannot be read."""
+def _drawable(slide: Slide, size: tuple[int, int], doubts: list[str]) -> list[NDArray[np.float64]]:
+    """Return the outlines; none, and a doubt, where they cannot be read."""
     try:
         return read_outlines(slide, size)
     except (SlideError, OSError) as error:
-        logger.warning("%s: its outlines are not drawn (%s)", slide.slide_id, error)
+        reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+        doubts.append(f"its outlines are not drawn in its maps: {reason}")
         return []
 
 

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from distmil.scoring import READ_OUTS, BagScores
+from distmil.thresholds import DEFAULT_THRESHOLD, youden_threshold
 
 PATCH_SCORES = ("attention", "probability", "fused")
 
@@ -44,8 +45,16 @@ def judge(scores: BagScores, *, label: int, label_N: NDArray[np.int8]) -> Judged
     )
 
 
-def summarise(rows: Sequence[Judged], *, slide_score: str = "bag") -> dict[str, float | None]:
+def summarise(
+    rows: Sequence[Judged], *, slide_score: str = "bag", threshold: float = DEFAULT_THRESHOLD
+) -> dict[str, float | None]:
     """Return the metrics of judged slides and their patches.
+
+    Args:
+        rows: The slides.
+        slide_score: The read-out that counts.
+        threshold: Of that read-out, for slide_accuracy: the bundle's; 0.5 while there is no bundle yet, as after each
+            epoch of training.
 
     Returns:
         slide_auc, slide_ap, slide_accuracy (of the read-out that counts), slide_auc_<read-out>, slide_loss (cross
@@ -62,7 +71,7 @@ def summarise(rows: Sequence[Judged], *, slide_score: str = "bag") -> dict[str, 
     found: dict[str, float | None] = {
         "slide_auc": auc(is_positive, counts),
         "slide_ap": average_precision(is_positive, counts),
-        "slide_accuracy": float(np.mean((counts >= 0.5) == is_positive)),
+        "slide_accuracy": float(np.mean((counts >= threshold) == is_positive)),
         "slide_loss": float(-np.log(np.clip(bag_NC[np.arange(len(label)), label], 1e-12, 1)).mean()),
     }
     found |= {f"slide_auc_{name}": auc(is_positive, values) for name, values in read_out.items()}
@@ -74,6 +83,25 @@ def summarise(rows: Sequence[Judged], *, slide_score: str = "bag") -> dict[str, 
         found[f"patch_auc_{name}"] = auc(is_target, values)
         found[f"patch_ap_{name}"] = average_precision(is_target, values)
     return found
+
+
+def choose_thresholds(rows: Sequence[Judged]) -> dict[str, float | None]:
+    """Choose the thresholds of slides and patches by Youden's J.
+
+    Returns:
+        threshold_<read-out> of every read-out, and threshold_patch, of a patch's probability. Positive is every class
+        but 0. A threshold is None where there is only one class, or none is better than chance. Nothing without rows.
+    """
+    if not rows:
+        return {}
+    is_positive = np.array([row.label > 0 for row in rows])
+    found = {
+        f"threshold_{name}": youden_threshold(is_positive, [row.read_outs[i] for row in rows])
+        for i, name in enumerate(READ_OUTS)
+    }
+    at = PATCH_SCORES.index("probability")
+    is_target = np.concatenate([row.is_target_N for row in rows])
+    return found | {"threshold_patch": youden_threshold(is_target, np.concatenate([row.scores_N[at] for row in rows]))}
 
 
 def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:

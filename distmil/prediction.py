@@ -1,5 +1,6 @@
 """A bundle's answers as tables: patch scores and slide scores."""
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.scoring import READ_OUTS, BagScores
-from distmil.storage import Store
+from distmil.storage import Part, Record, Store
 from distmil.tables import patch_predictions_schema, slide_predictions_schema
 
 Row = dict[str, Any]
@@ -33,7 +34,8 @@ def patch_table(scores: BagScores, places: pa.Table, *, classes: Sequence[str], 
     """
     schema = patch_predictions_schema(classes)
     abnormal = np.array(classes[1:])[scores.class_probability_NC[:, 1:].argmax(axis=1)]
-    predicted = np.where(scores.probability_N >= threshold, abnormal, classes[0])
+    # in float64: rounded to float32, a threshold between two neighbours would be one of them
+    predicted = np.where(scores.probability_N.astype(np.float64) >= threshold, abnormal, classes[0])
     columns = [places[name] for name in ("slide_id", "x", "y", "extent_px")]
     columns += [
         pa.array(values, pa.float32())
@@ -71,14 +73,27 @@ def slide_row(
 
 
 def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequence[str]) -> str:
-    """Write the slide predictions and return the file's name."""
-    name = f"{predictions_folder(run)}/slides.parquet"
-    write_parquet(store, name, pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
-    return name
+    """Commit the slide predictions and return the file's name.
+
+    Metrics that lie beside another table go.
+    """
+    folder = predictions_folder(run)
+    data = encode_table(pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
+    earlier = store.read_record(f"{folder}/slides.json")
+    if earlier is None or [part.sha256 for part in earlier.parts] != [hashlib.sha256(data).hexdigest()]:
+        store.delete(f"{folder}/metrics.json")
+    part = store.write_part(folder, "slides.parquet", data, rows=len(rows))
+    store.write_record(f"{folder}/slides.json", Record(run, {}, parts=(part,)))
+    return f"{folder}/{part.name}"
 
 
-def write_parquet(store: Store, name: str, table: pa.Table) -> None:
-    """Write a table of predictions."""
+def read_patch_table(store: Store, run: str, part: Part, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a slide's patch predictions, verified. Raises: StorageError if they are damaged or gone."""
+    return pq.read_table(pa.BufferReader(store.read_part(predictions_folder(run), part)), columns=list(columns))
+
+
+def encode_table(table: pa.Table) -> pa.Buffer:
+    """Encode a table of predictions as Parquet."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    store.write(name, sink.getvalue())
+    return sink.getvalue()

@@ -20,6 +20,8 @@ SCORE_CHUNK = 16_384
 READ_OUTS = ("bag", "max", "topk_mean")
 
 Floats = NDArray[np.float32]
+Embed = Callable[[Patches], Rows]
+"""From what a source gives to embeddings, T x E."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class BagScores:
 def score_bag(
     head: Network,
     source: PatchSource,
-    embed: Callable[[Patches], Rows],
+    embed: Embed,
     *,
     top_k: int,
     chunk: int = SCORE_CHUNK,

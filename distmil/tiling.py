@@ -60,8 +60,8 @@ class SlideTiler:
 
     def finished(self) -> Record | None:
         """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT or not has_checksum(record.key["source"], self.config.checksum):
+        record = self._committed()
+        if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
         try:
             source = record.key["source"]
@@ -75,8 +75,8 @@ class SlideTiler:
 
         That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
         """
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT:
+        record = self._committed()
+        if record is None:
             return None
         try:
             if not self._matches(record) or not is_unchanged(record.key["source"], self.slide.path):
@@ -87,6 +87,12 @@ class SlideTiler:
         record = replace(record, key={**record.key, "source": source})
         self.store.write_record(self.record_name, record)
         return record
+
+    def _committed(self) -> Record | None:
+        """Return what was committed of this slide's tiling, None if that is nothing, or another slide's record."""
+        record = self.store.read_record(self.record_name)
+        is_own = record is not None and record.slide_id == self.slide.slide_id and "source" in record.key
+        return record if record is not None and is_own and record.status not in TRANSIENT else None
 
     def _matches(self, record: Record) -> bool:
         """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
@@ -117,7 +123,7 @@ class SlideTiler:
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
         plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
-        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
+        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, owner=self.slide.slide_id, is_durable=False)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -127,7 +133,7 @@ class SlideTiler:
             SlideError: If pixels cannot be read, or the file is not the planned one any more.
             FileNotFoundError: If the slide is not planned.
         """
-        plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         self._check_source(plan["key"])
         receipt = _receipt(chunk)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
@@ -149,7 +155,7 @@ class SlideTiler:
     def commit_if_whole(self) -> Record | None:
         """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
         try:
-            plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         except FileNotFoundError:
             return self.store.read_record(self.record_name)  # another process committed it
         names = self.store.names(self.folder)

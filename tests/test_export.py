@@ -18,12 +18,15 @@ from mlflow import MlflowClient
 
 from distmil.bags import EmbeddingSource
 from distmil.bundles import Bundle, save_bundle
+from distmil.encoders import EncoderSpec
 from distmil.engine import History
 from distmil.errors import ConfigError
 from distmil.export import log_model, save_model, score_names
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.objectstore import ENDPOINT_VARIABLES
 from distmil.scoring import READ_OUTS, score_bag
+from distmil.stages.predict import Predictions
+from distmil.stages.prepare import Prepared
 from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
 from distmil.storage import Store
@@ -286,7 +289,10 @@ def record(tmp_path, tracker, **options):
 def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path, caplog):
     run = record(tmp_path, tracker, registered_model="lesions", alias="champion")
     client = MlflowClient(tracker.uri)
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.6, "final_val_auc": 1.0})
+    assert (run.info.status, run.data.metrics) == (
+        "FINISHED",
+        {"loss": 0.6, "final_val_auc": 1.0, **{f"threshold_{name}": 0.5 for name in (*READ_OUTS, "patch")}},
+    )
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"bundle", "config.yaml"}
     (output,) = run.outputs.model_outputs
     assert output.step == 1
@@ -294,6 +300,20 @@ def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path,
     assert tags["distmil.bundle_digest"] == run.data.tags["distmil.bundle_digest"]
     assert int(client.get_model_version_by_alias("lesions", "champion").version) == 1
     assert [found for found in caplog.records if found.levelno > logging.INFO] == []
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_maps_can_be_left_out_of_the_record(tracker, tmp_path, is_wanted):
+    config = small_config(cohort={"classes": ["normal", "tumour"]}, tracking={"maps": is_wanted})
+    job = Job(config, Store(str(tmp_path / "store")))
+    bundle = make_bundle()
+    save_bundle(job.store, bundle)
+    job.store.write("predictions/a-run/maps/s1_fused.png", b"PNG")
+    predictions = Predictions("a-run", {"s1": {}}, {}, Prepared([], {}, {}, {}), EncoderSpec("e", "", 1, None), 0.5)
+    record_training(job, tracker, bundle=bundle, history=History([{"loss": 0.7}]), predictions=predictions, metrics={})
+    tracker.finish("FINISHED")
+    kept = {item.path for item in MlflowClient(tracker.uri).list_artifacts(tracker.run_id)}
+    assert kept == {"bundle", "config.yaml", *(["maps"] if is_wanted else [])}
 
 
 def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplog, monkeypatch):

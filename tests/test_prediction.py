@@ -11,13 +11,7 @@ from distmil.bags import BagEntry
 from distmil.errors import StorageError
 from distmil.evaluation import judge_predictions
 from distmil.metrics import judge, summarise
-from distmil.prediction import (
-    patch_table,
-    predictions_folder,
-    slide_row,
-    write_parquet,
-    write_slide_table,
-)
+from distmil.prediction import encode_table, patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.scoring import BagScores
 from distmil.storage import Part
 from distmil.tables import labels_schema, patch_predictions_schema, slide_predictions_schema
@@ -127,9 +121,13 @@ def test_the_slide_table_comes_back_as_it_was(store, classes):
 # --- judging
 
 
+def write_table(store, slide_id, table):
+    return store.write_part(predictions_folder("run"), f"patches/{slide_id}.parquet", encode_table(table), rows=1)
+
+
 def write_run(store, *, classes=TWO, num=25, count=6):
-    """Write predictions and label tables of some slides; return entries, rows, and what evaluation would keep."""
-    entries, rows, kept = [], {}, []
+    """Write predictions and labels of some slides; return entries, rows, parts, and what evaluation would keep."""
+    entries, rows, tables, kept = [], {}, {}, []
     for i in range(count):
         slide_id = f"s{i}"
         scores = some_scores(num, classes=classes, seed=i)
@@ -141,26 +139,28 @@ def write_run(store, *, classes=TWO, num=25, count=6):
             columns |= {"label": pa.array(label_N, mask=label_N < 0), "target_fraction": pa.nulls(num, pa.float32())}
             if len(classes) > 2:
                 columns["fractions"] = pa.nulls(num, pa.list_(pa.float32()))
-            write_parquet(store, name, pa.table(columns, schema=labels_schema(len(classes))))
+            store.write(name, encode_table(pa.table(columns, schema=labels_schema(len(classes)))))
         table = patch_table(scores, places(num, slide_id), classes=classes, threshold=0.5)
-        write_parquet(store, f"{predictions_folder('run')}/patches/{slide_id}.parquet", table)
+        tables[slide_id] = write_table(store, slide_id, table)
         rows[slide_id] = slide_row(
             scores, slide_id=slide_id, label=label, classes=classes, slide_score="max", threshold=0.5
         )
         entries.append(BagEntry(slide_id, label, "val", False, "", (Part("p", num, 0, ""),), name))
         kept.append(judge(scores, label=label, label_N=label_N if name else np.full(num, -1, np.int8)))
-    return entries, rows, kept
+    return entries, rows, tables, kept
 
 
-def judged(store, rows, entries, classes=TWO):
-    return judge_predictions(store, "run", rows, entries, classes=classes, slide_score="max")
+def judged(store, rows, entries, tables, classes=TWO, *, threshold=0.5):
+    return judge_predictions(
+        store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold
+    )
 
 
 @pytest.mark.parametrize("classes", [TWO, THREE])
 def test_judging_written_predictions_gives_what_evaluation_gives(store, classes):
-    entries, rows, kept = write_run(store, classes=classes)
+    entries, rows, tables, kept = write_run(store, classes=classes)
     expected = summarise(kept, slide_score="max")
-    found = judged(store, rows, entries, classes)
+    found = judged(store, rows, entries, tables, classes)
     assert set(found) == set(expected)
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-9), name
@@ -168,23 +168,68 @@ def test_judging_written_predictions_gives_what_evaluation_gives(store, classes)
 
 
 def test_pseudo_labels_and_missing_labels_judge_nothing(store):
-    entries, rows, kept = write_run(store)
+    entries, rows, tables, kept = write_run(store)
     changed = [
         dataclasses.replace(entry, is_pseudo=i == 0, label=None if i == 3 else entry.label)
         for i, entry in enumerate(entries)
     ]
     expected = summarise([row for i, row in enumerate(kept) if i not in {0, 3}], slide_score="max")
-    assert judged(store, rows, changed) == pytest.approx(expected)
+    assert judged(store, rows, changed, tables) == pytest.approx(expected)
     del rows["s2"]  # a slide that failed has no prediction
     expected = summarise([row for i, row in enumerate(kept) if i not in {0, 2, 3}], slide_score="max")
-    assert judged(store, rows, changed) == pytest.approx(expected)
-    assert judged(store, {}, entries) == {}
+    assert judged(store, rows, changed, tables) == pytest.approx(expected)
+    assert judged(store, {}, entries, tables) == {}
 
 
 def test_labels_on_another_grid_are_refused(store):
-    entries, rows, _ = write_run(store)
-    name = f"{predictions_folder('run')}/patches/s0.parquet"
+    entries, rows, tables, _ = write_run(store)
     shifted = places(25, "s0").set_column(1, "x", pa.array(np.arange(25, dtype=np.int32)))
-    write_parquet(store, name, patch_table(some_scores(25), shifted, classes=TWO, threshold=0.5))
+    tables["s0"] = write_table(store, "s0", patch_table(some_scores(25), shifted, classes=TWO, threshold=0.5))
     with pytest.raises(StorageError, match="s0: predictions and labels lie on different grids"):
-        judged(store, rows, entries)
+        judged(store, rows, entries, tables)
+
+
+def test_the_accuracy_is_that_of_the_bundles_threshold(store):
+    entries, rows, tables, kept = write_run(store)
+    highest = sorted(row["max"] for row in rows.values())
+    for threshold in (0.0, highest[2], highest[3] + 1e-9, 1.0):
+        right = [(row["max"] >= threshold) == (one.label > 0) for row, one in zip(rows.values(), kept, strict=True)]
+        assert judged(store, rows, entries, tables, threshold=threshold)["slide_accuracy"] == np.mean(right)
+
+
+def test_damaged_predictions_are_not_judged(store):
+    entries, rows, tables, _ = write_run(store)
+    name = f"{predictions_folder('run')}/patches/s0.parquet"
+    data = bytearray(store.read(name))
+    data[len(data) // 2] ^= 1
+    store.write(name, bytes(data))
+    with pytest.raises(StorageError, match="damaged"):
+        judged(store, rows, entries, tables)
+
+
+# --- the slide table
+
+
+def test_a_patch_threshold_between_neighbours_among_floats_tells_them_apart():
+    scores = some_scores(2)
+    for start in (0.3, 0.7, 0.1):
+        low = np.float32(start)
+        high = np.nextafter(low, np.float32(1))
+        scores = dataclasses.replace(scores, probability_N=np.array([low, high]))
+        middle = (float(low) + float(high)) / 2
+        table = patch_table(scores, places(2), classes=TWO, threshold=middle)
+        assert table["predicted"].to_pylist() == ["negative", "positive"]
+
+
+def test_metrics_go_when_the_table_beside_them_changes(store):
+    _, rows, _, _ = write_run(store)
+    metrics = f"{predictions_folder('run')}/metrics.json"
+    write_slide_table(store, "run", list(rows.values()), TWO)
+    record = store.read_record(f"{predictions_folder('run')}/slides.json")
+    assert store.is_intact(predictions_folder("run"), record.parts[0])
+    store.write_json(metrics, {})
+    write_slide_table(store, "run", list(rows.values()), TWO)
+    assert store.exists(metrics)
+    rows["s0"]["label"] = "positive"
+    write_slide_table(store, "run", list(rows.values()), TWO)
+    assert not store.exists(metrics)

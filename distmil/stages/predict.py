@@ -2,38 +2,41 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from distmil.bags import BagEntry, open_source
+from distmil.bundlefiles import BUNDLE_VERSION
 from distmil.bundles import Bundle, load_bundle, with_bundle
 from distmil.cohort import Cohort, Slide
 from distmil.config import Config
 from distmil.configfile import build_config, per_job_keys
 from distmil.defects import attempt
 from distmil.encoders import EncoderSpec, prepare_encoder
-from distmil.errors import ConfigError, StorageError
-from distmil.maps import draw_maps
-from distmil.prediction import patch_table, predictions_folder, slide_row, write_parquet, write_slide_table
-from distmil.scoring import score_bag
+from distmil.errors import BundleError, ConfigError, StorageError
+from distmil.predicting import Found, SlidePredictor, annotation_checksum
+from distmil.prediction import predictions_folder, write_slide_table
+from distmil.questions import claim_question, default_name, make_question
 from distmil.stages.inputs import check_any, open_cohort
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, stream_actors, wants_gpu
-from distmil.storage import Record, Store, resolve_root
+from distmil.storage import Part, Record, Store, resolve_root
 
-FORMAT_VERSION = 1
+CHECKED_AT_ONCE = 16
+"""Slides whose files are compared with their checksums at the same time; hashing leaves other threads alone."""
 
 
 def run(job: Job) -> dict[str, Any]:
     """Judge slides with a trained bundle: scores of patches and slides, and maps. Labels are not needed."""
-    inner, bundle, name = open_bundle(job)
+    inner, bundle = open_bundle(job)
     split = job.config.prediction.split
     cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
     slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
+    name = claim_output(job, bundle, slides)
     made = judge_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
     return {"run": name, **made.paths(job)}
 
@@ -44,8 +47,12 @@ class Predictions:
 
     run: str
     rows: dict[str, Row]
+    tables: dict[str, Part]
+    """Patch tables by slide, with their checksums."""
     prepared: Prepared
     spec: EncoderSpec
+    threshold: float
+    """Of the read-out that counts."""
 
     @property
     def folder(self) -> str:
@@ -58,16 +65,29 @@ class Predictions:
         return {"predictions": job.store.path(self.folder), **maps, "slides": self.prepared.statuses}
 
 
-def open_bundle(job: Job) -> tuple[Job, Bundle, str]:
-    """Return the job with the bundle's settings, the bundle, and the output's name.
+def open_bundle(job: Job) -> tuple[Job, Bundle]:
+    """Return the job with the bundle's settings, and the bundle.
 
     Raises:
         ConfigError: If no bundle is given, or the job sets one of its keys to something else.
         BundleError: If it cannot be loaded.
     """
     bundle = load_bundle(bundle_place(job), job.store)
+    if bundle.format_version < BUNDLE_VERSION:
+        job.console.note(
+            f"the bundle {bundle.run} is of an earlier distmil: no checksum protects its settings and thresholds; "
+            "the command that trained it writes it again with one"
+        )
     config = with_bundle(job.config, bundle, per_job=per_job_keys())
-    return replace(job, config=config), bundle, job.config.prediction.run or bundle.run
+    return replace(job, config=config), bundle
+
+
+def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
+    """Return the output's name, and note there what it answers. Raises: ConfigError if it answers something else."""
+    question = make_question(bundle.digest, slides)
+    name = job.config.prediction.run or default_name(bundle_place(job), question)
+    claim_question(job.store, name, question)
+    return name
 
 
 def bundle_place(job: Job) -> str:
@@ -84,7 +104,7 @@ def bundle_place(job: Job) -> str:
 def judge_slides(
     job: Job, cohort: Cohort, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str, with_labels: bool
 ) -> Predictions:
-    """Judge slides with a bundle; what an earlier run of the same name made of the same inputs is kept.
+    """Judge slides with a bundle; what an earlier run of the same name made of the same inputs is kept, if it is whole.
 
     Args:
         job: Its configuration already holds the bundle's tiling, encoder, model and classes.
@@ -96,136 +116,119 @@ def judge_slides(
         with_labels: Make label tables too, to judge the predictions by.
 
     Raises:
+        BundleError: If its network does not take what its encoder gives.
         TooManyBadSlides: If too few slides can be used.
         StorageError: If the store cannot be written.
     """
     spec = prepare_encoder(job.config.encoder, job.store, state=bundle.encoder_state)
+    if (dimension := bundle.head.normaliser.mean.numel()) != spec.dimension:
+        raise BundleError(f"the bundle takes embeddings of width {dimension}, its encoder gives {spec.dimension}")
     prepared = prepare(job, slides, spec, with_labels=with_labels)
+    records = _judge_all(job, prepared, slides, bundle, place=place, run=run)
+    prepared = _without_failed(job, prepared, records)
+    rows = {}
+    for entry in prepared.entries:
+        label = None if entry.label is None else cohort.classes[entry.label]
+        rows[entry.slide_id] = {**records[entry.slide_id].info, "label": label}
+    write_slide_table(job.store, run, list(rows.values()), cohort.classes)
+    tables = {slide_id: records[slide_id].parts[0] for slide_id in rows}
+    return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
+
+
+def _judge_all(
+    job: Job, prepared: Prepared, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str
+) -> dict[str, Record]:
+    """Return the record of every slide's scores, or of its failure, the doubts about its maps in its info."""
     by_id = {slide.slide_id: slide for slide in slides}
-    done = {entry.slide_id: _finished(job, entry, by_id[entry.slide_id], bundle, run) for entry in prepared.entries}
-    rows = {slide_id: dict(record.info) for slide_id, record in done.items() if record}
-    failures: dict[str, Record] = {}
-    items = [_item(entry, by_id[entry.slide_id], prepared) for entry in prepared.entries if entry.slide_id not in rows]
-    if items:
-        job.console.note(f"judging {len(items)} slides ({len(rows)} are done)")
+    entries = {entry.slide_id: entry for entry in prepared.entries}
+
+    def look(slide_id: str) -> tuple[SlidePredictor, Found]:
+        slide = by_id[slide_id]
+        annotation = annotation_checksum(slide) if job.config.prediction.maps else None
+        patches = prepared.patches[slide_id]
+        predictor = SlidePredictor(
+            entries[slide_id], slide, patches, annotation, bundle.digest, job.config, job.store, run
+        )
+        return predictor, predictor.find()
+
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+        looked = dict(zip(entries, pool.map(look, entries), strict=True))
+    records = {i: _with_doubts(found.scores, found.maps) for i, (_, found) in looked.items() if found.scores}
+    todo = {i: (predictor, found) for i, (predictor, found) in looked.items() if not predictor.is_done(found)}
+    if damaged := sum(found.is_damaged for _, found in looked.values()):
+        job.console.note(f"predictions of {damaged} slides are gone or damaged, and are made again")
+    if todo:
+        job.console.note(f"judging {len(todo)} slides ({len(looked) - len(todo)} are done)")
         is_gpu = wants_gpu(job.config)
         arguments = {
             "place": place, "root": job.store.root, "run": run, "config": json.dumps(job.config.model_dump()),
-            "is_gpu": is_gpu,
+            "digest": bundle.digest, "is_gpu": is_gpu,
         }  # fmt: skip
+        items = [_item(*one) for one in todo.values()]
         with job.console.progress("judge", len(items), "slides") as advance:
             for row in stream_actors(items, _Judge, arguments, num_gpus=1 if is_gpu else 0):
                 advance()
                 if row["fatal"]:
                     raise StorageError(row["fatal"])
-                if row["failure"]:
-                    failures[row["slide_id"]] = Record.from_json(json.loads(row["failure"]))
-                else:
-                    rows[row["slide_id"]] = json.loads(row["row"])
-    for slide_id, row in rows.items():
-        job.ledger.doubt(slide_id, row.get("doubts") or ())
-    check_bad_fraction(job, {**{i: Record(i, {}) for i in rows}, **failures})
-    prepared = replace(prepared, statuses=_statuses(prepared.statuses, failures))
-    entries = [entry for entry in prepared.entries if entry.slide_id in rows]
-    ordered = {entry.slide_id: rows[entry.slide_id] for entry in entries}
-    for entry in entries:
-        ordered[entry.slide_id]["label"] = None if entry.label is None else cohort.classes[entry.label]
-    write_slide_table(job.store, run, list(ordered.values()), cohort.classes)
-    return Predictions(run, ordered, prepared, spec)
+                records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
+    return records
 
 
-def _statuses(prepared: Mapping[str, int], failures: Mapping[str, Record]) -> dict[str, int]:
-    """Count how slides ended: as they were prepared, but for those that could not be judged."""
-    counts = Counter(prepared)
-    counts.update(record.status for record in failures.values())
-    counts["ok"] -= len(failures)
-    return {status: count for status, count in counts.items() if count}
+def _without_failed(job: Job, prepared: Prepared, records: dict[str, Record]) -> Prepared:
+    """Leave out the slides that have no scores, and show why. Raises: TooManyBadSlides."""
+    check_bad_fraction(job, records)
+    failed = {slide_id: record.status for slide_id, record in records.items() if not record.ok}
+    statuses = Counter(prepared.statuses) + Counter(failed.values())
+    statuses.subtract({"ok": len(failed)})
+    entries = [entry for entry in prepared.entries if entry.slide_id not in failed]
+    return replace(prepared, entries=entries, statuses=dict(+statuses)) if failed else prepared
 
 
-def _item(entry: BagEntry, slide: Slide, prepared: Prepared) -> Row:
-    info = prepared.patches[slide.slide_id].info
+def _with_doubts(scores: Record, maps: Record | None) -> Record:
+    return replace(scores, info={**scores.info, "doubts": list(maps.info["doubts"]) if maps else []})
+
+
+def _item(predictor: SlidePredictor, found: Found) -> Row:
     return {
-        "entry": json.dumps(entry.to_json()),
-        "slide": json.dumps(asdict(slide)),
-        "size": json.dumps([info["width_px"], info["height_px"]]),
+        "predictor": json.dumps(predictor.item()),
+        "scores": json.dumps(found.scores.to_json()) if found.scores else "",
     }
-
-
-def _record_name(run: str, slide_id: str) -> str:
-    return f"{predictions_folder(run)}/records/{slide_id}.json"
-
-
-def _key(entry: BagEntry, slide: Slide, config: Config, bundle: Bundle) -> dict[str, Any]:
-    """Return what a slide's predictions depend on."""
-    return {
-        "bundle": bundle.digest,
-        "parts": [part.sha256 for part in entry.parts],
-        "slide_score": config.prediction.slide_score,
-        "maps": [config.prediction.map_px, slide.annotation_path is not None] if config.prediction.maps else None,
-        "format_version": FORMAT_VERSION,
-    }
-
-
-def _finished(job: Job, entry: BagEntry, slide: Slide, bundle: Bundle, run: str) -> Record | None:
-    record = job.store.read_record(_record_name(run, entry.slide_id))
-    return record if record is not None and record.key == _key(entry, slide, job.config, bundle) else None
 
 
 class _Judge:
     """An actor: one loaded bundle, one slide at a time."""
 
-    def __init__(self, *, place: str, root: str, run: str, config: str, is_gpu: bool) -> None:
+    def __init__(self, *, place: str, root: str, run: str, config: str, digest: str, is_gpu: bool) -> None:
         calm_worker()
         self._store = Store(root)
-        self._config = build_config(json.loads(config))
+        self._config: Config = build_config(json.loads(config))
         self._bundle = load_bundle(place, self._store)
-        self._run = run
+        self._run, self._digest = run, digest
         self._device = torch.device("cuda" if is_gpu and torch.cuda.is_available() else "cpu")
         self._bundle.head.to(self._device)
 
     def __call__(self, row: Row) -> Row:
-        entry, slide = BagEntry.from_json(json.loads(row["entry"])), Slide(**json.loads(row["slide"]))
-        width, height = json.loads(row["size"])
-        answer = {"slide_id": entry.slide_id, "row": "", "failure": "", "fatal": ""}
+        predictor = SlidePredictor.of_item(
+            json.loads(row["predictor"]), bundle=self._digest, config=self._config, store=self._store, run=self._run
+        )
+        slide = predictor.slide
         try:
             made, failure = attempt(
-                lambda: self._judge(entry, slide, (width, height)),
-                slide_id=entry.slide_id,
+                lambda: self._judge(predictor, row["scores"]),
+                slide_id=slide.slide_id,
                 hidden=(slide.path, slide.annotation_path),
             )
         except StorageError as error:
-            return answer | {"fatal": str(error)}
-        if failure:
-            return answer | {"failure": json.dumps(failure.to_json())}
-        return answer | {"row": json.dumps(made)}
+            return {"slide_id": slide.slide_id, "record": "", "fatal": str(error)}
+        record = made or failure
+        return {"slide_id": slide.slide_id, "record": json.dumps(record and record.to_json()), "fatal": ""}
 
-    def _judge(self, entry: BagEntry, slide: Slide, size: tuple[int, int]) -> Row:
-        """Score a slide, write its tables and maps, and commit them."""
-        source, places = open_source(self._store, entry)
-        scores = score_bag(self._bundle.head, source, self._embed, top_k=self._config.bags.top_k)
-        classes, settings = self._bundle.classes, self._config.prediction
-        row = slide_row(
-            scores,
-            slide_id=entry.slide_id,
-            label=entry.label,
-            classes=classes,
-            slide_score=settings.slide_score,
-            threshold=self._bundle.slide_threshold,
-        )
-        folder = predictions_folder(self._run)
-        patches = patch_table(scores, places, classes=classes, threshold=self._bundle.patch_threshold)
-        write_parquet(self._store, f"{folder}/patches/{entry.slide_id}.parquet", patches)
-        if settings.maps:
-            subtitle = f"{settings.slide_score} {row['probability']:.3f}: {row['predicted']}"
-            subtitle += f", labelled {row['label']}" if row["label"] else ""
-            maps = draw_maps(
-                slide, patches, size=size, subtitle=subtitle, max_px=settings.map_px, reader=self._config.tiling.reader
-            )
-            for name, png in maps:
-                self._store.write(f"{folder}/maps/{entry.slide_id}_{name}.png", png)
-        key = _key(entry, slide, self._config, self._bundle)
-        self._store.write_record(_record_name(self._run, entry.slide_id), Record(entry.slide_id, key, info=row))
-        return row
+    def _judge(self, predictor: SlidePredictor, scores: str) -> Record:
+        """Make what is missing of a slide, and return the record of its scores."""
+        if self._bundle.digest != self._digest:
+            raise StorageError("the bundle became another one while the job ran; run the same command again")
+        found = Record.from_json(json.loads(scores)) if scores else predictor.score(self._bundle, self._embed)
+        return _with_doubts(found, predictor.draw(found, self._bundle) if self._config.prediction.maps else None)
 
     def _embed(self, patches: Any) -> torch.Tensor:
         return torch.as_tensor(patches, device=self._device).float()

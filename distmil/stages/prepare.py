@@ -73,6 +73,7 @@ def prepare(
                 Shards(f"{embeddings_folder(job.config, spec, view=number)}/{slide.slide_id}", tuple(record.parts))
                 for number, record in enumerate(views.get(slide.slide_id, []), start=1)
             ),
+            labels_part=labels[slide.slide_id].parts[0] if slide.slide_id in labels else None,
         )
         for slide in slides
         if final[slide.slide_id].ok

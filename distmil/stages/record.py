@@ -34,13 +34,15 @@ def record_training(
     tracker.complete(history.rows)
     for split, values in metrics.items():
         tracker.log_metrics({f"final_{split}_{name}": value for name, value in values.items()}, step=step)
+    thresholds = {**bundle.slide_thresholds, "patch": bundle.patch_threshold}
+    tracker.log_metrics({f"threshold_{name}": value for name, value in thresholds.items()}, step=step)
     tracker.set_tags({"distmil.bundle_digest": bundle.digest})
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
         (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")
         tracker.log_artifact(root / "config.yaml")
         copies = {"bundle": bundle_folder(bundle.run)}
-        if predictions is not None and job.config.prediction.maps:
+        if predictions is not None and job.config.prediction.maps and job.config.tracking.maps:
             copies["maps"] = f"{predictions.folder}/maps"
         shown = set(list(predictions.rows)[:MAPS_TRACKED]) if predictions else set()
         for kind, source in copies.items():

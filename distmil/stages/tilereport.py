@@ -57,7 +57,7 @@ def _illustrate(
         record = records[slide.slide_id]
         name = _name(job.config, slide, record)
         if f"{name}.json" in there:
-            about[slide.slide_id] = job.store.read_json(f"{folder}/slides/{name}.json")
+            about[slide.slide_id] = job.store.read_checked(f"{folder}/slides/{name}.json", owner=name)
         else:
             items.append({"slide": json.dumps(asdict(slide)), "record": json.dumps(record.to_json()), "name": name})
     with job.console.progress("report", len(items), "slides") as advance:
@@ -147,7 +147,7 @@ class Illustrator:
         )
         about["picture"] = f"slides/{name}.jpg"
         store.write(f"{self._folder}/{about['picture']}", image)
-        store.write_json(f"{self._folder}/slides/{name}.json", about)
+        store.write_checked(f"{self._folder}/slides/{name}.json", about, owner=name)
         return about
 
     def _labels(

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from distmil.bags import BagEntry
 from distmil.bundles import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.checkpoints import load_checkpoint
 from distmil.cohort import Cohort
@@ -12,8 +13,10 @@ from distmil.configfile import per_job_keys
 from distmil.encoders import encoder_state, prepare_encoder
 from distmil.engine import History
 from distmil.provenance import code_tags
+from distmil.questions import check_owner, claim_question, make_question
 from distmil.runs import new_learner
-from distmil.stages.evaluate import measure
+from distmil.scoring import READ_OUTS
+from distmil.stages.evaluate import measure, metrics_file
 from distmil.stages.fit import fit
 from distmil.stages.inputs import held_out_slides, open_cohort
 from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
@@ -23,6 +26,7 @@ from distmil.stages.record import record_training
 from distmil.stages.runtime import Job
 from distmil.stages.worker import run_file
 from distmil.systemmetrics import system_metrics
+from distmil.thresholds import describe_thresholds, threshold_of
 from distmil.tracking import Tracker, resolve_uri
 
 
@@ -56,10 +60,10 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     if slides:
         inner = replace(job, config=with_bundle(job.config, trained.bundle, per_job=per_job_keys()))
         name = job.config.prediction.run or trained.run
+        claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
         where = job.store.path(place)
         predictions = judge_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
         metrics = measure(inner, predictions, slides, cohort)
-    job.store.write_json(f"{place}/metrics.json", {**trained.bundle.metrics, **metrics})
     record_training(
         job,
         tracker,
@@ -75,7 +79,9 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
         "epochs": len(trained.history.rows),
         "metrics": metrics,
     }
-    return answer | (predictions.paths(job) if predictions else {})
+    if predictions is None:
+        return answer
+    return answer | predictions.paths(job) | {"metrics_file": metrics_file(job, predictions)}
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
     run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
+    check_owner(job.store, job.config.prediction.run or run, owner=run)
     tracker.start(
         run,
         artifacts=job.store.path("mlflow-artifacts"),
@@ -109,22 +116,30 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
     config = announce(job, prepared)
-    job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
     is_best = job.config.training.patience > 0
     load_checkpoint(job.store, run, learner, best=is_best)
     chosen = history.best_epoch if is_best else len(history.rows) - 1
+    row = history.rows[chosen]
+    job.console.note(describe_thresholds(row, num_slides=sum(map(_is_judged, prepared.entries))))
     bundle = Bundle(
         run=run,
         config=job.config,
         head=learner.judging.head,
         encoder_state=encoder_state(spec, job.store, trained=learner.judging.encoder),
-        metrics={"epoch": chosen, "epochs": len(history.rows), "last": history.rows[chosen]},
+        patch_threshold=threshold_of(row, "patch"),
+        slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
+        metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
     record = save_bundle(job.store, bundle)
     return Trained(run, replace(bundle, digest=record.digest), history)
+
+
+def _is_judged(entry: BagEntry) -> bool:
+    return entry.split == "val" and entry.label is not None and not entry.is_pseudo
 
 
 def _note_record(job: Job, tracker: Tracker, run: str) -> None:

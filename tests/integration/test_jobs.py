@@ -12,6 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from distmil.scoring import READ_OUTS
+from distmil.storage import Store
 from tests.integration.jobrunning import Done, kill_job_when, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -53,6 +55,8 @@ def test_the_main_job_leaves_a_bundle_metrics_and_maps(home: Path, trained: Done
     }  # fmt: skip
     assert json.loads((bundle / "labels.json").read_text())["classes"] == ["negative", "positive"]
     metrics = answer["metrics"]["val"]
+    assert json.loads(Path(answer["metrics_file"]).read_text()) == answer["metrics"]
+    assert Path(answer["metrics_file"]).parent == Path(answer["predictions"])
     assert 0 <= metrics["slide_auc"] <= 1
     assert math.isfinite(metrics["slide_loss"])
     slides = pq.read_table(Path(answer["predictions"]) / "slides.parquet").to_pylist()
@@ -72,6 +76,25 @@ def test_the_main_job_leaves_a_bundle_metrics_and_maps(home: Path, trained: Done
     assert f"storage: {home}" in trained.err
 
 
+def test_the_bundle_is_committed_once_with_the_thresholds_of_validation(home: Path, trained: Done) -> None:
+    store = Store(str(home))
+    record = store.read_record("models/small/commit.json")
+    assert record is not None
+    assert len(record.parts) == 4
+    assert all(store.is_intact("models/small", part) for part in record.parts)
+    metrics = json.loads((home / "models/small/metrics.json").read_text())
+    assert (metrics["epoch"], metrics["epochs"], metrics["last"]) == (2, 3, epochs(home, "small")[-1])
+    labels = json.loads((home / "models/small/labels.json").read_text())
+    chosen = {name: metrics["last"][f"val_threshold_{name}"] for name in READ_OUTS}
+    assert labels["slide_thresholds"] == {name: 0.5 if value is None else value for name, value in chosen.items()}
+    assert "thresholds chosen on" in trained.err
+    rows = pq.read_table(home / "predictions/small/slides.parquet").to_pylist()
+    threshold = labels["slide_thresholds"]["bag"]
+    assert [row["predicted"] == "positive" for row in rows] == [row["probability"] >= threshold for row in rows]
+    right = [row["predicted"] == row["label"] for row in rows]
+    assert trained.answer["metrics"]["val"]["slide_accuracy"] == pytest.approx(np.mean(right))
+
+
 def test_the_run_is_recorded(home: Path, trained: Done) -> None:
     tracking = trained.answer["tracking"]
     client = MlflowClient(tracking["uri"])
@@ -89,6 +112,7 @@ def test_the_run_is_recorded(home: Path, trained: Done) -> None:
 
 def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
     before = times(home)
+    bundle = (home / "models/small/commit.json").read_bytes()
     again = run_job(home, "train", *SMALL)
     assert again.code == 0, again.err
     assert "run small is trained already" in again.err
@@ -96,6 +120,7 @@ def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
     assert again.answer["tracking"]["run_id"] == trained.answer["tracking"]["run_id"]
     kept = ("patches", "embeddings", "labels", "predictions/small/patches", "predictions/small/maps")
     assert not {name for name in changes(home, before) if name.startswith(kept)}
+    assert (home / "models/small/commit.json").read_bytes() == bundle
 
 
 def test_another_configuration_under_the_same_name_is_refused(home: Path, trained: Done) -> None:
@@ -170,6 +195,52 @@ def test_a_key_of_the_bundle_cannot_be_overridden(home: Path, trained: Done) -> 
     clash = evaluate(home, "tiling.patch_px=96")
     assert clash.code == 2
     assert "tiling.patch_px = 96: the bundle small was trained with 224" in clash.err
+
+
+def predict(home: Path, *arguments: str) -> Done:
+    manifest = home / "synthetic" / "8" / "manifest.csv"
+    return run_job(home, "predict", f"cohort.manifest={manifest}", "prediction.model=small", *arguments)
+
+
+def test_predictions_of_other_slides_lie_elsewhere_or_are_refused(home: Path, trained: Done, tmp_path: Path) -> None:
+    copy = copied(home, tmp_path)
+    before = times(copy / "predictions/small")
+    refused = predict(copy, "prediction.run=small")
+    assert refused.code == 2
+    assert "predictions/small holds the predictions of another bundle, or of other slides or splits" in refused.err
+    done = predict(copy)
+    assert done.code == 0, done.err
+    folder = Path(done.answer["predictions"])
+    assert folder.name.startswith("small-")
+    assert not (folder / "metrics.json").exists()
+    assert times(copy / "predictions/small") == before
+
+
+def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: Done, tmp_path: Path) -> None:
+    copy = copied(home, tmp_path)
+    folder = copy / "predictions/small"
+    ids = sorted(path.stem for path in (folder / "patches").iterdir())
+    (annotated, *_) = (i for i in ids if (copy / f"synthetic/8/annotations/{i}.geojson").exists())
+    plain = [i for i in ids if i != annotated]
+    (folder / f"patches/{plain[0]}.parquet").unlink()
+    (folder / f"maps/{plain[1]}_fused.png").write_bytes(b"garbage")
+    outline = copy / f"synthetic/8/annotations/{annotated}.geojson"
+    outline.write_text(outline.read_text() + "\n")
+    before = times(copy)
+    again = run_job(
+        copy, "evaluate", f"cohort.manifest={copy}/synthetic/8/manifest.csv", "cohort.val_fraction=0.4",
+        "prediction.model=small", "prediction.run=small",
+    )  # fmt: skip
+    assert again.code == 0, again.err
+    assert "predictions of 2 slides are gone or damaged, and are made again" in again.err
+    made = {name.removeprefix("predictions/small/") for name in changes(copy, before) if "predictions/small/" in name}
+    maps = {f"maps/{i}_{name}.png" for i in (annotated, *plain[:2]) for name in ("attention", "probability", "fused")}
+    assert {name for name in made if name.startswith("maps/")} == maps
+    assert {name for name in made if name.startswith("patches/")} == {f"patches/{plain[0]}.parquet"}
+    for name in made - {f"records/maps/{annotated}.json"}:
+        if not name.endswith(("slides.json", "metrics.json")):
+            assert (folder / name).read_bytes() == (home / "predictions/small" / name).read_bytes(), name
+    assert again.answer["metrics"] == trained.answer["metrics"]
 
 
 def test_an_edited_outline_redoes_its_labels_alone(home: Path, trained: Done, tmp_path: Path) -> None:
