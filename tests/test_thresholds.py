@@ -92,8 +92,8 @@ def test_the_accuracy_is_that_of_the_given_threshold():
 def test_the_thresholds_of_an_epoch_are_said():
     row = {"loss": 1.0, "val_threshold_patch": 0.31, "val_threshold_bag": 0.625, "val_threshold_max": None}
     assert describe_thresholds(row, num_slides=12) == (
-        "thresholds chosen on 12 validation slides (Youden's J): bag 0.625, patch 0.31; max: 0.5 (one class only there, "
-        "or no threshold better than chance)"
+        "thresholds chosen on 12 validation slides (Youden's J): bag 0.625, patch 0.31; max: 0.5 (one class only "
+        "there, or no threshold better than chance)"
     )
     assert [threshold_of(row, name) for name in ("bag", "patch", "max", "topk_mean")] == [0.625, 0.31, 0.5, 0.5]
     for nothing in ({"loss": 1.0}, {"val_threshold_bag": None, "val_threshold_patch": None}):
