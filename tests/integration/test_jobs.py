@@ -220,11 +220,11 @@ def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: 
     copy = copied(home, tmp_path)
     folder = copy / "predictions/small"
     ids = sorted(path.stem for path in (folder / "patches").iterdir())
-    (annotated, *_) = (i for i in ids if (copy / f"synthetic/8/annotations/{i}.geojson").exists())
+    outline = next(path for path in sorted((copy / "synthetic/8/annotations").iterdir()) if path.stem in ids)
+    annotated = outline.stem
     plain = [i for i in ids if i != annotated]
     (folder / f"patches/{plain[0]}.parquet").unlink()
     (folder / f"maps/{plain[1]}_fused.png").write_bytes(b"garbage")
-    outline = copy / f"synthetic/8/annotations/{annotated}.geojson"
     outline.write_text(outline.read_text() + "\n")
     before = times(copy)
     again = run_job(
