@@ -103,8 +103,8 @@ def grouped(texts: Iterable[tuple[str, str]]) -> list[Group]:
     """
     found: dict[str, Group] = {}
     for slide_id, text in texts:
-        same = _NUMBER.sub("#", re.sub(rf"(?<!\w){re.escape(slide_id)}(?!\w)", "0", text))
-        found.setdefault(same, (text, []))[1].append(slide_id)
+        named = re.sub(rf"(?<!\w){re.escape(slide_id)}(?!\w)", "0", text) if slide_id in text else text
+        found.setdefault(_NUMBER.sub("#", named), (text, []))[1].append(slide_id)
     return sorted(found.values(), key=lambda group: -len(group[1]))
 
 
