@@ -4,6 +4,7 @@ N patches of a bag, E embedding, C classes.
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -13,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from distmil.errors import StorageError
-from distmil.shards import decode_image, read_patches
+from distmil.errors import SlideError, StorageError
+from distmil.shards import check_slide, decode_image, read_patches
 from distmil.storage import Part, Store
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
@@ -22,6 +23,10 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
 
 Indices = NDArray[np.int64]
 _FEW = 16
+_OPENED_AT_ONCE = 8
+_MAGNITUDE, _INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
+_CHECKED_AT_ONCE = 2**17
+"""Half floats that are checked in one go: they and their copy stay in the cache of a core."""
 Patches: TypeAlias = "NDArray[Any] | Tensor"
 
 
@@ -143,6 +148,8 @@ class BagEntry:
     parts: Sequence[Part]
     labels: str | None
     views: Sequence[Shards] = ()
+    labels_part: Part | None = None
+    """Entry of the label table in its record; None in entries of older versions, whose tables are not verified."""
 
     @property
     def num_patches(self) -> int:
@@ -167,7 +174,9 @@ class BagEntry:
     def from_json(cls, values: Mapping[str, Any]) -> "BagEntry":
         """Rebuild an entry."""
         views = tuple(map(Shards.from_json, values.get("views", ())))
-        return cls(**{**values, "parts": Shards.from_json(values).parts, "views": views})
+        part = values.get("labels_part")
+        labels_part = Part(**part) if part else None
+        return cls(**{**values, "parts": Shards.from_json(values).parts, "views": views, "labels_part": labels_part})
 
 
 @dataclass(frozen=True)
@@ -235,17 +244,18 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
 
     Raises:
         StorageError: If a shard is damaged, or labels and shards do not lie on the same grid.
+        SlideError: If an embedding is not finite.
     """
     source: PatchSource = ClosedSource(entry.num_patches)
     views: list[PatchSource] = []
     places: pa.Table | None = None
     if not labels_alone:
         source, places = open_source(store, entry)
-        views = [EmbeddingSource([_matrix(table) for table in _read_shards(store, view)]) for view in entry.views]
+        views = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
     label_N = np.full(entry.num_patches, -1, np.int8)
     target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
     if entry.labels is not None:
-        labels = read_labels(store, entry.labels)
+        labels = labels_of(store, entry)
         if places is not None and any(
             not np.array_equal(places[name].to_numpy(), labels[name].to_numpy()) for name in ("x", "y")
         ):
@@ -255,15 +265,28 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
     return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split, views)
 
 
+def open_all_bags(store: Store, entries: Sequence[BagEntry], *, num_classes: int, form: str) -> list[Bag]:
+    """Open the bags of slides, several at once: hashing leaves other threads alone. See ``open_bag``."""
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        return list(pool.map(lambda entry: open_bag(store, entry, num_classes=num_classes, form=form), entries))
+
+
 def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
-    """Return where a slide's patches come from, and their places: slide_id, x, y, extent_px. Raises: StorageError."""
+    """Open a slide's patches, verified, and their places: slide_id, x, y, extent_px.
+
+    Raises:
+        StorageError: If a shard is damaged, gone, or another slide's.
+        SlideError: If an embedding is not finite.
+    """
     columns = ["slide_id", "x", "y", "extent_px"]
     if entry.parts[0].name.endswith(".parquet"):
-        tables = [read_patches(store, name, columns=columns) for name, _ in entry.shards.files]
-        return ImageSource(store, entry.folder, entry.parts), pa.concat_tables(tables)
-    tables = _read_shards(store, entry.shards)
-    places = pa.concat_tables([table.select(columns) for table in tables])
-    return EmbeddingSource([_matrix(table) for table in tables]), places
+        places = pa.concat_tables(
+            [read_patches(store, name, columns=columns, kept_as=part) for name, part in entry.shards.files]
+        )
+        check_slide(places, entry.slide_id, where=store.path(entry.folder))
+        return ImageSource(store, entry.folder, entry.parts), places
+    tables = _read_shards(store, entry, entry.shards)
+    return _embeddings(entry, tables), pa.concat_tables([table.select(columns) for table in tables])
 
 
 def targets(labels: pa.Table, *, num_classes: int, form: str) -> NDArray[np.float32]:
@@ -283,16 +306,32 @@ def targets(labels: pa.Table, *, num_classes: int, form: str) -> NDArray[np.floa
     return target_NC
 
 
-def read_labels(store: Store, name: str) -> pa.Table:
-    """Read a label table. Raises: StorageError."""
+def labels_of(store: Store, entry: BagEntry) -> pa.Table:
+    """Read a slide's label table, verified.
+
+    Raises:
+        StorageError: If the table is damaged, gone, or another slide's.
+    """
+    assert entry.labels is not None
+    table = read_labels(store, entry.labels, part=entry.labels_part)
+    check_slide(table, entry.slide_id, where=store.path(entry.labels))
+    return table
+
+
+def read_labels(store: Store, name: str, *, part: Part | None = None) -> pa.Table:
+    """Read a label table, and verify it by the entry in its record where that is known. Raises: StorageError."""
     try:
-        return pq.read_table(pa.BufferReader(store.read(name)), page_checksum_verification=True)
+        data = store.read(name) if part is None else store.read_part(name.rpartition("/")[0], part)
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{store.path(name)} is damaged or gone ({error}); run the job again") from error
 
 
-def _read_shards(store: Store, shards: Shards) -> list[pa.Table]:
-    return [_read_shard(store, *file) for file in shards.files]
+def _read_shards(store: Store, entry: BagEntry, shards: Shards) -> list[pa.Table]:
+    tables = [_read_shard(store, *file) for file in shards.files]
+    for table in tables:
+        check_slide(table, entry.slide_id, where=store.path(shards.folder))
+    return tables
 
 
 def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
@@ -300,13 +339,35 @@ def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
     path = store.local_copy(name, part)
     try:
         with pa.memory_map(str(path)) as source:
-            if source.size() != part.size_bytes:
-                raise StorageError(
-                    f"{path} has {source.size()} bytes, its record says {part.size_bytes}; run embed again"
-                )
             return pa.ipc.open_file(source).read_all()
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{path} is damaged or gone ({error}); delete its folder and run again") from error
+
+
+def _embeddings(entry: BagEntry, tables: Sequence[pa.Table]) -> EmbeddingSource:
+    """Return a slide's embeddings. Raises: SlideError if one is not finite."""
+    parts = [_matrix(table) for table in tables]
+    first = 0
+    for matrix_NE in parts:
+        if (bad := find_not_finite(matrix_NE)) is not None:
+            raise SlideError(
+                f"{entry.slide_id}: the embedding of patch {first + bad} is not finite; check what made the embeddings"
+            )
+        first += len(matrix_NE)
+    return EmbeddingSource(parts)
+
+
+def find_not_finite(matrix_NE: NDArray[np.float16]) -> int | None:
+    """Return the first row of half floats that holds an infinity or a NaN, None if all are finite.
+
+    An exponent of ones is what both have: comparing bits runs at memory speed, converting half floats does not.
+    """
+    rows = max(1, _CHECKED_AT_ONCE // max(1, matrix_NE.shape[1]))
+    for start in range(0, len(matrix_NE), rows):
+        bits = matrix_NE[start : start + rows].view(np.uint16) & _MAGNITUDE
+        if bits.size and bits.max() >= _INFINITY:
+            return start + int(np.flatnonzero((bits >= _INFINITY).any(axis=1))[0])
+    return None
 
 
 def _matrix(table: pa.Table) -> NDArray[np.float16]:

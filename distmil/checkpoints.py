@@ -84,6 +84,11 @@ def read_latest(store: Store, run: str) -> Record | None:
         raise StorageError(
             f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
         )
+    if record is not None and record.slide_id != run:
+        raise StorageError(
+            f"{store.path(name)} belongs to the run {record.slide_id}; restore it, or delete "
+            f"{store.path(checkpoint_folder(run))} to train again"
+        )
     return record
 
 

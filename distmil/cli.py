@@ -40,6 +40,8 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
             answer = stage.run(job)
         finally:
             runtime.stop_ray()
+            job.ledger.tell(console)
+        job.ledger.check_defects()
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code

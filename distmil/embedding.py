@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from distmil.config import Config, fingerprint
 from distmil.encoders import Encoder, EncoderSpec
 from distmil.errors import SlideError, StorageError
-from distmil.shards import decode_image, patches_folder, read_patches
+from distmil.shards import check_slide, decode_image, patches_folder, read_patches
 from distmil.stain import shift_stains
 from distmil.storage import Part, Record, Store
 from distmil.tables import embeddings_schema, to_ipc
@@ -69,7 +69,9 @@ class SlideEmbedder:
         done = self.store.read_receipt(receipt, self.key())
         if done and self.store.is_intact(self.folder, done):
             return done
-        table = read_patches(self.store, f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}/{part.name}")
+        folder = f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}"
+        table = read_patches(self.store, f"{folder}/{part.name}", part=part)
+        check_slide(table, self.patches.slide_id, where=self.store.path(folder))
         embedding_NE = self._embed(table, encoder)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from distmil.errors import EncoderError, StorageError
 from distmil.slideconfig import EncoderConfig
 from distmil.storage import Store
 from distmil.texture import DIMENSION as TEXTURE_DIMENSION
@@ -75,16 +76,17 @@ def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str,
     state = resnet.load_state(config) if state is None else state
     digest: str = resnet.state_digest(state)
     name = f"encoders/{config.name}-{digest[:16]}.safetensors"
-    if not store.exists(name):
+    spec = EncoderSpec(config.name, digest, RESNET_DIMENSIONS[config.name], name)
+    if not _is_stored(spec, store):
         store.write(name, resnet.encode_state(state))
-    return EncoderSpec(config.name, digest, RESNET_DIMENSIONS[config.name], name)
+    return spec
 
 
 def load_encoder(spec: EncoderSpec, store: Store, *, device: str = "cpu") -> Encoder:
-    """Load a prepared encoder in evaluation mode."""
+    """Load a prepared encoder in evaluation mode. Raises: StorageError if its weights are damaged or gone."""
     if spec.weights_file is None:
         return TextureEncoder()
-    encoder: Encoder = _resnet().load_module(spec.name, store.read(spec.weights_file), device=device)
+    encoder: Encoder = _resnet().load_module(spec.name, _stored_state(spec, store), device=device)
     return encoder
 
 
@@ -92,7 +94,7 @@ def load_trainable(spec: EncoderSpec, store: Store) -> "nn.Module":
     """Load a prepared encoder as a module to train. Raises: ValueError if it has nothing to train."""
     if spec.weights_file is None:
         raise ValueError(f"{spec.name} has nothing to train")
-    module: nn.Module = _resnet().load_module(spec.name, store.read(spec.weights_file), device="cpu")
+    module: nn.Module = _resnet().load_module(spec.name, _stored_state(spec, store), device="cpu")
     return module
 
 
@@ -103,6 +105,37 @@ def encoder_state(spec: EncoderSpec, store: Store, *, trained: "nn.Module | None
     module = trained if trained is not None else load_trainable(spec, store)
     state: dict[str, Tensor] = module.published_state()  # type: ignore[operator]
     return state
+
+
+def _stored_state(spec: EncoderSpec, store: Store) -> "dict[str, Tensor]":
+    """Read an encoder's weights and compare their digest.
+
+    Raises:
+        StorageError: If the stored weights are damaged, gone, or another encoder's.
+    """
+    assert spec.weights_file is not None
+    resnet, where = _resnet(), store.path(spec.weights_file)
+    remedy = "delete it and run the same command again"
+    try:
+        state: dict[str, Tensor] = resnet.decode_state(store.read(spec.weights_file))
+    except FileNotFoundError as error:
+        raise StorageError(f"{where} is gone; run the same command again") from error
+    except EncoderError as error:
+        raise StorageError(f"{where} is damaged: {error}; {remedy}") from error
+    if resnet.state_digest(state) != spec.digest:
+        raise StorageError(f"{where} is damaged: its weights are not those of its name; {remedy}")
+    return state
+
+
+def _is_stored(spec: EncoderSpec, store: Store) -> bool:
+    """Return whether the store holds an encoder's weights, undamaged."""
+    try:
+        _stored_state(spec, store)
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        return False
+    return True
 
 
 def _resnet() -> Any:

@@ -102,3 +102,7 @@ class TrainingError(DistmilError):
 
 class TooManyBadSlides(DistmilError):
     """More slides failed than ``tiling.max_bad_fraction`` allows."""
+
+
+class DefectError(DistmilError):
+    """Work on slides raised what nobody expected: a fault of the program. The other slides were finished first."""

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from distmil.bags import BagEntry, read_labels
+from distmil.bags import BagEntry, labels_of
 from distmil.errors import StorageError
 from distmil.metrics import PATCH_SCORES, Judged, summarise
 from distmil.prediction import Row, read_patch_table
@@ -50,7 +50,7 @@ def _judged(store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, c
     is_target, scores = np.empty(0, bool), tuple(np.empty(0, np.float32) for _ in PATCH_SCORES)
     if entry.labels is not None:
         predicted = read_patch_table(store, run, table, ("x", "y", *PATCH_SCORES))
-        labels = read_labels(store, entry.labels)
+        labels = labels_of(store, entry)
         if not (labels["x"].equals(predicted["x"]) and labels["y"].equals(predicted["y"])):
             raise StorageError(f"{entry.slide_id}: predictions and labels lie on different grids; predict it again")
         label_N = labels["label"].fill_null(-1).to_numpy()

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import os
 import re
 import shutil
@@ -22,6 +23,37 @@ SPARED_SHARE = 0.05
 """Of the cache's disk, which copies leave free as long as older ones can go."""
 SPARED_S = 600.0
 """A copy that was used within this time does not go."""
+SETTLED_S = 1.0
+"""A file that changed within this time is not remembered as verified: its next change might have the same time."""
+
+_verified: set[tuple[str, int, int, int, str]] = set()
+"""What this process has verified: path, size, time in ns, inode and checksum of each file."""
+
+
+def has_checksum(path: Path, *, sha256: str, size_bytes: int) -> bool:
+    """Compare a file with its checksum, once in a process as long as it stays the same file.
+
+    Hashing leaves other threads of the process alone.
+
+    Args:
+        path: The file.
+        sha256: Checksum of the right content.
+        size_bytes: Its size; a file of another size is not read.
+
+    Raises:
+        OSError: If the file cannot be read.
+    """
+    status = path.stat()
+    identity = (str(path), status.st_size, status.st_mtime_ns, status.st_ino, sha256)
+    if identity in _verified:
+        return True
+    if status.st_size != size_bytes:
+        return False
+    with path.open("rb") as file:
+        is_same = hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    if is_same and time.time() - status.st_mtime > SETTLED_S:
+        _verified.add(identity)
+    return is_same
 
 
 def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool) -> None:
@@ -57,12 +89,12 @@ def cache_folder() -> Path:
 def keep_copy(sha256: str, size_bytes: int, fetch: Callable[[], bytes]) -> Path:
     """Return a local copy of a file that is known by its checksum, fetching it unless there is a whole one.
 
-    Of several processes that want the same file at once one fetches it. When its disk is full the cache gives up what
-    was not used for longest; nothing else bounds it.
+    A process verifies a copy when it meets it first. Of several processes that want the same file at once one fetches
+    it. When its disk is full the cache gives up what was not used for longest; nothing else bounds it.
 
     Args:
         sha256: The content's checksum, and the copy's name.
-        size_bytes: Its size; a copy of another size is fetched anew.
+        size_bytes: Its size; a damaged copy is fetched again.
         fetch: Gets the content, verified.
 
     Raises:
@@ -72,13 +104,13 @@ def keep_copy(sha256: str, size_bytes: int, fetch: Callable[[], bytes]) -> Path:
     path = folder / sha256
     try:
         _claim(folder)
-        if not _is_whole(path, size_bytes):
+        if not _is_whole(path, sha256, size_bytes):
             with _alone(folder / f"lock-{sha256[:2]}"):
-                if not _is_whole(path, size_bytes):
+                if not _is_whole(path, sha256, size_bytes):
                     data = fetch()
                     _make_room(folder, size_bytes)
                     write_whole(path, data, is_durable=True)
-        os.utime(path)
+        os.utime(path, ns=(time.time_ns(), path.stat().st_mtime_ns))  # its time of change says that it was verified
     except OSError as error:
         full = "free some space there" if error.errno == errno.ENOSPC else "look at that folder"
         raise StorageError(
@@ -95,9 +127,9 @@ def _claim(folder: Path) -> None:
         raise StorageError(f"{folder} belongs to another user; set {CACHE_VARIABLE} to a folder of your own")
 
 
-def _is_whole(path: Path, size_bytes: int) -> bool:
+def _is_whole(path: Path, sha256: str, size_bytes: int) -> bool:
     try:
-        return path.stat().st_size == size_bytes
+        return has_checksum(path, sha256=sha256, size_bytes=size_bytes)
     except FileNotFoundError:
         return False
 
@@ -129,4 +161,4 @@ def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
         if re.fullmatch("[0-9a-f]{64}", path.name):
             with contextlib.suppress(FileNotFoundError):  # another process made room
                 status = path.stat()
-                yield status.st_mtime, status.st_size, path
+                yield status.st_atime, status.st_size, path

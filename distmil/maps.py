@@ -1,5 +1,6 @@
 """The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,7 +70,7 @@ def _thumbnail(
     except SlideError as error:
         doubts.append(f"its maps are drawn on white: {error}")
         scale = max(1.0, max(size) / max_px)
-        return np.full((round(size[1] / scale), round(size[0] / scale), 3), 255, np.uint8), scale
+        return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
 
 
 def _drawable(slide: Slide, size: tuple[int, int], doubts: list[str]) -> list[NDArray[np.float64]]:

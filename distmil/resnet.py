@@ -76,10 +76,10 @@ class ResNetEncoder(nn.Module):
         return self
 
 
-def load_module(name: str, data: bytes, *, device: str) -> ResNetEncoder:
+def load_module(name: str, state: Mapping[str, Tensor], *, device: str) -> ResNetEncoder:
     """Build an encoder in evaluation mode from its stored weights."""
     module = ResNetEncoder(name)
-    module.load_state(load_safetensors(data), origin=name)
+    module.load_state(state, origin=name)
     return module.to(device).eval()
 
 
@@ -132,6 +132,15 @@ def encode_state(state: Mapping[str, Tensor]) -> bytes:
     """Return weights as a safetensors file."""
     data: bytes = save_safetensors(dict(state))
     return data
+
+
+def decode_state(data: bytes) -> State:
+    """Return the weights in a safetensors file. Raises: EncoderError if it is damaged."""
+    try:
+        state: State = load_safetensors(data)
+    except _DAMAGED as error:
+        raise EncoderError(f"not a safetensors file: {str(error).splitlines()[0]}") from error
+    return state
 
 
 def state_digest(state: Mapping[str, Tensor]) -> str:

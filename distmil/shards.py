@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -27,18 +28,39 @@ def patches_folder(config: TilingConfig) -> str:
 
 
 def read_grid(store: Store, folder: str, part: Part) -> pa.Table:
-    """Return a slide's grid: the patches table without pixels."""
-    with pa.ipc.open_file(pa.BufferReader(store.read(f"{folder}/{part.name}"))) as reader:
+    """Read a slide's grid: the patches table without pixels. Raises: StorageError if the grid is damaged or gone."""
+    with pa.ipc.open_file(pa.BufferReader(store.read_part(folder, part))) as reader:
         return reader.read_all()
 
 
 def grid_of(store: Store, config: TilingConfig, record: Record) -> pa.Table:
     """Return the grid that a committed slide's patches lie on."""
-    return read_grid(store, f"{patches_folder(config)}/{record.slide_id}", Part(**record.info["grid"]))
+    folder = f"{patches_folder(config)}/{record.slide_id}"
+    grid = read_grid(store, folder, Part(**record.info["grid"]))
+    check_slide(grid, record.slide_id, where=store.path(folder))
+    return grid
+
+
+def check_slide(table: pa.Table, slide_id: str, *, where: str) -> None:
+    """Compare the slide of every row with the wanted one.
+
+    Raises:
+        StorageError: If the table holds patches of another slide.
+    """
+    others = [found for found in pc.unique(table["slide_id"]).to_pylist() if found != slide_id]
+    if others:
+        raise StorageError(
+            f"{where} should hold the slide {slide_id} and holds {others[0]}: delete it and run the same command again"
+        )
 
 
 def read_patches(
-    store: Store, name: str, *, columns: Sequence[str] | None = None, kept_as: Part | None = None
+    store: Store,
+    name: str,
+    *,
+    columns: Sequence[str] | None = None,
+    part: Part | None = None,
+    kept_as: Part | None = None,
 ) -> pa.Table:
     """Read a patch shard, its page checksums verified.
 
@@ -46,16 +68,19 @@ def read_patches(
         store: Where it is.
         name: Its name.
         columns: What is read of it; None: everything.
-        kept_as: It will be read again and again: by this entry of its record, keep a copy of it on this machine.
+        part: Entry of the shard in its record, to verify the whole file by.
+        kept_as: As ``part``, for a shard that is read again and again: a copy of it is kept on this machine.
 
     Raises:
         StorageError: If the shard is damaged or gone.
     """
     try:
-        if kept_as is None:
-            data = store.open_buffer(name)
-        else:
+        if kept_as is not None:
             data = pa.memory_map(str(store.local_copy(name, kept_as))).read_buffer()
+        elif part is not None:
+            data = store.open_part(name.rpartition("/")[0], part)
+        else:
+            data = store.open_buffer(name)
         table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
         if not table.schema.equals(pa.schema([PATCHES.field(column) for column in columns or PATCHES.names])):
             raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")  # the footer has no checksum

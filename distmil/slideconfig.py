@@ -77,7 +77,7 @@ class TilingConfig(Section):
     """Of each slide's file, beside size and time: none, samples all over it (fast), or SHA-256 of all of it (full)."""
     verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
     """In `tile`: check every committed shard again; true reports damage, repair makes damaged slides anew."""
-    max_bad_fraction: Fraction = Field(default=0.9, json_schema_extra=PER_JOB)
+    max_bad_fraction: Fraction = Field(default=0.1, json_schema_extra=PER_JOB)
     """Share of slides that may end in another status than `ok` before the job fails."""
 
     @property

@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from distmil.errors import ConfigError, StorageError
-from distmil.localfiles import keep_copy, write_whole
+from distmil.localfiles import has_checksum, keep_copy, write_whole
 from distmil.objectstore import TRIAL, explain, join_uri, open_filesystem, read_whole, resolve_uri
 
 DEFAULT_ROOT = "~/.distmil"
@@ -234,10 +234,37 @@ class Store:
         except ValueError as error:
             raise StorageError(f"{self.path(name)} is damaged: {error}; delete it and run again") from error
 
-    def _read_json_or_none(self, name: str) -> Any:
+    def write_checked(self, name: str, values: Any, *, owner: str, is_durable: bool = True) -> None:
+        """Write values as JSON with a checksum of them and their owner; see ``write_json``."""
+        self.write_json(name, {"values": values, "sha256": _digest([owner, values])}, is_durable=is_durable)
+
+    def read_checked(self, name: str, *, owner: str) -> Any:
+        """Read what ``write_checked`` wrote, its checksum compared.
+
+        A file of ``write_json``, as older versions wrote, is read as it is.
+
+        Args:
+            name: The file.
+            owner: The run or slide whose file it is: another one's file in its place counts as damaged.
+
+        Raises:
+            FileNotFoundError: If the file is absent.
+            StorageError: If the file is damaged or cannot be read.
+        """
+        found = self.read_json(name)
+        if not isinstance(found, dict) or len(found) != 2 or not {"values", "sha256"} & set(found):
+            return found
+        if "values" not in found or found.get("sha256") != _digest([owner, found["values"]]):
+            raise StorageError(
+                f"{self.path(name)} is damaged: its checksum differs; delete it and run the same command again"
+            )
+        return found["values"]
+
+    @staticmethod
+    def _or_none(read: Callable[[], Any]) -> Any:
         """Return JSON, or None if it is absent or damaged; what cannot be read just now is neither."""
         try:
-            return self.read_json(name)
+            return read()
         except FileNotFoundError:
             return None
         except StorageError as error:
@@ -251,7 +278,7 @@ class Store:
         Raises:
             StorageError: If the store cannot be asked: what is done there must not count as not done.
         """
-        values = self._read_json_or_none(name)
+        values = self._or_none(lambda: self.read_json(name))
         try:
             return Record.from_json(values["record"]) if values["sha256"] == _digest(values["record"]) else None
         except (KeyError, TypeError, StorageError):
@@ -269,12 +296,12 @@ class Store:
 
     def read_receipt(self, name: str, key: Mapping[str, Any]) -> Part | None:
         """Return the part that an earlier try wrote from the same inputs, before its slide was committed."""
-        values = self._read_json_or_none(name)
+        values = self._or_none(lambda: self.read_checked(name, owner=name))
         return Part(**values["part"]) if values is not None and values["key"] == key else None
 
     def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:
         """Note that a part is written, so that a restart does not write it again; whoever reads it checks the part."""
-        self.write_json(name, {"key": dict(key), "part": asdict(part)}, is_durable=False)
+        self.write_checked(name, {"key": dict(key), "part": asdict(part)}, owner=name, is_durable=False)
 
     def keep_only(self, folder: str, names: Collection[str]) -> None:
         """Take away what work left in a committed folder; what another process is writing just now stays."""
@@ -288,10 +315,35 @@ class Store:
         try:
             data = self.read(name)
         except FileNotFoundError as error:
-            raise StorageError(f"{self.path(name)} is gone, though it was committed") from error
+            raise self._gone(name) from error
         if hashlib.sha256(data).hexdigest() != part.sha256:
-            raise StorageError(f"{self.path(name)} is damaged: its checksum is not the committed one")
+            raise self._damaged(name)
         return data
+
+    def open_part(self, folder: str, part: Part) -> pa.Buffer:
+        """Return a committed file's content, verified; memory-mapped where the store is local.
+
+        Raises:
+            StorageError: If the file is damaged or gone.
+        """
+        if not self.is_local:
+            return pa.py_buffer(self.read_part(folder, part))
+        self.local_copy(f"{folder}/{part.name}", part)
+        return self.open_buffer(f"{folder}/{part.name}")
+
+    def _gone(self, name: str) -> StorageError:
+        """Return what to raise where a committed file is not there."""
+        return StorageError(f"{self.path(name)} is gone, though it was committed; {self._remedy(name)}")
+
+    def _damaged(self, name: str) -> StorageError:
+        """Return what to raise where a file is not the committed one."""
+        return StorageError(
+            f"{self.path(name)} is damaged: its checksum is not the committed one; {self._remedy(name)}"
+        )
+
+    def _remedy(self, name: str) -> str:
+        folder = self.path(name).rpartition("/")[0].removesuffix("/.")
+        return f"delete the folder {folder} and run the same command again"
 
     def is_intact(self, folder: str, part: Part) -> bool:
         """Return whether a file is there with its noted checksum."""
@@ -302,13 +354,21 @@ class Store:
         return True
 
     def local_copy(self, name: str, part: Part) -> Path:
-        """Return a local path of a committed file, fetched once into a cache where the store is remote.
+        """Return a local path of a committed file, verified; fetched once into a cache where the store is remote.
 
         Raises:
-            StorageError: If it is damaged or gone on its way here, or there is no room for it.
+            StorageError: If it is damaged or gone, or there is no room for it.
         """
         if self.is_local:
-            return Path(self.path(name))
+            path = Path(self.path(name))
+            try:
+                with self._explained("read", name):
+                    is_whole = has_checksum(path, sha256=part.sha256, size_bytes=part.size_bytes)
+            except FileNotFoundError as error:
+                raise self._gone(name) from error
+            if not is_whole:
+                raise self._damaged(name)
+            return path
         return keep_copy(part.sha256, part.size_bytes, lambda: self.read_part(name.rpartition("/")[0], part))
 
     @contextlib.contextmanager

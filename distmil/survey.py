@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmil.cohort import Slide
-from distmil.errors import NoTissue, UnreadableSlide
+from distmil.errors import NoTissue, SlideError, UnreadableSlide
 from distmil.slideconfig import TilingConfig
 from distmil.slides.grid import Box, ReadPlan, banded, box_fractions, lay_grid, plan_read, snapped
 from distmil.slides.rawtiles import (
@@ -36,9 +36,12 @@ logger = logging.getLogger(__name__)
 
 MAX_PLACES = 20_000_000
 """Most places that a grid may have: a slide of 1,000,000 x 1,000,000 px, or a damaged header."""
+MAX_READ_PX = 20_000
+"""Longest edge that is read for one patch: 1.6 GB in OpenSlide's four bytes a pixel."""
 BAND_PATCHES = 32
 _OVERVIEW_PX = 1024
 _CHECKED_PLACES, _CHECKED_PX = 2, 512
+_OTHER_PIXELS = "its tiles do not decode to OpenSlide's pixels by themselves; it is read through OpenSlide"
 _COARSER = 1.35  # how much coarser than wanted an overview may be for the sake of speed
 
 
@@ -108,6 +111,7 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             patch_px=config.patch_px,
             stride_px=config.stride,
         )
+        _check_region(plan)
         look = _Look(slide, config, image, plan)
         table = look.tile_table(plan.level)
         picture, scale = look.overview(mpp)
@@ -122,12 +126,21 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             "vendor": image.vendor,
             "reader": image.reader if reading.place is None else TileLevel.reader,
             "tissue_share": round(float(tissue.mask.mean()), 6),
-            "doubts": list(tissue.doubts),
+            "doubts": [*tissue.doubts, *([_OTHER_PIXELS] if table is not None and reading.place is None else [])],
             "reused": grid.num_rows if reading.is_reused else 0,
             "blank": look.num_blank(grid, table),
         }
         is_default_mpp = not (slide.mpp or image.mpp)
     return Survey(info, reading, grid, picture, scale, tissue.mask, is_default_mpp)
+
+
+def _check_region(plan: ReadPlan) -> None:
+    """Refuse patches that would each fill the memory. Raises: SlideError."""
+    if plan.read_px > MAX_READ_PX:
+        raise SlideError(
+            f"one patch takes {plan.read_px} x {plan.read_px} px of the file's nearest finer level, more than "
+            f"{MAX_READ_PX} x {MAX_READ_PX}; lower tiling.mpp or tiling.patch_px, or give a file with coarser levels"
+        )
 
 
 def _mpp(image: SlideImage, slide: Slide, config: TilingConfig) -> float | None:
@@ -254,13 +267,10 @@ class _Look:
         places = [(int(x[i]), int(y[i])) for i in drawn]
         try:
             with self.tiles(table, place) as tiles:
-                is_same = agrees(tiles, self.image, level=self.plan.level, places=places, edge_px=edge_px)
+                return agrees(tiles, self.image, level=self.plan.level, places=places, edge_px=edge_px)
         except UnreadableSlide as error:
             logger.info("%s: read through OpenSlide (%s)", slide_id, error)
             return False
-        if not is_same:
-            logger.warning("%s: its tiles do not decode to OpenSlide's pixels; read through OpenSlide", slide_id)
-        return is_same
 
     def num_blank(self, grid: pa.Table, table: TileTable | None) -> int:
         """Return how many patches touch a tile that the file does not hold, and which is taken as white."""

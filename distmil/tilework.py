@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 
 from distmil.cohort import Slide
+from distmil.defects import failure_record
 from distmil.errors import SlideError, StorageError, UnreadableSlide
 from distmil.isolation import Child, ChildCrashed, ChildTimedOut
 from distmil.slideconfig import TilingConfig
@@ -51,8 +52,14 @@ class Answer:
 def work(request: dict[str, Any]) -> dict[str, Any]:
     """Do one step: ``{"slide", "config", "root", "chunk"}``, chunk None for the plan; the child process's function."""
     cv2.setNumThreads(1)
-    tiler = SlideTiler(Slide(**request["slide"]), TilingConfig(**request["config"]), Store(request["root"]))
-    return do_step(tiler, request["chunk"]).to_json()
+    slide = Slide(**request["slide"])
+    tiler = SlideTiler(slide, TilingConfig(**request["config"]), Store(request["root"]))
+    try:
+        return do_step(tiler, request["chunk"]).to_json()
+    except StorageError as error:
+        return Answer(fatal=str(error)).to_json()
+    except Exception as error:  # noqa: BLE001 (it would look as if the file had crashed this process)
+        return Answer(failure_record(slide.slide_id, error, hidden=(slide.path, slide.tissue_path))).to_json()
 
 
 def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:

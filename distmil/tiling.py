@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from distmil.cohort import Slide
+from distmil.defects import failure_record
 from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
@@ -59,8 +60,8 @@ class SlideTiler:
 
     def finished(self) -> Record | None:
         """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT or not has_checksum(record.key["source"], self.config.checksum):
+        record = self._committed()
+        if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
         try:
             source = record.key["source"]
@@ -74,8 +75,8 @@ class SlideTiler:
 
         That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
         """
-        record = self.store.read_record(self.record_name)
-        if record is None or record.status in TRANSIENT:
+        record = self._committed()
+        if record is None:
             return None
         try:
             if not self._matches(record) or not is_unchanged(record.key["source"], self.slide.path):
@@ -86,6 +87,12 @@ class SlideTiler:
         record = replace(record, key={**record.key, "source": source})
         self.store.write_record(self.record_name, record)
         return record
+
+    def _committed(self) -> Record | None:
+        """Return what was committed of this slide's tiling, None if that is nothing, or another slide's record."""
+        record = self.store.read_record(self.record_name)
+        is_own = record is not None and record.slide_id == self.slide.slide_id and "source" in record.key
+        return record if record is not None and is_own and record.status not in TRANSIENT else None
 
     def _matches(self, record: Record) -> bool:
         """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
@@ -116,7 +123,7 @@ class SlideTiler:
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
         plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
-        self.store.write_json(f"{self.folder}/{PLAN_FILE}", plan, is_durable=False)
+        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, owner=self.slide.slide_id, is_durable=False)
         return chunks
 
     def write_chunk(self, chunk: int) -> Part:
@@ -126,7 +133,7 @@ class SlideTiler:
             SlideError: If pixels cannot be read, or the file is not the planned one any more.
             FileNotFoundError: If the slide is not planned.
         """
-        plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         self._check_source(plan["key"])
         receipt = _receipt(chunk)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
@@ -148,7 +155,7 @@ class SlideTiler:
     def commit_if_whole(self) -> Record | None:
         """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
         try:
-            plan = self.store.read_json(f"{self.folder}/{PLAN_FILE}")
+            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         except FileNotFoundError:
             return self.store.read_record(self.record_name)  # another process committed it
         names = self.store.names(self.folder)
@@ -178,19 +185,19 @@ class SlideTiler:
 
     def fail(self, error: Exception) -> Record:
         """Return the record of a slide that cannot be used, committed unless another try may go better."""
-        status = error.status if isinstance(error, SlideError) else "failed"
-        text = str(error) if isinstance(error, SlideError) else f"{type(error).__name__}: {error}"
+        path = self.slide.path
+        made = failure_record(self.slide.slide_id, error, hidden=(path, self.slide.tissue_path))
+        status, text = made.status, made.error
         try:
             key = self.key()
             if status == "unreadable":
-                with Path(self.slide.path).open("rb") as file:
+                with Path(path).open("rb") as file:
                     file.read(1)
         except FileNotFoundError:
             key, status = {}, "missing"
         except OSError as refusal:
-            key, status, text = {}, "failed", f"{Path(self.slide.path).name}: {refusal.strerror}"
-        text = text.replace(f"{Path(self.slide.path).parent}/", "")  # folders name people and projects
-        record = Record(slide_id=self.slide.slide_id, key=key, status=status, error=text)
+            key, status, text = {}, "failed", f"the slide cannot be read: {refusal.strerror}"
+        record = replace(made, key=key, status=status, error=text)
         if status not in TRANSIENT:
             self.store.write_record(self.record_name, record)
             self.store.keep_only(self.folder, {RECORD_FILE})

@@ -26,7 +26,7 @@ LAYERS = [
     ],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
     ["distmil.storage", "distmil.sources", "distmil.jpeg"],
-    ["distmil.configfile"],
+    ["distmil.configfile", "distmil.defects"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [
         "distmil.slides.reader",
@@ -53,7 +53,7 @@ LAYERS = [
     ["distmil.steps", "distmil.bundlefiles"],
     ["distmil.engine", "distmil.bundles"],
     ["distmil.checkpoints", "distmil.prediction", "distmil.tracking", "distmil.console"],
-    ["distmil.export", "distmil.systemmetrics", "distmil.questions", "distmil.predicting"],
+    ["distmil.export", "distmil.systemmetrics", "distmil.ledger", "distmil.questions", "distmil.predicting"],
     ["distmil.evaluation", "distmil.runs", "distmil.folds", "distmil.search"],
     ["distmil.comparison", "distmil.draws", "distmil.agenda"],
     ["distmil.trial", "distmil.sweepplots"],

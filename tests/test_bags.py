@@ -9,13 +9,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmil.bags import Bag, BagEntry, EmbeddingSource, open_bag, targets
-from distmil.errors import StorageError
+from distmil.bags import Bag, BagEntry, EmbeddingSource, find_not_finite, open_all_bags, open_bag, targets
+from distmil.errors import SlideError, StorageError
 from distmil.learningconfig import BagsConfig
 from distmil.sampling import MIXED, Step, StepPlanner
 from distmil.storage import Store
 from distmil.tables import embeddings_schema, labels_schema, to_ipc
 from tests.bagmaking import make_bag, make_bags
+from tests.scale import cases
 
 
 def planner(bags: list[Bag], *, seed: int = 0, classes: int = 2, **options: object) -> StepPlanner:
@@ -153,23 +154,28 @@ def test_workers_share_the_load_evenly() -> None:
     assert [sorted(step.share(rank, 2, dict(enumerate([100, 60, 50, 10])))) for rank in (0, 1)] == [[0, 3], [1, 2]]
 
 
-def write_slide(store: Store, *, shift: int = 0) -> BagEntry:
-    """A slide of two shards with labels 0, 1, unknown, 1, 0."""
+def write_slide(
+    store: Store, *, shift: int = 0, spoilt: float | None = None, holds: str = "s", labels_hold: str = "s"
+) -> BagEntry:
+    """A slide "s" of two shards with labels 0, 1, unknown, 1, 0; the last embedding may be spoilt."""
     rng = np.random.default_rng(0)
     parts = []
     x = np.arange(5, dtype=np.int32) * 10
     for i, rows in enumerate((slice(0, 3), slice(3, 5))):
-        places = [["s"] * len(x[rows]), x[rows], x[rows] + 7, np.full(len(x[rows]), 10, np.int32)]
-        flat = pa.array(rng.normal(size=4 * len(x[rows])).astype(np.float16))
+        places = [[holds] * len(x[rows]), x[rows], x[rows] + 7, np.full(len(x[rows]), 10, np.int32)]
+        embedding_NE = rng.normal(size=(len(x[rows]), 4)).astype(np.float16)
+        if i and spoilt is not None:
+            embedding_NE[-1, 2] = spoilt
+        flat = pa.array(embedding_NE.ravel())
         table = pa.table([*places, pa.FixedSizeListArray.from_arrays(flat, 4)], schema=embeddings_schema(4))
         parts.append(store.write_part("embeddings/s", f"part-{i}.arrow", to_ipc(table), rows=table.num_rows))
     label = pa.array([0, 1, None, 1, 0], pa.int8())
     fraction = pa.array([0.0, 0.25, None, 1.0, 0.0], pa.float32())
-    labels = pa.table([["s"] * 5, x + shift, x + 7, [10] * 5, label, fraction], schema=labels_schema(2))
+    labels = pa.table([[labels_hold] * 5, x + shift, x + 7, [10] * 5, label, fraction], schema=labels_schema(2))
     sink = pa.BufferOutputStream()
     pq.write_table(labels, sink)
-    store.write("labels/s.parquet", sink.getvalue())
-    return BagEntry("s", 1, "train", False, "embeddings/s", tuple(parts), "labels/s.parquet")
+    kept = store.write_part("labels", "s.parquet", sink.getvalue(), rows=5)
+    return BagEntry("s", 1, "train", False, "embeddings/s", tuple(parts), "labels/s.parquet", (), kept)
 
 
 def test_an_opened_bag_knows_three_states(tmp_path: Path) -> None:
@@ -224,6 +230,54 @@ def test_labels_of_another_grid_are_refused(tmp_path: Path) -> None:
     entry = write_slide(store, shift=1)
     with pytest.raises(StorageError, match="different grids"):
         open_bag(store, entry, num_classes=2, form="class")
+
+
+def test_an_entry_of_an_older_version_opens_without_the_labels_checksum(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    values = write_slide(store).to_json()
+    del values["labels_part"]
+    entry = BagEntry.from_json(values)
+    assert entry.labels_part is None
+    assert open_bag(store, entry, num_classes=2, form="class").label_N.tolist() == [0, 1, -1, 1, 0]
+
+
+@pytest.mark.parametrize("held", [{"holds": "t"}, {"labels_hold": "t"}])
+def test_tables_of_another_slide_are_refused(tmp_path: Path, held: dict[str, str]) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(StorageError, match="should hold the slide s and holds t"):
+        open_bag(store, write_slide(store, **held), num_classes=2, form="class")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_embeddings_that_are_not_finite_are_the_slides_fault(tmp_path: Path, value: float) -> None:
+    store = Store(str(tmp_path))
+    with pytest.raises(SlideError, match="s: the embedding of patch 4 is not finite"):
+        open_bag(store, write_slide(store, spoilt=value), num_classes=2, form="class")
+    open_bag(store, write_slide(store, spoilt=65504.0), num_classes=2, form="class")  # the largest half float
+
+
+def test_all_bags_open_in_their_order_and_a_damaged_one_is_named(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    entries = [replace(write_slide(store), label=label) for label in range(20)]
+    opened = open_all_bags(store, entries, num_classes=2, form="class")
+    assert [bag.label for bag in opened] == list(range(20))
+    path = tmp_path / "embeddings/s/part-1.arrow"
+    whole = bytearray(path.read_bytes())
+    whole[-500] ^= 4
+    path.write_bytes(whole)
+    with pytest.raises(StorageError, match=r"part-1\.arrow is damaged: its checksum is not the committed one"):
+        open_all_bags(store, entries, num_classes=2, form="class")
+
+
+def test_the_first_row_that_is_not_finite_is_found_in_any_bits() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(cases(300, full=5000)):
+        rows, width = int(rng.integers(0, 50)), int(rng.integers(1, 9000))
+        matrix_NE = (rng.integers(0, 2**16, (rows, width)) & 0xFBFF).astype(np.uint16).view(np.float16)
+        for place in rng.integers(0, rows * width, rng.integers(0, 3)) if rows else ():
+            matrix_NE.ravel()[place] = rng.choice([np.inf, -np.inf, np.nan])
+        bad = np.flatnonzero(~np.isfinite(matrix_NE).all(axis=1))
+        assert find_not_finite(matrix_NE) == (bad[0] if len(bad) else None)
 
 
 def test_a_cut_shard_is_refused(tmp_path: Path) -> None:

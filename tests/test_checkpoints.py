@@ -106,6 +106,13 @@ def test_what_cannot_be_read_or_is_damaged_is_no_reason_to_begin_again(
         load_checkpoint(store, RUN, learner_with(0))
 
 
+def test_the_record_of_another_run_is_refused(store: Store) -> None:
+    save(store, learner_with(1), History(), 0.5)
+    store.write("checkpoints/other/latest.json", store.read(f"{checkpoint_folder(RUN)}/latest.json"))
+    with pytest.raises(StorageError, match=r"other/latest\.json belongs to the run run; restore it, or delete"):
+        checkpoints.read_latest(store, "other")
+
+
 def test_a_run_that_never_saved_has_no_checkpoint(store: Store) -> None:
     assert load_checkpoint(store, RUN, learner_with(0)) is None
     assert checkpoints.read_latest(store, RUN) is None

@@ -10,8 +10,11 @@ from PIL import Image
 
 from distmil import cli
 from distmil.config import Config
+from distmil.defects import DEFECT
 from distmil.errors import ConfigError, TrainingError
 from distmil.stages import tile as tile_stage
+from distmil.stages.runtime import Job
+from distmil.storage import Record
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +115,65 @@ def test_failures_end_in_their_code(
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.out == ""
+
+
+DROPPED = Record("s9", {}, status="no_tissue", error="no tissue was found")
+DEFECTIVE = Record(
+    "s8", {}, status="failed", error="KeyError: 'x'", info={DEFECT: "KeyError: 'x' (survey.py:5 in look)"}
+)
+DOUBTED = Record("s7", {}, info={"doubts": ["pen ink on 3% of it"]})
+
+
+def test_doubts_and_what_was_dropped_are_the_last_words(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(job: Job) -> dict[str, str]:
+        job.ledger.add({"s9": DROPPED, "s7": DOUBTED})
+        job.console.note("epoch 100 of 100")
+        return {}
+
+    monkeypatch.setattr(tile_stage, "run", run)
+    assert cli.main("tile", "", []) == cli.DONE
+    said = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
+    assert said[-7:] == [
+        "epoch 100 of 100",
+        "doubts about 1 of 2 slides:",
+        "slides which doubt",
+        "1 s7 pen ink on 3% of it",
+        "1 of 2 slides were dropped:",
+        "slides status which why",
+        "1 no_tissue s9 no tissue was found",
+    ]
+
+
+def test_a_defect_on_a_slide_fails_a_job_that_went_to_its_end(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(job: Job) -> dict[str, str]:
+        job.ledger.add({"s9": DROPPED, "s8": DEFECTIVE})
+        return {}
+
+    monkeypatch.setattr(tile_stage, "run", run)
+    assert cli.main("tile", "", ["tiling.max_bad_fraction=1"]) == cli.FAILED
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    said = captured.err.splitlines()
+    assert "defects in distmil, on 1 slide;" in said[-2]
+    assert said[-1] == "  1 slide (s8): KeyError: 'x' (survey.py:5 in look)"
+
+
+def test_what_was_dropped_is_said_where_a_job_fails_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(job: Job) -> None:
+        job.ledger.add({"s9": DROPPED})
+        raise TrainingError("the loss is nan")
+
+    monkeypatch.setattr(tile_stage, "run", fail)
+    assert cli.main("tile", "", []) == cli.FAILED
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "tile: the loss is nan"
+    assert "no tissue was found" in said[-2]
 
 
 def test_a_root_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

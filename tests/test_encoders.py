@@ -12,7 +12,7 @@ import torchvision
 from safetensors.torch import save_file
 
 from distmil.encoders import load_encoder, prepare_encoder
-from distmil.errors import ConfigError, EncoderError
+from distmil.errors import ConfigError, EncoderError, StorageError
 from distmil.resnet import ResNetEncoder, load_state, state_digest
 from distmil.slideconfig import EncoderConfig
 
@@ -125,6 +125,25 @@ def test_weights_are_kept_once_and_are_then_needed_no_more(tmp_path, weights, st
     assert store.names("encoders") == [spec.weights_file.removeprefix("encoders/")]
     path.unlink()
     assert load_encoder(spec, store).embed(IMAGES[:1]).shape == (1, 512)
+
+
+@pytest.mark.parametrize("place", [200, -5000])
+def test_damaged_weights_are_refused_by_workers_and_written_again_by_the_next_job(tmp_path, weights, store, place):
+    torch.save(weights, tmp_path / "weights.pt")
+    spec = prepare_encoder(resnet(tmp_path / "weights.pt"), store)
+    path = Path(store.path(spec.weights_file))
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[place] ^= 64
+    for content in (bytes(damaged), whole[:1000]):
+        path.write_bytes(content)
+        with pytest.raises(StorageError, match=r"resnet18-\w+\.safetensors is damaged: .* delete it and run the same"):
+            load_encoder(spec, store)
+        assert prepare_encoder(resnet(tmp_path / "weights.pt"), store) == spec
+        assert path.read_bytes() == whole
+    path.unlink()
+    with pytest.raises(StorageError, match="is gone"):
+        load_encoder(spec, store)
 
 
 def test_other_weights_are_another_encoder(tmp_path, weights, store):

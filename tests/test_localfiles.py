@@ -12,7 +12,7 @@ import pytest
 
 from distmil import localfiles
 from distmil.errors import StorageError
-from distmil.localfiles import SPARED_S, cache_folder, keep_copy
+from distmil.localfiles import SETTLED_S, SPARED_S, cache_folder, has_checksum, keep_copy
 
 CONTENT = b"content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -64,6 +64,74 @@ def test_a_copy_of_another_size_is_fetched_anew(folder, left):
     assert keep(CONTENT).read_bytes() == CONTENT
 
 
+def age(path, *, seconds=100 * SETTLED_S):
+    """Make a file look old, as most are that are verified."""
+    used = path.stat().st_atime
+    os.utime(path, (used, time.time() - seconds))
+
+
+@pytest.fixture
+def hashed(monkeypatch):
+    """How often a file was hashed."""
+    calls = []
+    digest = hashlib.file_digest
+
+    def count(file, name):
+        calls.append(file.name)
+        return digest(file, name)
+
+    monkeypatch.setattr(localfiles.hashlib, "file_digest", count)
+    return calls
+
+
+def test_a_damaged_copy_of_the_right_size_is_fetched_again(folder):
+    path = keep(CONTENT)
+    path.write_bytes(b"CONTENT")
+    assert keep(CONTENT).read_bytes() == CONTENT
+
+
+def test_a_copy_is_verified_once_in_a_process(hashed):
+    age(keep(CONTENT))
+    for _ in range(3):
+        keep_copy(SHA256, 7, never)
+    assert len(hashed) == 1
+
+
+def test_a_file_is_hashed_once_until_it_changes(tmp_path, hashed):
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    age(path)
+    assert [has_checksum(path, sha256=SHA256, size_bytes=7) for _ in range(3)] == [True] * 3
+    assert len(hashed) == 1
+    path.write_bytes(b"CONTENT")
+    assert not has_checksum(path, sha256=SHA256, size_bytes=7)
+    path.write_bytes(CONTENT)
+    age(path, seconds=200)
+    assert has_checksum(path, sha256=SHA256, size_bytes=7)
+    assert not has_checksum(path, sha256=named(b"other"), size_bytes=7)
+
+
+def test_another_file_of_the_same_time_and_size_is_hashed(tmp_path, hashed):
+    path, other = tmp_path / "file", tmp_path / "other"
+    path.write_bytes(CONTENT)
+    other.write_bytes(b"CONTENT")
+    age(path)
+    os.utime(other, ns=(0, path.stat().st_mtime_ns))
+    assert has_checksum(path, sha256=SHA256, size_bytes=7)
+    other.replace(path)
+    assert not has_checksum(path, sha256=SHA256, size_bytes=7)
+
+
+def test_a_file_that_has_just_changed_is_not_remembered(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(CONTENT)
+    now = path.stat().st_mtime_ns
+    assert has_checksum(path, sha256=SHA256, size_bytes=7)
+    path.write_bytes(b"CONTENT")
+    os.utime(path, ns=(now, now))  # clocks of file systems are coarse
+    assert not has_checksum(path, sha256=SHA256, size_bytes=7)
+
+
 def test_of_processes_at_once_one_fetches(tmp_path):
     command = [sys.executable, "-c", SLOW_READER, str(tmp_path / "fetches"), SHA256]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
@@ -101,7 +169,7 @@ def test_when_the_disk_is_nearly_full_the_longest_unused_go(folder, monkeypatch)
     own.write_bytes(b"1" * 100)
     now = time.time()
     for content, age_s in zip(contents, (50, 40, 30, 20), strict=False):
-        os.utime(folder / named(content), (now, now - SPARED_S - age_s))
+        os.utime(folder / named(content), (now - SPARED_S - age_s, now))
     os.utime(own, (0, 0))
     keep(contents[0])  # used again
     # 1000 bytes, of which 50 are to stay free: 100 for the new one need two copies of 100 gone

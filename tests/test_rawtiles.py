@@ -8,7 +8,7 @@ import pytest
 
 from distmil.errors import MissingSlide, UnreadableSlide
 from distmil.slides.rawtiles import LevelPlace, TileLevel, agrees, can_reduce, open_level, read_tile_table
-from distmil.slides.reader import open_slide
+from distmil.slides.reader import open_slide, overview
 from tests.jpegtiff import RGB, YCBCR, save_jpeg_tiff
 from tests.slidemaking import save_pyramid, tissue_image
 
@@ -59,6 +59,29 @@ def test_a_reduced_level_is_the_average_of_the_full_one(tmp_path, reduction):
         full = image.read(x, y, level=0, width=edge * reduction, height=edge * reduction)
         expected = cv2.resize(full, (edge, edge), interpolation=cv2.INTER_AREA)
         assert np.array_equal(tiles.read(x, y, level=0, width=edge, height=edge), expected), (x, y)
+
+
+def test_a_reduced_level_counts_its_started_pixels(tmp_path):
+    # 499 x 301 halved: the last column and row are half image, half white
+    path = save_jpeg_tiff(tmp_path / "a.tif", np.ascontiguousarray(np.pad(PIXELS, ((0, 1), (0, 0), (0, 0)))[:, :-1]))
+    tiles, _ = level_of(path, reduction=2)
+    assert tiles.level_sizes == ((250, 151),)
+    picture, scale = overview(tiles, max_px=250)
+    assert (picture.shape, scale) == ((151, 250, 3), 2)
+
+
+@pytest.mark.parametrize("reduction", [1, 2, 4, 8])
+@pytest.mark.parametrize("max_px", [1, 3, 60, 62, 63, 124, 126, 250, 499, 500, 501, 4096])
+def test_every_overview_that_is_asked_of_a_reduced_level_can_be_had(tmp_path, reduction, max_px):
+    # coarser than asked for where the level is: 'max() arg is an empty sequence' once lost a quarter of all slides
+    path = save_jpeg_tiff(tmp_path / "a.tif", PIXELS)
+    tiles, image = level_of(path, reduction=reduction)
+    picture, scale = overview(tiles, max_px=max_px)
+    assert scale % reduction == 0
+    assert picture.shape[:2] == tuple(-(-edge // int(scale)) for edge in SIZE[::-1])
+    exact, _ = overview(image, max_px=max(picture.shape))
+    if exact.shape == picture.shape:
+        assert np.abs(exact.astype(int) - picture).mean() < 2
 
 
 def test_a_level_scaled_as_it_is_decoded_is_near_the_average(tmp_path):

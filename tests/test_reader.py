@@ -1,6 +1,7 @@
 """Files to pixels: real scanner files, broken ones, ordinary images, and the overview."""
 
 import shutil
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ from PIL import Image
 
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
 from distmil.slides import reader
-from distmil.slides.reader import open_slide, overview, resize, resolve_mpp
+from distmil.slides.reader import open_slide, overview, overview_level, resize, resolve_mpp
 from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (173, 97)
@@ -288,6 +289,18 @@ def test_the_overview_of_a_pyramid_starts_from_the_nearest_finer_level(tmp_path,
                 assert (scale, picture.shape[:2]) == (16, (40, 100))
             else:
                 assert (scale, picture.shape[:2]) == (factor, shape)
+
+
+def test_there_is_a_level_for_every_overview():
+    rng = np.random.default_rng(3)
+    for _ in range(2000):
+        downsamples = tuple(np.sort(rng.uniform(0.5, 64, rng.integers(1, 6))).tolist())
+        size, max_px = (int(edge) for edge in rng.integers(1, 200_000, 2)), int(rng.integers(1, 5000))
+        image = SimpleNamespace(size=tuple(size), downsamples=downsamples)
+        level, reduction = overview_level(image, max_px=max_px)
+        assert reduction == max(1, max(image.size) / max_px)
+        finer = [downsample for downsample in downsamples if downsample <= reduction]
+        assert downsamples[level] == (finer[-1] if finer else downsamples[0])
 
 
 def test_resizing_averages_down_and_keeps_what_fits(pixels):

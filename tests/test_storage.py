@@ -282,6 +282,78 @@ def test_damaged_json_is_named(store):
         store.read_json("a.json")
 
 
+def test_checked_json_comes_back_to_its_owner_alone(store):
+    values = {"values": [1, 2.5, None], "sha256": "mine"}
+    store.write_checked("a.json", values, owner="run")
+    assert store.read_checked("a.json", owner="run") == values
+    with pytest.raises(StorageError, match=r"a\.json is damaged: its checksum differs; delete it and run the same"):
+        store.read_checked("a.json", owner="other")
+    with pytest.raises(FileNotFoundError):
+        store.read_checked("b.json", owner="run")
+
+
+@pytest.mark.parametrize("values", [[1], 7, "x", {"x": 1}, {"values": 1, "x": 2, "y": 3}, {"sha256": 1}])
+def test_json_of_older_versions_is_read_without_a_checksum(store, values):
+    store.write_json("a.json", values)
+    assert store.read_checked("a.json", owner="run") == values
+
+
+def test_no_flipped_bit_of_checked_json_is_read_as_other_values(store):
+    values = {"entries": [{"slide_id": "s1", "parts": [1, 2], "label": None}], "mpp": 0.5}
+    store.write_checked("a.json", values, owner="run")
+    whole = store.read("a.json")
+    num_found = 0
+    for bit in range(8 * len(whole)):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        store.write("a.json", bytes(damaged), is_durable=False)
+        try:
+            assert store.read_checked("a.json", owner="run") == values, bit
+        except StorageError:
+            num_found += 1
+    assert num_found > 4 * len(whole)
+
+
+def test_a_damaged_receipt_counts_as_no_receipt(store):
+    part = Part("x.bin", 2, 7, "0" * 64)
+    store.write_receipt("a/x.json", {"plan": 1}, part)
+    assert store.read_receipt("a/x.json", {"plan": 1}) == part
+    assert store.read_receipt("a/x.json", {"plan": 2}) is None
+    whole = store.read("a/x.json")
+    store.write("a/x.json", whole.replace(b'"size_bytes": 7', b'"size_bytes": 5'))
+    assert store.read_receipt("a/x.json", {"plan": 1}) is None
+    store.write("a/x.json", whole.replace(b'"rows"', b'"rovs"'))
+    assert store.read_receipt("a/x.json", {"plan": 1}) is None
+
+
+def test_a_part_is_opened_with_the_committed_content_alone(any_store):
+    part = any_store.write_part("a", "x.bin", b"content", rows=2)
+    assert any_store.open_part("a", part).to_pybytes() == b"content"
+    any_store.write("a/x.bin", b"c0ntent")
+    with pytest.raises(StorageError, match=r"a/x\.bin\S* is damaged: its checksum is not the committed one; delete"):
+        any_store.open_part("a", part)
+
+
+def test_a_copy_that_was_damaged_in_the_cache_is_fetched_again(remote):
+    part = remote.write_part("a", "x.arrow", b"content", rows=1)
+    path = remote.local_copy("a/x.arrow", part)
+    path.write_bytes(b"c0ntent")
+    assert remote.local_copy("a/x.arrow", part).read_bytes() == b"content"
+
+
+def test_a_local_path_is_given_for_the_committed_content_alone(store):
+    part = store.write_part("a", "x.bin", b"content", rows=2)
+    assert store.local_copy("a/x.bin", part).read_bytes() == b"content"
+    for damaged in (b"c0ntent", b"content and more"):
+        store.write("a/x.bin", damaged)
+        for read in (lambda: store.local_copy("a/x.bin", part), lambda: store.open_part("a", part)):
+            with pytest.raises(StorageError, match=r"a/x\.bin is damaged: .* delete the folder \S*/a and run the same"):
+                read()
+    store.delete("a/x.bin")
+    with pytest.raises(StorageError, match=r"a/x\.bin is gone"):
+        store.local_copy("a/x.bin", part)
+
+
 def test_a_part_states_size_and_checksum_of_what_is_there(store):
     part = store.write_part("a", "x.bin", pa.py_buffer(b"seven77"), rows=2)
     path = Path(store.path("a/x.bin"))

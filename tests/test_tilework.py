@@ -7,6 +7,7 @@ import pytest
 
 from distmil import tilework
 from distmil.cohort import Slide
+from distmil.defects import DEFECT
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.isolation import ChildCrashed, ChildTimedOut
 from distmil.storage import Store
@@ -97,6 +98,41 @@ def test_what_does_not_pass_becomes_the_slides_status(tiler, monkeypatch, error,
     assert (tiler.finished() == record) is (status == "unreadable")  # the others may go better next time
 
 
+@pytest.mark.parametrize(
+    ("error", "is_defect"),
+    [
+        (ValueError("max() arg is an empty sequence"), True),
+        (MemoryError("no room"), False),
+        (OSError(errno.EIO, "I/O error"), False),
+        (UnreadableSlide("damaged"), False),
+    ],
+)
+def test_only_an_exception_that_nobody_expects_is_a_defect(tiler, monkeypatch, error, is_defect):
+    failing(monkeypatch, error, times=99, name="plan")
+    record = do_step(tiler, None).record
+    assert (DEFECT in record.info) is is_defect
+    if is_defect:
+        assert record.error.startswith("ValueError: max() arg is an empty sequence (tilework.py:")
+        assert record.error.endswith(" in _plan)")
+        assert record.info[DEFECT] == record.error
+
+
+def test_a_message_tells_neither_the_slides_name_nor_its_folder(tiler, monkeypatch):
+    path = Path(tiler.slide.path)
+    failing(monkeypatch, ValueError(f"no such thing in {path} or {path.name} or /home/jane doe"), times=99, name="plan")
+    record = do_step(tiler, None).record
+    assert record.error.startswith("ValueError: no such thing in the file or the file or a file doe (")
+
+
+def test_what_breaks_around_a_step_is_a_defect_and_no_damaged_file(tiler, monkeypatch):
+    failing(monkeypatch, UnreadableSlide("damaged"), times=99, name="plan")
+    failing(monkeypatch, KeyError("oh"), times=99, name="fail")
+    request = {"slide": vars(tiler.slide), "config": tiler.config.model_dump(), "root": tiler.store.root, "chunk": None}
+    answer = Answer.from_json(tilework.work(request))
+    assert answer.record.status == "failed"
+    assert answer.record.info[DEFECT].startswith("KeyError: 'oh'")
+
+
 def test_a_file_that_goes_away_is_missing(tiler):
     do_step(tiler, None)
     Path(tiler.slide.path).unlink()
@@ -114,7 +150,7 @@ def test_a_file_that_may_not_be_read_is_no_damaged_file(tiler, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.open", refused)
     record = do_step(tiler, None).record
-    assert (record.status, record.error) == ("failed", "slide.tif: Permission denied")
+    assert (record.status, record.error) == ("failed", "the slide cannot be read: Permission denied")
     assert tiler.finished() is None
 
 

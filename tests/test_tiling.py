@@ -489,11 +489,12 @@ def test_patches_apart_by_whole_tiles_are_reused(tmp_path, store):
     assert record.info["reused"] == record.rows == 5 * 3
 
 
-def test_tiles_that_decode_to_other_pixels_are_left_to_openslide(tmp_path, store, monkeypatch, caplog):
+def test_tiles_that_decode_to_other_pixels_are_left_to_openslide(tmp_path, store, monkeypatch):
+    assert tile_slide(jpeg_slide(tmp_path), tiling(chunk_patches=17), store).info["doubts"] == []
     monkeypatch.setattr(survey, "agrees", lambda *given, **more: False)
     record = tile_slide(jpeg_slide(tmp_path), tiling(), store)
     assert record.info["reader"] == "openslide"
-    assert "s1: its tiles do not decode to OpenSlide's pixels" in caplog.text
+    assert "its tiles do not decode to OpenSlide's pixels by themselves" in record.info["doubts"][0]
 
 
 def test_a_level_with_missing_tiles_is_left_to_openslide_and_level_0_is_counted(tmp_path, store):
@@ -619,3 +620,10 @@ def test_an_absurd_size_is_refused_before_it_fills_the_memory(tmp_path, store, m
     record = tile_slide(make_slide(tmp_path), tiling(), store)
     assert record.status == "unreadable"
     assert "700 x 420 px" in record.error
+
+
+def test_a_patch_that_would_fill_the_memory_is_refused_before_it_is_read(tmp_path, store):
+    record = tile_slide(make_slide(tmp_path, mpp=0.25), tiling(mpp=1000.0, patch_px=64, strategy="pad"), store)
+    assert record.status == "failed"
+    assert "one patch takes 256000 x 256000 px" in record.error
+    assert "defect" not in record.info

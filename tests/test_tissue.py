@@ -330,7 +330,7 @@ def test_no_tumour_is_lost_on_a_real_slide(data, store, slide_id):
     config = TilingConfig(patch_px=96, mpp=0.972, min_tissue=0.1)
     tiler = SlideTiler(Slide(slide_id, str(folder / "slides" / f"{slide_id}.tif")), config, store)
     tiler.plan()
-    plan = store.read_json(f"{tiler.folder}/plan.json")
+    plan = store.read_checked(f"{tiler.folder}/plan.json", owner=tiler.slide.slide_id)
     grid = read_grid(store, tiler.folder, Part(**plan["info"]["grid"]))
     found = set(zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True))
     assert tumour <= found

@@ -95,7 +95,7 @@ def test_a_search_that_cannot_be_judged_takes_no_name(monkeypatch, tmp_path):
     ]
     monkeypatch.setattr(tune, "prepare_encoder", lambda *_: None)
     monkeypatch.setattr(tune, "prepare", lambda *_, **__: Prepared(entries, {}, {}, {}))
-    monkeypatch.setattr(tune, "open_bag", lambda _, entry, **__: bags[entry.slide_id])
+    monkeypatch.setattr(tune, "open_all_bags", lambda *_, **__: list(bags.values()))
     job = Job(build_config({"search": {"metric": "slide_auc", "run": "s"}}), Store(str(tmp_path)))
     with pytest.raises(ConfigError, match="val has slides of one kind only"):
         tune._run(job, Cohort([], ["negative", "positive"]), {}, tune.Book(job, Tracker(None, "x")))

@@ -21,9 +21,9 @@ def far(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
         BagEntry("s0", 1, "train", False, "embeddings/s0", parts, None, views),
         BagEntry("s1", 1, "train", False, "embeddings/s1", parts, None),
     ]
-    store.write_json(run_file("run", "cohort"), [entry.to_json() for entry in entries])
+    store.write_checked(run_file("run", "cohort"), [entry.to_json() for entry in entries], owner="run")
     monkeypatch.setattr(Store, "is_local", False)
-    monkeypatch.setattr(Store, "read_json", lambda _self, _name: [entry.to_json() for entry in entries])
+    monkeypatch.setattr(Store, "read_checked", lambda _self, _name, owner: [entry.to_json() for entry in entries])
     monkeypatch.setattr(worker, "FETCH_TURN_S", 0.02)
     return store
 

@@ -129,7 +129,8 @@ class TileLevel(Closing):
         self._slots: dict[tuple[int, int], int] = {}
         self.size = size
         self.downsamples: tuple[float, ...] = (place.downsample * place.reduction,)
-        self.level_sizes: tuple[tuple[int, int], ...] = (place.size,)
+        wide, high = (-(-edge // place.reduction) for edge in place.size)
+        self.level_sizes: tuple[tuple[int, int], ...] = ((wide, high),)
         self.mpp: float | None = None
         self.vendor = "tiff"
 

@@ -116,7 +116,7 @@ def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], floa
     level, wanted = overview_level(image, max_px=max_px)
     downsample = image.downsamples[level]
     factor = max(1, math.ceil(wanted / downsample - 1e-6))
-    width, height = (round(edge / downsample) for edge in image.size)
+    width, height = (math.ceil(edge / downsample - 1e-6) for edge in image.size)  # a started pixel counts
     step = max(1, _BLOCK_PX // factor)
     columns, rows = math.ceil(width / factor), math.ceil(height / factor)
     result = np.empty((rows, columns, 3), np.uint8)
@@ -130,9 +130,14 @@ def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], floa
 
 
 def overview_level(image: SlideImage, *, max_px: int) -> tuple[int, float]:
-    """Return the level that an overview is made from, and the reduction wanted of level 0."""
+    """Choose the level that an overview is made from: the next finer than wanted, else the finest that there is.
+
+    Returns:
+        The level, and the reduction wanted of level 0.
+    """
     wanted = max(1.0, max(image.size) / max_px)
-    level = max((i for i, d in enumerate(image.downsamples) if d <= wanted), key=lambda i: image.downsamples[i])
+    levels = range(len(image.downsamples))
+    level = max(levels, key=lambda i: (d <= wanted, d) if (d := image.downsamples[i]) <= wanted else (False, -d))
     return level, wanted
 
 

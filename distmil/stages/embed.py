@@ -6,9 +6,10 @@ from dataclasses import asdict
 from typing import Any
 
 from distmil.configfile import build_config
+from distmil.defects import attempt
 from distmil.embedding import SlideEmbedder, embeddings_folder
 from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
-from distmil.errors import SlideError, StorageError
+from distmil.errors import StorageError
 from distmil.shards import patches_folder
 from distmil.stages.inputs import open_cohort
 from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream_actors, wants_gpu
@@ -25,6 +26,7 @@ def run(job: Job) -> dict[str, Any]:
     spec = prepare_encoder(job.config.encoder, job.store)
     patches = tile(job, cohort.slides)
     records = patches | embed(job, patches, spec)
+    job.ledger.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
         "patches": job.store.path(patches_folder(job.config.tiling)),
@@ -79,8 +81,8 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
             if row["fatal"]:
                 raise StorageError(row["fatal"])
             key = row["slide_id"], row["view"]
-            if row["error"]:
-                records[key] = Record(row["slide_id"], {}, status=row["status"], error=row["error"])
+            if row["failure"]:
+                records[key] = Record.from_json(json.loads(row["failure"]))
                 continue
             found[key][row["source"]] = Part(**json.loads(row["part"]))
             wanted = todo[key].patches.parts
@@ -111,12 +113,14 @@ class _Embedder:
     def __call__(self, row: Row) -> Row:
         patches, part = Record.from_json(json.loads(row["patches"])), Part(**json.loads(row["part"]))
         answer = {"slide_id": patches.slide_id, "view": row["view"], "source": part.name, "part": ""}
-        answer |= {"status": "", "error": "", "fatal": ""}
+        answer |= {"failure": "", "fatal": ""}
         embedder = SlideEmbedder(patches, self._config, self._spec, self._store, row["view"])
         try:
-            made = embedder.write_shard(part, self._encoder)
+            made, failure = attempt(
+                lambda: embedder.write_shard(part, self._encoder), slide_id=embedder.patches.slide_id
+            )
         except StorageError as error:
             return answer | {"fatal": str(error)}
-        except SlideError as error:
-            return answer | {"status": error.status, "error": str(error)}
-        return answer | {"part": json.dumps(asdict(made))}
+        if failure:
+            return answer | {"failure": json.dumps(failure.to_json())}
+        return answer | {"part": json.dumps(made and asdict(made))}

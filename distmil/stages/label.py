@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 from distmil.cohort import Slide
 from distmil.configfile import build_config
+from distmil.defects import attempt
 from distmil.errors import StorageError
 from distmil.labelling import SlideLabeller
 from distmil.stages.runtime import Job, Row, stream
@@ -51,12 +52,11 @@ def _label(row: Row) -> Row:
     labeller = SlideLabeller(slide, build_config(values["config"]), Store(values["root"]), patches)
     answer = {"slide_id": slide.slide_id, "record": "", "fatal": ""}
     try:
-        record = labeller.label()
+        made, failure = attempt(labeller.label, slide_id=slide.slide_id, hidden=(slide.annotation_path, slide.path))
     except StorageError as error:
         return answer | {"fatal": str(error)}
-    except Exception as error:  # noqa: BLE001 (one bad annotation is one status row)
-        record = Record(slide.slide_id, {}, status="failed", error=f"labels: {type(error).__name__}: {error}")
-    return answer | {"record": json.dumps(record.to_json())}
+    record = made or failure
+    return answer | {"record": json.dumps(record and record.to_json())}
 
 
 def _report_labels(job: Job, records: Mapping[str, Record]) -> None:

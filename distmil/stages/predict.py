@@ -15,8 +15,9 @@ from distmil.bundles import Bundle, load_bundle, with_bundle
 from distmil.cohort import Cohort, Slide
 from distmil.config import Config
 from distmil.configfile import build_config, per_job_keys
+from distmil.defects import attempt
 from distmil.encoders import EncoderSpec, prepare_encoder
-from distmil.errors import BundleError, ConfigError, SlideError, StorageError
+from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.predicting import Found, SlidePredictor, annotation_checksum, keep_slides
 from distmil.prediction import predictions_folder, write_slide_table
 from distmil.questions import claim_question, default_name, make_question
@@ -211,14 +212,17 @@ class _Judge:
         predictor = SlidePredictor.of_item(
             json.loads(row["predictor"]), bundle=self._digest, config=self._config, store=self._store, run=self._run
         )
-        slide_id = predictor.slide.slide_id
+        slide = predictor.slide
         try:
-            record = self._judge(predictor, row["scores"])
+            made, failure = attempt(
+                lambda: self._judge(predictor, row["scores"]),
+                slide_id=slide.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
         except StorageError as error:
-            return {"slide_id": slide_id, "record": "", "fatal": str(error)}
-        except SlideError as error:
-            record = Record(slide_id, {}, status="failed", error=str(error))
-        return {"slide_id": slide_id, "record": json.dumps(record.to_json()), "fatal": ""}
+            return {"slide_id": slide.slide_id, "record": "", "fatal": str(error)}
+        record = made or failure
+        return {"slide_id": slide.slide_id, "record": json.dumps(record and record.to_json()), "fatal": ""}
 
     def _judge(self, predictor: SlidePredictor, scores: str) -> Record:
         """Make what is missing of a slide, and return the record of its scores."""

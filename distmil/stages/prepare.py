@@ -41,6 +41,7 @@ def prepare(
 
     Raises:
         TooManyBadSlides: If too few slides can be used.
+        DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
     patches = tile(job, slides)
@@ -51,7 +52,13 @@ def prepare(
     labels = label(job, slides, patches) if with_labels else {}
     broken = {record.slide_id: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
+    for records in (patches, labels):  # their doubts
+        job.ledger.add(records)
+    if learns:
+        job.ledger.kinds.update({slide.slide_id: _kind(slide, job.config.cohort.classes) for slide in slides})
     check_bad_fraction(job, final)
+    if learns:
+        job.ledger.check_defects()
     folder = patches_folder(job.config.tiling) if from_images else embeddings_folder(job.config, spec)
     entries = [
         BagEntry(
@@ -66,8 +73,13 @@ def prepare(
                 Shards(f"{embeddings_folder(job.config, spec, view=number)}/{slide.slide_id}", tuple(record.parts))
                 for number, record in enumerate(views.get(slide.slide_id, []), start=1)
             ),
+            labels_part=labels[slide.slide_id].parts[0] if slide.slide_id in labels else None,
         )
         for slide in slides
         if final[slide.slide_id].ok
     ]
     return Prepared(entries, patches, labels, status_counts(final))
+
+
+def _kind(slide: Slide, classes: Sequence[str]) -> str:
+    return f"{slide.split or 'train'} {'unlabelled' if slide.label is None else classes[slide.label]}"

@@ -23,6 +23,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distmil.config import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, StorageError, TooManyBadSlides
+from distmil.ledger import Ledger
 from distmil.storage import Record, Store
 
 logger = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ class Job:
     config: Config
     store: Store
     console: Console = field(default_factory=Console)
+    ledger: Ledger = field(default_factory=Ledger)
+    """What is said of the slides at the job's end; copies of a job share it."""
 
 
 @dataclass
@@ -267,18 +270,24 @@ def status_counts(records: Mapping[str, Record]) -> dict[str, int]:
 
 
 def check_bad_fraction(job: Job, records: Mapping[str, Record]) -> None:
-    """Show what was skipped and why.
+    """Take the slides into the job's ledger, which says at the job's end what was dropped and why.
 
     Raises:
-        TooManyBadSlides: If that is more than ``tiling.max_bad_fraction``, or everything.
+        TooManyBadSlides: If more are dropped than ``tiling.max_bad_fraction`` allows, or everything.
+        DefectError: If an unexpected exception cost some of them then.
     """
-    bad = sorted((r.status, r.slide_id, r.error or "") for r in records.values() if not r.ok)
-    if not bad:
+    job.ledger.add(records)
+    counts = status_counts(records)
+    num_bad = sum(counts.values()) - counts.pop("ok", 0)
+    if not num_bad:
         return
-    rows = [(slide_id, status, error) for status, slide_id, error in bad]
-    job.console.table(f"{len(bad)} of {len(records)} slides are skipped", ("slide", "status", "why"), rows)
+    statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     allowed = job.config.tiling.max_bad_fraction
-    if len(bad) > allowed * len(records) or len(bad) == len(records):
+    if num_bad > allowed * len(records) or num_bad == len(records):
+        job.ledger.check_defects()
         raise TooManyBadSlides(
-            f"{len(bad)} of {len(records)} slides cannot be used, more than tiling.max_bad_fraction = {allowed} allows"
+            f"{num_bad} of {len(records)} slides cannot be used ({statuses}), more than tiling.max_bad_fraction = "
+            f"{allowed} allows; mend them, take them out of the manifest, or raise it"
         )
+    kinds = job.ledger.dropped_by_kind()
+    job.console.note(f"{num_bad} of {len(records)} slides are dropped: {statuses}{kinds}; the job's end says why")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import distmil
 from distmil.cohort import Slide
 from distmil.config import Config, fingerprint
+from distmil.defects import attempt
 from distmil.errors import SlideError, StorageError
 from distmil.labelling import SlideLabeller
 from distmil.maps import read_outlines
@@ -56,7 +57,7 @@ def _illustrate(
         record = records[slide.slide_id]
         name = _name(job.config, slide, record)
         if f"{name}.json" in there:
-            about[slide.slide_id] = job.store.read_json(f"{folder}/slides/{name}.json")
+            about[slide.slide_id] = job.store.read_checked(f"{folder}/slides/{name}.json", owner=name)
         else:
             items.append({"slide": json.dumps(asdict(slide)), "record": json.dumps(record.to_json()), "name": name})
     with job.console.progress("report", len(items), "slides") as advance:
@@ -65,6 +66,8 @@ def _illustrate(
             if row["fatal"]:
                 raise StorageError(row["fatal"])
             about[row["slide_id"]] = json.loads(row["about"])
+            if row["failure"]:
+                job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be drawn")
             advance()
     return about, len(items)
 
@@ -113,11 +116,19 @@ class Illustrator:
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """Draw one slide and note what is drawn."""
         slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
+        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": ""}
         try:
-            about = self._draw(slide, record, row["name"])
-            return {"slide_id": slide.slide_id, "about": json.dumps(about), "fatal": ""}
+            about, failure = attempt(
+                lambda: self._draw(slide, record, row["name"]),
+                slide_id=slide.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
         except StorageError as error:
-            return {"slide_id": slide.slide_id, "about": "{}", "fatal": str(error)}
+            return answer | {"fatal": str(error)}
+        if failure:
+            note = {"note": f"it cannot be drawn: {failure.error}"}
+            return answer | {"about": json.dumps(note), "failure": json.dumps(failure.to_json())}
+        return answer | {"about": json.dumps(about)}
 
     def _draw(self, slide: Slide, record: Record, name: str) -> dict[str, Any]:
         store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
@@ -136,7 +147,7 @@ class Illustrator:
         )
         about["picture"] = f"slides/{name}.jpg"
         store.write(f"{self._folder}/{about['picture']}", image)
-        store.write_json(f"{self._folder}/slides/{name}.json", about)
+        store.write_checked(f"{self._folder}/slides/{name}.json", about, owner=name)
         return about
 
     def _labels(

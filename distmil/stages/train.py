@@ -116,7 +116,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
     config = announce(job, prepared)
-    job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))

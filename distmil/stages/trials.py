@@ -200,7 +200,8 @@ def train_group(config: dict[str, Any], sweep: Sweep) -> None:
 def _fit_group(sweep: Sweep, task: Task) -> None:
     """Tell what an earlier try of the trial committed, train what is missing, and tell its last row with held-out."""
     config, inner, store = sweep.config(task), sweep.group(task), sweep.store
-    store.write_json(run_file(inner, "cohort"), store.read_json(run_file(sweep.run, "cohort")))
+    entries = store.read_checked(run_file(sweep.run, "cohort"), owner=sweep.run)
+    store.write_checked(run_file(inner, "cohort"), entries, owner=inner)
     history = read_history(store, inner) or History()
     for epoch in range(len(history.rows)):
         tune.report(group_report(history.rows, epoch, config, sweep.metric))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.agenda import Agenda
-from distmil.bags import Bag, open_bag
+from distmil.bags import Bag, open_all_bags
 from distmil.cohort import Cohort, Slide
 from distmil.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.config import Config, SearchConfig, fingerprint
@@ -81,13 +81,13 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     check_classes(prepared, cohort)
     folds, held_out = _split(search, used, prepared, job.config)
     classes, form = len(cohort.classes), job.config.labels.form
-    bags = {entry.slide_id: open_bag(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries}
+    bags = {bag.slide_id: bag for bag in open_all_bags(job.store, prepared.entries, num_classes=classes, form=form)}
     metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
     run = claim_run(
         job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
         folders=[search_folder(search.run)] if search.run else [],
     )  # fmt: skip
-    job.store.write_json(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries])
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
     space = _without_inactive(job, announce(job, prepared), space)
     start_ray()
     sweep = Sweep(

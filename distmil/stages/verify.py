@@ -6,10 +6,11 @@ from dataclasses import asdict
 from typing import Any
 
 from distmil.cohort import Slide
+from distmil.defects import attempt
 from distmil.errors import DamagedStore, StorageError
 from distmil.slideconfig import TilingConfig
 from distmil.stages.runtime import Job, Row, stream_actors
-from distmil.storage import Store
+from distmil.storage import Record, Store
 from distmil.tiling import SlideTiler
 from distmil.verification import find_damage
 
@@ -28,6 +29,8 @@ def verify(job: Job, slides: Sequence[Slide]) -> int:
             if row["fatal"]:
                 raise StorageError(row["fatal"])
             damaged += [(row["slide_id"], text) for text in json.loads(row["damage"])]
+            if row["failure"]:
+                job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be verified")
             advance()
     bad = {slide_id for slide_id, _ in damaged}
     job.console.note(f"verified {len(items)} slides, {len(bad)} damaged")
@@ -51,12 +54,22 @@ class Verifier:
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """Check one."""
         slide = Slide(**json.loads(row["slide"]))
-        tiler = SlideTiler(slide, self._config, self._store)
+        answer = {"slide_id": slide.slide_id, "damage": "[]", "failure": "", "fatal": ""}
         try:
-            damage, fatal = find_damage(slide, self._config, self._store), ""
-            record = None if damage else tiler.finished()
-            if record:
-                tiler.tidy(record)
+            damage, failure = attempt(
+                lambda: self._check(slide), slide_id=slide.slide_id, hidden=(slide.path, slide.tissue_path)
+            )
         except StorageError as error:
-            damage, fatal = [], str(error)
-        return {"slide_id": slide.slide_id, "damage": json.dumps(damage), "fatal": fatal}
+            return answer | {"fatal": str(error)}
+        if failure:
+            return answer | {"failure": json.dumps(failure.to_json())}
+        return answer | {"damage": json.dumps(damage)}
+
+    def _check(self, slide: Slide) -> list[str]:
+        """Say what is damaged; tidy up where nothing is."""
+        tiler = SlideTiler(slide, self._config, self._store)
+        damage = find_damage(slide, self._config, self._store)
+        record = None if damage else tiler.finished()
+        if record:
+            tiler.tidy(record)
+        return damage

@@ -10,7 +10,7 @@ import ray.train
 import ray.train.torch
 import torch
 
-from distmil.bags import Bag, BagEntry, open_bag
+from distmil.bags import Bag, BagEntry, open_all_bags
 from distmil.checkpoints import checkpoint_folder, read_latest, save_checkpoint
 from distmil.config import Config
 from distmil.configfile import build_config
@@ -103,7 +103,7 @@ def fetch(store: Store, run: str, group: Group) -> None:
     """
     if store.is_local:
         return
-    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
     with ThreadPoolExecutor(FETCHERS) as pool:
         copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
         while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
@@ -128,9 +128,8 @@ def _nothing() -> None:
 
 def open_bags(config: Config, store: Store, run: str) -> list[Bag]:
     """Return the bags that a run was started with."""
-    entries = [BagEntry.from_json(values) for values in store.read_json(run_file(run, "cohort"))]
-    classes = len(config.cohort.classes)
-    return [open_bag(store, entry, num_classes=classes, form=config.labels.form) for entry in entries]
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
+    return open_all_bags(store, entries, num_classes=len(config.cohort.classes), form=config.labels.form)
 
 
 def choose_device(*, is_gpu: bool) -> torch.device:

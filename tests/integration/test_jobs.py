@@ -162,10 +162,15 @@ def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done
     rows = [["slide_id", "slide_path"], *([name, str(path.resolve())] for name, path in paths.items())]
     with manifest.open("w", newline="") as file:
         csv.writer(file).writerows(rows)
-    done = run_job(home, "predict", f"cohort.manifest={manifest}", "prediction.model=small", "prediction.run=scan")
+    asked = (f"cohort.manifest={manifest}", "prediction.model=small", "prediction.run=scan")
+    refused = run_job(home, "predict", *asked)
+    assert refused.code == 1
+    assert "4 of 5 slides cannot be used (1 too_coarse, 1 too_small, 2 unreadable)" in refused.err.splitlines()[-1]
+    done = run_job(home, "predict", *asked, "tiling.max_bad_fraction=0.9")
     assert done.code == 0, done.err
     assert done.answer["slides"] == {"ok": 1, "too_small": 1, "too_coarse": 1, "unreadable": 2}
-    assert "4 of 5 slides are skipped" in done.err
+    assert "4 of 5 slides were dropped" in done.err
+    assert "4 of 5 slides were dropped" not in done.err.split("judge: 1/1")[0]  # it is the last that is said
     slides = pq.read_table(Path(done.answer["predictions"]) / "slides.parquet").to_pylist()
     assert [(row["slide_id"], row["label"]) for row in slides] == [("scan", None)]
     with Image.open(Path(done.answer["maps"]) / "scan_fused.png") as image:

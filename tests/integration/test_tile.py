@@ -18,7 +18,7 @@ from tests.slidemaking import tissue_image
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
-VALUES = {"patch_px": 32, "mpp": 0.5, "chunk_patches": 16, "encode": "png"}
+VALUES = {"patch_px": 32, "mpp": 0.5, "chunk_patches": 16, "encode": "png", "max_bad_fraction": 0.5}
 OUTLINE = {
     "type": "Feature",
     "geometry": {"type": "Polygon", "coordinates": [[[100, 80], [300, 80], [300, 200], [100, 80]]]},
@@ -54,6 +54,9 @@ def run_tile(home: Path, *arguments: object) -> Done:
 def tiled(home: Path) -> Done:
     done = run_tile(home)
     assert done.code == 0, done.err
+    lines = done.err.splitlines()
+    assert "1 of 4 slides were dropped:" in lines[-3]
+    assert lines[-1].split()[:3] == ["1", "unreadable", "broken"]
     return done
 
 
@@ -80,7 +83,8 @@ def test_the_report_shows_every_slide(home: Path, tiled: Done) -> None:
     slides = {row["slide_id"]: row for row in summary["slides"]}
     assert slides["large"]["labels"]["positive"] > 0
     assert slides["wide"]["labels"] is None
-    assert "broken.svs: not a whole-slide format" in slides["broken"]["error"]
+    assert "not a whole-slide format" in slides["broken"]["error"]
+    assert "broken.svs" not in page.read_text()
 
     class Pictures(HTMLParser):
         found: list[str] = []  # noqa: RUF012 (one page only)

@@ -1,0 +1,128 @@
+"""What a job says at its end: doubts, then what was dropped, grouped; and a defect ends it whatever is allowed."""
+
+import io
+
+import pytest
+from rich.console import Console as RichConsole
+
+from distmil.config import Config
+from distmil.console import Console
+from distmil.defects import DEFECT
+from distmil.errors import DefectError, TooManyBadSlides
+from distmil.ledger import Ledger, grouped
+from distmil.stages.runtime import Job, check_bad_fraction
+from distmil.storage import Record
+
+
+def said(ledger):
+    out = io.StringIO()
+    ledger.tell(Console(RichConsole(file=out, highlight=False, soft_wrap=True)))
+    return out.getvalue()
+
+
+def ok(slide_id, *doubts):
+    return Record(slide_id, {}, info={"doubts": list(doubts)})
+
+
+def bad(slide_id, status="failed", error="why", **info):
+    return Record(slide_id, {}, status=status, error=error, info=info)
+
+
+def by_id(*records):
+    return {record.slide_id: record for record in records}
+
+
+def test_texts_that_differ_in_numbers_or_the_slides_id_are_one():
+    texts = [
+        ("s1", "pen ink on 3.1% of s1"),
+        ("s2", "black"),
+        ("s3", "pen ink on 12% of s3"),
+        ("s11", "pen ink on 1.5e-05% of s11"),
+    ]
+    assert grouped(texts) == [("pen ink on 3.1% of s1", ["s1", "s3", "s11"]), ("black", ["s2"])]
+
+
+def test_a_job_without_anything_to_say_says_nothing():
+    ledger = Ledger()
+    ledger.add(by_id(ok("s1"), ok("s2")))
+    assert said(ledger) == ""
+    ledger.check_defects()
+
+
+def test_doubts_come_first_and_what_was_dropped_comes_last():
+    ledger = Ledger()
+    ledger.add(by_id(*(ok(f"s{i}", f"pen ink on {i}% of it") for i in range(12)), ok("t1", "dark", "pen ink on 7%")))
+    ledger.add(by_id(bad("b1", "no_tissue", "the most is 3%"), bad("b2", "no_tissue", "the most is 4%"), bad("b3")))
+    lines = [" ".join(line.split()) for line in said(ledger).splitlines()]
+    assert lines == [
+        "doubts about 13 of 16 slides:",
+        "slides which doubt",
+        "12 s0, s1, s2, s3, s4, ... pen ink on 0% of it",
+        "1 t1 dark",
+        "1 t1 pen ink on 7%",
+        "3 of 16 slides were dropped:",
+        "slides status which why",
+        "1 failed b3 why",
+        "2 no_tissue b1, b2 the most is 3%",
+    ]
+
+
+def test_what_is_said_stays_short_for_thousands_of_slides():
+    ledger = Ledger()
+    letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(600)]
+    ledger.add(by_id(*(ok(f"s{i}", f"doubt {words}") for i, words in enumerate(letters))))
+    ledger.add(by_id(*(bad(f"b{i}", error=f"b{i}: {words}") for i, words in enumerate(letters))))
+    assert len(said(ledger).splitlines()) < 100
+    assert "1200 slides" in said(ledger)
+
+
+def test_a_slide_counts_once_by_its_latest_status():
+    ledger = Ledger()
+    ledger.add(by_id(ok("s1", "dark"), bad("s2")))
+    ledger.add(by_id(bad("s1", "bad_annotation", "no group"), ok("s2")))
+    assert ledger.dropped == {"s1": ("bad_annotation", "no group")}
+    ledger.add(by_id(ok("s1", "dark")))
+    assert ledger.dropped == {}
+    assert ledger.doubts == {"s1": ["dark"], "s2": []}
+
+
+def test_what_was_dropped_is_counted_by_split_and_class():
+    ledger = Ledger(kinds={"a": "train positive", "b": "train positive", "c": "val negative", "d": "train negative"})
+    ledger.add(by_id(bad("a"), ok("b"), bad("c"), ok("d")))
+    assert "2 of 4 slides were dropped (1 of 2 train positive, 1 of 1 val negative):" in said(ledger)
+
+
+@pytest.fixture
+def job(store):
+    config = Config()
+    return Job(config, store, Console(RichConsole(file=io.StringIO(), soft_wrap=True)))
+
+
+@pytest.mark.parametrize(("num_bad", "is_refused"), [(0, False), (1, False), (2, True), (10, True)])
+def test_a_tenth_of_the_slides_may_be_dropped(job, num_bad, is_refused):
+    records = by_id(*(bad(f"b{i}", "no_mpp") if i < num_bad else ok(f"s{i}") for i in range(10)))
+    if is_refused:
+        message = (
+            rf"{num_bad} of 10 slides cannot be used \({num_bad} no_mpp\), more than tiling.max_bad_fraction = 0.1"
+        )
+        with pytest.raises(TooManyBadSlides, match=message):
+            check_bad_fraction(job, records)
+    else:
+        check_bad_fraction(job, records)
+    assert len(job.ledger.dropped) == num_bad  # said at the job's end, whichever way it ends
+    assert ("1 of 10 slides are dropped: 1 no_mpp" in job.console.rich.file.getvalue()) is (num_bad == 1)
+
+
+def test_a_defect_fails_the_job_whatever_is_allowed(job):
+    text = "ValueError: max() arg is an empty sequence (slides/reader.py:135 in overview_level)"
+    records = by_id(*(ok(f"s{i}") for i in range(98)), bad("d1", **{DEFECT: text}), bad("d2", **{DEFECT: text}))
+    check_bad_fraction(job, records)
+    with pytest.raises(DefectError, match=r"on 2 slides; the others are done") as caught:
+        job.ledger.check_defects()
+    assert f"2 slides (d1, d2): {text}" in str(caught.value)
+    assert caught.value.exit_code == 1
+
+
+def test_a_defect_is_named_where_too_many_slides_are_bad_too(job):
+    with pytest.raises(DefectError, match="ValueError: x"):
+        check_bad_fraction(job, by_id(bad("d1", **{DEFECT: "ValueError: x"})))
