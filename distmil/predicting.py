@@ -1,7 +1,7 @@
 """The predictions of one slide: a committed table of patch scores, and committed maps. The two are made anew apart."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,9 @@ class SlidePredictor:
         source, places = open_source(self.store, self.entry)
         scores = score_bag(bundle.head, source, embed, top_k=bundle.config.bags.top_k)
         check_finite(scores)
+        if self.store.exists(self._maps_name):  # no maps of other scores lie beside the new ones
+            for name in (self._maps_name, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):
+                self.store.delete(name)
         slide_score = self.config.prediction.slide_score
         row = slide_row(
             scores,
@@ -159,8 +162,8 @@ class SlidePredictor:
             reader=self.config.tiling.reader,
         )
         parts = tuple(
-            self.store.write_part(self.folder, f"maps/{self.slide.slide_id}_{name}.png", png, rows=1)
-            for name, png in drawn.images.items()
+            self.store.write_part(self.folder, f"maps/{file}", drawn.images[name], rows=1)
+            for file, name in map_files(self.slide.slide_id).items()
         )
         record = Record(self.slide.slide_id, self.maps_key(scores), parts=parts, info={"doubts": list(drawn.doubts)})
         self.store.write_record(self._maps_name, record)
@@ -181,6 +184,20 @@ class SlidePredictor:
             return None, False
         is_whole = all(self.store.is_intact(self.folder, part) for part in record.parts)
         return (record, False) if is_whole else (None, True)
+
+
+def map_files(slide_id: str) -> dict[str, str]:
+    """Return the file names of a slide's maps, each with the name of what it shows."""
+    return {f"{slide_id}_{name}.png": name for name in MAPS}
+
+
+def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:
+    """Delete what a folder of predictions holds of other slides, as of those that have failed since."""
+    folder = predictions_folder(run)
+    store.keep_only(f"{folder}/patches", {f"{slide_id}.parquet" for slide_id in slide_ids})
+    store.keep_only(f"{folder}/maps", {file for slide_id in slide_ids for file in map_files(slide_id)})
+    for records in ("records", "records/maps"):
+        store.keep_only(f"{folder}/{records}", {f"{slide_id}.json" for slide_id in slide_ids})
 
 
 def check_finite(scores: BagScores) -> None:

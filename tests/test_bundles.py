@@ -281,10 +281,10 @@ def test_hostile_encoder_weights_are_refused(store: Store) -> None:
 # --- bundles of the first version
 
 
-def make_old(store: Store, bundle: Bundle) -> str:
+def make_old(store: Store, bundle: Bundle, *, run: str = "run") -> str:
     """Write a bundle as the first version did, and return its record's digest."""
     save_bundle(store, bundle)
-    folder = "models/run"
+    folder = f"models/{run}"
     config = json.loads(store.read(f"{folder}/config.json")) | {"format_version": 1}
     config["config"]["tiling"] |= {"default_mpp": 0.25, "max_bad_fraction": 1.0, "verify": "repair"}
     del config["config"]["tiling"]["snap"]
@@ -293,7 +293,7 @@ def make_old(store: Store, bundle: Bundle) -> str:
     store.write_json(f"{folder}/labels.json", labels)
     record = store.read_record(f"{folder}/commit.json")
     assert record is not None
-    old = Record("run", {"format_version": 1}, parts=[part for part in record.parts if "json" not in part.name])
+    old = Record(run, {"format_version": 1}, parts=[part for part in record.parts if "json" not in part.name])
     store.write_record(f"{folder}/commit.json", old)
     return old.digest
 

@@ -92,6 +92,7 @@ def test_a_slide_whose_embeddings_are_not_finite_costs_its_own_prediction(made, 
     found = predict.judge_slides(job, made.cohort, made.slides, bundle, place="first", run="spoilt", with_labels=False)
     assert sorted(found.rows) == ["s0", "s2", "s3"]
     assert found.prepared.statuses == {"ok": 3, "failed": 1}
+    job.ledger.tell(job.console)
     assert "the embedding of patch 0 is not finite" in capsys.readouterr().err
 
 

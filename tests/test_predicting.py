@@ -14,7 +14,7 @@ from distmil.bags import BagEntry
 from distmil.bundles import load_bundle, save_bundle
 from distmil.cohort import Slide
 from distmil.errors import SlideError
-from distmil.predicting import SlidePredictor, annotation_checksum, check_finite
+from distmil.predicting import SlidePredictor, annotation_checksum, check_finite, keep_slides
 from distmil.storage import Record
 from distmil.tables import embeddings_schema, to_ipc
 from tests.bagmaking import EMBEDDING, small_config
@@ -227,6 +227,22 @@ def test_every_score_must_be_finite(name):
         wrong[-1] = value
         with pytest.raises(SlideError, match="scores are not finite"):
             check_finite(replace(scores, **{name: wrong}))
+
+
+def test_no_maps_of_other_scores_are_left(store, predictor, bundle):
+    make(predictor, bundle)
+    other = changed(predictor, prediction={"maps": False, "slide_score": "max"})
+    assert make(other, bundle) == ["scores"]
+    assert set(files(store)) == {"patches/s1.parquet", "records/s1.json"}
+
+
+def test_files_of_slides_that_failed_since_go(store, predictor, bundle):
+    make(predictor, bundle)
+    before = files(store)
+    keep_slides(store, "run", {"s1", "s2"})
+    assert files(store) == before
+    keep_slides(store, "run", {"s2"})
+    assert files(store) == {}
 
 
 def test_doubts_are_kept_with_the_maps_and_tried_again(predictor, bundle):

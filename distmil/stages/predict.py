@@ -18,7 +18,7 @@ from distmil.configfile import build_config, per_job_keys
 from distmil.defects import attempt
 from distmil.encoders import EncoderSpec, prepare_encoder
 from distmil.errors import BundleError, ConfigError, StorageError
-from distmil.predicting import Found, SlidePredictor, annotation_checksum
+from distmil.predicting import Found, SlidePredictor, annotation_checksum, keep_slides
 from distmil.prediction import predictions_folder, write_slide_table
 from distmil.questions import claim_question, default_name, make_question
 from distmil.stages.inputs import check_any, open_cohort
@@ -130,6 +130,7 @@ def judge_slides(
     for entry in prepared.entries:
         label = None if entry.label is None else cohort.classes[entry.label]
         rows[entry.slide_id] = {**records[entry.slide_id].info, "label": label}
+    keep_slides(job.store, run, rows)
     write_slide_table(job.store, run, list(rows.values()), cohort.classes)
     tables = {slide_id: records[slide_id].parts[0] for slide_id in rows}
     return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
