@@ -4,7 +4,9 @@ Tensors are safetensors, the optimiser's state is loaded weights-only, the rest 
 Files first, the record last, as everywhere.
 """
 
+import hashlib
 import io
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +18,10 @@ from torch import Tensor, nn
 from distmil.engine import History
 from distmil.errors import StorageError
 from distmil.learner import Learner
+from distmil.ownership import Lease
 from distmil.storage import Part, Record, Store
+
+_EPOCH = re.compile(r"epoch-(\d+)[.-]")
 
 
 def checkpoint_folder(run: str) -> str:
@@ -24,26 +29,47 @@ def checkpoint_folder(run: str) -> str:
     return f"checkpoints/{run}"
 
 
-def save_checkpoint(store: Store, run: str, learner: Learner, history: History, *, is_best: bool) -> None:
+def save_checkpoint(
+    store: Store, run: str, learner: Learner, history: History, *, is_best: bool, lease: Lease | None = None
+) -> None:
     """Commit the learner after an epoch; older checkpoints go, but for the best one.
 
-    One record names both: a kill between two would leave a best one whose files the next try overwrites.
+    One record names both: a kill between two would leave a best one whose files the next try overwrites. The files'
+    names hold their checksums, so that two jobs of one run never overwrite each other's.
+
+    Args:
+        store: Where the run is.
+        run: The run's name.
+        learner: What is saved.
+        history: The rows up to this epoch.
+        is_best: Whether this epoch is the best so far.
+        lease: The job's right to write; None where no other job can know the run.
+
+    Raises:
+        TrainingError: If the run belongs to another job now.
+        StorageError: If the store cannot be written or read.
     """
     folder, epoch = checkpoint_folder(run), len(history.rows) - 1
+    if lease is not None:
+        lease.check(store)
     optimizer = io.BytesIO()
     torch.save(learner.optimizer.state_dict(), optimizer)
-    parts = (
-        store.write_part(folder, f"epoch-{epoch:05d}.safetensors", save_safetensors(_tensors(learner)), rows=1),
-        store.write_part(folder, f"epoch-{epoch:05d}.pt", optimizer.getvalue(), rows=1),
+    files = {".safetensors": save_safetensors(_tensors(learner)), ".pt": optimizer.getvalue()}
+    parts = tuple(
+        store.write_part(folder, f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
+        for suffix, data in files.items()
     )
     latest: dict[str, Any] = {"parts": [asdict(part) for part in parts], "steps_done": learner.steps_done}
     earlier = None if is_best else read_latest(store, run)
     best = latest if earlier is None else earlier.info["best"]
     info = {"history": vars(history), "steps_done": learner.steps_done, "best": best}
+    if lease is not None:
+        lease.check(store)  # the files took a moment to write
     store.write_record(_record_name(run), Record(slide_id=run, key={"epoch": epoch}, parts=parts, info=info))
     keep = {part["name"] for kept in (latest, best) for part in kept["parts"]}
     for name in store.names(folder):
-        if name.startswith("epoch-") and name not in keep:
+        # Unnamed files of this epoch or a later one may be those of a job that takes over just now.
+        if (found := _EPOCH.match(name)) and int(found[1]) < epoch and name not in keep:
             store.delete(f"{folder}/{name}")
 
 

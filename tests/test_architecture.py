@@ -26,7 +26,7 @@ LAYERS = [
     ],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
     ["distmil.storage", "distmil.sources", "distmil.jpeg"],
-    ["distmil.configfile", "distmil.defects"],
+    ["distmil.configfile", "distmil.defects", "distmil.ownership"],
     ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
     [
         "distmil.slides.reader",

@@ -9,9 +9,10 @@ import torch
 from distmil import checkpoints
 from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
 from distmil.engine import History
-from distmil.errors import StorageError
+from distmil.errors import StorageError, TrainingError
 from distmil.group import Group
 from distmil.learner import Learner
+from distmil.ownership import Lease, take_over
 from distmil.stages.worker import check_same_start
 from distmil.storage import Store
 from tests.bagmaking import make_bags, small_config
@@ -55,10 +56,7 @@ def test_the_latest_and_the_best_are_kept_and_nothing_else(store: Store) -> None
     history = History()
     for epoch, score in enumerate([0.5, 0.9, 0.7, 0.6]):
         save(store, learner_with(epoch), history, score)
-    assert [name for name in names(store) if name.endswith(".safetensors")] == [
-        "epoch-00001.safetensors",
-        "epoch-00003.safetensors",
-    ]
+    assert [name[:11] for name in names(store) if name.endswith(".safetensors")] == ["epoch-00001", "epoch-00003"]
     learner = learner_with(-1)
     found = load_checkpoint(store, RUN, learner)
     assert found is not None
@@ -141,3 +139,63 @@ def test_workers_that_see_different_checkpoints_do_not_train() -> None:
     assert all("after 6, 7 epochs" in text for text in found)
     same = run_as_group(2, lambda group: check_same_start(History([{"loss": 1.0}], 0), group))
     assert same == [None, None]
+
+
+def leased(store: Store) -> Lease:
+    return take_over(store, checkpoint_folder(RUN), run=RUN)
+
+
+def test_the_later_of_two_jobs_goes_on_and_the_earlier_one_saves_nothing_more(store: Store) -> None:
+    first, second = History(), History()
+    earlier = leased(store)
+    assert first.add({"val_slide_auc": 0.5}, select_by="slide_auc")
+    save_checkpoint(store, RUN, learner_with(1), first, is_best=True, lease=earlier)
+    later = leased(store)
+    before = store.read(f"{checkpoint_folder(RUN)}/latest.json")
+    with pytest.raises(TrainingError, match=r"another job took it over .* the last committed epoch"):
+        save_checkpoint(store, RUN, learner_with(9), first, is_best=True, lease=earlier)
+    assert store.read(f"{checkpoint_folder(RUN)}/latest.json") == before
+    assert second.add({"val_slide_auc": 0.6}, select_by="slide_auc")
+    save_checkpoint(store, RUN, learner_with(2), second, is_best=True, lease=later)
+    learner = learner_with(0)
+    load_checkpoint(store, RUN, learner)
+    assert value_of(learner.head) == 2
+
+
+def test_a_job_that_is_taken_over_while_it_writes_commits_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history, lease, write = History(), leased(store), Store.write_part
+    history.add({"val_slide_auc": 0.5}, select_by="slide_auc")
+
+    def write_late(store: Store, *arguments: object, **options: object) -> object:
+        made = write(store, *arguments, **options)  # type: ignore[arg-type]
+        leased(store)
+        return made
+
+    monkeypatch.setattr(Store, "write_part", write_late)
+    with pytest.raises(TrainingError, match="another job took it over"):
+        save_checkpoint(store, RUN, learner_with(1), history, is_best=True, lease=lease)
+    assert checkpoints.read_latest(store, RUN) is None
+
+
+@pytest.mark.parametrize("is_best", [True, False])
+def test_files_of_two_jobs_never_overwrite_or_delete_each_other(store: Store, is_best: bool) -> None:
+    history = History()
+    for value in (0.9, 0.5):
+        history.add({"val_slide_auc": value}, select_by="slide_auc")
+    folder = checkpoint_folder(RUN)
+    save(store, learner_with(0), History(), 0.9)
+    theirs = {f"epoch-0000{epoch}-{'ab' * 4}.pt" for epoch in (1, 2)}  # of a job that takes over just now
+    for name in theirs:
+        store.write(f"{folder}/{name}", b"theirs")
+    save_checkpoint(store, RUN, learner_with(1), history, is_best=is_best)
+    assert theirs < set(names(store))
+    assert all(store.read(f"{folder}/{name}") == b"theirs" for name in theirs)
+
+
+def test_a_deleted_folder_stops_its_job(store: Store) -> None:
+    lease = leased(store)
+    store.delete_folder(checkpoint_folder(RUN))
+    with pytest.raises(TrainingError, match="was deleted while this job worked on it"):
+        lease.check(store)

@@ -1,5 +1,6 @@
 """What a name stands for: settings and data, the slides of each fold with them."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,11 +8,14 @@ import pytest
 from distmil.cohort import Cohort
 from distmil.configfile import build_config
 from distmil.encoders import EncoderSpec
-from distmil.errors import ConfigError
-from distmil.stages.opening import claim_run
+from distmil.engine import History
+from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.stages.fit import check_finished
+from distmil.stages.opening import claim_run, read_record_id, write_record_id
 from distmil.stages.prepare import Prepared
 from distmil.stages.runtime import Job
 from distmil.stages.tune import identity
+from distmil.stages.worker import run_file
 from distmil.storage import Store
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
@@ -32,3 +36,66 @@ def test_a_search_on_other_folds_needs_another_name(tmp_path):
         with pytest.raises(ConfigError, match="slides of the folds") as caught:
             claim(store, folds, held_out)
         assert f"delete {store.path('checkpoints/s')} and {store.path('searches/s')}" in str(caught.value)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:20])
+
+
+def swap(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"0.25", b"0.35", 1))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [cut, swap, empty])
+def test_a_damaged_claim_is_no_reason_to_go_on_with_other_settings(tmp_path, damage):
+    store = Store(str(tmp_path))
+    claim(store, FOLDS, ["e"])
+    damage(Path(store.path(run_file("s", "run"))))
+    with pytest.raises(StorageError, match=r"run\.json is damaged; restore it, choose another name, or delete"):
+        claim(store, FOLDS, ["e"])
+
+
+@pytest.mark.parametrize("left", ["checkpoints/s/latest.json", "searches/s/trials/a.json"])
+def test_a_claim_that_is_gone_beside_results_is_told(tmp_path, left):
+    store = Store(str(tmp_path))
+    claim(store, FOLDS, ["e"])
+    store.delete(run_file("s", "run"))
+    assert claim(store, FOLDS, ["e"]) == "s"  # nothing was made yet
+    store.delete(run_file("s", "run"))
+    store.write(left, b"{}")
+    with pytest.raises(StorageError, match="is gone, but results of run s are there"):
+        claim(store, FOLDS, ["e"])
+
+
+def test_a_claim_of_an_earlier_version_is_read(tmp_path):
+    store = Store(str(tmp_path))
+    claim(store, FOLDS, ["e"])
+    name = run_file("s", "run")
+    store.write_json(name, store.read_checked(name, owner="s"))
+    assert claim(store, FOLDS, ["e"]) == "s"
+    with pytest.raises(ConfigError, match="slides of the folds"):
+        claim(store, FOLDS[::-1], ["e"])
+
+
+def test_a_damaged_note_of_the_mlflow_run_costs_only_its_continuity(tmp_path, capsys):
+    job = Job(build_config({}), Store(str(tmp_path)))
+    assert read_record_id(job, "r") is None
+    write_record_id(job.store, "r", "abc")
+    assert read_record_id(job, "r") == "abc"
+    cut(Path(job.store.path(run_file("r", "mlflow"))))
+    assert read_record_id(job, "r") is None
+    assert "mlflow.json is damaged: MLflow gets a new run for r" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("rows", [None, 0, 11])
+def test_nothing_is_made_of_a_history_that_is_not_finished(rows):
+    config = build_config({"training": {"epochs": 12}})
+    history = None if rows is None else History([{"loss": 1.0}] * rows)
+    with pytest.raises(TrainingError, match=f"ended after {rows or 0} of 12 epochs"):
+        check_finished(history, config, "r")
+    whole = History([{"loss": 1.0}] * 12)
+    assert check_finished(whole, config, "r") is whole

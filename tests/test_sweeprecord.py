@@ -139,7 +139,7 @@ def test_children_open_later_where_the_parent_could_not_be_opened(search, monkey
     search.end(book, search.records[2])
     book.finish("FINISHED")
     search.check(book.parent.run_id)
-    assert search.store.read_json("checkpoints/s/mlflow.json") == book.parent.run_id
+    assert search.store.read_checked("checkpoints/s/mlflow.json", owner="s") == book.parent.run_id
 
 
 def test_the_next_call_completes_what_an_outage_left(search, caplog):

@@ -1,5 +1,7 @@
 """The records of a search's trials, without Ray's processes: what Tune tells the book, in whatever order."""
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,10 +10,11 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from distmil.agenda import Agenda
-from distmil.errors import StorageError
+from distmil.errors import StorageError, TrainingError
+from distmil.ownership import take_over
 from distmil.search import Task, TrialRecord
 from distmil.stages.trialbook import TrialBook, in_words, is_lost
-from distmil.stages.trials import TASK, Sweep
+from distmil.stages.trials import TASK, Sweep, read_trial, read_trials, search_folder, write_trial
 from distmil.storage import Store
 
 ROWS = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
@@ -52,7 +55,7 @@ class Ears:
             self.book.on_trial_result(0, [], trial, result)
 
     def stored(self):
-        return self.sweep.store.read_json(self.sweep.record_file(self.task))
+        return read_trial(self.sweep, self.task).to_json()
 
 
 def error_file(tmp_path, cause):
@@ -146,3 +149,28 @@ def test_lost_is_what_may_go_on_elsewhere(failure, lost):
 def test_a_failure_is_told_by_its_last_line_in_short():
     assert in_words(RuntimeError("Traceback\n  somewhere\nCUDA out of memory")) == "CUDA out of memory"
     assert len(in_words(RuntimeError("the actor died, maybe because " * 40))) <= 300
+
+
+def test_the_records_of_a_search_that_another_job_took_over_stay_as_they_are(sweep):
+    lease = take_over(sweep.store, search_folder(sweep.run), run=sweep.run)
+    ears = Ears(replace(sweep, lease=lease))
+    ears.agenda.next()
+    ears.book.on_trial_start(0, [], ears.trial())
+    before = sweep.store.read(sweep.record_file(ears.task))
+    take_over(sweep.store, search_folder(sweep.run), run=sweep.run)
+    ears.tell(ears.trial(is_last=True), ROWS)
+    with pytest.raises(TrainingError, match="run s: another job took it over"):
+        ears.book.on_trial_complete(0, [], ears.trial(is_last=True))
+    assert sweep.store.read(sweep.record_file(ears.task)) == before
+
+
+def test_a_damaged_record_of_a_trial_is_told_and_another_ones_in_its_place_too(sweep):
+    tasks = [Task({"bags.top_k": k}, 7, claim="c") for k in (1, 2)]
+    for task in tasks:
+        write_trial(sweep, TrialRecord(dict(task.values), 7, False, 0, status="finished", claim="c"))
+    first, second = (Path(sweep.store.path(sweep.record_file(task))) for task in tasks)
+    whole = first.read_bytes()
+    for wrong in (second.read_bytes(), whole.replace(b"finished", b"finishee"), whole[: len(whole) // 2]):
+        first.write_bytes(wrong)
+        with pytest.raises(StorageError, match="is damaged"):
+            read_trials(replace(sweep, claim="c"))

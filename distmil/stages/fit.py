@@ -10,10 +10,12 @@ import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.callback import UserCallback
 
+from distmil.checkpoints import checkpoint_folder
 from distmil.config import Config
 from distmil.encoders import EncoderSpec
 from distmil.engine import History
 from distmil.errors import ConfigError, TrainingError
+from distmil.ownership import Lease, take_over
 from distmil.runs import is_finished
 from distmil.stages.callback import MetricsCallback
 from distmil.stages.runtime import Job, is_autoscaling, node_resources, start_ray, wants_gpu
@@ -37,7 +39,8 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
 
     Raises:
         ConfigError: If what workers need is not there.
-        TrainingError: If the loss is not finite, or the group failed more often than it may.
+        TrainingError: If the loss is not finite, the group failed more often than it may, or another job took the run
+            over.
         StorageError: If the store cannot be written or read.
     """
     done = read_history(job.store, run)
@@ -46,6 +49,7 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
         return done
     if done is not None:
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
+    lease = take_over(job.store, checkpoint_folder(run), run=run)
     start_ray()
     fewest, most = config.training.min_workers, config.training.num_workers
     count = f"{most}" if fewest is None else f"{fewest} to {most}"
@@ -53,7 +57,7 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
 
     def attempt() -> ray.train.Result:
-        trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)])
+        trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)], lease=lease)
         with watched(job, run, config, trainer.scaling_config.resources_per_worker):
             return trainer.fit()
 
@@ -64,8 +68,21 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
     if failure := (result.return_value or {}).get("error"):
         raise failure
     history = read_history(job.store, run)
-    if history is None:
-        raise TrainingError(f"run {run} left no checkpoint")
+    return check_finished(history, config, run)
+
+
+def check_finished(history: History | None, config: Config, run: str) -> History:
+    """Give a finished run's history back, and refuse any other.
+
+    Raises:
+        TrainingError: If epochs are missing.
+    """
+    if history is None or not is_finished(history, config):
+        epochs = len(history.rows) if history else 0
+        raise TrainingError(
+            f"run {run} ended after {epochs} of {config.training.epochs} epochs, and nothing is made of it; the same "
+            "command goes on. Does another job train a run of this name, or did something delete its files?"
+        )
     return history
 
 
@@ -104,6 +121,7 @@ def make_trainer(
     spec: EncoderSpec,
     callbacks: Sequence[UserCallback],
     *,
+    lease: Lease,
     cores: int | None = None,
 ) -> TorchTrainer:
     """Return the worker group of a run whose ``cohort`` file is written.
@@ -114,6 +132,7 @@ def make_trainer(
         run: The run's name.
         spec: The encoder.
         callbacks: Told of what workers report.
+        lease: The job's right to write the run's checkpoints.
         cores: CPU cores of each worker, for groups that share a cluster; None: as many as the nodes have for it.
 
     Raises:
@@ -127,8 +146,8 @@ def make_trainer(
     return TorchTrainer(
         train_worker,
         train_loop_config={
-            "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "is_gpu": is_gpu,
-            "threads": int(resources["CPU"]),
+            "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "lease": vars(lease),
+            "is_gpu": is_gpu, "threads": int(resources["CPU"]),
         },
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),

@@ -25,12 +25,56 @@ from distmil.storage import Store
 KINDS = ("negative", "annotated", "part annotated", "label only")
 
 
-def read_or_none(store: Store, name: str) -> Any:
-    """Return a JSON file's values, None if it is not there or not readable."""
+def read_claim(store: Store, run: str, *, folders: Sequence[str] = ()) -> Any:
+    """Read what a run was started with.
+
+    Args:
+        store: Where the run is.
+        run: The run's name.
+        folders: Where else a run of that name leaves files.
+
+    Returns:
+        The claim, None if there was never a run of that name.
+
+    Raises:
+        StorageError: If the claim is damaged, or is gone while the run's results are there: what they were made with
+            is not known then, and other settings must not go on from them.
+    """
+    places = " and ".join(store.path(folder) for folder in (checkpoint_folder(run), *folders))
+    remedy = f"restore it, choose another name, or delete {places} to start the run from its beginning"
     try:
-        return store.read_json(name)
-    except (FileNotFoundError, StorageError):
+        return store.read_checked(run_file(run, "run"), owner=run)
+    except FileNotFoundError:
+        if not (store.exists(run_file(run, "latest")) or any(store.exists(folder) for folder in folders)):
+            return None
+        raise StorageError(
+            f"{store.path(run_file(run, 'run'))} is gone, but results of run {run} are there; {remedy}"
+        ) from None
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise StorageError(f"{store.path(run_file(run, 'run'))} is damaged; {remedy}") from error
+
+
+def read_record_id(job: Job, run: str) -> str | None:
+    """Read which MLflow run goes on with a run, None if there is none; a damaged note costs the record's continuity."""
+    try:
+        found = job.store.read_checked(run_file(run, "mlflow"), owner=run)
+    except FileNotFoundError:
         return None
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        found = None
+    if isinstance(found, str):
+        return found
+    job.console.note(f"{job.store.path(run_file(run, 'mlflow'))} is damaged: MLflow gets a new run for {run}")
+    return None
+
+
+def write_record_id(store: Store, run: str, run_id: str) -> None:
+    """Note which MLflow run goes on with a run."""
+    store.write_checked(run_file(run, "mlflow"), run_id, owner=run)
 
 
 def check_classes(prepared: Prepared, cohort: Cohort) -> None:
@@ -66,6 +110,7 @@ def claim_run(
 
     Raises:
         ConfigError: If an earlier run of that name had other settings or other data.
+        StorageError: If what an earlier run of that name was started with is damaged or gone.
     """
     config = job.config
     settings = {
@@ -86,7 +131,7 @@ def claim_run(
     }
     claim = {"settings": settings, "data": fingerprint(data)}
     run = name or f"{kind}-{fingerprint(claim, length=10)}"
-    earlier = read_or_none(job.store, run_file(run, "run"))
+    earlier = read_claim(job.store, run, folders=folders)
     if earlier is not None and earlier != json.loads(json.dumps(claim)):
         changed = [
             f"{key}: {earlier['settings'].get(key)!r} then, {value!r} now"
@@ -98,7 +143,7 @@ def claim_run(
             f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
             f"another name, or delete {places}\n  " + "\n  ".join(changed)
         )
-    job.store.write_json(run_file(run, "run"), claim)
+    job.store.write_checked(run_file(run, "run"), claim, owner=run)
     return run
 
 

@@ -94,7 +94,7 @@ def run_agenda(sweep: Sweep, config: Config, book: TrialBook, *, stops_early: bo
 
     Raises:
         ConfigError: If what trials need is not there.
-        TrainingError: If Tune ended before the agenda.
+        TrainingError: If Tune ended before the agenda, or another job took the search over.
     """
     book.open()
     if book.agenda.is_done:
@@ -104,7 +104,10 @@ def run_agenda(sweep: Sweep, config: Config, book: TrialBook, *, stops_early: bo
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C ends the job, not Tune alone as if all was done
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     scheduler = make_scheduler(config, book.agenda.over, metric=sweep.metric) if stops_early else FIFOScheduler()
-    _tuner(sweep, config, book, scheduler).fit()
+    try:
+        _tuner(sweep, config, book, scheduler).fit()
+    finally:
+        sweep.check_lease()  # Tune wraps what the book raises
     if book.running:
         raise TrainingError(f"the search was ended with {len(book.running)} trials running; the same command goes on")
     for record in book.records.values() if sweep.is_grouped else []:

@@ -14,12 +14,11 @@ from distmil.agenda import Agenda
 from distmil.cohort import Cohort
 from distmil.provenance import code_tags
 from distmil.search import Domain, TrialRecord
-from distmil.stages.opening import read_or_none
+from distmil.stages.opening import read_record_id, write_record_id
 from distmil.stages.runtime import Job
 from distmil.stages.sweepreport import Outcome
 from distmil.stages.trialbook import TrialBook
-from distmil.stages.trials import Sweep
-from distmil.stages.worker import run_file
+from distmil.stages.trials import Sweep, write_trial
 from distmil.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,8 @@ class Book:
     children: dict[str, Tracker] = field(default_factory=dict)
     """Of the trials that are running, by task."""
     _sweep: Sweep | None = None
+    _noted: str | None = None
+    """MLflow's id of the parent run, as the store has it."""
     _facts: dict[str, str] = field(default_factory=dict)
     """Parameters of every child."""
     _tags: dict[str, str] = field(default_factory=dict)
@@ -49,8 +50,9 @@ class Book:
 
     def open(self, sweep: Sweep, space: Mapping[str, Domain], cohort: Cohort) -> None:
         """Start the parent run, or go on with it."""
-        store, file = self.job.store, run_file(sweep.run, "mlflow")
-        self._sweep, earlier = sweep, read_or_none(store, file)
+        store = self.job.store
+        self._sweep, earlier = sweep, read_record_id(self.job, sweep.run)
+        self._noted = earlier
         if earlier is None:
             self._closed = set()
         self._tags = {"distmil.job": "tune", **code_tags()}
@@ -124,9 +126,9 @@ class Book:
             self.parent.set_tags({})
         if self.parent.run_id is None or self._sweep is None:
             return False
-        file = run_file(self._sweep.run, "mlflow")
-        if read_or_none(self.job.store, file) != self.parent.run_id:
-            self.job.store.write_json(file, self.parent.run_id)
+        if self._noted != self.parent.run_id:
+            write_record_id(self.job.store, self._sweep.run, self.parent.run_id)
+            self._noted = self.parent.run_id
         return True
 
     def _start(self, child: Tracker, record: TrialRecord) -> None:
@@ -166,7 +168,7 @@ class Book:
         if child.run_id != noted:
             assert self._sweep is not None
             record.mlflow = child.run_id
-            self.job.store.write_json(self._sweep.record_file(record.task), record.to_json())
+            write_trial(self._sweep, record)
         return True
 
     def _recorded(self) -> set[str]:

@@ -19,7 +19,7 @@ from distmil.scoring import READ_OUTS
 from distmil.stages.evaluate import measure, metrics_file
 from distmil.stages.fit import fit
 from distmil.stages.inputs import held_out_slides, open_cohort
-from distmil.stages.opening import announce, check_classes, claim_run, read_or_none
+from distmil.stages.opening import announce, check_classes, claim_run, read_record_id, write_record_id
 from distmil.stages.predict import judge_slides
 from distmil.stages.prepare import prepare
 from distmil.stages.record import record_training
@@ -110,7 +110,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     tracker.start(
         run,
         artifacts=job.store.path("mlflow-artifacts"),
-        resume=read_or_none(job.store, run_file(run, "mlflow")),
+        resume=read_record_id(job, run),
         tags=code_tags(),
     )
     _note_record(job, tracker, run)
@@ -145,4 +145,4 @@ def _is_judged(entry: BagEntry) -> bool:
 def _note_record(job: Job, tracker: Tracker, run: str) -> None:
     """Note which MLflow run goes on when this one does; it may have opened late."""
     if tracker.run_id is not None:
-        job.store.write_json(run_file(run, "mlflow"), tracker.run_id)
+        write_record_id(job.store, run, tracker.run_id)

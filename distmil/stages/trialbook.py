@@ -14,7 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 from distmil.agenda import Agenda
 from distmil.errors import StorageError
 from distmil.search import WORST, Task, TrialRecord
-from distmil.stages.trials import Sweep, clear_trial, read_trial
+from distmil.stages.trials import Sweep, clear_trial, read_trial, write_trial
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class TrialBook(tune.Callback):  # type: ignore[misc]  # Ray ships no types
         self.on_end(record, was_over=True)
 
     def _write(self, record: TrialRecord) -> None:
-        self.sweep.store.write_json(self.sweep.record_file(record.task), record.to_json())
+        write_trial(self.sweep, record)
 
 
 def read_failure(trial: Any) -> BaseException | None:

@@ -18,9 +18,10 @@ from distmil.encoders import EncoderSpec
 from distmil.engine import History
 from distmil.errors import DistmilError, StorageError
 from distmil.memory import keep_freed_memory
+from distmil.ownership import Lease, take_over
 from distmil.runs import is_finished
 from distmil.search import WORST, Task, TrialRecord, score_of, with_values
-from distmil.stages.fit import make_trainer
+from distmil.stages.fit import check_finished, make_trainer
 from distmil.stages.worker import open_bags, read_history, run_file
 from distmil.storage import Store
 from distmil.trial import Fold, Row, Trial, judge_run, kept_row
@@ -51,6 +52,8 @@ class Sweep:
     seed: int
     claim: str = ""
     """Fingerprint of everything that the search was started with."""
+    lease: Lease | None = None
+    """The job's right to write the search's records; None where no other job can know the search."""
 
     @property
     def store(self) -> Store:
@@ -75,6 +78,11 @@ class Sweep:
         """Return the name of a trial's record."""
         return f"{search_folder(self.run)}/trials/{task.key}.json"
 
+    def check_lease(self) -> None:
+        """Look whether the search still belongs to this job. Raises: TrainingError, StorageError."""
+        if self.lease is not None:
+            self.lease.check(self.store)
+
     def checkpoint(self, task: Task) -> str:
         """Return the name under which a trial's checkpoints are."""
         return f"{self.run}/{task.key}"
@@ -92,7 +100,8 @@ def search_folder(run: str) -> str:
 def read_trials(sweep: Sweep) -> dict[str, TrialRecord]:
     """Return what is known of all trials of the search and of its comparison, by task."""
     folder = f"{search_folder(sweep.run)}/trials"
-    found = [sweep.store.read_json(f"{folder}/{name}") for name in sweep.store.names(folder) if name.endswith(".json")]
+    keys = [name.removesuffix(".json") for name in sweep.store.names(folder) if name.endswith(".json")]
+    found = [sweep.store.read_checked(f"{folder}/{key}.json", owner=f"{sweep.run}/{key}") for key in keys]
     records = [TrialRecord(**values) for values in found if values.get("claim") == sweep.claim]
     return {record.task.key: record for record in records}
 
@@ -100,9 +109,21 @@ def read_trials(sweep: Sweep) -> dict[str, TrialRecord]:
 def read_trial(sweep: Sweep, task: Task) -> TrialRecord | None:
     """Return what is known of a trial, None if it was never started."""
     try:
-        return TrialRecord(**sweep.store.read_json(sweep.record_file(task)))
+        return TrialRecord(**sweep.store.read_checked(sweep.record_file(task), owner=f"{sweep.run}/{task.key}"))
     except FileNotFoundError:
         return None
+
+
+def write_trial(sweep: Sweep, record: TrialRecord) -> None:
+    """Write down what is known of a trial.
+
+    Raises:
+        TrainingError: If the search belongs to another job now.
+        StorageError: If the store cannot be written.
+    """
+    sweep.check_lease()
+    task = record.task
+    sweep.store.write_checked(sweep.record_file(task), record.to_json(), owner=f"{sweep.run}/{task.key}")
 
 
 def clear_trial(sweep: Sweep, task: Task) -> None:
@@ -207,10 +228,11 @@ def _fit_group(sweep: Sweep, task: Task) -> None:
         tune.report(group_report(history.rows, epoch, config, sweep.metric))
     if not is_finished(history, config):
         callback = _ScoreCallback(history.rows, config, sweep.metric)
-        result = make_trainer(store, config, inner, sweep.spec, [callback], cores=WORKER_CORES).fit()
+        lease = take_over(store, checkpoint_folder(inner), run=inner)
+        result = make_trainer(store, config, inner, sweep.spec, [callback], lease=lease, cores=WORKER_CORES).fit()
         if failure := (result.return_value or {}).get("error"):
             raise failure
-        history = read_history(store, inner) or history
+        history = check_finished(read_history(store, inner), config, inner)
     found = group_report(history.rows, len(history.rows) - 1, config, sweep.metric) | {"is_last": True}
     if task.is_repeat and sweep.held_out:
         found["row"] = found["row"] | _judge_group(sweep, config, inner)

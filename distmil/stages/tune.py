@@ -15,6 +15,7 @@ from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
 from distmil.folds import check_judged, check_labels, patient_folds
 from distmil.losses import LOSSES
+from distmil.ownership import take_over
 from distmil.sampling import StepPlanner
 from distmil.search import (
     Domain,
@@ -93,7 +94,8 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     sweep = Sweep(
         run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
         is_gpu=wants_gpu(job.config), folds=folds, held_out=held_out, seed=job.config.training.seed,
-        claim=fingerprint(job.store.read_json(run_file(run, "run"))),
+        claim=fingerprint(job.store.read_checked(run_file(run, "run"), owner=run)),
+        lease=take_over(job.store, search_folder(run), run=run),
     )  # fmt: skip
     book.open(sweep, space, cohort)
     outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)

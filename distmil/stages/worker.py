@@ -19,6 +19,7 @@ from distmil.engine import History
 from distmil.errors import DistmilError, StorageError, TrainingError
 from distmil.group import Group
 from distmil.memory import keep_freed_memory
+from distmil.ownership import Lease
 from distmil.runs import Run, open_run
 from distmil.storage import Store
 
@@ -37,9 +38,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
     if not settings["is_gpu"]:
         keep_freed_memory()
-    group = Group.current()
+    group, spec, lease = Group.current(), EncoderSpec(**settings["spec"]), Lease(**settings["lease"])
     try:
-        return _run_epochs(config, store, run, EncoderSpec(**settings["spec"]), group, is_gpu=settings["is_gpu"])
+        return _run_epochs(config, store, run, spec, group, lease=lease, is_gpu=settings["is_gpu"])
     except GroupFailed as failed:
         return {"error": failed.__cause__}
     except DistmilError as error:
@@ -78,7 +79,7 @@ def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: 
 
 
 def _run_epochs(
-    config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, is_gpu: bool
+    config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, lease: Lease, is_gpu: bool
 ) -> dict[str, Any]:
     fetch(store, name, group)
     run = together(group, lambda: _open(config, store, name, spec, is_gpu=is_gpu))
@@ -86,7 +87,7 @@ def _run_epochs(
     while not run.is_finished:
         started = time.monotonic()
         is_best = run.advance(group)
-        save = partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best)
+        save = partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease)
         together(group, save if group.rank == 0 else _nothing)
         epoch = len(run.history.rows) - 1
         ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
