@@ -25,7 +25,9 @@ from distmil.evaluation import judge_predictions
 from distmil.localfiles import keep_copy
 from distmil.prediction import predictions_folder
 from distmil.runs import new_learner
+from distmil.search import TrialRecord
 from distmil.shards import grid_of, patches_folder
+from distmil.stages.trials import Sweep, read_trials, write_trial
 from distmil.stages.worker import run_file
 from distmil.storage import Part, Record
 from distmil.tiling import SlideTiler
@@ -195,6 +197,18 @@ def listings(made: TrainedStore) -> Kind:
     return Kind("run records: slides", [(made.path(run_file(run, "cohort")), partial(read, run)) for run in RUNS])
 
 
+def trials(made: TrainedStore) -> Kind:
+    """Records of a search's trials, from which a search goes on."""
+    sweep = Sweep("search", made.store.root, {}, made.spec, "slide_auc", False, [], [], 0, claim="made")
+    files: list[tuple[Path, Reader]] = []
+    for top_k in (1, 2, 4):
+        rows = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
+        record = TrialRecord({"bags.top_k": top_k}, 0, False, top_k, status="finished", rows=rows, claim="made")
+        write_trial(sweep, record)
+        files.append((made.path(sweep.record_file(record.task)), lambda: read_trials(sweep)))
+    return Kind("run records: trials", files)
+
+
 def bundles(made: TrainedStore) -> Kind:
     """Files of a bundle."""
     files: list[tuple[Path, Reader]] = []
@@ -253,6 +267,7 @@ KINDS: dict[str, Callable[[TrainedStore], Kind]] = {
     "checkpoints": checkpoints,
     "claims": claims,
     "listings": listings,
+    "trials": trials,
     "bundles": bundles,
     "predictions": predictions,
     "copies": copies,

@@ -131,7 +131,9 @@ class Stages:
     def searched(self) -> dict[str, Any]:
         """Return what the search came to: trials, tables, report, best values; no times, paths, or order of start."""
         store, folder = self.store, f"searches/{SEARCH}"
-        trials = {name: store.read_json(f"{folder}/trials/{name}") for name in store.names(f"{folder}/trials")}
+        trials = {
+            name: store.read_json(f"{folder}/trials/{name}")["values"] for name in store.names(f"{folder}/trials")
+        }
         best = parse_yaml(store.read(f"{folder}/best.yaml").decode())
         assert resolve_root(best["storage"].pop("root")) == store.root
         tables = {name: store.read(f"{folder}/{name}.csv").decode().splitlines() for name in ("trials", "comparison")}

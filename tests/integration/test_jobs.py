@@ -142,7 +142,7 @@ def test_views_are_embedded_of_training_slides_alone_and_trained_on(home: Path, 
     done = run_job(home, "train", *SMALL, *LEAN, NO_PREDICTION, "training.run=viewed", "encoder.views=1")
     assert done.code == 0, done.err
     (view,) = set((home / "embeddings").iterdir()) - plain
-    entries = json.loads((home / "checkpoints" / "viewed" / "cohort.json").read_text())
+    entries = json.loads((home / "checkpoints" / "viewed" / "cohort.json").read_text())["values"]
     assert {folder.name for folder in view.iterdir()} == {
         entry["slide_id"] for entry in entries if entry["split"] == "train"
     }

@@ -76,14 +76,14 @@ def test_a_search_that_is_interrupted_and_killed_goes_on_and_loses_nothing(home:
     folder = home / "searches" / "killed" / "trials"
 
     def over() -> dict[str, dict[str, Any]]:
-        records = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        records = {path.stem: json.loads(path.read_text())["values"] for path in folder.glob("*.json")}
         return {key: record for key, record in records.items() if record["status"] in {"finished", "stopped"}}
 
     stopped = interrupt_job_when(home, lambda: len(over()) >= 1, "tune", *arguments)
     assert stopped.code == 1, stopped.err
     assert "interrupted; the same command goes on" in stopped.err
     assert len(over()) < 6
-    parent = json.loads((home / "checkpoints" / "killed" / "mlflow.json").read_text())
+    parent = Store(str(home)).read_checked("checkpoints/killed/mlflow.json", owner="killed")
     assert MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_run(parent).info.status == "KILLED"
     kill_job_when(home, lambda: len(over()) >= 3, "tune", *arguments)
     before = over()
@@ -152,7 +152,7 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
         runs = client.search_runs([parent.info.experiment_id], f"tags.`mlflow.parentRunId` = '{parent.info.run_id}'")
         assert parent.info.status == "FINISHED"
         assert parent.data.tags["distmil.verdict"]
-        records = [json.loads(path.read_text()) for path in folder.glob("*.json")]
+        records = [json.loads(path.read_text())["values"] for path in folder.glob("*.json")]
         assert {run.info.status for run in runs} == {"FINISHED"}  # those of the outage as well
         assert sorted(run.info.run_id for run in runs) == sorted(record["mlflow"] for record in records)
         assert all(run.data.params["losses.bag"] and "val_slide_auc" in run.data.metrics for run in runs)
@@ -173,11 +173,13 @@ def test_a_grid_on_folds_judges_val_in_the_comparison_alone(home: Path) -> None:
     assert sorted(row["bags.top_k"] for row in trials_of(answer)) == ["1", "4"]
     assert {row["status"] for row in trials_of(answer)} == {"finished"}
     assert "held_out_mean" in answer["winner"]
-    records = [json.loads(path.read_text()) for path in (Path(answer["folder"]) / "trials").glob("*.json")]
+    records = [json.loads(path.read_text())["values"] for path in (Path(answer["folder"]) / "trials").glob("*.json")]
     assert all(("held_out_slide_auc" in record["rows"][-1]) == record["is_repeat"] for record in records)
     assert {len(record["rows"]) for record in records} == {4}
     assert search(home, search=values) == answer  # finished: nothing is trained, or its seconds would differ
-    assert [json.loads(path.read_text()) for path in (Path(answer["folder"]) / "trials").glob("*.json")] == records
+    assert [
+        json.loads(path.read_text())["values"] for path in (Path(answer["folder"]) / "trials").glob("*.json")
+    ] == records
     assert [path.name for path in (home / "checkpoints" / answer["run"]).iterdir() if path.suffix != ".json"] == []
 
 
