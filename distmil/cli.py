@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,10 +27,12 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     options = job_parser(name, description).parse_args(argv)
     console = Console()
     set_up_logging(console)
+    mask = os.umask(0o077)
     try:
         config = load_config(options.config, options.overrides)
         store = Store(resolve_root(config.storage.root))
-        store.check()
+        store.check(access=config.storage.access)
+        os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
         console.note(f"storage: {store.root}")
         # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
         runtime = importlib.import_module("distmil.stages.runtime")
@@ -51,6 +54,8 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
         return FAILED
+    finally:
+        os.umask(mask)
     sys.stdout.write(json.dumps({"job": name, "storage": store.root, **answer}) + "\n")
     sys.stdout.flush()
     return DONE

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from distmil.access import PRIVATE, Access, make_folder
 from distmil.errors import StorageError
 
 CACHE_VARIABLE = "DISTMIL_CACHE"
@@ -56,11 +57,13 @@ def has_checksum(path: Path, *, sha256: str, size_bytes: int) -> bool:
     return is_same
 
 
-def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool) -> None:
+def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool, access: Access = PRIVATE) -> None:
     """Write by temporary name, fsync, rename, fsync of the folder; without the syncs if it need not be durable."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent, access)
     partial = target.parent / f".{target.name}.tmp-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
+        partial.touch(mode=0o600, exist_ok=False)
+        partial.chmod(access.file_mode)
         with partial.open("wb") as file:
             file.write(data)
             file.flush()

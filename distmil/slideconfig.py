@@ -40,6 +40,9 @@ class StorageConfig(Section):
 
     root: str | None = None
     """Absolute local or shared folder, or s3:// or gs:// URI; default $DISTMIL_HOME, else ~/.distmil."""
+    access: Literal["private", "group"] = Field(default="private", json_schema_extra=NO_IDENTITY)
+    """Who may read a root that is made now: this user alone, or the root's group too. A root that is there already says
+    it by its mode: what its group may write is shared."""
 
 
 class TilingConfig(Section):

@@ -22,6 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from distmil.access import PRIVATE, Access, access_of, open_root
 from distmil.errors import ConfigError, StorageError
 from distmil.localfiles import has_checksum, keep_copy, write_whole
 from distmil.objectstore import TRIAL, explain, join_uri, open_filesystem, read_whole, resolve_uri
@@ -148,8 +149,24 @@ class Store:
         filesystem, path = self._located(name)
         return {"storage_path": path, "storage_filesystem": filesystem}
 
-    def check(self) -> None:
-        """Make the root and try it out, for a minute at most. Raises: StorageError naming the root and the reason."""
+    @cached_property
+    def access(self) -> Access:
+        """Return who may read what is written here; on an object store the bucket says so."""
+        return access_of(Path(self.root)) if self.is_local else PRIVATE
+
+    def check(self, *, access: str = "private") -> None:
+        """Make the root and try it out, for a minute at most.
+
+        Args:
+            access: Who may read a root that is made now: ``private`` or ``group``.
+
+        Raises:
+            ConfigError: If a group is to share a root that is private.
+            StorageError: If the root cannot be used.
+        """
+        if self.is_local:
+            with self._explained("write", ""):
+                open_root(Path(self.root), access)
         tried = self if self.is_local else _TriedStore(self.root)
         probe = f".probe-{uuid.uuid4().hex}"
         if not self.is_local:
@@ -170,7 +187,7 @@ class Store:
         """
         with self._explained("write", name):
             if self.is_local:
-                write_whole(Path(self.path(name)), data, is_durable=is_durable)
+                write_whole(Path(self.path(name)), data, is_durable=is_durable, access=self.access)
             else:
                 filesystem, path = self._located(name)
                 with filesystem.open_output_stream(path) as stream:

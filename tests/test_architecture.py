@@ -24,6 +24,7 @@ LAYERS = [
         "distmil.stain",
         "distmil.background",
     ],
+    ["distmil.access"],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
     ["distmil.storage", "distmil.sources", "distmil.jpeg"],
     ["distmil.configfile", "distmil.defects", "distmil.ownership"],

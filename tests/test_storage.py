@@ -111,8 +111,11 @@ def break_step(monkeypatch, step, code):
 
 
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
-@pytest.mark.parametrize("step", ["mkdir", "open", "write", "fsync", "replace"])
-@pytest.mark.parametrize("old", [b"old content", None])
+@pytest.mark.parametrize(
+    ("step", "old"),
+    [(step, old) for step in ("touch", "open", "write", "fsync", "replace") for old in (b"old content", None)]
+    + [("mkdir", None)],
+)
 def test_a_failing_write_leaves_what_was_there(store, monkeypatch, step, code, old):
     if old is not None:
         store.write("a/b.json", old)
