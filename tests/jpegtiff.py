@@ -29,6 +29,7 @@ def save_jpeg_tiff(
     missing: Collection[tuple[int, int]] = (),
     change: Callable[[bytes], bytes] = lambda data: data,
     quality: int = 80,
+    tags: Sequence[tuple[int, int, int, str, bool]] = (),
 ) -> Path:
     """Save a pyramid of JPEG tiles.
 
@@ -44,6 +45,7 @@ def save_jpeg_tiff(
         missing: (row, column) of the tiles that no level holds.
         change: What happens to every coded tile.
         quality: Of the tiles.
+        tags: More tags of level 0, as tifffile takes them.
     """
     with tifffile.TiffWriter(path) as file:
         for downsample in downsamples:
@@ -68,7 +70,10 @@ def save_jpeg_tiff(
                 compression="zlib",  # tags that are put right below: the tiles come coded
                 subfiletype=int(downsample > 1),
                 metadata=None,
-                extratags=[(347, 7, len(tables), tables, True)] if tables else [],
+                extratags=[
+                    *([(347, 7, len(tables), tables, True)] if tables else []),
+                    *(tags if downsample == 1 else []),
+                ],
                 **resolution,
             )
     with tifffile.TiffFile(path, mode="r+") as written:
