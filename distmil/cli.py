@@ -1,9 +1,13 @@
-"""Command line in, JSON line and exit code out: 0 done, 1 failed, 2 bad input."""
+"""Command line in, JSON line and exit code out.
+
+Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
+"""
 
 import argparse
 import importlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -11,9 +15,14 @@ from collections.abc import Sequence
 from distmil.configfile import describe_keys, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
+from distmil.interruption import Interrupted, Interruption, exit_code
+from distmil.processes import descendants, end_processes
 from distmil.storage import Store, resolve_root
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+PATIENCE_S = 1.0
+_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
+_INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 
 def main(name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
@@ -28,6 +37,8 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     console = Console()
     set_up_logging(console)
     mask = os.umask(0o077)
+    interruption = Interruption(f"{name}: {_INTERRUPTED}")
+    interruption.install()
     try:
         config = load_config(options.config, options.overrides)
         store = Store(resolve_root(config.storage.root))
@@ -38,23 +49,35 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         runtime = importlib.import_module("distmil.stages.runtime")
         stage = importlib.import_module(f"distmil.stages.{name}")
         job = runtime.Job(config, store, console)
+        runtime.after_start(interruption.install)
         try:
             runtime.check_cluster(job)
             answer = stage.run(job)
-        finally:
+        except KeyboardInterrupt:
+            runtime.stop_ray()
+            raise
+        except BaseException:
             runtime.stop_ray()
             job.ledger.tell(console)
+            raise
+        runtime.stop_ray()
+        job.ledger.tell(console)
         job.ledger.check_defects()
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code
+    except Interrupted as error:
+        own = [process for process in descendants([os.getpid()]) if process.pid != os.getpid()]
+        end_processes(own, patience_s=PATIENCE_S)  # such as of a Ray that was just starting
+        return error.exit_code
     except KeyboardInterrupt:
-        console.note(f"{name}: interrupted; the same command goes on where it stopped")
-        return FAILED
+        console.note(f"{name}: {_INTERRUPTED}")
+        return exit_code(signal.SIGINT)
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
         return FAILED
     finally:
+        interruption.remove()
         os.umask(mask)
     sys.stdout.write(json.dumps({"job": name, "storage": store.root, **answer}) + "\n")
     sys.stdout.flush()
@@ -66,7 +89,7 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=f"jobs/{name}.py",
         description=description,
-        epilog="Keys, in the YAML file by section or as overrides:\n\n" + describe_keys(),
+        epilog=f"{_EXIT_CODES}\n\nKeys, in the YAML file by section or as overrides:\n\n{describe_keys()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(

@@ -7,7 +7,7 @@ import difflib
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -26,16 +26,62 @@ def per_job_keys() -> set[str]:
     return {f"{section}.{key}" for section, key, field in _fields() if has_mark(field, "per_job", default=False)}
 
 
+MAX_NODES, MAX_DEPTH = 20_000, 50
+"""Values that a configuration may hold, aliases counted as often as they stand there, and how deep they may lie."""
+_MAX_SHOWN = 200
+_MAX_LINES = 50
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML without duplicate keys, and with 1e-3 read as a number as YAML 1.2 does."""
+    """YAML without duplicate keys, of bounded size and depth, and with 1e-3 read as a number as YAML 1.2 does."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, and count what it stands for. Raises: ConfigError if it is too large or too deep."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line, is_alias = event.start_mark.line + 1, isinstance(event, yaml.AliasEvent)
+        if self._depth == MAX_DEPTH:
+            raise ConfigError(f"line {line}: values are nested more than {MAX_DEPTH} deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and node not in self._sizes:
+            raise ConfigError(f"line {line}: an alias stands inside of what it stands for")
+        if node is not None and not is_alias:
+            self._sizes[node] = 1 + sum(self._sizes[child] for child in _children(node))
+            if self._sizes[node] > MAX_NODES:
+                raise ConfigError(f"line {line}: more than {MAX_NODES} values, aliases counted as what they stand for")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         merge = "tag:yaml.org,2002:merge"
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != merge]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise ConfigError(f"line {node.start_mark.line + 1}: key {key!r} is given twice")
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = None if key_node.tag == merge else self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key_node.tag != merge:
+                if key in seen:
+                    raise ConfigError(f"line {node.start_mark.line + 1}: key {_shown(key)} is given twice")
+                seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    """Return a text as a message shows it."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 _Loader.add_implicit_resolver(
@@ -47,8 +93,8 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML text. Raises: ConfigError."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"not valid YAML: {error}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date such as 2026-13-01 is a ValueError
+        raise ConfigError(f"not valid YAML: {_cut(str(error))}") from error
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
@@ -95,27 +141,29 @@ def build_config(values: Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate({name: {} if section is None else section for name, section in values.items()})
     except ValidationError as error:
-        lines = [_explain(dict(item)) for item in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+        found = error.errors(include_url=False)
+        lines = [_explain(dict(item)) for item in found[:_MAX_LINES]]
+        more = [f"... and {len(found) - _MAX_LINES} more"] if len(found) > _MAX_LINES else []
+        raise ConfigError("\n".join([*dict.fromkeys(lines), *more])) from None
 
 
 def _set(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"override {override!r}: expected section.key=value")
+        raise ConfigError(f"override {_shown(override)}: expected section.key=value")
     node = values
     for key in keys[:-1]:
         child = node.get(key)
         if child is None:
             child = node[key] = {}
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {key} is a value, not a section")
+            raise ConfigError(f"override {_shown(override)}: {key} is a value, not a section")
         node = child
     try:
         node[keys[-1]] = parse_yaml(text)
     except ConfigError as error:
-        raise ConfigError(f"override {override!r}: {error}") from error
+        raise ConfigError(f"override {_shown(override)}: {error}") from error
 
 
 # --- explaining --------------------------------------------------------------------------------------------------
@@ -124,16 +172,16 @@ def _set(values: dict[str, Any], override: str) -> None:
 def _explain(item: dict[str, Any]) -> str:
     """Return one line for a validation error: the key, the value, what was expected."""
     where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']", "[key]"}]
-    key = ".".join(where)
+    key = _cut(".".join(where))
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggest(where)}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if len(where) == 1 and where[0] in Config.model_fields:
-        return f"{key} = {item['input']!r}: expected a section of `key: value` lines"
+        return f"{key} = {_shown(item['input'])}: expected a section of `key: value` lines"
     field = _field(where)
     expected = f"expected {_type_text(field)}" if field else str(item["msg"]).replace("Input should be", "expected")
-    return f"{key} = {item['input']!r}: {expected}"
+    return f"{key} = {_shown(item['input'])}: {expected}"
 
 
 def _suggest(where: list[str]) -> str:

@@ -100,7 +100,7 @@ def test_a_done_job_ends_with_one_json_line(
     [
         (TrainingError("the loss is nan"), cli.FAILED, "tile: the loss is nan"),
         (ConfigError("a key"), cli.BAD_INPUT, "tile: a key"),
-        (KeyboardInterrupt(), cli.FAILED, "interrupted; the same command goes on"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
         (ZeroDivisionError("oh"), cli.FAILED, "a defect in distmil"),
     ],
 )

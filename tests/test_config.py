@@ -251,3 +251,57 @@ def test_a_fingerprint_follows_values_and_not_their_order():
 def test_a_config_comes_back_from_its_own_values():
     config = load_config(None, ["training.lr=1e-4", "labels.groups={Tumor: positive}", "tiling.mpp=null"])
     assert build_config(config.model_dump()) == config
+
+
+def bomb(depth: int, width: int = 9) -> str:
+    """YAML of a few hundred bytes that stands for width ** depth values."""
+    lines = ["a0: &a0 [x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, depth)]
+    return "\n".join(lines)
+
+
+def merged(depth: int) -> str:
+    """The same by merge keys."""
+    lines = ["a0: &a0 {x: 1, y: 2}"]
+    lines += [f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}], k{i}: 1}}" for i in range(1, depth)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (bomb(5), "more than 20000 values"),
+        (bomb(10), "more than 20000 values"),
+        (bomb(1000), "more than 20000 values"),
+        (merged(12), "more than 20000 values"),
+        (f"tiling: {'[' * 5000}{']' * 5000}", "nested more than 50 deep"),
+        (f"tiling: {'{a: ' * 5000}1{'}' * 5000}", "nested more than 50 deep"),
+        ("\n".join(f"{' ' * i}a:" for i in range(2000)), "nested more than 50 deep"),
+        ("tiling: &a {mpp: *a}", "an alias stands inside"),
+        ("tiling: &a [*a, *a]", "an alias stands inside"),
+        ("\n".join(f"k{i}: 1" for i in range(40_000)), "more than 20000 values"),
+        ("\n".join(f"k{i}: 1" for i in range(9_000)), "... and 8950 more"),
+        ("tiling: {mpp: '" + "x" * 10**6 + "'}", "expected a number"),
+        ("tiling: {" + "x" * 1000 + ": 1}", "unknown key"),
+        ("x" * 1000 + ": 1", "unknown key"),
+        ("x" * 10**6 + ": 1", "not valid YAML"),
+        ("tiling: " + "x" * 10**6, "expected a section"),
+        ("? [a, b]\n: 1", "not valid YAML"),
+        ("tiling: {mpp: 2026-13-41}", "not valid YAML"),
+        ("tiling: !!python/object/apply:os.system [ls]", "not valid YAML"),
+    ],
+)
+@pytest.mark.timeout(20)
+def test_hostile_yaml_is_refused_in_few_words_and_little_time(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path / "c.yaml")
+    assert said in str(caught.value)
+    assert max(map(len, str(caught.value).splitlines())) < 700
+    assert len(str(caught.value).splitlines()) < 60
+
+
+def test_aliases_within_bounds_are_read(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("search: {space: {bags.top_k: &b {choice: [1, 2]}, bags.n: *b}}")
+    config = load_config(tmp_path / "c.yaml")
+    assert config.search.space["bags.n"] == config.search.space["bags.top_k"] == {"choice": [1, 2]}

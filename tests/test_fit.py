@@ -18,7 +18,7 @@ def died() -> ray.train.ControllerError:
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was done to the connection to Ray."""
     done: list[str] = []
-    monkeypatch.setattr("ray.shutdown", lambda: done.append("shutdown"))
+    monkeypatch.setattr("distmil.stages.fit.stop_ray", lambda: done.append("shutdown"))
     monkeypatch.setattr("distmil.stages.fit.start_ray", lambda: done.append("start"))
     return done
 

@@ -196,5 +196,8 @@ def expected(truth, plan, corner, edge, is_coded):
 
 
 def test_a_slide_that_is_gone_and_thin_has_maps_on_white():
-    picture, scale = _thumbnail(Slide("s1", "/nowhere.tif"), size=(100_000, 7), max_px=1000, reader="auto")
+    doubts: list[str] = []
+    slide = Slide("s1", "/nowhere.tif")
+    picture, scale = _thumbnail(slide, size=(100_000, 7), max_px=1000, reader="auto", doubts=doubts)
     assert (picture.shape, scale) == ((1, 1000, 3), 100)
+    assert len(doubts) == 1

@@ -15,7 +15,10 @@ from distmil.embedding import SlideEmbedder
 from distmil.encoders import EncoderSpec
 from distmil.errors import SlideError, StorageError
 from distmil.labelling import SlideLabeller
+from distmil.predicting import Found, SlidePredictor
 from distmil.stages import embed, label, predict, tilereport, verify
+from distmil.stages.prepare import Prepared
+from distmil.stages.runtime import Job
 from distmil.storage import Record
 from distmil.tiling import tile_slide
 from tests.slidemaking import save_pyramid, tissue_image
@@ -75,9 +78,11 @@ def ask(monkeypatch, slide, config, store, patches):
     def predicts(error):
         worker = predict._Judge.__new__(predict._Judge)
         monkeypatch.setattr(worker, "_judge", raising(error), raising=True)
+        vars(worker).update(_digest="d", _config=config, _store=store, _run="r")
         entry = BagEntry("s1", 0, "val", False, "f", (), None)
-        row = {"entry": json.dumps(entry.to_json()), "slide": json.dumps(asdict(slide)), "size": "[300, 170]"}
-        return worker(row)
+        predictor = SlidePredictor(entry, slide, patches, None, "d", config, store, "r")
+        answer = worker(predict._item(predictor, Found(None, None)))
+        return answer | {"failure": answer["record"]}
 
     return {"label": labels, "embed": embeds, "draw": draws, "verify": verifies, "predict": predicts}
 
@@ -120,8 +125,13 @@ def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatc
     assert DEFECT not in record.info
 
 
-def test_the_answer_counts_the_slides_that_could_not_be_judged():
-    failures = {"a": Record("a", {}, status="failed"), "b": Record("b", {}, status="unreadable")}
-    assert predict._statuses({"ok": 3, "unreadable": 1}, failures) == {"ok": 1, "unreadable": 2, "failed": 1}
-    assert predict._statuses({"ok": 2}, failures) == {"unreadable": 1, "failed": 1}
-    assert predict._statuses({"ok": 2}, {}) == {"ok": 2}
+def test_the_answer_counts_the_slides_that_could_not_be_judged(store):
+    entries = [BagEntry(name, 0, "val", False, "f", (), None) for name in "abc"]
+    prepared = Prepared(entries, {}, {}, {"ok": 3, "unreadable": 1})
+    records = {"a": Record("a", {}, status="failed"), "b": Record("b", {}, status="unreadable"), "c": Record("c", {})}
+    job = Job(build_config({"tiling": {"max_bad_fraction": 0.9}}), store)
+    left = predict._without_failed(job, prepared, records)
+    assert left.statuses == {"ok": 1, "unreadable": 2, "failed": 1}
+    assert [entry.slide_id for entry in left.entries] == ["c"]
+    assert predict._without_failed(job, left, {"c": Record("c", {})}) == left
+    assert set(job.ledger.dropped) == {"a", "b"}

@@ -90,7 +90,8 @@ def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_pat
     told: list[dict[str, Any]] = []
     histories = iter([History(ROWS[:committed]), History(ROWS)])
 
-    def make(_store, _config, name, _spec, callbacks, *, cores):
+    def make(_store, _config, name, _spec, callbacks, *, lease, cores):
+        assert lease.run == name
         assert committed < 3
         for epoch in range(committed, 3):
             callbacks[0].after_report(None, [{**ROWS[epoch], "epoch": epoch, "epoch_s": 1.0}], None)

@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 import ray.exceptions
@@ -18,7 +19,7 @@ from distmil.errors import ConfigError, TrainingError
 from distmil.ownership import Lease, take_over
 from distmil.runs import is_finished
 from distmil.stages.callback import MetricsCallback
-from distmil.stages.runtime import Job, is_autoscaling, node_resources, start_ray, wants_gpu
+from distmil.stages.runtime import Job, is_autoscaling, node_resources, start_ray, stop_ray, wants_gpu
 from distmil.stages.watch import watched
 from distmil.stages.worker import read_history, train_worker
 from distmil.storage import Store
@@ -109,9 +110,16 @@ def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Cal
             if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
                 raise
         note("a worker died while its group was starting; the group starts again")
-        ray.shutdown()
+        stop_ray()
         start_ray()
     return attempt()
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
+    """A trainer that leaves Ctrl-C to the job: Ray's own handler ends the process without a word."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Take no signal."""
 
 
 def make_trainer(
@@ -143,7 +151,7 @@ def make_trainer(
     _set_environment(config)
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
     store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
-    return TorchTrainer(
+    return _Trainer(
         train_worker,
         train_loop_config={
             "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "lease": vars(lease),

@@ -24,6 +24,7 @@ from distmil.config import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, StorageError, TooManyBadSlides
 from distmil.ledger import Ledger
+from distmil.processes import descendants, end_processes
 from distmil.storage import Record, Store
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,8 @@ PROBE_LIMIT_S = 120.0
 """A node may have to fetch the job's working folder before it answers."""
 SEEN_WITHIN_S = 5.0
 """A network folder may show a new file a little later on other machines."""
+PATIENCE_S = 1.0
+"""How long processes of Ray may take to end by themselves."""
 _UNSEEN = "it does not see this folder"
 _NODES_NAMED = 5
 Row = dict[str, Any]
@@ -61,6 +64,14 @@ class Tiled:
     wall_s: float = 0.0
 
 
+_after_start: list[Callable[[], None]] = []
+
+
+def after_start(call: Callable[[], None]) -> None:
+    """Have something done whenever Ray was started in this process, for Ray takes the process's signals."""
+    _after_start[:] = [call]
+
+
 def start_ray() -> None:
     """Connect to the cluster of a submitted job or of RAY_ADDRESS, else start a local Ray; do nothing if it runs."""
     if ray.is_initialized():
@@ -70,6 +81,8 @@ def start_ray() -> None:
     where = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
     with _native_output_held():
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+    for call in _after_start:
+        call()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -95,9 +108,20 @@ def _native_output_held() -> Iterator[None]:
 
 
 def stop_ray() -> None:
-    """Shut down the connection, and Ray itself where this process started it."""
-    if ray.is_initialized():
-        ray.shutdown()
+    """Shut down the connection, and Ray itself where this process started it, to its last process."""
+    if not ray.is_initialized():
+        return
+    started = descendants(_own_processes())  # Ray's agents would look for their node for another half minute
+    ray.shutdown()
+    end_processes(started, patience_s=PATIENCE_S)
+
+
+def _own_processes() -> list[int]:
+    """Return the processes of a local Ray that this process started; none of a cluster that it joined."""
+    node = ray._private.worker._global_node
+    if node is None or not node.head:
+        return []
+    return [info.process.pid for infos in node.all_processes.values() for info in infos]
 
 
 def check_cluster(job: Job) -> None:

@@ -1,0 +1,72 @@
+"""Ctrl-C, SIGTERM and SIGHUP: a job says so at once, ends what it started, and leaves by the signal's exit code."""
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from distmil.processes import descendants
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SAME_S = 1.0
+"""Signals within this time are one: a terminal and a job's manager may both send theirs."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the job to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = exit_code(number)
+
+
+class Interruption:
+    """Turns signals into ``Interrupted``, in the main thread of a process that runs one job.
+
+    Libraries put handlers of their own in the place of these, so that ``install`` is called again after them. A second
+    signal ends the process at once, with all that it started.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        self._line = f"\n{sentence}\n".encode()
+        self._numbers: list[signal.Signals] | None = None
+        self._first_s: float | None = None
+
+    def install(self) -> None:
+        """Take the signals, but for those that the job's starter had it ignore."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        if self._numbers is None:
+            self._numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        for number in self._numbers:
+            signal.signal(number, self._handle)
+
+    def remove(self) -> None:
+        """Give the signals back."""
+        if self._numbers is not None and threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """Say the sentence at once, by a plain write: what was interrupted may hold locks, and time may be short."""
+        now = time.monotonic()
+        if self._first_s is None:
+            self._first_s = now
+            os.write(2, self._line)
+            raise Interrupted(number)
+        if now - self._first_s > SAME_S:
+            end_at_once(number)
+
+
+def exit_code(number: int) -> int:
+    """Return the exit code that shells give to a process which a signal ended."""
+    return 128 + number
+
+
+def end_at_once(number: int) -> None:
+    """End this process and everything that it started, without a further word."""
+    for process in descendants([os.getpid()]):
+        if process.pid != os.getpid() and process.is_alive:
+            os.kill(process.pid, signal.SIGKILL)
+    os._exit(exit_code(number))
