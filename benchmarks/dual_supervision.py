@@ -80,7 +80,9 @@ def train(bags: Sequence[Bag], config: Config, judging: Sequence[Bag] = ()) -> t
 
 def score(learner: Learner, bag: Bag, config: Config) -> BagScores:
     """Score one bag."""
-    return score_bag(learner.judging.head, bag.source, learner.embed, top_k=config.bags.top_k)
+    return score_bag(
+        learner.judging.head, bag.source, learner.embed, top_k=config.bags.top_k, top_k_share=config.bags.top_k_share
+    )
 
 
 def measure(labels: Sequence[int], scores: Sequence[BagScores], targets: Sequence[Any], patches: Sequence[Any]) -> Row:

@@ -107,6 +107,7 @@ def judge(bundle: Bundle, embedding_NE: NDArray[np.float16]) -> NDArray[np.float
         EmbeddingSource([embedding_NE]),
         lambda patches: torch.as_tensor(patches).float(),
         top_k=bundle.config.bags.top_k,
+        top_k_share=bundle.config.bags.top_k_share,
         chunk=1024,
     )
     columns = [scores.attention_N, scores.probability_N, scores.topk_probability_N, scores.fused_N]

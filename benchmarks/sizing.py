@@ -36,7 +36,7 @@ def embed_rate(patches: int = 32, rounds: int = 5) -> float:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         store = Store(folder)
-        encoder = load_encoder(prepare_encoder(EncoderConfig(name="resnet50"), store), store)
+        encoder = load_encoder(prepare_encoder(EncoderConfig(name="resnet50", weights="random"), store), store)
     pixels = np.random.default_rng(0).integers(0, 256, (patches, PATCH_PX, PATCH_PX, 3), np.uint8)
     seconds = []
     for _ in range(rounds + 1):

@@ -185,7 +185,9 @@ def _random_encoder(store: Store, seed: int) -> EncoderSpec:
     from distmil.resnet import ResNetEncoder  # takes seconds
 
     torch.manual_seed(seed)
-    return prepare_encoder(EncoderConfig(name="resnet18"), store, state=ResNetEncoder("resnet18").published_state())
+    return prepare_encoder(
+        EncoderConfig(name="resnet18", weights="random"), store, state=ResNetEncoder("resnet18").published_state()
+    )
 
 
 # --- readers: what a job makes of the files, as values that can be compared

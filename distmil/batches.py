@@ -101,7 +101,7 @@ def load_batch(
     return Batch(
         patches=pack(picks, device),
         layout=layout,
-        top_k=layout.top_k(config.top_k, num_bags=len(slides)),
+        top_k=layout.top_k(config.top_k, share=config.top_k_share, num_bags=len(slides)),
         label_B=on_device(np.array([bags[i].label or 0 for i in slides], np.int64), device),
         target_NC=on_device(target_NC, device),
         has_target=bool((target_NC[:, 0] < 1).any()),

@@ -132,7 +132,7 @@ def _load(found: Store, record: Record) -> Bundle:
         raise wrong("run", config["run"], "expected letters, digits, . _ - (128 at most)")
     if files.version > FIRST_VERSION:
         _check_keys(config["config"])
-    built = build_config(_without_job_keys(config["config"]))
+    built = build_config(_without_job_keys(of_today(config["config"], files.version)))
     if labels["classes"] != built.cohort.classes:
         raise wrong("labels.json: classes", labels["classes"], f"config.json says {built.cohort.classes}")
     if files.version > FIRST_VERSION:
@@ -154,6 +154,17 @@ def _load(found: Store, record: Record) -> Bundle:
         metrics=metrics,
         format_version=files.version,
     )
+
+
+def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
+    """Translate a bundle's configuration of an earlier version into today's words.
+
+    In the first version a ResNet with the weights ``none`` had random ones.
+    """
+    encoder = values.get("encoder", {})
+    if version == FIRST_VERSION and encoder.get("name") != "texture" and encoder.get("weights") == "none":
+        return {**values, "encoder": {**encoder, "weights": "random"}}
+    return values
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
@@ -178,7 +189,7 @@ def bundle_values(config: Config) -> dict[str, Any]:
         {
             "cohort": {"classes": full["cohort"]["classes"]},
             "tiling": full["tiling"],
-            "encoder": full["encoder"] | {"weights": _without_folder(config.encoder.weights)},
+            "encoder": full["encoder"] | {"weights": config.encoder.weights_name},
             "model": full["model"],
             "bags": {key: value for key, value in full["bags"].items() if key.startswith("top_k")},
         }
@@ -204,14 +215,16 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     Raises:
         ConfigError: If the job sets one of the bundle's keys to something else.
     """
-    theirs = {**bundle.config.flat(), "encoder.weights": _without_folder(bundle.config.encoder.weights)}
+    theirs = {**bundle.config.flat(), "encoder.weights": bundle.config.encoder.weights_name}
     values = bundle_values(bundle.config)
     clashes = []
     for key, value in config.explicit().items():
         section, _, name = key.partition(".")
         if section not in values or name not in values[section] or key in per_job:
             continue
-        if (_without_folder(value) if key == "encoder.weights" else value) != theirs[key]:
+        if key == "encoder.weights" and value == "auto":
+            continue
+        if (config.encoder.weights_name if key == "encoder.weights" else value) != theirs[key]:
             clashes.append(f"{key} = {value!r}: the bundle {bundle.run} was trained with {theirs[key]!r}; leave it out")
     if clashes:
         raise ConfigError("\n".join(clashes))
@@ -219,11 +232,6 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     for section, own in values.items():
         merged[section] |= own
     return build_config(merged)
-
-
-def _without_folder(weights: str) -> str:
-    """Return a weights file's name alone: a bundle tells nothing of the machine it was made on."""
-    return Path(weights).name
 
 
 def _find(place: str, store: Store) -> Store:

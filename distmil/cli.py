@@ -66,13 +66,13 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code
-    except Interrupted as error:
+    except KeyboardInterrupt as error:
+        if interruption.number is None:
+            console.note(f"{name}: {_INTERRUPTED}")
+            return exit_code(error.number if isinstance(error, Interrupted) else signal.SIGINT)
         own = [process for process in descendants([os.getpid()]) if process.pid != os.getpid()]
         end_processes(own, patience_s=PATIENCE_S)  # such as of a Ray that was just starting
-        return error.exit_code
-    except KeyboardInterrupt:
-        console.note(f"{name}: {_INTERRUPTED}")
-        return exit_code(signal.SIGINT)
+        return exit_code(interruption.number)
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
         return FAILED

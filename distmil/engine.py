@@ -176,6 +176,7 @@ def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:
         bag.source,
         lambda patches: embed(patches, nets.encoder, learner.device),
         top_k=config.bags.top_k,
+        top_k_share=config.bags.top_k_share,
         chunk=config.encoder.batch_size if config.encoder.trainable else SCORE_CHUNK,
     )
     if not (np.isfinite(scores.bag) and np.isfinite(scores.fused_N).all()):

@@ -38,6 +38,7 @@ PATCH_SCORES = ("attention", "probability", "topk_probability", "fused")
 LATEST = "latest"
 _DIGEST = "distmil.bundle_digest"
 _EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants
+_ROUNDING = 1e-5
 
 
 def score_names(classes: Sequence[str]) -> list[str]:
@@ -55,10 +56,10 @@ def score_names(classes: Sequence[str]) -> list[str]:
 class ExportableNetwork(nn.Module):
     """Judges one bag as ``scoring.score_bag`` does, in one graph whose size is the bag's."""
 
-    def __init__(self, head: Network, *, top_k: int) -> None:
+    def __init__(self, head: Network, *, top_k: int, top_k_share: float) -> None:
         super().__init__()
         self.head = copy.deepcopy(head).cpu().float().eval().requires_grad_(False)
-        self.top_k = top_k
+        self.top_k, self.top_k_share = top_k, top_k_share
 
     def forward(self, embedding_NE: Tensor) -> Tensor:
         """Return scores, N x S, from raw embeddings, N x E; see ``score_names``."""
@@ -95,10 +96,10 @@ class ExportableNetwork(nn.Module):
         return self.head.pooled_logits(bag_F[None]).double().softmax(1)[0]
 
     def _topk_mean(self, fused_N: Tensor) -> Tensor:
-        """Return the mean of the K highest scores; a rank is below K = min(top_k, ceil(n / 10)) without naming it."""
+        """Return the mean of the K highest scores; a rank is below K = min(top_k, ceil(share n)) without naming it."""
         ordered_N = fused_N.double().sort(descending=True).values
         rank_N = torch.arange(len_of(fused_N), device=fused_N.device)
-        chosen_N = (rank_N < self.top_k) & (10 * rank_N < len_of(fused_N))
+        chosen_N = (rank_N < self.top_k) & (rank_N.double() / self.top_k_share + _ROUNDING < len_of(fused_N))
         return (ordered_N * chosen_N).sum() / chosen_N.sum()
 
 
@@ -128,8 +129,9 @@ def save_model(folder: Path, bundle: Bundle) -> None:
 
 
 def _save(folder: Path, bundle: Bundle, names: Sequence[str], example_NE: NDArray[np.float32]) -> None:
+    bags = bundle.config.bags
     mlflow.pytorch.save_model(
-        ExportableNetwork(bundle.head, top_k=bundle.config.bags.top_k),
+        ExportableNetwork(bundle.head, top_k=bags.top_k, top_k_share=bags.top_k_share),
         str(folder),
         serialization_format="pt2",
         input_example=example_NE,

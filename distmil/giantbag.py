@@ -122,7 +122,7 @@ class GiantBag:
     def _topk(self, attention_T: Tensor) -> Tensor:
         """Send back the loss of the whole bag's top-K patches, as far as they are this worker's."""
         aim, learner = self._aim, self._learner
-        k = top_k_size(self._count, aim.config.bags.top_k)
+        k = top_k_size(self._count, aim.config.bags.top_k, share=aim.config.bags.top_k_share)
         best = attention_T.argsort(descending=True, stable=True)[:k].cpu()
         mine = list(zip((-attention_T.cpu()[best]).tolist(), (best + self._start).tolist(), strict=True))
         chosen = sorted(found for part in self._group.gather(mine) for found in part)[:k]

@@ -18,7 +18,7 @@ class Interrupted(KeyboardInterrupt):
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
-        self.exit_code = exit_code(number)
+        self.number = number
 
 
 class Interruption:
@@ -32,6 +32,8 @@ class Interruption:
         self._line = f"\n{sentence}\n".encode()
         self._numbers: list[signal.Signals] | None = None
         self._first_s: float | None = None
+        self.number: int | None = None
+        """The signal that came; libraries raise another KeyboardInterrupt in the place of ``Interrupted``."""
 
     def install(self) -> None:
         """Take the signals, but for those that the job's starter had it ignore."""
@@ -52,7 +54,7 @@ class Interruption:
         """Say the sentence at once, by a plain write: what was interrupted may hold locks, and time may be short."""
         now = time.monotonic()
         if self._first_s is None:
-            self._first_s = now
+            self._first_s, self.number = now, number
             os.write(2, self._line)
             raise Interrupted(number)
         if now - self._first_s > SAME_S:

@@ -11,7 +11,9 @@ class BagsConfig(Section):
     """What one training step sees. Sizes are of the step as a whole, over all workers."""
 
     mixed: Literal["per_class", "per_slide", "pooled"] = "per_class"
-    """How mixed bags are drawn: positives and negatives apart, some of every slide in play, or from all at once."""
+    """How mixed bags are drawn: positives and negatives apart, some of every slide in play, or from all at once.
+    A mixed bag comes from two slides at least where two have patch labels; under `per_slide` it has a positive patch,
+    and where the slides in play lack either, other annotated slides are drawn for it."""
     n: int = Field(default=128, ge=2, le=1_000_000)
     """Patches in a mixed bag under `per_slide` and `pooled`."""
     k_positive: int = Field(default=32, ge=1, le=1_000_000)
@@ -19,7 +21,9 @@ class BagsConfig(Section):
     k_negative: int = Field(default=96, ge=1, le=1_000_000)
     """Negative patches in a mixed bag under `per_class`."""
     top_k: int = Field(default=8, ge=1, le=1_000_000)
-    """Patches of highest attention that take the slide's label; at most a tenth of the bag, at least one."""
+    """Patches of highest attention that take the slide's label; at least one, and at most ``bags.top_k_share``."""
+    top_k_share: float = Field(default=0.1, gt=0, le=1)
+    """Largest share of a bag that its top-K patches may be; 1: a small bag may have top_k of them as well."""
     mixed_bag_loss: bool = False
     """Put the bag loss on the mixed bag as well."""
     slides_per_step: int = Field(default=4, ge=1, le=65_536)

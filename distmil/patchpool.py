@@ -42,6 +42,19 @@ class PatchPool:
         is_kept_G = np.isin(self.bag_G, list(bags))
         return PatchPool(self.bag_G[is_kept_G], self.size_G[is_kept_G], self.patch_M[np.repeat(is_kept_G, self.size_G)])
 
+    def has(self, bag_D: Indices, patch_D: Indices) -> NDArray[np.bool_]:
+        """Tell which patches are in the pool."""
+        own = dict(zip(self.bag_G.tolist(), self._by_bag(), strict=True))
+        nothing = np.empty(0, np.int64)
+        found = np.zeros(len(bag_D), bool)
+        for bag in np.unique(bag_D).tolist():
+            is_here = bag_D == bag
+            found[is_here] = np.isin(patch_D[is_here], own.get(bag, nothing))
+        return found
+
+    def _by_bag(self) -> list[Indices]:
+        return np.split(self.patch_M, self.size_G.cumsum()[:-1]) if len(self.size_G) else []
+
     def draw(self, count: int, generator: Generator) -> tuple[Indices, Indices]:
         """Draw patches, bags first so that a large lesion does not crowd out a small one; without repeats while it can.
 

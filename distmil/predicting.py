@@ -127,7 +127,8 @@ class SlidePredictor:
             StorageError: If a shard is damaged, or the store cannot be written.
         """
         source, places = open_source(self.store, self.entry)
-        scores = score_bag(bundle.head, source, embed, top_k=bundle.config.bags.top_k)
+        bags = bundle.config.bags
+        scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share)
         check_finite(scores)
         if self.store.exists(self._maps_name):  # no maps of other scores lie beside the new ones
             for name in (self._maps_name, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):

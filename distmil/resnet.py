@@ -93,7 +93,7 @@ def load_state(config: EncoderConfig) -> State:
         ConfigError: If there is no such file or weights name.
         EncoderError: If the file holds something else, or a download is not possible.
     """
-    if config.weights == "none":
+    if config.weights == "random":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             state = getattr(torchvision.models, config.name)(weights=None).state_dict()
@@ -157,12 +157,12 @@ def _download(config: EncoderConfig) -> State:
     """Return torchvision's published weights by name."""
     choices = torchvision.models.get_model_weights(config.name)
     names = ["DEFAULT", *(weight.name for weight in choices)]
-    if config.weights not in names:
+    if config.weights_name not in names:
         raise ConfigError(
-            f"encoder.weights = {config.weights!r}: expected {', '.join(names)}, none, "
+            f"encoder.weights = {config.weights!r}: expected auto, {', '.join(names)}, random, "
             "or a file ending in .safetensors, .pt or .pth"
         )
-    weights = choices[config.weights]
+    weights = choices[config.weights_name]
     try:
         state: State = weights.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
@@ -171,7 +171,8 @@ def _download(config: EncoderConfig) -> State:
             f"cannot download {config.name}'s weights {weights.name} ({error}). Ways out:\n"
             f"  - put the file {file} into {torch.hub.get_dir()}/checkpoints on this machine;\n"
             f"  - set encoder.weights to a local .safetensors or state-dict file;\n"
-            f"  - set encoder.name=texture, which needs no weights"
+            f"  - set encoder.name=texture, which needs no weights;\n"
+            f"  - set encoder.weights=random to try things out: such embeddings mean nothing"
         ) from error
     return state
 

@@ -69,6 +69,7 @@ class StepPlanner:
         labels = {bag.label or 0 for bag in bags}
         self._negatives = [PatchPool.of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
         self._labelled = PatchPool.of({i: np.flatnonzero(bag.is_known_N) for i, bag in enumerate(bags)})
+        self._positive = PatchPool.of({i: np.flatnonzero(bag.positive_N > 0) for i, bag in enumerate(bags)})
 
     @property
     def num_positive(self) -> int:
@@ -138,13 +139,39 @@ class StepPlanner:
         return min(self._lengths[bag], self._config.sample or self._lengths[bag])
 
     def _mixed(self, slides: Sequence[int], generator: Generator) -> tuple[Indices, Indices]:
-        """Draw a mixed bag by the configured strategy."""
+        """Draw a mixed bag by the configured strategy, from two slides at least where two have patch labels."""
+        if self._config.mixed == "per_slide":
+            return self._per_slide(slides, generator)
+        bag_D, patch_D = self._pooled_or_per_class(generator)
+        if len(np.unique(bag_D)) == 1 and len(self._labelled.bag_G) > 1:
+            others = np.setdiff1d(self._labelled.bag_G, bag_D)
+            bag_D[-1:], patch_D[-1:] = self._labelled.only(others).draw(1, generator)
+        return bag_D, patch_D
+
+    def _per_slide(self, slides: Sequence[int], generator: Generator) -> tuple[Indices, Indices]:
+        """Draw at least one labelled patch of every slide in play, and at least one positive patch."""
+        in_play = self._labelled.only(self._completed(slides, generator))
+        bag_D, patch_D = in_play.draw(max(self._config.n, len(in_play.bag_G)), generator)
+        positive = self._positive.only(in_play.bag_G)
+        if positive.size and not positive.has(bag_D, patch_D).any():
+            (bag,), (patch,) = positive.draw(1, generator)
+            patch_D[np.flatnonzero(bag_D == bag)[0]] = patch
+        return bag_D, patch_D
+
+    def _completed(self, slides: Sequence[int], generator: Generator) -> list[int]:
+        """Add annotated slides to those in play, until two have patch labels and one a positive patch if any has."""
+        chosen = [i for i in slides if i in self._labelled.bag_G]
+        if not np.isin(chosen, self._positive.bag_G).any() and self._positive.size:
+            chosen.append(int(generator.choice(self._positive.bag_G)))
+        others = np.setdiff1d(self._labelled.bag_G, chosen)
+        if len(chosen) < 2 and len(others):
+            chosen += generator.choice(others, size=min(2 - len(chosen), len(others)), replace=False).tolist()
+        return chosen
+
+    def _pooled_or_per_class(self, generator: Generator) -> tuple[Indices, Indices]:
         config = self._config
         if config.mixed == "pooled":
             return self._labelled.draw_any(config.n, generator)
-        if config.mixed == "per_slide":
-            in_play = self._labelled.only(slides)
-            return in_play.draw(max(config.n, len(in_play.bag_G)), generator)
         positives = draw_evenly(self._by_class[1:], config.k_positive, generator)
         negatives = draw_evenly(self._negatives, config.k_negative, generator)
         return np.concatenate([positives[0], negatives[0]]), np.concatenate([positives[1], negatives[1]])

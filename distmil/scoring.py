@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distmil.bags import Patches, PatchSource
 from distmil.models.network import Network
-from distmil.models.pooling import RunningPool, top_k_size
+from distmil.models.pooling import DEFAULT_SHARE, RunningPool, top_k_size
 from distmil.tensors import Rows
 
 SCORE_CHUNK = 16_384
@@ -45,6 +45,7 @@ def score_bag(
     embed: Embed,
     *,
     top_k: int,
+    top_k_share: float = DEFAULT_SHARE,
     chunk: int = SCORE_CHUNK,
 ) -> BagScores:
     """Score every patch of a bag and the bag itself, chunk by chunk; the result does not depend on the chunk.
@@ -54,6 +55,7 @@ def score_bag(
         source: The bag's patches.
         embed: From what the source gives to embeddings, T x E.
         top_k: Largest K of ``topk_mean``.
+        top_k_share: Largest K as a share of the bag.
         chunk: Patches held at once.
     """
     pooled = RunningPool(head.pooling)
@@ -70,7 +72,7 @@ def score_bag(
     attention_N, class_NC, topk_N = (torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True))
     probability_N = class_NC[:, 1:].sum(axis=1)
     fused_N = attention_N * probability_N
-    k = top_k_size(len(fused_N), top_k)
+    k = top_k_size(len(fused_N), top_k, share=top_k_share)
     return BagScores(
         attention_N=attention_N,
         probability_N=probability_N,

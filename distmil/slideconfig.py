@@ -1,5 +1,6 @@
 """The typed configuration from slides to embeddings: cohort, storage, tiles, patch labels, encoder."""
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
@@ -116,8 +117,9 @@ class EncoderConfig(Section):
 
     name: Literal["texture", "resnet18", "resnet50"] = "texture"
     """texture: built-in colour and texture statistics, no weights; resnet18, resnet50: torchvision's."""
-    weights: str = "none"
-    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or none."""
+    weights: str = "auto"
+    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or `random`,
+    which is no use but for tests; auto: DEFAULT for a ResNet, and none for texture, which has no weights."""
     trainable: bool = False
     """Adjust the encoder too, from the patches themselves; needs a ResNet."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
@@ -128,12 +130,24 @@ class EncoderConfig(Section):
     stain_shift: float = Field(default=0.15, gt=0, le=1)
     """Standard deviation of those shifts, as the logarithm of a stain's strength."""
 
+    @property
+    def weights_name(self) -> str:
+        """Return what the weights are called, without a folder, which would tell of the machine."""
+        if self.name == "texture":
+            return "none"
+        return "DEFAULT" if self.weights == "auto" else Path(self.weights).name
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         if self.trainable and self.views:
             raise ValueError(f"encoder.views = {self.views}: a trainable encoder has no stored embeddings; use 0")
-        if self.name == "texture" and self.weights != "none":
-            raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; use none")
+        if self.name == "texture" and self.weights not in {"auto", "none"}:
+            raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; leave it out")
+        if self.name != "texture" and self.weights == "none":
+            raise ValueError(
+                f"encoder.weights = 'none': {self.name} is of no use without weights; expected auto, a name such as "
+                "DEFAULT or IMAGENET1K_V1, a file ending in .safetensors, .pt or .pth, or random"
+            )
         if self.name == "texture" and self.trainable:
             raise ValueError("encoder.trainable: the texture encoder has nothing to train; choose resnet18 or resnet50")
         return self

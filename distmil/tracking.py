@@ -48,9 +48,7 @@ def artifact_location(folder: str) -> str:
 def recorded_values(config: Config) -> dict[str, Any]:
     """Return every key of a configuration, dotted, with its value, but for paths."""
     values = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
-    if (weights := str(values["encoder.weights"])) != "none":
-        values["encoder.weights"] = Path(weights).name
-    return values
+    return values | {"encoder.weights": config.encoder.weights_name}
 
 
 @dataclass(frozen=True)

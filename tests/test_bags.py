@@ -100,12 +100,45 @@ def test_per_class_shares_positives_among_the_classes() -> None:
     assert labels == {0: 9, 1: 3, 2: 4}
 
 
-def test_per_slide_takes_a_patch_of_every_labelled_slide_in_play() -> None:
+def random_cohort(generator: np.random.Generator) -> list[Bag]:
+    """Bags of which few or none are annotated, completely or in part."""
+    bags = []
+    for i in range(int(generator.integers(1, 14))):
+        bag = make_bag(i, size=int(generator.integers(1, 40)), annotated=generator.random() < 0.7)
+        label_N, target_NC = bag.label_N.copy(), bag.target_NC.copy()
+        hidden = generator.random(len(bag)) < generator.choice([0.0, 0.9, 1.0])
+        label_N[hidden], target_NC[hidden] = -1, np.nan
+        bags.append(replace(bag, label_N=label_N, target_NC=target_NC))
+    return bags
+
+
+@pytest.mark.parametrize("mixed", ["per_slide", "per_class", "pooled"])
+@pytest.mark.parametrize("seed", range(cases(60, full=2000)))
+def test_a_mixed_bag_comes_from_two_slides_and_per_slide_has_a_positive(mixed: str, seed: int) -> None:
+    """Whatever is in play: one slide a step, slides without labels, few annotated ones."""
+    generator = np.random.default_rng(seed)
+    bags = random_cohort(generator)
+    sizes = {name: int(generator.integers(2, 12)) for name in ("n", "k_positive", "k_negative")}
+    budget = {"slides_per_step": int(generator.integers(1, 5)), "patches_per_step": int(generator.choice([16, 1000]))}
+    labelled = [i for i, bag in enumerate(bags) if bag.is_known_N.any()]
+    has_positive = any((bag.label_N > 0).any() for bag in bags)
+    for step in planner(bags, mixed=mixed, **sizes, **budget).steps(seed, with_mixed=True):
+        drawn = list(zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True))
+        assert all(bags[b].label_N[p] >= 0 for b, p in drawn)
+        assert len(set(step.mixed_bag.tolist())) >= min(2, len(labelled))
+        if mixed == "per_slide":
+            assert set(step.mixed_bag.tolist()) >= {i for i in step.bags if i in labelled}
+            assert any(bags[b].label_N[p] > 0 for b, p in drawn) == has_positive
+            assert not labelled or len(drawn) == max(sizes["n"], len(set(step.mixed_bag.tolist())))
+
+
+def test_per_slide_takes_slides_in_play_alone_where_they_will_do() -> None:
     bags = [*make_bags(10), make_bag(11, annotated=False)]
     for step in planner(bags, mixed="per_slide", n=4, slides_per_step=6).steps(0, with_mixed=True):
         labelled = {i for i in step.bags if bags[i].is_known_N.any()}
-        assert set(step.mixed_bag.tolist()) == labelled
-        assert len(step.mixed_bag) == max(4, len(labelled))
+        is_enough = len(labelled) > 1 and any((bags[i].label_N > 0).any() for i in labelled)
+        assert set(step.mixed_bag.tolist()) == labelled or not is_enough
+        assert len(step.mixed_bag) == max(4, len(set(step.mixed_bag.tolist())))
 
 
 def test_pooled_draws_without_repeats_from_all_labelled_patches() -> None:

@@ -99,7 +99,7 @@ def test_every_file_is_in_the_commit_and_in_the_digest(store: Store) -> None:
 
 
 def test_a_file_that_an_earlier_bundle_of_the_run_left_goes(store: Store) -> None:
-    save_bundle(store, make_bundle(name="resnet18"))
+    save_bundle(store, make_bundle(name="resnet18", weights="random"))
     save_bundle(store, make_bundle())
     assert "encoder.safetensors" not in store.names("models/run")
     assert load_bundle("run", store).encoder_state is None
@@ -272,7 +272,7 @@ def test_a_hostile_bundle_is_refused_in_words(store: Store, name: str) -> None:
 
 
 def test_hostile_encoder_weights_are_refused(store: Store) -> None:
-    save_bundle(store, make_bundle(name="resnet18"))
+    save_bundle(store, make_bundle(name="resnet18", weights="random"))
     commit(store, "encoder.safetensors", save({"conv1.weight": torch.full((2, 3), torch.nan)}))
     with pytest.raises(BundleError, match=r"conv1\.weight are not finite"):
         load_bundle("run", store)
@@ -344,3 +344,34 @@ def test_every_clash_is_named(store: Store) -> None:
         with_bundle(own, replace(make_bundle(), run="old"), per_job=per_job_keys())
     assert "tiling.mpp = 0.5: the bundle old was trained with 1.0" in str(error.value)
     assert "model.feature_dim = 9" in str(error.value)
+
+
+def test_a_bundle_of_the_first_version_with_a_random_encoder_opens(store: Store) -> None:
+    """Its configuration says `none`, which is refused today."""
+    bundle = make_bundle(name="resnet18", weights="random")
+    save_bundle(store, bundle)
+    folder = Path(store.path("models/run"))
+    config = json.loads((folder / "config.json").read_text())
+    config["format_version"] = 1
+    config["config"]["encoder"]["weights"] = "none"
+    del config["config"]["bags"]["top_k_share"]
+    labels = json.loads((folder / "labels.json").read_text()) | {"slide_threshold": 0.5}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "labels.json").write_text(json.dumps(labels))
+    record = store.read_record("models/run/commit.json")
+    assert record is not None
+    weights = tuple(part for part in record.parts if part.name.endswith(".safetensors"))
+    store.write_record("models/run/commit.json", replace(record, key={"format_version": 1}, parts=weights))
+    found = load_bundle("run", store)
+    assert found.config.encoder.weights == "random"
+    assert found.config.bags.top_k_share == 0.1
+    assert with_bundle(build_config({}), found, per_job=per_job_keys()).encoder.weights == "random"
+
+
+@pytest.mark.parametrize("weights", ["auto", "DEFAULT"])
+def test_published_weights_are_the_same_by_either_name(store: Store, weights: str) -> None:
+    save_bundle(store, make_bundle(name="resnet18", weights="auto"))
+    found = load_bundle("run", store)
+    assert found.config.encoder.weights == "DEFAULT"
+    own = build_config({"encoder": {"name": "resnet18", "weights": weights}})
+    assert with_bundle(own, found, per_job=per_job_keys()).encoder.weights == "DEFAULT"

@@ -11,10 +11,13 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
+from distmil.configfile import build_config
 from distmil.encoders import load_encoder, prepare_encoder
 from distmil.errors import ConfigError, EncoderError, StorageError
 from distmil.resnet import ResNetEncoder, load_state, state_digest
 from distmil.slideconfig import EncoderConfig
+from distmil.stages.inputs import open_encoder
+from distmil.stages.runtime import Job
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
 
@@ -167,7 +170,7 @@ def test_random_weights_are_always_the_same_and_leave_other_draws_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    digests = {state_digest(load_state(EncoderConfig(name="resnet18"))) for _ in range(2)}
+    digests = {state_digest(load_state(EncoderConfig(name="resnet18", weights="random"))) for _ in range(2)}
     assert torch.equal(torch.rand(4), expected)
     assert len(digests) == 1
 
@@ -244,7 +247,7 @@ def test_an_absent_file_and_an_unknown_name_are_bad_input(tmp_path, store):
         prepare_encoder(resnet(tmp_path / "absent.pt"), store)
     with pytest.raises(ConfigError) as caught:
         prepare_encoder(resnet("IMAGENET"), store)
-    for part in ("encoder.weights = 'IMAGENET'", "DEFAULT", "IMAGENET1K_V1", "none", ".safetensors"):
+    for part in ("encoder.weights = 'IMAGENET'", "DEFAULT", "IMAGENET1K_V1", "random", ".safetensors"):
         assert part in str(caught.value)
 
 
@@ -266,3 +269,33 @@ def test_downloaded_weights_are_taken_by_name(store, monkeypatch, weights, tmp_p
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: weights)
     torch.save(weights, tmp_path / "weights.pt")
     assert prepare_encoder(resnet("IMAGENET1K_V1"), store) == prepare_encoder(resnet(tmp_path / "weights.pt"), store)
+
+
+def test_random_weights_are_had_on_request_alone(store, monkeypatch):
+    """A ResNet without a word on weights means the published ones, and says what to do where they cannot be had."""
+
+    def unreachable(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", unreachable)
+    with pytest.raises(EncoderError, match="cannot download resnet18's weights IMAGENET1K_V1") as caught:
+        prepare_encoder(EncoderConfig(name="resnet18"), store)
+    assert "encoder.weights=random" in str(caught.value)
+    with pytest.raises(ValueError, match=r"resnet18 is of no use without weights; expected auto, .* or random"):
+        EncoderConfig(name="resnet18", weights="none")
+    with pytest.raises(ConfigError, match="expected auto, DEFAULT, IMAGENET1K_V1, random"):
+        prepare_encoder(EncoderConfig(name="resnet18", weights="nonsense"), store)
+
+
+def test_jobs_say_aloud_that_weights_are_random(store, capsys):
+    for encoder, is_said in (({"name": "resnet18", "weights": "random"}, True), ({}, False)):
+        open_encoder(Job(build_config({"encoder": encoder}), store))
+        assert ("resnet18 has RANDOM weights" in capsys.readouterr().err) is is_said
+
+
+def test_names_of_weights_tell_no_folder():
+    named = {("texture", "auto"): "none", ("texture", "none"): "none", ("resnet18", "auto"): "DEFAULT"}
+    named |= {("resnet18", "random"): "random", ("resnet50", "/home/jane/w.pt"): "w.pt"}
+    for (name, weights), expected in named.items():
+        assert EncoderConfig(name=name, weights=weights).weights_name == expected

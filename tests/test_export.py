@@ -61,6 +61,7 @@ def expected(bundle, embedding_NE):
         source,
         lambda patches: torch.from_numpy(patches).float(),
         top_k=bundle.config.bags.top_k,
+        top_k_share=bundle.config.bags.top_k_share,
         chunk=999,
     )
     columns = [scores.attention_N, scores.probability_N, scores.topk_probability_N, scores.fused_N]

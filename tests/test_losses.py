@@ -98,12 +98,20 @@ def test_an_empty_bag_is_refused() -> None:
         RunningPool().result()
 
 
-@pytest.mark.parametrize(("patches", "expected"), [(1, 1), (10, 1), (11, 2), (71, 8), (80, 8), (5000, 8)])
+@pytest.mark.parametrize(("patches", "expected"), [(1, 1), (10, 1), (11, 2), (30, 3), (71, 8), (80, 8), (5000, 8)])
 def test_k_is_a_tenth_of_the_bag_at_most(patches: int, expected: int) -> None:
     assert top_k_size(patches, 8) == expected
     layout = Layout.of([patches])
     chosen = top_k_patches(torch.randn(patches), layout.bag_T, layout.top_k(8))
     assert len(chosen) == expected
+
+
+def test_the_share_of_k_is_exact() -> None:
+    """Against whole numbers, for shares that floating point does not hold."""
+    for hundredths in range(1, 101):
+        for patches in range(1, 200):
+            expected = min(8, -(-hundredths * patches // 100))
+            assert top_k_size(patches, 8, share=hundredths / 100) == expected, (hundredths, patches)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -30,7 +30,7 @@ try:
 except Interrupted as error:
     if sys.argv[1] == "slow":
         time.sleep(60)
-    sys.exit(error.exit_code)
+    sys.exit(128 + found.number)
 """
 
 

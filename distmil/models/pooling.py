@@ -20,6 +20,8 @@ from torch.nn.functional import logsigmoid
 from distmil.tensors import on_device
 
 _MATRIX_BAGS = 64
+DEFAULT_SHARE = 0.1
+_ROUNDING = 1e-6  # 0.1 x 30 is a little more than 3 in floating point
 Pooling = Literal["sigmoid", "softmax", "mean", "max"]
 """What a patch weighs before normalisation: sigmoid(a), exp(a), 1, or 1 for the highest a and 0 for the rest."""
 
@@ -116,10 +118,10 @@ class Layout:
             raise ValueError("every bag needs at least one patch")
         return cls(tuple(lengths), on_device(np.repeat(np.arange(len(lengths)), lengths), device))
 
-    def top_k(self, top_k: int, *, num_bags: int | None = None) -> "TopK":
-        """Lay out the top-K patches of the first bags, or of all. ``top_k`` is the largest K; see ``top_k_size``."""
+    def top_k(self, top_k: int, *, share: float = DEFAULT_SHARE, num_bags: int | None = None) -> "TopK":
+        """Lay out the top-K patches of the first bags, or of all; see ``top_k_size``."""
         lengths = np.array(self.lengths[:num_bags], np.int64)
-        sizes = np.array([top_k_size(length, top_k) for length in lengths], np.int64)
+        sizes = np.array([top_k_size(length, top_k, share=share) for length in lengths], np.int64)
         bag_K = np.repeat(np.arange(len(lengths)), sizes)
         rank_K = np.arange(len(bag_K)) - np.repeat(sizes.cumsum() - sizes, sizes)
         place_K = np.repeat(lengths.cumsum() - lengths, sizes) + rank_K
@@ -173,9 +175,18 @@ class RunningPool:
         return self._part.vectors()[0]
 
 
-def top_k_size(num_patches: int, top_k: int) -> int:
-    """Return K for a bag: at most a tenth of it, rounded up, and at least one."""
-    return min(top_k, max(1, math.ceil(0.1 * num_patches)))
+def top_k_size(num_patches: int, top_k: int, *, share: float = DEFAULT_SHARE) -> int:
+    """Choose K for a bag.
+
+    Args:
+        num_patches: Patches of the bag.
+        top_k: Largest K.
+        share: Largest K as a share of the bag, above 0; it is rounded up.
+
+    Returns:
+        K, at least 1.
+    """
+    return min(top_k, max(1, math.ceil(share * num_patches - _ROUNDING)))
 
 
 def top_k_patches(attention_T: Tensor, bag_T: Tensor, top_k: TopK) -> Tensor:

@@ -8,10 +8,10 @@ from typing import Any
 from distmil.configfile import build_config
 from distmil.defects import attempt
 from distmil.embedding import SlideEmbedder, embeddings_folder
-from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
+from distmil.encoders import EncoderSpec, load_encoder
 from distmil.errors import StorageError
 from distmil.shards import patches_folder
-from distmil.stages.inputs import open_cohort
+from distmil.stages.inputs import open_cohort, open_encoder
 from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, status_counts, stream_actors, wants_gpu
 from distmil.stages.tile import tile
 from distmil.storage import Part, Record, Store
@@ -23,7 +23,7 @@ _Key = tuple[str, int]
 def run(job: Job) -> dict[str, Any]:
     """Turn patch shards into embeddings; what is not tiled is tiled first."""
     cohort = open_cohort(job, needs_labels=False, needs_splits=False)
-    spec = prepare_encoder(job.config.encoder, job.store)
+    spec = open_encoder(job)
     patches = tile(job, cohort.slides)
     records = patches | embed(job, patches, spec)
     job.ledger.add(patches)  # their doubts

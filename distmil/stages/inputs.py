@@ -1,17 +1,23 @@
 """What jobs read: the manifest, or the synthetic cohort in its place."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.demo import make_cohort
+from distmil.encoders import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError
 from distmil.stages.runtime import Job
+
+if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
+    from torch import Tensor
 
 
 def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
     """Read the manifest, making the synthetic cohort first where one is asked for."""
     config = job.config.cohort
-    if (config.manifest is None) == (config.synthetic == 0):
+    if config.manifest is None and config.synthetic == 0:
         raise ConfigError(
             "cohort.manifest: set it to a CSV or Parquet file (or cohort.synthetic to a number of slides)"
         )
@@ -25,6 +31,26 @@ def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
             f"{partial} annotated slides are not marked annotation_complete: what is not outlined there is unknown"
         )
     return cohort
+
+
+def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> EncoderSpec:
+    """Get hold of the encoder's weights, and say so where they are random.
+
+    Args:
+        job: Its configuration names the encoder.
+        state: Weights out of a bundle.
+
+    Raises:
+        ConfigError: If there is no such file or weights name.
+        EncoderError: If the weights cannot be had or do not fit.
+    """
+    encoder = job.config.encoder
+    if encoder.weights_name == "random":
+        job.console.note(
+            f"WARNING: {encoder.name} has RANDOM weights (encoder.weights=random): its embeddings, and all that is "
+            "made of them, mean next to nothing. Leave encoder.weights out for its published weights"
+        )
+    return prepare_encoder(encoder, job.store, state=state)
 
 
 def held_out_slides(job: Job, cohort: Cohort) -> list[Slide]:

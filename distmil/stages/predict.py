@@ -16,12 +16,12 @@ from distmil.cohort import Cohort, Slide
 from distmil.config import Config
 from distmil.configfile import build_config, per_job_keys
 from distmil.defects import attempt
-from distmil.encoders import EncoderSpec, prepare_encoder
+from distmil.encoders import EncoderSpec
 from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.predicting import Found, SlidePredictor, annotation_checksum, keep_slides
 from distmil.prediction import predictions_folder, write_slide_table
 from distmil.questions import claim_question, default_name, make_question
-from distmil.stages.inputs import check_any, open_cohort
+from distmil.stages.inputs import check_any, open_cohort, open_encoder
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, Row, calm_worker, check_bad_fraction, stream_actors, wants_gpu
 from distmil.storage import Part, Record, Store, resolve_root
@@ -120,7 +120,7 @@ def judge_slides(
         TooManyBadSlides: If too few slides can be used.
         StorageError: If the store cannot be written.
     """
-    spec = prepare_encoder(job.config.encoder, job.store, state=bundle.encoder_state)
+    spec = open_encoder(job, state=bundle.encoder_state)
     if (dimension := bundle.head.normaliser.mean.numel()) != spec.dimension:
         raise BundleError(f"the bundle takes embeddings of width {dimension}, its encoder gives {spec.dimension}")
     prepared = prepare(job, slides, spec, with_labels=with_labels)

@@ -77,6 +77,5 @@ def _shareable(job: Job) -> dict[str, Any]:
     values = job.config.model_dump()
     for section, key in (("cohort", "manifest"), ("storage", "root"), ("prediction", "model"), ("tracking", "uri")):
         values[section][key] = None
-    if values["encoder"]["weights"] != "none":
-        values["encoder"]["weights"] = Path(values["encoder"]["weights"]).name
+    values["encoder"]["weights"] = job.config.encoder.weights_name
     return values

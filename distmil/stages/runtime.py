@@ -5,6 +5,7 @@ Where the job joins a cluster, every node is asked first whether it can use the 
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -23,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distmil.config import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, StorageError, TooManyBadSlides
+from distmil.interruption import Interrupted
 from distmil.ledger import Ledger
 from distmil.processes import descendants, end_processes
 from distmil.storage import Record, Store
@@ -80,7 +82,10 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     where = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
     with _native_output_held():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
+        except SystemExit as error:  # Ray's own handler, which stands while Ray starts
+            raise Interrupted(signal.SIGTERM) from error
     for call in _after_start:
         call()
     context = ray.data.DataContext.get_current()

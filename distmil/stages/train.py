@@ -10,7 +10,7 @@ from distmil.bundles import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.checkpoints import load_checkpoint
 from distmil.cohort import Cohort
 from distmil.configfile import per_job_keys
-from distmil.encoders import encoder_state, prepare_encoder
+from distmil.encoders import encoder_state
 from distmil.engine import History
 from distmil.provenance import code_tags
 from distmil.questions import check_owner, claim_question, make_question
@@ -18,7 +18,7 @@ from distmil.runs import new_learner
 from distmil.scoring import READ_OUTS
 from distmil.stages.evaluate import measure, metrics_file
 from distmil.stages.fit import fit
-from distmil.stages.inputs import held_out_slides, open_cohort
+from distmil.stages.inputs import held_out_slides, open_cohort, open_encoder
 from distmil.stages.opening import announce, check_classes, claim_run, read_record_id, write_record_id
 from distmil.stages.predict import judge_slides
 from distmil.stages.prepare import prepare
@@ -101,7 +101,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
         TrainingError: If there is nothing to train on, or the loss is not finite.
         StorageError: If the store cannot be written.
     """
-    spec = prepare_encoder(job.config.encoder, job.store)
+    spec = open_encoder(job)
     used = cohort.of_split("train", "val")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)

@@ -10,7 +10,6 @@ from distmil.cohort import Cohort, Slide
 from distmil.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.config import Config, SearchConfig, fingerprint
 from distmil.draws import OptunaDraws, distinct, draw_ahead
-from distmil.encoders import prepare_encoder
 from distmil.engine import active_config
 from distmil.errors import ConfigError, TrainingError
 from distmil.folds import check_judged, check_labels, patient_folds
@@ -28,7 +27,7 @@ from distmil.search import (
     read_space,
     with_values,
 )
-from distmil.stages.inputs import open_cohort
+from distmil.stages.inputs import open_cohort, open_encoder
 from distmil.stages.opening import announce, check_classes, claim_run
 from distmil.stages.prepare import Prepared, prepare
 from distmil.stages.runtime import Job, start_ray, wants_gpu
@@ -76,7 +75,7 @@ def _check_val(search: SearchConfig, cohort: Cohort) -> None:
 
 def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict[str, Any]:
     search = job.config.search
-    spec = prepare_encoder(job.config.encoder, job.store)
+    spec = open_encoder(job)
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
