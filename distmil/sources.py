@@ -1,15 +1,60 @@
-"""What tells one version of a slide's file from another: size and time, and a checksum where one is asked for."""
+"""What tells one version of a slide from another: size and time of its files, and a checksum where one is asked for.
 
+A slide may be several files: a DICOM series, a MIRAX index with its folder, a Hamamatsu index with its images. What one
+of them is, is found by names and headers alone.
+"""
+
+import errno
+import functools
 import hashlib
+import os
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 CHECKSUMS = {"fast": "sample_sha256", "full": "sha256"}
 """Name in the key by ``tiling.checksum``."""
+SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi"})
+"""Endings of whole-slide formats."""
+MOST_SIBLINGS = 20_000
+"""Most files of a folder that are looked at for a DICOM series."""
 _BLOCK = 2**20
 _SAMPLE, _NUM_SAMPLES = 2**16, 64
-_WITH_FOLDER = {".mrxs"}  # the file is an index, the pixels are in a folder of its name
+_INDEX_SUFFIXES = {".vms", ".vmu"}
+_MOST_INDEX_BYTES = 2**20
+_DICOM_MAGIC = b"DICM"
+_DICOM_PREAMBLE = 128
+_MOST_HEADER_BYTES = 2**18
+_SERIES = (0x0020, 0x000E)
+"""Group and element of SeriesInstanceUID."""
+_LONG_LENGTHS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
+_IMPLICIT = b"1.2.840.10008.1.2"
+_BIG_ENDIAN = b"1.2.840.10008.1.2.2"
+_TRANSFER_SYNTAX = (0x0002, 0x0010)
+_UNDEFINED = 0xFFFFFFFF
+_KINDS = {
+    stat.S_IFIFO: "is a FIFO",
+    stat.S_IFSOCK: "is a socket",
+    stat.S_IFCHR: "is a device",
+    stat.S_IFBLK: "is a device",
+    stat.S_IFDIR: "is a folder",
+}
+
+
+def unusable(path: str | Path) -> str | None:
+    """Say why a path that exists cannot be read as a file: nothing is opened, so that no FIFO or device can hang it.
+
+    Returns:
+        The reason, which goes on after "the slide", or None.
+
+    Raises:
+        OSError: If there is nothing at the path.
+    """
+    kind = stat.S_IFMT(Path(path).stat().st_mode)
+    if kind != stat.S_IFREG:
+        return f"{_KINDS.get(kind, 'is of an unknown kind')}, not a file"
+    return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 
 def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
@@ -20,21 +65,37 @@ def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
         checksum: ``none``; ``fast``, SHA-256 of the size and of 64 samples of 64 KiB, the first and the last bytes
             among them; or ``full``, SHA-256 of everything.
 
+    Returns:
+        ``size_bytes``, the sum; ``mtime_ns``, the latest; with several files ``files`` too, a hash of the name, size
+        and time of each; and the checksum.
+
     Raises:
         OSError: If it cannot be read.
     """
-    stats = [file.stat() for file in _files(Path(path))]
+    files = files_of(Path(path))
+    stats = [_regular(file) for file in files]
     key: dict[str, Any] = {
         "size_bytes": sum(status.st_size for status in stats),
         "mtime_ns": max(status.st_mtime_ns for status in stats),
     }
+    if len(files) > 1:
+        rows = [f"{file.name}|{status.st_size}|{status.st_mtime_ns}" for file, status in zip(files, stats, strict=True)]
+        key["files"] = hashlib.sha256("\n".join(rows).encode(errors="surrogateescape")).hexdigest()[:16]
     if checksum != "none":
         digest = hashlib.sha256()
-        for file in _files(Path(path)):
+        for file in files:
             for block in _whole(file) if checksum == "full" else _samples(file):
                 digest.update(block)
         key[CHECKSUMS[checksum]] = digest.hexdigest()
     return key
+
+
+def _regular(path: Path) -> os.stat_result:
+    """Return a file's status. Raises: OSError if it is none, or gone."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, f"it {unusable(path)}")
+    return status
 
 
 def has_checksum(source: Mapping[str, Any], checksum: str) -> bool:
@@ -42,12 +103,17 @@ def has_checksum(source: Mapping[str, Any], checksum: str) -> bool:
     return checksum == "none" or CHECKSUMS[checksum] in source
 
 
+def is_same_version(source: Mapping[str, Any], path: str | Path) -> bool:
+    """Tell whether a slide is the one of a key by size and time of each of its files. Raises: OSError."""
+    now = source_key(path)
+    return all(source.get(name) == now.get(name) for name in ("size_bytes", "mtime_ns", "files"))
+
+
 def is_unchanged(source: Mapping[str, Any], path: str | Path) -> bool:
     """Return whether a file is the one of a key: by size and time, else by the key's checksum. Raises: OSError."""
-    now = source_key(path)
-    if source["size_bytes"] != now["size_bytes"]:
+    if source["size_bytes"] != source_key(path)["size_bytes"]:
         return False
-    return bool(source["mtime_ns"] == now["mtime_ns"]) or is_intact(source, path) is True
+    return is_same_version(source, path) or is_intact(source, path) is True
 
 
 def is_intact(source: Mapping[str, Any], path: str | Path) -> bool | None:
@@ -58,12 +124,121 @@ def is_intact(source: Mapping[str, Any], path: str | Path) -> bool | None:
     return None
 
 
-def _files(path: Path) -> list[Path]:
-    """Return the file and what belongs to it."""
-    folder = path.with_suffix("")
-    if path.suffix.lower() not in _WITH_FOLDER or not folder.is_dir():
+# --- slides of several files -------------------------------------------------------------------------------------
+
+
+def files_of(path: Path) -> list[Path]:
+    """Find the files that make up a slide, the given one first. Raises: OSError if its folder cannot be read."""
+    suffix = path.suffix.lower()
+    if suffix == ".mrxs":
+        folder = path.with_suffix("")
+        return [path, *sorted(file for file in folder.iterdir() if file.is_file())] if folder.is_dir() else [path]
+    if suffix in _INDEX_SUFFIXES:
+        return [path, *_named_by(path)]
+    series = series_of(path)
+    if series is None:
         return [path]
-    return [path, *sorted(file for file in folder.iterdir() if file.is_file())]
+    return [path, *(file for file in _dicom_files(path.parent, series) if file.name != path.name)]
+
+
+def slide_in_folder(folder: Path) -> Path:
+    """Find the file by which a folder is opened that holds exactly one slide.
+
+    Raises:
+        ValueError: If it holds none, or several; the text says so without a name.
+        OSError: If it cannot be read.
+    """
+    index = folder.with_name(f"{folder.name}.mrxs")
+    if (folder / "Slidedat.ini").is_file() and index.is_file():
+        return index
+    files = [file for file in _listed(folder) if unusable(file) is None]
+    found: dict[str, Path] = {}
+    for file in files:
+        series = series_of(file)
+        if series is not None or file.suffix.lower() in SLIDE_SUFFIXES:
+            found.setdefault(series or file.name, file)
+    if len(found) != 1:
+        what = f"{len(found)} slides" if found else "no DICOM series and no file of a whole-slide format"
+        raise ValueError(f"a folder that holds {what}; give the path of one file (of any one file of a DICOM series)")
+    return next(iter(found.values()))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """List a folder's regular files by name, as many as are looked at."""
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
+    return [folder / name for name in names[:MOST_SIBLINGS]]
+
+
+def _named_by(index: Path) -> list[Path]:
+    """Find the files beside a Hamamatsu index that it names as values."""
+    with index.open("rb") as file:
+        text = file.read(_MOST_INDEX_BYTES).decode("utf-8", "replace")
+    names = {Path(line.partition("=")[2].strip()).name for line in text.splitlines() if "=" in line}
+    beside = (index.parent / name for name in sorted(names) if name and "\0" not in name)
+    return [file for file in beside if file != index and file.is_file()]
+
+
+def _dicom_files(folder: Path, series: str) -> list[Path]:
+    """Find the files of a series in a folder."""
+    return [file for file in _listed(folder) if series_of(file) == series]
+
+
+def series_of(path: Path) -> str | None:
+    """Read the SeriesInstanceUID of a DICOM file; None for any other file. Raises: OSError."""
+    if unusable(path) is not None:
+        return None
+    status = path.stat()
+    return _series_uid(path, status.st_size, status.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _series_uid(path: Path, size: int, mtime_ns: int) -> str | None:
+    """Read a file's header once for each version of it."""
+    with path.open("rb") as file:
+        head = file.read(_DICOM_PREAMBLE + len(_DICOM_MAGIC))
+        if not head.endswith(_DICOM_MAGIC) or len(head) < _DICOM_PREAMBLE:
+            return None
+        value = _element(file.read(_MOST_HEADER_BYTES), _SERIES)
+    return value.decode("ascii", "replace") if value else None
+
+
+def _element(data: bytes, wanted: tuple[int, int]) -> bytes | None:
+    """Find the value of an element of the first level in a DICOM data set that starts with its file meta group.
+
+    Elements stand in the order of their tags. Sequences of undefined length are passed element by element.
+
+    Source: DICOM PS3.5, sections 7.1 and A; PS3.10, section 7.1.
+    """
+    at, depth, syntax = 0, 0, b""
+    while at + 8 <= len(data):
+        is_meta = data[at : at + 2] == b"\x02\x00"
+        order: Any = "big" if syntax == _BIG_ENDIAN and not is_meta else "little"
+        tag = (int.from_bytes(data[at : at + 2], order), int.from_bytes(data[at + 2 : at + 4], order))
+        is_item = tag[0] == 0xFFFE
+        kind = data[at + 4 : at + 6]
+        if is_item or (syntax == _IMPLICIT and not is_meta):
+            start, length = at + 8, int.from_bytes(data[at + 4 : at + 8], order)
+        elif kind in _LONG_LENGTHS:
+            start, length = at + 12, int.from_bytes(data[at + 8 : at + 12], order)
+        else:
+            start, length = at + 8, int.from_bytes(data[at + 6 : at + 8], order)
+        if depth == 0 and not is_item and tag > wanted:
+            return None
+        if length == _UNDEFINED:
+            depth, at = depth + 1, start
+            continue
+        if is_item:
+            depth -= tag[1] in {0xE00D, 0xE0DD}  # the delimiters of an item and of a sequence
+            at = start if tag[1] in {0xE00D, 0xE0DD} else start + length
+            continue
+        value = data[start : start + length].rstrip(b"\0 ")
+        if depth == 0 and tag == wanted:
+            return value if start + length <= len(data) else None
+        if tag == _TRANSFER_SYNTAX:
+            syntax = value
+        at = start + length
+    return None
 
 
 def _whole(path: Path) -> Iterator[bytes]:

@@ -25,9 +25,16 @@ LAYERS = [
         "distmil.background",
     ],
     ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
-    ["distmil.storage", "distmil.sources", "distmil.jpeg"],
+    ["distmil.storage", "distmil.sources", "distmil.jpeg", "distmil.slides.tiffpages"],
     ["distmil.configfile", "distmil.defects"],
-    ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
+    [
+        "distmil.cohort",
+        "distmil.slides.grid",
+        "distmil.slides.checks",
+        "distmil.slides.masks",
+        "distmil.slides.coverage",
+        "distmil.shards",
+    ],
     [
         "distmil.slides.reader",
         "distmil.slides.tissue",
@@ -92,7 +99,7 @@ OWNERS = {
     "sklearn": {"distmil.metrics", "distmil.folds"},
     "defusedxml": {"distmil.slides.annotations"},
     "simplejpeg": {"distmil.jpeg", "distmil.demo"},
-    "tifffile": {"distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},
+    "tifffile": {"distmil.slides.tiffpages", "distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},
 }
 
 
