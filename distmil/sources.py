@@ -5,13 +5,14 @@ of them is, is found by names and headers alone.
 """
 
 import errno
-import functools
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from distmil.slides.dicom import series_uid
 
 CHECKSUMS = {"fast": "sample_sha256", "full": "sha256"}
 """Name in the key by ``tiling.checksum``."""
@@ -21,18 +22,10 @@ MOST_SIBLINGS = 20_000
 """Most files of a folder that are looked at for a DICOM series."""
 _BLOCK = 2**20
 _SAMPLE, _NUM_SAMPLES = 2**16, 64
+_NEVER_DICOM = SLIDE_SUFFIXES - {".dcm"} | {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
+"""Endings of files that need not be opened to see it."""
 _INDEX_SUFFIXES = {".vms", ".vmu"}
 _MOST_INDEX_BYTES = 2**20
-_DICOM_MAGIC = b"DICM"
-_DICOM_PREAMBLE = 128
-_MOST_HEADER_BYTES = 2**18
-_SERIES = (0x0020, 0x000E)
-"""Group and element of SeriesInstanceUID."""
-_LONG_LENGTHS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
-_IMPLICIT = b"1.2.840.10008.1.2"
-_BIG_ENDIAN = b"1.2.840.10008.1.2.2"
-_TRANSFER_SYNTAX = (0x0002, 0x0010)
-_UNDEFINED = 0xFFFFFFFF
 _KINDS = {
     stat.S_IFIFO: "is a FIFO",
     stat.S_IFSOCK: "is a socket",
@@ -90,6 +83,15 @@ def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
     return key
 
 
+def file_sha256(path: str | Path) -> str:
+    """Hash a file's content. Raises: OSError if it is no regular file, or cannot be read."""
+    _regular(Path(path))
+    digest = hashlib.sha256()
+    for block in _whole(Path(path)):
+        digest.update(block)
+    return digest.hexdigest()
+
+
 def _regular(path: Path) -> os.stat_result:
     """Return a file's status. Raises: OSError if it is none, or gone."""
     status = path.stat()
@@ -124,6 +126,31 @@ def is_intact(source: Mapping[str, Any], path: str | Path) -> bool | None:
     return None
 
 
+def same_files(paths: Sequence[str]) -> list[list[int]]:
+    """Find the paths that lead to one file: the same after links, or the same on the disk. Nothing is opened.
+
+    Args:
+        paths: Files that are there; an empty text stands for none.
+
+    Returns:
+        The indices of each file that has several paths.
+
+    Raises:
+        OSError: If one of them is gone.
+    """
+    group_of: dict[Any, list[int]] = {}
+    for i, path in enumerate(paths):
+        if not path:
+            continue
+        status = Path(path).stat()
+        names = [os.path.realpath(path), *([(status.st_dev, status.st_ino)] if status.st_ino else [])]
+        group = next((group_of[name] for name in names if name in group_of), [])
+        group.append(i)
+        group_of.update(dict.fromkeys(names, group))
+    groups = {id(group): group for group in group_of.values()}
+    return [group for group in groups.values() if len(group) > 1]
+
+
 # --- slides of several files -------------------------------------------------------------------------------------
 
 
@@ -135,7 +162,7 @@ def files_of(path: Path) -> list[Path]:
         return [path, *sorted(file for file in folder.iterdir() if file.is_file())] if folder.is_dir() else [path]
     if suffix in _INDEX_SUFFIXES:
         return [path, *_named_by(path)]
-    series = series_of(path)
+    series = _series_of(path)
     if series is None:
         return [path]
     return [path, *(file for file in _dicom_files(path.parent, series) if file.name != path.name)]
@@ -154,7 +181,7 @@ def slide_in_folder(folder: Path) -> Path:
     files = [file for file in _listed(folder) if unusable(file) is None]
     found: dict[str, Path] = {}
     for file in files:
-        series = series_of(file)
+        series = _series_of(file)
         if series is not None or file.suffix.lower() in SLIDE_SUFFIXES:
             found.setdefault(series or file.name, file)
     if len(found) != 1:
@@ -179,66 +206,17 @@ def _named_by(index: Path) -> list[Path]:
     return [file for file in beside if file != index and file.is_file()]
 
 
-def _dicom_files(folder: Path, series: str) -> list[Path]:
-    """Find the files of a series in a folder."""
-    return [file for file in _listed(folder) if series_of(file) == series]
-
-
-def series_of(path: Path) -> str | None:
-    """Read the SeriesInstanceUID of a DICOM file; None for any other file. Raises: OSError."""
-    if unusable(path) is not None:
+def _series_of(path: Path) -> str | None:
+    """Read the series of a DICOM file; None for any other file. Raises: OSError."""
+    if path.suffix.lower() in _NEVER_DICOM or unusable(path) is not None:
         return None
     status = path.stat()
-    return _series_uid(path, status.st_size, status.st_mtime_ns)
+    return series_uid(path, status.st_size, status.st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=65_536)
-def _series_uid(path: Path, size: int, mtime_ns: int) -> str | None:
-    """Read a file's header once for each version of it."""
-    with path.open("rb") as file:
-        head = file.read(_DICOM_PREAMBLE + len(_DICOM_MAGIC))
-        if not head.endswith(_DICOM_MAGIC) or len(head) < _DICOM_PREAMBLE:
-            return None
-        value = _element(file.read(_MOST_HEADER_BYTES), _SERIES)
-    return value.decode("ascii", "replace") if value else None
-
-
-def _element(data: bytes, wanted: tuple[int, int]) -> bytes | None:
-    """Find the value of an element of the first level in a DICOM data set that starts with its file meta group.
-
-    Elements stand in the order of their tags. Sequences of undefined length are passed element by element.
-
-    Source: DICOM PS3.5, sections 7.1 and A; PS3.10, section 7.1.
-    """
-    at, depth, syntax = 0, 0, b""
-    while at + 8 <= len(data):
-        is_meta = data[at : at + 2] == b"\x02\x00"
-        order: Any = "big" if syntax == _BIG_ENDIAN and not is_meta else "little"
-        tag = (int.from_bytes(data[at : at + 2], order), int.from_bytes(data[at + 2 : at + 4], order))
-        is_item = tag[0] == 0xFFFE
-        kind = data[at + 4 : at + 6]
-        if is_item or (syntax == _IMPLICIT and not is_meta):
-            start, length = at + 8, int.from_bytes(data[at + 4 : at + 8], order)
-        elif kind in _LONG_LENGTHS:
-            start, length = at + 12, int.from_bytes(data[at + 8 : at + 12], order)
-        else:
-            start, length = at + 8, int.from_bytes(data[at + 6 : at + 8], order)
-        if depth == 0 and not is_item and tag > wanted:
-            return None
-        if length == _UNDEFINED:
-            depth, at = depth + 1, start
-            continue
-        if is_item:
-            depth -= tag[1] in {0xE00D, 0xE0DD}  # the delimiters of an item and of a sequence
-            at = start if tag[1] in {0xE00D, 0xE0DD} else start + length
-            continue
-        value = data[start : start + length].rstrip(b"\0 ")
-        if depth == 0 and tag == wanted:
-            return value if start + length <= len(data) else None
-        if tag == _TRANSFER_SYNTAX:
-            syntax = value
-        at = start + length
-    return None
+def _dicom_files(folder: Path, series: str) -> list[Path]:
+    """Find the files of a series in a folder."""
+    return [file for file in _listed(folder) if _series_of(file) == series]
 
 
 def _whole(path: Path) -> Iterator[bytes]:

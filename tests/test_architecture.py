@@ -24,7 +24,7 @@ LAYERS = [
         "distmil.stain",
         "distmil.background",
     ],
-    ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
+    ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient", "distmil.slides.dicom"],
     ["distmil.storage", "distmil.sources", "distmil.jpeg", "distmil.slides.tiffpages"],
     ["distmil.configfile", "distmil.defects"],
     [
