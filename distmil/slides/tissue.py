@@ -131,14 +131,14 @@ def _relief(smooth: Bytes) -> Bytes:
 
 
 def _tinted_glass(smooth: Bytes, relief: Bytes) -> NDArray[np.float64] | None:
-    """Find the colour of glass that is not grey: the brightest even one, where neither grey glass nor white is.
+    """Find the colour of glass that is not grey: the brightest even one, where there is no white.
 
     Yellow is how slides age. Other tints may as well be pale tissue, and count only where they fill a fifth of the
     picture. Nothing may be brighter, as tissue takes light away from glass in every channel.
     """
     step = math.ceil(math.sqrt(relief.size / _SAMPLE_PX))
     colours, is_even = smooth[::step, ::step].reshape(-1, 3), relief[::step, ::step].ravel() <= _EVEN_GLASS
-    level, spread = colours.mean(axis=1), np.ptp(colours, axis=1)
+    level = colours.mean(axis=1)
     is_white = level >= _WHITE
     if is_white.mean() >= _YELLOW[1]:
         return None
@@ -146,7 +146,7 @@ def _tinted_glass(smooth: Bytes, relief: Bytes) -> NDArray[np.float64] | None:
     is_glass = is_even & ~is_white & (level >= max(180, brightest - 2 * _EVEN_GLASS))
     near = np.convolve(np.bincount(level[is_glass].astype(int), minlength=256), np.ones(7), "same")
     peak = np.flatnonzero(near >= _YELLOW[1] * len(level))
-    if not len(peak) or (is_glass & (spread <= _GREY)).sum() >= 0.03 * len(level):
+    if not len(peak):
         return None
     found = colours[is_glass & (np.abs(level - peak[-1]) <= _EVEN_GLASS)]
     glass = np.median(found, axis=0)
