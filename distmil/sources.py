@@ -5,9 +5,11 @@ of them is, is found by names and headers alone.
 """
 
 import errno
+import functools
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ _NEVER_DICOM = SLIDE_SUFFIXES - {".dcm"} | {".tif", ".tiff", ".png", ".jpg", ".j
 """Endings of files that need not be opened to see it."""
 _INDEX_SUFFIXES = {".vms", ".vmu"}
 _MOST_INDEX_BYTES = 2**20
+_SETTLED_NS = 2 * 10**9
+"""Age of a folder's last change from which its time tells the next change apart: clocks of shares are coarse."""
 _KINDS = {
     stat.S_IFIFO: "is a FIFO",
     stat.S_IFSOCK: "is a socket",
@@ -215,8 +219,35 @@ def _series_of(path: Path) -> str | None:
 
 
 def _dicom_files(folder: Path, series: str) -> list[Path]:
-    """Find the files of a series in a folder."""
-    return [file for file in _listed(folder) if _series_of(file) == series]
+    """Find the files of a series in a folder, by name.
+
+    A folder may hold thousands of series. Files whose series is known are opened again only after something was added,
+    renamed or removed beside them.
+    """
+    changed_ns = folder.stat().st_mtime_ns
+    is_settled = time.time_ns() - changed_ns > _SETTLED_NS
+    by_series, others = _settled(folder, changed_ns) if is_settled else _by_series(folder)
+    return sorted([*by_series.get(series, ()), *(file for file in others if _series_of(file) == series)])
+
+
+@functools.lru_cache(maxsize=16)
+def _settled(folder: Path, changed_ns: int) -> tuple[Mapping[str, list[Path]], list[Path]]:
+    """Remember the series of a folder since its last change."""
+    del changed_ns
+    return _by_series(folder)
+
+
+def _by_series(folder: Path) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Sort a folder's files by series; the others may be DICOM files that are not whole yet."""
+    by_series: dict[str, list[Path]] = {}
+    others = []
+    for file in _listed(folder):
+        series = _series_of(file)
+        if series is not None:
+            by_series.setdefault(series, []).append(file)
+        elif file.suffix.lower() not in _NEVER_DICOM:
+            others.append(file)
+    return by_series, others
 
 
 def _whole(path: Path) -> Iterator[bytes]:

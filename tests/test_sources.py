@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from distmil import sources
 from distmil.sources import (
     files_of,
     has_checksum,
@@ -17,6 +18,7 @@ from distmil.sources import (
     source_key,
 )
 from tests.dicommaking import save_dicom
+from tests.scale import cases
 
 
 def write(path, data, *, mtime_ns=1_000):
@@ -164,6 +166,59 @@ def test_a_sibling_that_is_added_counts_and_other_series_do_not(tmp_path):
     assert is_same_version(key, path)
     save_dicom(tmp_path / "late", "1.2.3", seed=8)
     assert not is_same_version(key, path)
+
+
+def settle(folder, rng):
+    """Let the folder's last change lie some time ago, as after a while."""
+    at = 10**18 + int(rng.integers(10**15))
+    os.utime(folder, ns=(at, at))
+
+
+def test_siblings_are_found_after_whatever_happens_in_the_folder(tmp_path):
+    rng = np.random.default_rng(5)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    series_of = {}
+
+    def save(name):
+        series_of[name] = None if rng.random() < 0.2 else f"1.2.{rng.integers(3)}"
+        save_dicom(folder / name, series_of[name], seed=int(rng.integers(100)))
+
+    for step in range(cases(150, full=2000)):
+        change = rng.choice(["add", "add", "remove", "rename", "cut"])
+        name = str(rng.choice(sorted(series_of))) if series_of else ""
+        if change == "add" or not name:
+            save(f"{step}.dcm")
+        elif change == "remove":
+            (folder / name).unlink()
+            del series_of[name]
+        elif change == "rename":
+            (folder / name).rename(folder / f"{step}.dcm")
+            series_of[f"{step}.dcm"] = series_of.pop(name)
+        else:  # a file that is not whole when it is first seen is filled later
+            (folder / f"{step}.dcm").write_bytes(b"")
+            settle(folder, rng)
+            others = [other for other in series_of if series_of[other]]
+            if others:
+                files_of(folder / others[0])
+            save(f"{step}.dcm")
+        if change != "cut" and rng.random() < 0.7:
+            settle(folder, rng)
+        for file, series in series_of.items():
+            expected = {other for other in series_of if series and series_of[other] == series} | {file}
+            assert {found.name for found in files_of(folder / file)} == expected, (step, change)
+
+
+def test_a_folder_of_many_series_is_looked_through_once(tmp_path, monkeypatch):
+    for i in range(60):
+        save_dicom(tmp_path / f"{i}.dcm", f"1.2.{i // 3}", seed=i)
+    os.utime(tmp_path, ns=(10**18, 10**18))
+    looks = []
+    find = sources.series_uid
+    monkeypatch.setattr(sources, "series_uid", lambda *args: (looks.append(args), find(*args))[1])
+    for i in range(60):
+        assert len(files_of(tmp_path / f"{i}.dcm")) == 3
+    assert len(looks) == 60 + 60  # all of them once, and each that is asked for
 
 
 def test_a_folder_is_opened_where_it_holds_exactly_one_slide(tmp_path):

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 from distmil.slides.tiffpages import GREY, PALETTE, RGB, YCBCR, Size, TiffPage
 
-UPRIGHT = 1
+_TURNED = range(2, 9)
+"""Orientation: 1 is upright, and what is no orientation at all counts for no reader."""
 FINEST_UM, COARSEST_UM = 0.01, 20.0
 """Smallest and largest pixel that a microscope or a slide scanner makes; 72 or 96 per inch is a screen's resolution."""
 SQUARE_WITHIN = 0.05
@@ -65,7 +66,7 @@ def _page_fault(page: TiffPage) -> str | None:
     if page.bits != 8 or not page.is_integer:
         kind = f"{page.bits} bit" if page.is_integer else f"{page.bits} bit with signs or fractions"
         return f"the file's samples have {kind}; convert them to 8 bit, scaled to the range that is used"
-    if page.orientation != UPRIGHT:
+    if page.orientation in _TURNED:
         return (
             f"the file's Orientation tag is {page.orientation}: its image lies turned or mirrored; save it upright, "
             "with Orientation 1"
