@@ -69,6 +69,7 @@ def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
     Raises:
         OSError: If it cannot be read.
     """
+    _regular(Path(path))  # an index that is a FIFO is not to be waited for
     files = files_of(Path(path))
     stats = [_regular(file) for file in files]
     key: dict[str, Any] = {

@@ -12,8 +12,9 @@ import pytest
 import tifffile
 from PIL import Image
 
-from distmil import survey
+from distmil import survey, tilework
 from distmil.cohort import Slide
+from distmil.defects import DEFECT
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.shards import (
     decode_image,
@@ -198,6 +199,52 @@ def test_a_changed_sibling_redoes_the_slide(tmp_path, store):
     files[2].unlink()
     assert tiler.finished() is None
     assert tiler.revived() is None
+
+
+def write_text(path):
+    path.write_text("no slide")
+
+
+def cut_tiff(path):
+    path.write_bytes(save_pyramid(path, PIXELS).read_bytes()[:700])
+
+
+def damaged_tile(path):
+    data = bytearray(save_jpeg_tiff(path, PIXELS, mpp=0.5).read_bytes())
+    data[400 : len(data) // 2] = bytes(len(data) // 2 - 400)
+    path.write_bytes(data)
+
+
+def odd_strips(path):
+    tifffile.imwrite(path, PIXELS, compression="webp", rowsperstrip=32, photometric="rgb", metadata=None)
+
+
+def deep_tiff(path):
+    tifffile.imwrite(path, PIXELS.astype(np.uint16), tile=(64, 64), photometric="rgb", metadata=None)
+
+
+def jpeg(path):
+    save_image(path, PIXELS, format="JPEG")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "svs", "ndpi", "MRXS", "mrxs", "png", "jpg", "vms", "dcm", "Doe", "bmp"])
+@pytest.mark.parametrize(
+    "make", [write_text, cut_tiff, damaged_tile, odd_strips, deep_tiff, jpeg, os.mkfifo, os.mkdir, lambda path: None]
+)
+def test_the_name_of_a_slide_that_fails_is_nowhere_in_the_store(tmp_path, store, make, suffix, monkeypatch):
+    monkeypatch.setattr(tilework, "PAUSE_S", 0)
+    path = tmp_path / f"CNRY-Doe, Jane.{suffix}"
+    make(path)
+    slide, config = Slide("s1", str(path)), tiling(strategy="foreground")
+    tiler = SlideTiler(slide, config, store)
+    answer = do_step(tiler, None)
+    for chunk in range(answer.chunks):
+        answer = do_step(tiler, chunk)
+    text = f"{answer.record.error} {answer.record.info if not answer.record.ok else ''}"
+    assert "CNRY" not in text
+    assert "Jane" not in text
+    assert DEFECT not in answer.record.info
+    assert not [name for name, data in contents(store.root).items() if b"CNRY" in data or b"Jane" in data]
 
 
 @pytest.mark.parametrize("checksum", ["none", "full"])
