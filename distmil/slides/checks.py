@@ -45,14 +45,16 @@ def pixel_fault(pages: Sequence[TiffPage], *, level_sizes: Iterable[Size]) -> st
     Returns:
         What is wrong and what to do about it, or None.
     """
+    if not pages:
+        return None
     wanted = set(level_sizes)
-    used = [page for page in pages if page.size in wanted] or list(pages[:1])
+    used = [page for page in pages if page.size in wanted] or [max(pages, key=lambda page: page.size[0] * page.size[1])]
     for page in used:
         fault = _page_fault(page)
         if fault:
             return fault
-    same = [page for page in pages if used and page.size == used[0].size and not page.is_nested]
-    if used and is_grey(used[0]) and (len(same) > 1 or used[0].num_channels > 1):
+    same = [page for page in pages if page.size == used[0].size and not page.is_nested]
+    if is_grey(used[0]) and (len(same) > 1 or used[0].num_channels > 1):
         number = max(len(same), used[0].num_channels)
         return (
             f"the file holds {number} grey images of {used[0].size[0]} x {used[0].size[1]} px: its colours as separate "

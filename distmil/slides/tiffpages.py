@@ -62,8 +62,8 @@ def read_pages(path: Path) -> tuple[TiffPage, ...]:
     """Read the tags of every page.
 
     Returns:
-        The pages in the file's order, each followed by its nested ones; none if the file is no TIFF, or damaged before
-        its first page.
+        The pages in the file's order, each followed by its nested ones, up to the first damaged one; none if the file
+        is no TIFF.
 
     Raises:
         OSError: If the file cannot be read.
@@ -71,13 +71,16 @@ def read_pages(path: Path) -> tuple[TiffPage, ...]:
     with path.open("rb") as file:
         if file.read(4) not in _MAGIC:
             return ()
+    pages: list[TiffPage] = []
     try:
         with tifffile.TiffFile(path) as tiff:
-            return tuple(_described(page, is_nested=is_nested) for page, is_nested in every_page(tiff))
+            for page, is_nested in every_page(tiff):
+                pages.append(_described(page, is_nested=is_nested))
     except OSError:
         raise
     except Exception:  # noqa: BLE001 (tifffile raises almost anything on a damaged file; the reader says what is wrong)
-        return ()
+        return tuple(pages)
+    return tuple(pages)
 
 
 def every_page(tiff: tifffile.TiffFile) -> Iterator[tuple[Any, bool]]:
