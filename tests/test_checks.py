@@ -186,6 +186,21 @@ def test_a_fourth_sample_without_a_meaning_is_refused(tmp_path, pixels):
             open_slide(path)
 
 
+@pytest.mark.parametrize("is_tiled", [True, False])
+def test_of_several_images_of_one_size_the_first_is_read_with_a_doubt(tmp_path, pixels, is_tiled):
+    for i in range(3):
+        save_tiff(tmp_path / "a.tif", pixels[::-1] if i else pixels, is_tiled=is_tiled, append=i > 0)
+    seen, doubts = everything(tmp_path / "a.tif")
+    assert np.array_equal(seen, pixels)
+    assert doubts == ("the file holds 3 images of the slide's size, focal planes perhaps; the first is read",)
+
+
+def test_a_grey_photograph_is_used_with_a_doubt(tmp_path, pixels):
+    seen, doubts = everything(save_image(tmp_path / "a.png", pixels[..., 0]))
+    assert np.array_equal(seen, np.dstack([pixels[..., 0]] * 3))
+    assert doubts == ("the file is grey: it holds no colours of a stain",)
+
+
 def test_a_plain_tiff_whose_first_page_is_a_thumbnail_is_refused(tmp_path, pixels):
     save_tiff(tmp_path / "a.tif", pixels[::4, ::4], is_tiled=False)
     save_tiff(tmp_path / "a.tif", pixels, is_tiled=False, append=True)

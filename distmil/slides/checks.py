@@ -15,6 +15,7 @@ FINEST_UM, COARSEST_UM = 0.01, 20.0
 """Smallest and largest pixel that a microscope or a slide scanner makes; 72 or 96 per inch is a screen's resolution."""
 SQUARE_WITHIN = 0.05
 """Relative difference of width and height up to which a pixel counts as square."""
+GREY_DOUBT = "the file is grey: it holds no colours of a stain"
 _NOTED_FROM = 0.02
 _COLOURS = {RGB: 3, YCBCR: 3, PALETTE: 1}  # samples without alpha
 _ALPHAS = {1, 2}  # ExtraSamples: associated (premultiplied) and unassociated alpha
@@ -96,6 +97,20 @@ def _alphas(page: TiffPage) -> tuple[int, ...]:
 def is_grey(page: TiffPage) -> bool:
     """Tell whether a page has no colours."""
     return page.photometric in GREY
+
+
+def page_doubts(pages: Sequence[TiffPage], *, size: Size) -> list[str]:
+    """Say what a person should know of a TIFF whose first page of the slide's size is read.
+
+    Args:
+        pages: All of them; none for a file that is no TIFF.
+        size: Width and height of level 0.
+    """
+    same = [page for page in pages if page.size == size and not page.is_nested]
+    doubts = [GREY_DOUBT] if same and is_grey(same[0]) else []
+    if len(same) > 1:
+        doubts.append(f"the file holds {len(same)} images of the slide's size, focal planes perhaps; the first is read")
+    return doubts
 
 
 def resolution_of(pixel_um: tuple[float, float] | None) -> Resolution:

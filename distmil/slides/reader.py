@@ -19,7 +19,7 @@ from PIL import ImageOps, UnidentifiedImageError
 
 from distmil.defects import without_paths
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
-from distmil.slides.checks import Resolution, is_grey, pixel_fault, resolution_of
+from distmil.slides.checks import GREY_DOUBT, Resolution, page_doubts, pixel_fault, resolution_of
 from distmil.slides.tiffpages import TiffPage, read_pages
 from distmil.sources import SLIDE_SUFFIXES, unusable
 
@@ -39,7 +39,6 @@ _PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 _GREY_MODES = {"1", "L", "LA", "La"}
 _PLAIN_MODES = {"1", "L", "P", "RGB", "YCbCr"}
 _GENERIC = "generic-tiff"
-_GREY_DOUBT = "the file is grey: it holds no colours of a stain"
 
 
 class SlideImage(Protocol):
@@ -245,8 +244,8 @@ class WholeSlide(Closing):
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.resolution = self._resolution(pages)
         self.mpp = self.resolution.mpp
-        level_0 = [page for page in pages if page.size == self.size]
-        self.doubts = (*self.resolution.doubts, *((_GREY_DOUBT,) if level_0 and is_grey(level_0[0]) else ()))
+        level_0 = page_doubts(pages, size=self.size) if self.vendor == _GENERIC else []
+        self.doubts = (*self.resolution.doubts, *level_0)
         fault = None if is_known else self._fault(pages)
         if fault:
             self.close()
@@ -315,7 +314,7 @@ class PlainImage(Closing):
         try:
             with PillowImage.open(path, formats=_PLAIN_FORMATS) as file:
                 self.vendor = (file.format or "image").lower()
-                is_without_colours = file.mode in _GREY_MODES
+                is_grey = file.mode in _GREY_MODES and not pages  # the pages of a TIFF say so themselves
                 self._pixels = _to_rgb(ImageOps.exif_transpose(file))
         except PillowImage.DecompressionBombError:
             raise UnreadableSlide(
@@ -326,7 +325,8 @@ class PlainImage(Closing):
             raise UnreadableSlide(
                 f"the slide is a plain image that cannot be decoded ({codec}{_reason(error, path)})"
             ) from error
-        self.doubts = (*self.resolution.doubts, *((_GREY_DOUBT,) if is_without_colours else ()))
+        first = page_doubts(pages, size=pages[0].size) if pages else []
+        self.doubts = (*self.resolution.doubts, *first, *((GREY_DOUBT,) if is_grey else ()))
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self.level_sizes: tuple[tuple[int, int], ...] = (self.size,)
 
