@@ -264,6 +264,26 @@ def test_pixels_that_are_not_square_are_refused_until_the_manifest_decides(tmp_p
         assert image.doubts == ("the pixels are not square, 0.5 x 1 um",)
 
 
+@pytest.mark.parametrize(
+    ("stated", "mpp", "doubts"),
+    [
+        ("MPP = 0.252", 0.252, ()),
+        ("AppMag = 20", 0.5, ("the file states no um-per-pixel; 0.5 is taken, by its objective power of 20x",)),
+        ("MPP = 0.252|AppMag = 20", 0.252, ()),
+        ("MPP = 300", None, ()),
+        ("Left = 3", None, ()),
+    ],
+)
+def test_a_scanners_resolution_is_judged_too(tmp_path, pixels, stated, mpp, doubts):
+    path = tmp_path / "a.svs"
+    text = f"Aperio Image Library v11\r\n173x97 (64x64) JPEG/RGB Q=30|{stated}"
+    tifffile.imwrite(
+        path, pixels, tile=(64, 64), photometric="rgb", compression="jpeg", description=text, metadata=None
+    )
+    with open_slide(path) as image:
+        assert (image.vendor, image.mpp, image.doubts) == ("aperio", mpp, doubts)
+
+
 @pytest.mark.parametrize("is_tiled", [True, False])
 @pytest.mark.parametrize(
     ("size", "unit", "mpp"),
