@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from distmil.config import fingerprint
 from distmil.errors import ManifestError
 from distmil.slideconfig import CohortConfig
+from distmil.sources import same_files, slide_in_folder, unusable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -62,6 +63,10 @@ class Slide:
     site: str | None = None
 
 
+Row = tuple[int, Slide]
+"""A slide and its line in the manifest."""
+
+
 @dataclass(frozen=True)
 class Cohort:
     """The slides of a manifest, in its order, with the class names."""
@@ -95,9 +100,13 @@ def read_cohort(config: CohortConfig, *, manifest: str | Path, needs_labels: boo
         slides.append((line, slide))
         problems += [(line, text) for text in wrong]
     problems += _check_together(slides)
+    copies = [[slides[i] for i in group] for group in same_files([slide.path for _, slide in slides])]
+    problems += _split_copies(copies)
     if problems:
         raise ManifestError(_report(path, problems))
-    cohort = Cohort(slides=[slide for _, slide in slides], classes=config.classes)
+    if copies:
+        logger.warning("%s", _copy_doubt(copies))
+    cohort = Cohort(_one_patient_per_file(slides, copies), classes=config.classes)
     if needs_splits and all(slide.split is None for slide in cohort.slides):
         return draw_splits(cohort, config)
     return cohort
@@ -241,7 +250,7 @@ def _check_row(
         wrong.append(f"label is empty: expected one of {', '.join(classes)}")
     slide = Slide(
         slide_id=slide_id,
-        path=take("slide_path", lambda text: _existing(folder, text), ""),
+        path=take("slide_path", lambda text: _existing(folder, text, may_be_folder=True), ""),
         label=take("label", lambda text: _class_index(text, classes), None),
         patient_id=row.get("patient_id") or slide_id,
         split=take("split", _split, None),
@@ -277,6 +286,49 @@ def _check_together(rows: Sequence[tuple[int, Slide]]) -> list[tuple[int, str]]:
     return problems
 
 
+def _split_copies(copies: Sequence[Sequence[Row]]) -> list[tuple[int, str]]:
+    """Refuse one file in two splits: what is learned from it would be judged on it."""
+    problems = []
+    for (first_line, first), *others in copies:
+        problems += [
+            (
+                line,
+                f"slide {slide.slide_id!r} is in {slide.split}, and {first.slide_id!r} on line {first_line}, which is "
+                f"the same file, in {first.split}",
+            )
+            for line, slide in others
+            if slide.split != first.split and slide.slide_id != first.slide_id
+        ]
+    return problems
+
+
+def _copy_doubt(copies: Sequence[Sequence[Row]]) -> str:
+    """Say which slides are one file, in one sentence for all."""
+    labels = sum(len({slide.label for _, slide in group}) > 1 for group in copies)
+    contradiction = f"; {labels} of them with different labels" if labels else ""
+    some = [" = ".join(f"{slide.slide_id} (line {line})" for line, slide in group[:3]) for group in copies[:5]]
+    text = ", ".join(some) + ", ..." * (len(copies) > len(some))
+    number = "1 file stands" if len(copies) == 1 else f"{len(copies)} files stand"
+    return f"{number} in the manifest under several slide ids, each of which counts{contradiction}: {text}"
+
+
+def _one_patient_per_file(rows: Sequence[Row], copies: Sequence[Sequence[Row]]) -> list[Slide]:
+    """Give slides of one file one patient, so that splits and folds never tear them apart."""
+    root: dict[str, str] = {}
+
+    def patient(name: str) -> str:
+        while name in root:
+            name = root[name]
+        return name
+
+    for (_, first), *others in copies:
+        for _, slide in others:
+            one, other = patient(first.patient_id), patient(slide.patient_id)
+            if one != other:
+                root[other] = one
+    return [replace(slide, patient_id=patient(slide.patient_id)) if root else slide for _, slide in rows]
+
+
 def _report(path: Path, problems: Sequence[tuple[int, str]]) -> str:
     word = "row" if path.suffix.lower() in {".parquet", ".pq"} else "line"
     rows = len({line for line, _ in problems})
@@ -286,16 +338,23 @@ def _report(path: Path, problems: Sequence[tuple[int, str]]) -> str:
     return "\n".join([f"{path}: {rows} {word}{'s' * (rows != 1)} cannot be used", *lines])
 
 
-def _existing(folder: Path, text: str) -> str:
+def _existing(folder: Path, text: str, *, may_be_folder: bool = False) -> str:
+    """Find a file, without opening it; a slide may be the folder that holds it. Raises: ValueError."""
     if "://" in text:
         raise ValueError("slides and annotations are read through the file system; mount the store and give a path")
     try:
         path = folder / Path(text).expanduser()
         is_there = path.exists()
+        if not is_there:
+            where = f" ({path})" if not Path(text).is_absolute() else ""
+            raise ValueError(f"there is no such file{where}")
+        if may_be_folder and path.is_dir():
+            path = slide_in_folder(path)
+        refusal = unusable(path)
     except (OSError, RuntimeError) as error:
         raise ValueError(getattr(error, "strerror", None) or str(error)) from error
-    if not is_there:
-        raise ValueError(f"there is no such file ({path})" if not Path(text).is_absolute() else "there is no such file")
+    if refusal:
+        raise ValueError(refusal)
     return str(path)
 
 

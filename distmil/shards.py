@@ -16,15 +16,21 @@ from distmil.slideconfig import TilingConfig
 from distmil.storage import Part, Record, Store
 from distmil.tables import PATCHES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 GRID_FILE = "grid.arrow"
 _ROW_GROUP = 512
 _MARGIN_BYTES = 2**20
 
 
-def patches_folder(config: TilingConfig) -> str:
+def patches_folder(config: TilingConfig, *, version: int = FORMAT_VERSION) -> str:
     """Return the stage's folder, named by everything that decides its content."""
-    return f"patches/{fingerprint({**config.identity(), 'format_version': FORMAT_VERSION})}"
+    return f"patches/{fingerprint({**config.identity(), 'format_version': version})}"
+
+
+def outdated_folders(config: TilingConfig, store: Store) -> list[str]:
+    """Find the folders of patches that earlier versions of distmil made under the same configuration."""
+    folders = [patches_folder(config, version=version) for version in range(1, FORMAT_VERSION)]
+    return [folder for folder in folders if store.exists(f"{folder}/slides.parquet")]
 
 
 def read_grid(store: Store, folder: str, part: Part) -> pa.Table:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from distmil.cohort import Slide
 from distmil.errors import NoTissue, SlideError, UnreadableSlide
 from distmil.slideconfig import TilingConfig
+from distmil.slides.checks import mpp_doubts
 from distmil.slides.grid import Box, ReadPlan, banded, box_fractions, lay_grid, plan_read, snapped
 from distmil.slides.rawtiles import (
     REDUCTIONS,
@@ -88,7 +89,7 @@ class Survey:
 def open_reading(slide: Slide, reading: Reading, *, reader: str, size: tuple[int, int]) -> Iterator[SlideImage]:
     """Open a slide as its survey decided to read it."""
     if reading.place is None:
-        with open_slide(slide.path, reader=reader) as image:
+        with open_slide(slide.path, reader=reader, is_known=True) as image:
             yield image
     else:
         with open_level(slide.path, reading.place, size=size) as tiles:
@@ -126,7 +127,12 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             "vendor": image.vendor,
             "reader": image.reader if reading.place is None else TileLevel.reader,
             "tissue_share": round(float(tissue.mask.mean()), 6),
-            "doubts": [*tissue.doubts, *([_OTHER_PIXELS] if table is not None and reading.place is None else [])],
+            "doubts": [
+                *image.doubts,
+                *mpp_doubts(image.resolution, given=slide.mpp),
+                *tissue.doubts,
+                *([_OTHER_PIXELS] if table is not None and reading.place is None else []),
+            ],
             "reused": grid.num_rows if reading.is_reused else 0,
             "blank": look.num_blank(grid, table),
         }

@@ -5,7 +5,6 @@ may write, and committed when every chunk is there. Each step is a function of t
 FORMAT_VERSION, so that a step done twice writes the same bytes, and any number of processes may do it at once.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, 
 from distmil.slideconfig import TilingConfig
 from distmil.slides.rawtiles import TileLevel
 from distmil.slides.reader import SlideImage, resize
-from distmil.sources import has_checksum, is_unchanged, source_key
+from distmil.sources import file_sha256, has_checksum, is_same_version, is_unchanged, source_key
 from distmil.storage import Part, Record, Store
 from distmil.survey import Reading, open_reading, survey
 from distmil.tables import PATCHES, TRANSIENT, to_ipc
@@ -55,7 +54,7 @@ class SlideTiler:
             "source": source_key(self.slide.path, checksum=checksum),
             "mpp": self.slide.mpp,
             "default_mpp": None if self.slide.mpp else self.config.default_mpp,
-            "tissue": hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None,
+            "tissue": file_sha256(path) if path else None,
         }
 
     def finished(self) -> Record | None:
@@ -64,8 +63,7 @@ class SlideTiler:
         if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
         try:
-            source = record.key["source"]
-            is_same = self._matches(record) and source_key(self.slide.path)["mtime_ns"] == source["mtime_ns"]
+            is_same = self._matches(record) and is_same_version(record.key["source"], self.slide.path)
         except OSError:
             return None
         return record if is_same else None
@@ -204,8 +202,7 @@ class SlideTiler:
         return record
 
     def _check_source(self, planned: dict[str, Any]) -> None:
-        now = source_key(self.slide.path)
-        if any(planned["source"][name] != value for name, value in now.items()):
+        if not is_same_version(planned["source"], self.slide.path):
             raise ReplacedSlide(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
 
     def _cut(self, image: SlideImage, reading: Reading, grid: pa.Table) -> pa.Table:

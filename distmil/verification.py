@@ -1,7 +1,5 @@
 """What was committed, checked again: every byte by its checksum, and every shard against its grid."""
 
-from pathlib import Path
-
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -39,8 +37,8 @@ def _damaged_source(slide: Slide, record: Record) -> list[str]:
     try:
         is_same = is_intact(record.key["source"], slide.path) if record.key else None
     except OSError as error:
-        return [f"{Path(slide.path).name} cannot be read: {error.strerror}"]
-    return [f"{Path(slide.path).name} is not the file that was tiled: its checksum differs"] if is_same is False else []
+        return [f"the slide cannot be read: {error.strerror}"]
+    return ["the slide is not the file that was tiled: its checksum differs"] if is_same is False else []
 
 
 def _damaged_part(store: Store, folder: str, part: Part) -> str | None:

@@ -26,10 +26,17 @@ LAYERS = [
         "distmil.processes",
     ],
     ["distmil.access", "distmil.interruption"],
-    ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient"],
-    ["distmil.storage", "distmil.sources", "distmil.jpeg"],
+    ["distmil.localfiles", "distmil.objectstore", "distmil.mlflowclient", "distmil.slides.dicom"],
+    ["distmil.storage", "distmil.sources", "distmil.jpeg", "distmil.slides.tiffpages"],
     ["distmil.configfile", "distmil.defects", "distmil.ownership"],
-    ["distmil.cohort", "distmil.slides.grid", "distmil.slides.masks", "distmil.slides.coverage", "distmil.shards"],
+    [
+        "distmil.cohort",
+        "distmil.slides.grid",
+        "distmil.slides.checks",
+        "distmil.slides.masks",
+        "distmil.slides.coverage",
+        "distmil.shards",
+    ],
     [
         "distmil.slides.reader",
         "distmil.slides.tissue",
@@ -94,7 +101,7 @@ OWNERS = {
     "sklearn": {"distmil.metrics", "distmil.folds"},
     "defusedxml": {"distmil.slides.annotations"},
     "simplejpeg": {"distmil.jpeg", "distmil.demo"},
-    "tifffile": {"distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},
+    "tifffile": {"distmil.slides.tiffpages", "distmil.slides.masks", "distmil.slides.rawtiles", "distmil.demo"},
 }
 
 

@@ -2,6 +2,8 @@
 
 import csv
 import functools
+import os
+import re
 from collections import Counter
 
 import numpy as np
@@ -12,6 +14,8 @@ import pytest
 from distmil.cohort import Cohort, Slide, draw_splits, read_cohort
 from distmil.errors import ManifestError
 from distmil.slideconfig import CohortConfig
+from tests.dicommaking import save_dicom
+from tests.scale import cases
 
 CLASSES = ["normal", "adenoma", "Carcinoma, in situ"]
 
@@ -83,6 +87,87 @@ def test_a_row_that_breaks_a_rule_is_named_with_its_line(folder, header, row, pa
     for part in ["manifest.csv", "line 3:", *parts]:
         assert part in message
     assert "line 2:" not in message
+
+
+@pytest.mark.parametrize("column", ["slide_path", "annotation_path", "tissue_path"])
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "is a FIFO, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+        (lambda path: path.mkdir(), "a folder"),
+    ],
+)
+def test_what_is_no_file_is_refused_with_its_line(folder, column, make, reason):
+    make(folder / "odd")
+    columns = ["slide_id", "slide_path", "label", *([column] if column != "slide_path" else [])]
+    cells = ["x", "odd", "0"] if column == "slide_path" else ["x", "a.tif", "0", "odd"]
+    message = wrong(folder, f"{','.join(columns)}\n{','.join(cells)}\n")
+    assert re.search(rf"line 2: {column} 'odd': .*{reason}", message)
+
+
+def test_a_file_that_this_user_may_not_read_is_refused_with_its_line(folder, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    assert "line 2: slide_path 'a.tif': cannot be read: permission denied" in wrong(
+        folder, "slide_id,slide_path,label\na,a.tif,0\n"
+    )
+
+
+def test_a_folder_stands_for_the_one_slide_in_it(folder):
+    (folder / "series").mkdir()
+    for i in range(3):
+        save_dicom(folder / "series" / f"{i}.dcm", "1.2.3", seed=i)
+    cohort = read(folder, "slide_id,slide_path,label\na,series,0\n")
+    assert cohort.slides[0].path == str(folder / "series" / "0.dcm")
+
+
+HEADER = "slide_id,slide_path,label,patient_id,split\n"
+
+
+def linked(folder):
+    (folder / "link.tif").symlink_to("a.tif")
+    os.link(folder / "b.tif", folder / "hard.tif")
+
+
+def test_one_file_in_two_splits_is_refused_with_both_lines(folder):
+    linked(folder)
+    rows = "a,a.tif,0,p1,train\nb,b.tif,0,p2,val\nc,c.tif,0,p3,val\na2,link.tif,0,p4,val\nb2,hard.tif,0,p5,test\n"
+    message = wrong(folder, HEADER + rows)
+    assert "2 lines cannot be used" in message
+    assert "line 5: slide 'a2' is in val, and 'a' on line 2, which is the same file, in train" in message
+    assert "line 6: slide 'b2' is in test, and 'b' on line 3, which is the same file, in val" in message
+
+
+def test_one_file_within_a_split_is_warned_of_once(folder, caplog):
+    linked(folder)
+    read(folder, HEADER + "a,a.tif,0,p1,train\na2,link.tif,1,p2,train\nb,b.tif,0,p3,val\nb2,hard.tif,0,p4,val\n")
+    (text,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert text == (
+        "2 files stand in the manifest under several slide ids, each of which counts; 1 of them with different labels: "
+        "a (line 2) = a2 (line 3), b (line 4) = b2 (line 5)"
+    )
+    caplog.clear()
+    read(folder, HEADER + "a,a.tif,0,p1,train\nb,b.tif,0,p2,val\n")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_drawn_splits_never_tear_a_file_apart(tmp_path):
+    rng = np.random.default_rng(9)
+    for seed in range(cases(60, full=1000)):
+        files = int(rng.integers(3, 9))
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        for i in range(files):
+            (folder / f"{i}.tif").write_bytes(b"")
+        rows = [(int(rng.integers(files)), int(rng.integers(6))) for _ in range(20)]
+        lines = [f"s{i},{file}.tif,{i % 2},p{patient}" for i, (file, patient) in enumerate(rows)]
+        text = "slide_id,slide_path,label,patient_id\n" + "\n".join(lines) + "\n"
+        cohort = read(folder, text, needs_splits=True, split_seed=seed, val_fraction=0.4)
+        for names in ([file for file, _ in rows], [patient for _, patient in rows]):
+            splits = {}
+            for name, slide in zip(names, cohort.slides, strict=True):
+                splits.setdefault(name, set()).add(slide.split)
+            assert all(len(found) == 1 for found in splits.values()), seed
 
 
 def test_all_wrong_rows_are_reported_at_once(folder):

@@ -141,7 +141,7 @@ def test_a_tile_that_does_not_end_as_it_should_is_not_stored(tmp_path, change):
 def test_a_damaged_tile_is_named(tmp_path):
     path = save_jpeg_tiff(tmp_path / "a.tif", PIXELS, change=lambda data: data[:-60])
     tiles, _ = level_of(path)
-    with pytest.raises(UnreadableSlide, match=r"a\.tif: damaged in tile 2, 1 "):
+    with pytest.raises(UnreadableSlide, match=r"the slide is damaged in tile 2, 1 "):
         tiles.read(130, 70, level=0, width=20, height=20)
 
 
@@ -169,7 +169,7 @@ def test_a_level_that_is_not_there_and_a_file_that_is_not_there_are_said(tmp_pat
     path = save_jpeg_tiff(tmp_path / "a.tif", PIXELS)
     with pytest.raises(UnreadableSlide, match="no level of 77 x 55 px"):
         open_level(path, LevelPlace((77, 55), 1.0), size=SIZE)
-    with pytest.raises(MissingSlide, match=r"b\.tif"):
+    with pytest.raises(MissingSlide, match="the slide's file is not there"):
         open_level(tmp_path / "b.tif", LevelPlace(SIZE, 1.0), size=SIZE)
 
 

@@ -1,6 +1,8 @@
 """Files to pixels: real scanner files, broken ones, ordinary images, and the overview."""
 
+import os
 import shutil
+import socket
 from types import SimpleNamespace
 
 import cv2
@@ -12,6 +14,7 @@ from PIL import Image
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
 from distmil.slides import reader
 from distmil.slides.reader import open_slide, overview, overview_level, resize, resolve_mpp
+from distmil.sources import source_key
 from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (173, 97)
@@ -35,13 +38,13 @@ def everything(image, level=0):
     [
         ("CMU-1-Small-Region.svs", ((2220, 2967), 1, "aperio", "openslide"), 0.499),
         ("tiny-16px.svs", ((16, 16), 1, "aperio", "openslide"), 0.499),
-        ("boxes.tiff", ((300, 250), 4, "generic-tiff", "openslide"), 352.7778),
+        ("boxes.tiff", ((300, 250), 4, "generic-tiff", "openslide"), None),
     ],
 )
 def test_a_scanners_file_states_what_it_is(data, name, expected, mpp):
     with open_slide(data / "slides" / name) as image:
         assert (image.size, len(image.downsamples), image.vendor, image.reader) == expected
-        assert image.mpp == pytest.approx(mpp)
+        assert image.mpp == (None if mpp is None else pytest.approx(mpp))
 
 
 def test_a_region_is_the_same_wherever_it_is_read_from(data):
@@ -55,21 +58,23 @@ def test_a_region_is_the_same_wherever_it_is_read_from(data):
 @pytest.mark.parametrize("name", ["broken.svs", "unopenable.tiff"])
 @pytest.mark.parametrize("kind", ["auto", "openslide"])
 def test_a_broken_file_is_unreadable(data, name, kind):
-    with pytest.raises(UnreadableSlide, match=name) as caught:
+    with pytest.raises(UnreadableSlide, match="the slide") as caught:
         open_slide(data / "broken_slides" / name, reader=kind)
     assert str(data) not in str(caught.value)
+    assert name not in str(caught.value)
 
 
 @pytest.mark.parametrize("length", [0, 100, 5_000, 200_000])
 def test_a_cut_off_file_is_unreadable(data, tmp_path, length):
     path = tmp_path / "cut.svs"
     path.write_bytes((data / "slides" / "CMU-1-Small-Region.svs").read_bytes()[:length])
-    with pytest.raises(UnreadableSlide, match=r"cut\.svs"), open_slide(path) as image:
+    with pytest.raises(UnreadableSlide, match="cut off") as caught, open_slide(path) as image:
         everything(image)
+    assert path.name not in str(caught.value)
 
 
 def test_a_missing_file_is_missing(tmp_path):
-    with pytest.raises(MissingSlide, match=r"none\.svs") as caught:
+    with pytest.raises(MissingSlide, match="the slide's file is not there") as caught:
         open_slide(tmp_path / "none.svs")
     assert caught.value.status == "missing"
 
@@ -91,7 +96,7 @@ def test_a_slide_reads_on_after_a_damaged_tile(data, tmp_path):
     region = {"level": 0, "width": 90, "height": 60}
     with open_slide(source) as whole, open_slide(path) as image:
         for _ in range(2):
-            with pytest.raises(UnreadableSlide, match=rf"damaged\.tif: damaged at x={x}, y={y}, level 0"):
+            with pytest.raises(UnreadableSlide, match=rf"the slide is damaged at x={x}, y={y}, level 0"):
                 image.read(x, y, **region)
             assert np.array_equal(image.read(x - 100, y - 70, **region), whole.read(x - 100, y - 70, **region))
 
@@ -103,7 +108,7 @@ def test_a_slide_that_vanishes_while_it_is_read_is_unreadable_and_closes(tmp_pat
     path = save_pyramid(tmp_path / "a.tif", pixels)
     image = open_slide(path)
     path.write_bytes(path.read_bytes()[:300])
-    with pytest.raises(UnreadableSlide, match=r"a\.tif"):
+    with pytest.raises(UnreadableSlide, match="the slide cannot be opened"):
         image.read(0, 0, level=0, width=200, height=150)
     image.close()
     image.close()
@@ -130,7 +135,7 @@ def test_a_plain_image_is_refused_where_only_openslide_may_read(tmp_path, pixels
 def test_a_file_that_lies_about_its_kind_is_unreadable(tmp_path):
     path = tmp_path / "a.png"
     path.write_text("no image")
-    with pytest.raises(UnreadableSlide, match=r"a\.png"):
+    with pytest.raises(UnreadableSlide, match="no whole-slide format"):
         open_slide(path)
 
 
@@ -174,7 +179,7 @@ def test_more_than_8_bit_is_refused(tmp_path, kind):
 
 @pytest.mark.parametrize(
     ("resolution", "unit", "mpp"),
-    [(20_000, 3, 0.5), (50_800, 2, 0.5), (72, 2, 352.7778), (20_000, 1, None), (None, None, None)],
+    [(20_000, 3, 0.5), (50_800, 2, 0.5), (72, 2, None), (20_000, 1, None), (None, None, None)],
 )
 def test_a_tiff_states_its_resolution_in_its_tags(tmp_path, pixels, resolution, unit, mpp):
     options = {} if unit is None else {"tiffinfo": {282: resolution, 283: resolution, 296: unit}}
@@ -208,11 +213,70 @@ def test_a_file_without_a_resolution_says_how_to_give_one(tmp_path, pixels):
     assert caught.value.status == "no_mpp"
 
 
-@pytest.mark.parametrize(("given", "warns"), [(0.25, True), (0.51, False)])
-def test_a_manifest_that_contradicts_the_file_is_noticed(tmp_path, pixels, caplog, given, warns):
-    with open_slide(save_pyramid(tmp_path / "a.tif", pixels, mpp=0.5)) as image:
-        resolve_mpp(image, given=given, default=None)
-    assert ("the manifest says 0.25 um/px, the file 0.5 um/px" in caplog.text) is warns
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("a", "JPEG", None),
+        ("a.tif", "PNG", None),
+        ("a.bmp", "BMP", None),
+        ("a.doe", "PNG", None),
+        ("a.svs", "JPEG", "the slide's content is JPEG, its name says .svs"),
+        ("a.NDPI", "PNG", "the slide's content is PNG, its name says .ndpi"),
+        ("a.MRXS", "PNG", r"OpenSlide wants the suffix \.mrxs in small letters"),
+        ("a.png", "GIF", "no whole-slide format that OpenSlide knows, and no PNG, JPEG, BMP or TIFF"),
+    ],
+)
+def test_a_picture_is_known_by_its_content(tmp_path, pixels, name, kind, expected):
+    path = save_image(tmp_path / name, pixels, format=kind)
+    if expected is None:
+        with open_slide(path) as image:
+            assert (image.size, image.vendor) == (SIZE, kind.lower())
+        return
+    with pytest.raises(UnreadableSlide, match=expected) as caught:
+        open_slide(path)
+    assert name not in str(caught.value)
+
+
+@pytest.mark.parametrize("codec", ["webp", "jpegxl"])
+def test_a_compression_that_cannot_be_decoded_is_named(tmp_path, pixels, codec):
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, compression=codec, rowsperstrip=32, photometric="rgb", metadata=None)
+    with pytest.raises(UnreadableSlide, match=rf"compression is {codec.upper()}: save it as JPEG or LZW") as caught:
+        open_slide(path)
+    assert str(tmp_path) not in str(caught.value)
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def socket_file(path):
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (fifo, "is a FIFO, not a file"),
+        (socket_file, "is a socket, not a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "is a device, not a file"),
+        (lambda path: path.mkdir(), "is a folder, not a file"),
+    ],
+)
+def test_what_is_no_file_is_refused_at_once(tmp_path, make, expected):
+    make(tmp_path / "a.tif")
+    with pytest.raises(UnreadableSlide, match=f"the slide {expected}"):
+        open_slide(tmp_path / "a.tif")
+    with pytest.raises(OSError, match=expected):
+        source_key(tmp_path / "a.tif", checksum="full")
+
+
+def test_a_slide_that_this_user_may_not_read_is_refused(tmp_path, pixels, monkeypatch):
+    path = save_image(tmp_path / "a.tif", pixels)
+    monkeypatch.setattr(os, "access", lambda *args, **options: False)
+    with pytest.raises(UnreadableSlide, match="the slide cannot be read: permission denied"):
+        open_slide(path)
 
 
 # --- regions beyond the border, on both readers

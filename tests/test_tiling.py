@@ -12,13 +12,24 @@ import pytest
 import tifffile
 from PIL import Image
 
-from distmil import survey
+from distmil import survey, tilework
 from distmil.cohort import Slide
+from distmil.defects import DEFECT
 from distmil.errors import StorageError, UnreadableSlide
-from distmil.shards import decode_image, encode_image, encode_shard, grid_of, patches_folder, read_patches
+from distmil.shards import (
+    decode_image,
+    encode_image,
+    encode_shard,
+    grid_of,
+    outdated_folders,
+    patches_folder,
+    read_patches,
+)
 from distmil.storage import Store
 from distmil.tables import GRID, PATCHES, STATUSES
+from distmil.tilework import do_step
 from distmil.tiling import SlideTiler, slide_row, tile_slide
+from tests.dicommaking import save_dicom
 from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import save_image, save_pyramid, tissue_image
 from tests.tilemaking import PIXELS, SIZE, contents, framed, images_of, make_slide, patches_of, tiling
@@ -173,6 +184,116 @@ def test_a_slide_that_goes_away_is_missing_though_it_was_tiled(tmp_path, store):
     assert tile_slide(slide, config, store).status == "missing"
     (tmp_path / "away").rename(slide.path)
     assert SlideTiler(slide, config, store).finished() == done
+
+
+def test_a_changed_sibling_redoes_the_slide(tmp_path, store):
+    files = [save_dicom(tmp_path / f"{i}.dcm", "1.2.3", seed=i) for i in range(3)]
+    slide, config = Slide("s1", str(files[0])), tiling()
+    record = tile_slide(slide, config, store)
+    assert record.status == "unreadable"  # of a few tags, but a fact about these files
+    tiler = SlideTiler(slide, config, store)
+    assert tiler.finished() == record
+    status = files[2].stat()
+    os.utime(files[2], ns=(status.st_atime_ns, status.st_mtime_ns - 5_000_000_000))
+    assert tiler.finished() is None
+    files[2].unlink()
+    assert tiler.finished() is None
+    assert tiler.revived() is None
+
+
+def write_text(path):
+    path.write_text("no slide")
+
+
+def cut_tiff(path):
+    path.write_bytes(save_pyramid(path, PIXELS).read_bytes()[:700])
+
+
+def damaged_tile(path):
+    data = bytearray(save_jpeg_tiff(path, PIXELS, mpp=0.5).read_bytes())
+    data[400 : len(data) // 2] = bytes(len(data) // 2 - 400)
+    path.write_bytes(data)
+
+
+def odd_strips(path):
+    tifffile.imwrite(path, PIXELS, compression="webp", rowsperstrip=32, photometric="rgb", metadata=None)
+
+
+def deep_tiff(path):
+    tifffile.imwrite(path, PIXELS.astype(np.uint16), tile=(64, 64), photometric="rgb", metadata=None)
+
+
+def jpeg(path):
+    save_image(path, PIXELS, format="JPEG")
+
+
+@pytest.mark.parametrize("suffix", ["tif", "svs", "ndpi", "MRXS", "mrxs", "png", "jpg", "vms", "dcm", "Doe", "bmp"])
+@pytest.mark.parametrize(
+    "make", [write_text, cut_tiff, damaged_tile, odd_strips, deep_tiff, jpeg, os.mkfifo, os.mkdir, lambda path: None]
+)
+def test_the_name_of_a_slide_that_fails_is_nowhere_in_the_store(tmp_path, store, make, suffix, monkeypatch):
+    monkeypatch.setattr(tilework, "PAUSE_S", 0)
+    path = tmp_path / f"CNRY-Doe, Jane.{suffix}"
+    make(path)
+    slide, config = Slide("s1", str(path)), tiling(strategy="foreground")
+    tiler = SlideTiler(slide, config, store)
+    answer = do_step(tiler, None)
+    for chunk in range(answer.chunks):
+        answer = do_step(tiler, chunk)
+    text = f"{answer.record.error} {answer.record.info if not answer.record.ok else ''}"
+    assert "CNRY" not in text
+    assert "Jane" not in text
+    assert DEFECT not in answer.record.info
+    assert not [name for name, data in contents(store.root).items() if b"CNRY" in data or b"Jane" in data]
+
+
+@pytest.mark.parametrize("checksum", ["none", "full"])
+def test_a_fifo_in_the_slides_place_is_never_waited_for(tmp_path, store, checksum):
+    slide, config = make_slide(tmp_path), tiling(checksum=checksum)
+    assert tile_slide(slide, config, store).ok
+    Path(slide.path).unlink()
+    os.mkfifo(slide.path)
+    tiler = SlideTiler(slide, config, store)
+    assert tiler.finished() is None
+    answer = do_step(tiler, None)
+    assert (answer.record.status, answer.record.error) == (
+        "failed",
+        "the slide cannot be read: it is a FIFO, not a file",
+    )
+
+
+@pytest.mark.parametrize(
+    ("in_file", "given", "doubt"),
+    [
+        ((0.5, 0.5), 0.25, "the manifest says 0.25 um/px, the file 0.5 um/px; the manifest counts"),
+        ((0.5, 1.0), 0.5, "the pixels are not square, 0.5 x 1 um"),
+        ((0.5, 0.515), None, "the pixels are not quite square, 0.5 x 0.515 um; their mean counts"),
+        ((0.5, 0.5), None, None),
+    ],
+)
+def test_what_is_odd_about_a_resolution_is_a_doubt_on_the_record(tmp_path, store, in_file, given, doubt):
+    path = tmp_path / "a.tif"
+    resolution = {"resolution": (1e4 / in_file[0], 1e4 / in_file[1]), "resolutionunit": "CENTIMETER"}
+    save_pyramid(path, PIXELS, **resolution)
+    record = tile_slide(Slide("s1", str(path), mpp=given), tiling(mpp=0.5), store)
+    assert record.ok
+    assert record.info["doubts"] == ([doubt] if doubt else [])
+
+
+def test_a_grey_slide_is_used_with_a_doubt(tmp_path, store):
+    tifffile.imwrite(tmp_path / "a.tif", PIXELS[..., 1], tile=(64, 64), photometric="minisblack", metadata=None)
+    record = tile_slide(Slide("s1", str(tmp_path / "a.tif")), tiling(), store)
+    assert (record.status, record.info["doubts"]) == ("ok", ["the file is grey: it holds no colours of a stain"])
+
+
+def test_patches_of_an_earlier_version_are_told_apart(store):
+    config, other = tiling(), tiling(patch_px=96)
+    assert outdated_folders(config, store) == []
+    old = patches_folder(config, version=2)
+    assert old != patches_folder(config)
+    store.write(f"{old}/slides.parquet", b"")
+    assert outdated_folders(config, store) == [old]
+    assert outdated_folders(other, store) == []
 
 
 def test_a_default_resolution_helps_only_a_slide_that_states_none(tmp_path, store):

@@ -14,6 +14,7 @@ from distmil.slides.reader import open_slide, overview
 from distmil.slides.tissue import bounding_box, detect_tissue
 from distmil.storage import Part
 from distmil.tiling import SlideTiler
+from tests.scale import cases
 from tests.slidemaking import tissue_image
 
 SIZE = (300, 180)
@@ -213,6 +214,50 @@ def test_a_tinted_or_uneven_glass_is_no_tissue():
         assert detect_tissue(slide(glass=glass)).mask.mean() == pytest.approx(is_place(slide()).mean(), rel=0.06)
     image = slide().astype(np.float32) * np.linspace(1.0, 0.86, WIDE[0])[None, :, None]
     assert detect_tissue(image.astype(np.uint8)).mask.mean() == pytest.approx(is_place(slide()).mean(), rel=0.06)
+
+
+def aged(image, factors):
+    return (image * np.array(factors)).astype(np.uint8)
+
+
+def mixed_slide(rng):
+    """Return a slide of dense, faint and fatty tissue on glass, textured and even."""
+    glass = int(rng.integers(232, 249))
+    image = plain(glass, WIDE)
+    dense = tissue_image((160, 100), seed=int(rng.integers(1000)))
+    image[100:200, 60:220] = dense
+    image[40:90, 250:400] = np.array([(232, 205, 222), (225, 190, 215), (glass - 46,) * 3][rng.integers(3)])
+    image[220:290, 300:420] = rng.integers([150, 80, 140], [200, 130, 180], (70, 120, 3))
+    return noisy(image, float(rng.uniform(0.5, 3)), seed=int(rng.integers(1000)))
+
+
+@pytest.mark.parametrize("start", range(3))
+def test_a_tint_of_the_whole_slide_leaves_the_tissue_as_it_is(start):
+    for seed in range(start * 1000, start * 1000 + cases(25, full=300)):
+        rng = np.random.default_rng(seed)
+        image, factors = mixed_slide(rng), rng.uniform(0.85, 1, 3)
+        if rng.random() < 0.5:
+            factors = np.sort(factors)[::-1]  # yellow to brown, as slides age
+        clear, tinted = (detect_tissue(picture).mask for picture in (image, aged(image, factors)))
+        assert 0.9 < tinted.sum() / clear.sum() < 1.1, (seed, factors)
+        assert (clear & tinted).sum() > 0.95 * clear.sum(), (seed, factors)
+
+
+@pytest.mark.parametrize("factors", [(1, 0.98, 0.87), (1, 0.95, 0.85), (0.97, 0.92, 0.8)])
+def test_yellow_glass_is_no_tissue_and_is_said(factors):
+    found = detect_tissue(aged(slide(), factors))
+    assert found.mask[PLACE].mean() > 0.999
+    assert not found.mask[~around(is_place(found.mask))].any()
+    assert [doubt.partition(",")[0] for doubt in found.doubts] == ["the glass is tinted"]
+
+
+@pytest.mark.parametrize("colour", [(235, 195, 220), (232, 205, 222), (215, 160, 175), (225, 205, 180)])
+@pytest.mark.parametrize("ground", [(255, 255, 255), (245, 244, 246)])
+def test_even_pale_tissue_on_clear_glass_is_never_taken_for_it(colour, ground):
+    image = plain(ground, WIDE)
+    image[30:290, 30:450] = colour
+    assert detect_tissue(image).mask[35:285, 35:445].mean() > 0.99
+    assert detect_tissue(noisy(image)).mask[35:285, 35:445].mean() > 0.99
 
 
 def test_glass_of_two_shades_is_no_tissue():

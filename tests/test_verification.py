@@ -74,9 +74,9 @@ def test_a_slide_that_changed_behind_its_time_is_found_by_its_checksum(tiled, st
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert find_damage(slide, config, store) == ["slide.tif is not the file that was tiled: its checksum differs"]
+    assert find_damage(slide, config, store) == ["the slide is not the file that was tiled: its checksum differs"]
     path.unlink()
-    assert find_damage(slide, config, store) == ["slide.tif cannot be read: No such file or directory"]
+    assert find_damage(slide, config, store) == ["the slide cannot be read: No such file or directory"]
 
 
 @pytest.mark.parametrize("change", ["swapped", "without pixels", "one less"])

@@ -18,9 +18,11 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
+from distmil.defects import without_paths
 from distmil.errors import MissingSlide, UnreadableSlide
 from distmil.jpeg import IS_RGB, IS_YCBCR, Header, decode, is_whole_scan, read_header
 from distmil.slides.reader import Closing, SlideImage
+from distmil.slides.tiffpages import every_page
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +67,13 @@ def read_tile_table(path: Path, size: tuple[int, int]) -> TileTable | None:
     """Return the tiles of the page of that size, or None if there is no such page that is plain tiled JPEG."""
     try:
         with tifffile.TiffFile(path) as file:
-            pages: list[Any] = list(file.pages)
-            pages += [nested for page in file.pages for nested in page.pages or ()]
+            pages = [page for page, _ in every_page(file)]
             found = [page for page in pages if (page.imagewidth, page.imagelength) == size and _is_plain(page)]
             return _table(found[0], file_bytes=path.stat().st_size) if len(found) == 1 else None
     except FileNotFoundError:
         return None
     except Exception as error:  # noqa: BLE001 (tifffile raises almost anything on a damaged file; OpenSlide decides)
-        logger.info("%s: its tiles are not read directly (%s)", path.name, error)
+        logger.info("a slide's tiles are not read directly (%s)", without_paths(str(error), hidden=(str(path),)))
         return None
 
 
@@ -115,7 +116,6 @@ class TileLevel(Closing):
     reader = "rawtiles"
 
     def __init__(self, path: Path, place: LevelPlace, *, table: TileTable, size: tuple[int, int]) -> None:
-        self._path = path
         self._place = place
         self._table = table
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -190,7 +190,7 @@ class TileLevel(Closing):
         count = int(self._table.byte_counts[row, column])
         data = os.pread(self._file, count, int(self._table.offsets[row, column]))
         if len(data) != count:
-            raise UnreadableSlide(f"{self._path.name}: the file ends inside its tile {column}, {row}")
+            raise UnreadableSlide(f"the slide's file ends inside its tile {column}, {row}")
         return data
 
     def _header_of(self, data: bytes) -> Header:
@@ -225,9 +225,7 @@ class TileLevel(Closing):
                 raise ValueError(f"it is {header.frame.width} x {header.frame.height} px")
             decode(header.complete(data), reduced_to=(tile.shape[1], tile.shape[0]), out=tile)
         except ValueError as error:
-            raise UnreadableSlide(
-                f"{self._path.name}: damaged in tile {column}, {row} of the level: {error}"
-            ) from error
+            raise UnreadableSlide(f"the slide is damaged in tile {column}, {row} of the level: {error}") from error
         scale = 1 if is_averaged else reduction
         wide, high = (-(-edge // scale) for edge in table.size)
         top, left = row * tile.shape[0], column * tile.shape[1]
@@ -251,10 +249,10 @@ def open_level(path: str | Path, place: LevelPlace, *, size: tuple[int, int]) ->
     """
     path = Path(path)
     if not path.exists():
-        raise MissingSlide(f"{path.name}: the file is not there")
+        raise MissingSlide("the slide's file is not there")
     table = read_tile_table(path, place.size)
     if table is None:
-        raise UnreadableSlide(f"{path.name}: no level of {place.size[0]} x {place.size[1]} px in JPEG tiles")
+        raise UnreadableSlide(f"the slide has no level of {place.size[0]} x {place.size[1]} px in JPEG tiles")
     return TileLevel(path, place, table=table, size=size)
 
 

@@ -1,10 +1,11 @@
-"""Files to pixels: whole-slide formats through OpenSlide, PNG, JPEG and plain TIFF through Pillow.
+"""Files to pixels: whole-slide formats through OpenSlide, PNG, JPEG, BMP and plain TIFF through Pillow.
 
 Only technical properties are ever read: size, levels, resolution, vendor. Label and macro images are never opened.
+Messages never hold a file's name, which may name a person.
 """
 
-import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -14,16 +15,30 @@ import numpy as np
 import openslide
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
-from PIL import ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ImageOps, UnidentifiedImageError
 
+from distmil.defects import without_paths
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
+from distmil.slides.checks import GREY_DOUBT, Resolution, page_doubts, pixel_fault, resolution_of
+from distmil.slides.tiffpages import TiffPage, read_pages
+from distmil.sources import SLIDE_SUFFIXES, unusable
 
-logger = logging.getLogger(__name__)
-
-PLAIN_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".tif", ".tiff"})
 _BLOCK_PX = 4096
-_TIFF_RESOLUTION, _TIFF_UNIT = 282, 296
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}
+_MAGIC = {
+    b"\x89PNG": "PNG",
+    b"\xff\xd8\xff": "JPEG",
+    b"BM": "BMP",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
+}
+_PNG_DEPTH = 24
+"""Byte of a PNG that says the bits of a sample."""
+_PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_GREY_MODES = {"1", "L", "LA", "La"}
+_PLAIN_MODES = {"1", "L", "P", "RGB", "YCbCr"}
+_GENERIC = "generic-tiff"
 
 
 class SlideImage(Protocol):
@@ -34,6 +49,10 @@ class SlideImage(Protocol):
     level_sizes: tuple[tuple[int, int], ...]
     """Width and height of each level in its own pixels."""
     mpp: float | None
+    resolution: Resolution
+    """What the file states of it, and why that may not count."""
+    doubts: tuple[str, ...]
+    """What a person should know of the file's pixels."""
     vendor: str
     reader: str
 
@@ -63,44 +82,86 @@ class SlideImage(Protocol):
     ) -> None: ...
 
 
-def open_slide(path: str | Path, *, reader: str = "auto") -> SlideImage:
+def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False) -> SlideImage:
     """Open a slide with OpenSlide where it knows the format, else as a plain image.
+
+    Args:
+        path: The slide.
+        reader: ``tiling.reader``.
+        is_known: The file was opened before, and need not be checked again.
 
     Raises:
         MissingSlide: If there is no file.
-        UnreadableSlide: If no reader can open it.
+        UnreadableSlide: If no reader can open it, or its pixels would be read wrongly.
     """
     path = Path(path)
     if not path.exists():
-        raise MissingSlide(f"{path.name}: the file is not there")
+        raise MissingSlide("the slide's file is not there")
+    if refusal := unusable(path) or _unfit_name(path):
+        raise UnreadableSlide(f"the slide {refusal}")
     try:
         known = openslide.OpenSlide.detect_format(path)
-    except openslide.OpenSlideError as error:
-        raise UnreadableSlide(f"{path.name}: {error}") from error
+        start = _start(path)
+        pages = () if is_known else read_pages(path)
+    except (openslide.OpenSlideError, OSError) as error:
+        raise UnreadableSlide(f"the slide cannot be read ({_reason(error, path)})") from error
     if known is not None or reader == "openslide":
-        return WholeSlide(path)
-    if path.suffix.lower() in PLAIN_SUFFIXES:
-        return PlainImage(path)
-    raise UnreadableSlide(
-        f"{path.name}: not a whole-slide format that OpenSlide knows, nor PNG, JPEG or TIFF; the file may be cut off"
-    )
+        return WholeSlide(path, pages, is_known=is_known)
+    kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+    if kind is None:
+        raise UnreadableSlide(
+            "the slide is in no whole-slide format that OpenSlide knows, and no PNG, JPEG, BMP or TIFF; the file may "
+            "be cut off"
+        )
+    suffix = path.suffix.lower()
+    if suffix in SLIDE_SUFFIXES:
+        raise UnreadableSlide(
+            f"the slide's content is {kind}, its name says {suffix}, and OpenSlide does not know it; the file may be "
+            "cut off, or named wrongly"
+        )
+    if kind == "PNG" and start[_PNG_DEPTH] > 8:
+        raise UnreadableSlide(
+            "the slide's samples have 16 bit; convert them to 8 bit, scaled to the range that is used"
+        )
+    return PlainImage(path, pages, is_known=is_known or kind != "TIFF")
+
+
+def _start(path: Path) -> bytes:
+    """Read a file's first bytes, filled up with zeros."""
+    with path.open("rb") as file:
+        return file.read(_PNG_DEPTH + 1).ljust(_PNG_DEPTH + 1, b"\0")
+
+
+def _unfit_name(path: Path) -> str | None:
+    """Say what is wrong with a name that OpenSlide's drivers go by."""
+    if path.suffix.lower() == ".mrxs" and path.suffix != ".mrxs":
+        return "cannot be opened: OpenSlide wants the suffix .mrxs in small letters; rename the file"
+    return None
+
+
+def _reason(error: Exception, path: Path) -> str:
+    """Return an error's text without the file's name."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return without_paths(str(error), hidden=(str(path),))
 
 
 def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None) -> float:
     """Return um per level-0 pixel: the manifest's, else the file's, else the default.
 
     Raises:
-        NoResolution: If none of them states it.
+        NoResolution: If none of them states it, or if the file's pixels are not square.
     """
     if given is not None:
-        if image.mpp and abs(given / image.mpp - 1) > 0.05:
-            logger.warning("the manifest says %.4g um/px, the file %.4g um/px; the manifest counts", given, image.mpp)
         return given
+    if image.resolution.refusal:
+        raise NoResolution(image.resolution.refusal)
     found = image.mpp or default
     if found is None:
+        reason = image.resolution.ignored or "no um-per-pixel in the file"
         raise NoResolution(
-            "no um-per-pixel in the file; set mpp in the manifest or tiling.default_mpp "
-            "(tiling.mpp=null works in pixels, for plain images)"
+            f"{reason}; set mpp in the manifest or tiling.default_mpp (tiling.mpp=null works in pixels, for plain "
+            "images)"
         )
     return found
 
@@ -152,6 +213,9 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
 class Closing:
     """The with-statement of a file."""
 
+    resolution = Resolution()
+    doubts: tuple[str, ...] = ()
+
     def close(self) -> None:
         """Close the file."""
 
@@ -169,7 +233,7 @@ class WholeSlide(Closing):
 
     reader = "openslide"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pages: Sequence[TiffPage] = (), *, is_known: bool = False) -> None:
         self._path = path
         self._handle = self._open()
         self._is_open = True
@@ -178,11 +242,37 @@ class WholeSlide(Closing):
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
-        self.mpp = _mpp(
-            properties.get(openslide.PROPERTY_NAME_MPP_X),
-            properties.get(openslide.PROPERTY_NAME_MPP_Y),
-            properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER),
+        self.resolution = self._resolution(pages)
+        self.mpp = self.resolution.mpp
+        level_0 = page_doubts(pages, size=self.size) if self.vendor == _GENERIC else []
+        self.doubts = (*self.resolution.doubts, *level_0)
+        fault = None if is_known else self._fault(pages)
+        if fault:
+            self.close()
+            raise UnreadableSlide(fault)
+
+    def _fault(self, pages: Sequence[TiffPage]) -> str | None:
+        """Find out why the pixels would be read wrongly."""
+        if self.vendor == _GENERIC and not pages:
+            return "the slide is a TIFF whose tags cannot be read; save it again"
+        return pixel_fault(pages, level_sizes=self.level_sizes)
+
+    def _resolution(self, pages: Sequence[TiffPage]) -> Resolution:
+        """Judge the file's resolution: by its tags or its OME-XML in a generic TIFF, else as OpenSlide finds it."""
+        if self.vendor == _GENERIC and pages:
+            level_0 = [page for page in pages if page.size == self.size and page.is_tiled]
+            return resolution_of(level_0[0].pixel_um if level_0 else None)
+        properties = self._handle.properties
+        x, y = (
+            _positive(properties.get(name)) for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
         )
+        power = _positive(properties.get(openslide.PROPERTY_NAME_OBJECTIVE_POWER))
+        if not (x or y) and power:
+            mpp = 10.0 / power
+            doubt = f"the file states no um-per-pixel; {mpp:.4g} is taken, by its objective power of {power:g}x"
+            return Resolution(mpp, (doubt,))
+        side = x or y
+        return resolution_of((x or side, y or side) if side else None)
 
     def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region; see SlideImage."""
@@ -192,7 +282,8 @@ class WholeSlide(Closing):
             self.close()
             self._handle = self._open()  # the old handle stays in its error
             self._is_open = True
-            raise UnreadableSlide(f"{self._path.name}: damaged at x={x}, y={y}, level {level}: {error}") from error
+            reason = _reason(error, self._path)
+            raise UnreadableSlide(f"the slide is damaged at x={x}, y={y}, level {level}: {reason}") from error
         return _over_white(region)
 
     def close(self) -> None:
@@ -205,7 +296,7 @@ class WholeSlide(Closing):
         try:
             return openslide.OpenSlide(self._path)
         except openslide.OpenSlideError as error:
-            raise UnreadableSlide(f"{self._path.name}: {error}") from error
+            raise UnreadableSlide(f"the slide cannot be opened: {_reason(error, self._path)}") from error
 
 
 class PlainImage(Closing):
@@ -213,17 +304,29 @@ class PlainImage(Closing):
 
     reader = "image"
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, pages: Sequence[TiffPage] = (), *, is_known: bool = False) -> None:
         self.downsamples: tuple[float, ...] = (1.0,)
+        fault = None if is_known else _plain_fault(pages)
+        if fault:
+            raise UnreadableSlide(fault)
+        self.resolution = resolution_of(pages[0].pixel_um if pages else None)
+        self.mpp = self.resolution.mpp
         try:
-            with PillowImage.open(path) as file:
+            with PillowImage.open(path, formats=_PLAIN_FORMATS) as file:
                 self.vendor = (file.format or "image").lower()
-                self.mpp = _tiff_mpp(file) if isinstance(file, TiffImagePlugin.TiffImageFile) else None
-                self._pixels = _to_rgb(ImageOps.exif_transpose(file), path)
-        except PillowImage.DecompressionBombError as error:
-            raise UnreadableSlide(f"{path.name}: {error}; save it as a tiled pyramid TIFF") from error
+                is_grey = file.mode in _GREY_MODES and not pages  # the pages of a TIFF say so themselves
+                self._pixels = _to_rgb(ImageOps.exif_transpose(file))
+        except PillowImage.DecompressionBombError:
+            raise UnreadableSlide(
+                "the slide is a plain image of more pixels than are held in memory; save it as a tiled pyramid TIFF"
+            ) from None
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise UnreadableSlide(f"{path.name}: not a readable image ({error})") from error
+            codec = f"its compression is {pages[0].compression}: save it as JPEG or LZW; " if pages else ""
+            raise UnreadableSlide(
+                f"the slide is a plain image that cannot be decoded ({codec}{_reason(error, path)})"
+            ) from error
+        first = page_doubts(pages, size=pages[0].size) if pages else []
+        self.doubts = (*self.resolution.doubts, *first, *((GREY_DOUBT,) if is_grey else ()))
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self.level_sizes: tuple[tuple[int, int], ...] = (self.size,)
 
@@ -247,15 +350,17 @@ def _over_white(region: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return blended.astype(np.uint8)
 
 
-def _mpp(mpp_x: str | None, mpp_y: str | None, power: str | None) -> float | None:
-    """Return um per pixel from the file's statements, by objective power where there is no other, else None."""
-    x, y = _positive(mpp_x), _positive(mpp_y)
-    if x and y:
-        if abs(x / y - 1) > 0.02:
-            logger.warning("pixels are not square (%.4g x %.4g um); taking their mean", x, y)
-        return x if x == y else (x + y) / 2
-    magnification = _positive(power)
-    return x or y or (10.0 / magnification if magnification else None)
+def _plain_fault(pages: Sequence[TiffPage]) -> str | None:
+    """Find out why Pillow would read a TIFF wrongly, the first page of which it takes."""
+    if not pages:
+        return "the slide is a TIFF whose tags cannot be read; the file may be cut off"
+    first, largest = pages[0].size, max(pages, key=lambda page: page.size[0] * page.size[1]).size
+    if first != largest:
+        return (
+            f"the slide's first page is {first[0]} x {first[1]} px, another one {largest[0]} x {largest[1]} px, and "
+            "OpenSlide does not know the file; save the largest page alone, in tiles"
+        )
+    return pixel_fault(pages, level_sizes=[first])
 
 
 def _positive(text: str | None) -> float | None:
@@ -266,18 +371,14 @@ def _positive(text: str | None) -> float | None:
     return value if 0 < value < 1e6 else None
 
 
-def _tiff_mpp(file: TiffImagePlugin.TiffImageFile) -> float | None:
-    """Return um per pixel from a TIFF's resolution tags where they have a unit."""
-    per_unit, unit = file.tag_v2.get(_TIFF_RESOLUTION), file.tag_v2.get(_TIFF_UNIT)
-    if not per_unit or unit not in _UM_PER_UNIT or not float(per_unit) > 0:
-        return None
-    return _UM_PER_UNIT[unit] / float(per_unit)
-
-
-def _to_rgb(image: PillowImage.Image, path: Path) -> NDArray[np.uint8]:
-    """Return 8-bit RGB, transparent pixels over white."""
+def _to_rgb(image: PillowImage.Image) -> NDArray[np.uint8]:
+    """Return 8-bit RGB, transparent pixels over white. Raises: UnreadableSlide if the image is of another kind."""
     if image.mode.startswith(("I", "F")):
-        raise UnreadableSlide(f"{path.name}: {image.mode} pixels (more than 8 bit); convert it to 8 bit")
+        raise UnreadableSlide("the slide's samples have more than 8 bit; convert them to 8 bit")
+    if image.mode in {"RGBa", "La"}:
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
     if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
         return _over_white(np.asarray(image.convert("RGBA")))
+    if image.mode not in _PLAIN_MODES:
+        raise UnreadableSlide(f"the slide's colours are {image.mode}; save it as RGB with 8 bit per sample")
     return np.asarray(image.convert("RGB"))

@@ -28,6 +28,8 @@ _FIRST = (0.04, 0.03)  # density and tint that pass 1 takes for tissue, so that 
 _BOUNDS = ((0.035, 0.07), (0.03, 0.05))  # of both thresholds in pass 2; the upper ones keep fat and mucin
 _SPECK_PX, _HOLE_PX, _INK_PX = 25, 256, 256  # smaller pieces are dropped, smaller holes filled, smaller ink is none
 _EVEN_GLASS, _EVEN_INK, _GREY = 8, 12, 25  # largest range of grey in 5 x 5 px, and of a glass's colour channels
+_YELLOW, _TINT = (60, 0.05), (45, 0.2)  # tinted glass: largest range of its channels, least share of the picture
+_EVEN_TINT, _WHITE = 12, 254  # largest spread of a tinted glass's channels (8 in 10 pixels); what is no colour of glass
 _SAMPLE_PX = 2**18
 _5_PX, _7_PX, _9_PX = (np.ones((edge, edge), np.uint8) for edge in (5, 7, 9))
 
@@ -50,6 +52,7 @@ class Tissue:
 def detect_tissue(image: Bytes) -> Tissue:
     """Find the tissue on a slide's overview.
 
+    Tinted glass, as of aged slides, is first balanced to grey, tissue with it, so that both lie as on a clear slide.
     Pass 1 takes the brightest even grey for glass and what is denser or more tinted for tissue, permissively. Pass 2
     measures the glass and its noise on the rest and divides anew by Otsu's thresholds, held between bounds so that no
     empty or full slide tips over and faint tissue beside dark tissue is kept. Then gaps and holes of up to 128 um
@@ -61,8 +64,11 @@ def detect_tissue(image: Bytes) -> Tissue:
     Source: Otsu 1979 on Beer-Lambert densities.
     """
     smooth = np.asarray(cv2.GaussianBlur(image, (3, 3), 0), np.uint8)
-    grey = cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
-    relief = np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, _5_PX), np.uint8)
+    relief = _relief(smooth)
+    tint = _tinted_glass(smooth, relief)
+    if tint is not None:
+        smooth = _balanced(smooth, tint)
+        relief = _relief(smooth)
     ink, void = _vetoes(smooth, relief)
     usable = ~(ink | void)
     found, glass, otsu = _divide(smooth, relief, usable) if usable.any() else (usable, 255.0, 1.0)
@@ -74,6 +80,7 @@ def detect_tissue(image: Bytes) -> Tissue:
         f"tissue covers {tissue:.1%} of the overview, which leaves hardly any glass to compare it with": tissue > 0.9,
         f"only {tissue:.3%} of the overview is tissue": 0 < tissue < 0.001,
         f"tissue and glass hardly differ, in density by {otsu:.3f}": tissue > 0 and otsu < _BOUNDS[0][0],
+        f"the glass is tinted, {_rgb(tint)} in red, green and blue; is it tissue?": tint is not None,
         f"the glass is dark, {glass:.0f} of 255 and usually above 180": glass < 180,
         f"{number} specks of {dropped_px} px in all were dropped": number > 100 and dropped_px > mask.sum() / 4,
         f"pen ink was taken out on {inked:.1%} of the overview": inked > 0.01,
@@ -115,6 +122,50 @@ def _divide(smooth: Bytes, relief: Bytes, usable: Mask) -> tuple[Mask, float, fl
         noise = 7.4 * np.median(steps) / _UNIT if len(steps) else 0  # five sigma; neighbours, as glass varies slowly
         found |= levels > np.clip(max(otsus[-1], noise), *bounds) * _UNIT
     return found, float(glass.mean()), otsus[0]
+
+
+def _relief(smooth: Bytes) -> Bytes:
+    """Return the range of grey around every pixel."""
+    grey = cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
+    return np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, _5_PX), np.uint8)
+
+
+def _tinted_glass(smooth: Bytes, relief: Bytes) -> NDArray[np.float64] | None:
+    """Find the colour of glass that is not grey: the brightest even one, where there is no white.
+
+    Yellow is how slides age. Other tints may as well be pale tissue, and count only where they fill a fifth of the
+    picture. Nothing may be brighter, as tissue takes light away from glass in every channel.
+    """
+    step = math.ceil(math.sqrt(relief.size / _SAMPLE_PX))
+    colours, is_even = smooth[::step, ::step].reshape(-1, 3), relief[::step, ::step].ravel() <= _EVEN_GLASS
+    level = colours.mean(axis=1)
+    is_white = level >= _WHITE
+    if is_white.mean() >= _YELLOW[1]:
+        return None
+    brightest = np.percentile(level[~is_white], 95)
+    is_glass = is_even & ~is_white & (level >= max(180, brightest - 2 * _EVEN_GLASS))
+    near = np.convolve(np.bincount(level[is_glass].astype(int), minlength=256), np.ones(7), "same")
+    peak = np.flatnonzero(near >= _YELLOW[1] * len(level))
+    if not len(peak):
+        return None
+    found = colours[is_glass & (np.abs(level - peak[-1]) <= _EVEN_GLASS)]
+    glass = np.median(found, axis=0)
+    is_yellow = glass[0] >= glass[1] - 4 and glass[1] > glass[2]
+    largest, least = _YELLOW if is_yellow else _TINT
+    is_narrow = (np.percentile(found, 90, axis=0) - np.percentile(found, 10, axis=0) <= _EVEN_TINT).all()
+    is_brightest = (colours > glass + 2 * _EVEN_GLASS).any(axis=1).mean() < 0.03
+    fits = _GREY < np.ptp(glass) <= largest and len(found) >= least * len(level) and is_narrow and is_brightest
+    return np.asarray(glass) if fits else None
+
+
+def _balanced(smooth: Bytes, glass: NDArray[np.float64]) -> Bytes:
+    """Brighten channels so that the glass is grey."""
+    table = np.rint(np.arange(256)[:, None] * (glass.max() / glass)).clip(0, 255)
+    return np.asarray(cv2.LUT(smooth, table.astype(np.uint8)[None]))
+
+
+def _rgb(colour: NDArray[np.float64] | None) -> str:
+    return "" if colour is None else " / ".join(f"{value:.0f}" for value in colour)
 
 
 def _first_glass(colours: Bytes, is_even: Mask) -> NDArray[np.float64]:

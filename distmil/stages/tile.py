@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from distmil.cohort import Slide
 from distmil.errors import StorageError
-from distmil.shards import patches_folder
+from distmil.shards import outdated_folders, patches_folder
 from distmil.slideconfig import TilingConfig
 from distmil.stages.inputs import open_cohort
 from distmil.stages.runtime import (
@@ -83,6 +83,11 @@ def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
     tiled = Tiled(dict(done))
     if todo:
         job.console.note(f"tiling {len(todo)} slides ({len(done)} are done)")
+        for folder in outdated_folders(config, store):
+            job.console.note(
+                f"patches of an earlier version of distmil in {store.path(folder)} are not used, as slides are read "
+                "with more care now; the folder may be deleted"
+            )
         _tile(job, todo, tiled)
     _gather(store, config, [tiled.records[slide.slide_id] for slide in slides])
     tiled.wall_s = time.monotonic() - started

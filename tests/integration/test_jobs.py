@@ -155,7 +155,7 @@ def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done
     paths = {
         "scan": data / "slides/CMU-1-Small-Region.svs",
         "tiny": data / "slides/tiny-16px.svs",
-        "coarse": data / "slides/boxes.tiff",
+        "screen": data / "slides/boxes.tiff",
         "broken": data / "broken_slides/broken.svs",
         "odd": data / "broken_slides/unopenable.tiff",
     }
@@ -165,10 +165,10 @@ def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done
     asked = (f"cohort.manifest={manifest}", "prediction.model=small", "prediction.run=scan")
     refused = run_job(home, "predict", *asked)
     assert refused.code == 1
-    assert "4 of 5 slides cannot be used (1 too_coarse, 1 too_small, 2 unreadable)" in refused.err.splitlines()[-1]
+    assert "4 of 5 slides cannot be used (1 no_mpp, 1 too_small, 2 unreadable)" in refused.err.splitlines()[-1]
     done = run_job(home, "predict", *asked, "tiling.max_bad_fraction=0.9")
     assert done.code == 0, done.err
-    assert done.answer["slides"] == {"ok": 1, "too_small": 1, "too_coarse": 1, "unreadable": 2}
+    assert done.answer["slides"] == {"ok": 1, "too_small": 1, "no_mpp": 1, "unreadable": 2}
     assert "4 of 5 slides were dropped" in done.err
     assert "4 of 5 slides were dropped" not in done.err.split("judge: 1/1")[0]  # it is the last that is said
     slides = pq.read_table(Path(done.answer["predictions"]) / "slides.parquet").to_pylist()

@@ -83,7 +83,7 @@ def test_the_report_shows_every_slide(home: Path, tiled: Done) -> None:
     slides = {row["slide_id"]: row for row in summary["slides"]}
     assert slides["large"]["labels"]["positive"] > 0
     assert slides["wide"]["labels"] is None
-    assert "not a whole-slide format" in slides["broken"]["error"]
+    assert "no whole-slide format" in slides["broken"]["error"]
     assert "broken.svs" not in page.read_text()
 
     class Pictures(HTMLParser):
