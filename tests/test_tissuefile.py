@@ -35,7 +35,7 @@ def read(tmp_path):
         else:
             path.write_text(content if isinstance(content, str) else json.dumps(content))
         shape = (int(np.ceil(slide_size[1] / scale)), int(np.ceil(slide_size[0] / scale)))
-        return read_tissue(path, slide_size=slide_size, shape=shape, scale=scale)
+        return read_tissue(path, slide_size=slide_size, shape=shape, scale=scale)[0]
 
     return write_and_read
 
@@ -140,14 +140,14 @@ POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}
     ("content", "message"),
     [
         (polygon(rectangle(900, 40, 1000, 90)), "span x 900 to 1000, y 40 to 90, outside the slide of 700 x 400 px"),
-        ([POINT], "it holds no area (1 points, lines"),
+        ([POINT], "it holds no area (1 point was left out"),
         (np.zeros((400, 700), np.uint8), "every value of it is 0"),
     ],
 )
 def test_a_file_without_tissue_is_refused(read, content, message):
     with pytest.raises(AnnotationError, match=re.escape(message)) as caught:
         read(content, scale=8)
-    assert str(caught.value).startswith("tissue.any: the tissue file marks no tissue")
+    assert str(caught.value).startswith("the tissue file marks no tissue")
 
 
 def test_a_mask_of_another_slide_is_refused(read):

@@ -5,6 +5,7 @@ Only technical properties are ever read: size, levels, resolution, vendor. Label
 
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -36,6 +37,8 @@ class SlideImage(Protocol):
     mpp: float | None
     vendor: str
     reader: str
+    bounds: tuple[int, int, int, int] | None
+    """(x, y, width, height) of the scanned area, None where the file states none."""
 
     def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region as RGB, height x width x 3; white where the file has nothing.
@@ -178,6 +181,7 @@ class WholeSlide(Closing):
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.bounds = _bounds([properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")])
         self.mpp = _mpp(
             properties.get(openslide.PROPERTY_NAME_MPP_X),
             properties.get(openslide.PROPERTY_NAME_MPP_Y),
@@ -212,6 +216,7 @@ class PlainImage(Closing):
     """An ordinary image held in memory, upright by its EXIF orientation, as one level."""
 
     reader = "image"
+    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: Path) -> None:
         self.downsamples: tuple[float, ...] = (1.0,)
@@ -236,6 +241,21 @@ class PlainImage(Closing):
         inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]
         region[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
         return region
+
+
+def read_bounds(path: str | Path) -> tuple[int, int, int, int] | None:
+    """Return the scanned area of a slide; see ``SlideImage.bounds``. Raises: SlideError."""
+    with open_slide(path) as image:
+        return image.bounds
+
+
+def _bounds(texts: Sequence[str | None]) -> tuple[int, int, int, int] | None:
+    """Return the scanned area, None unless it is stated in whole numbers."""
+    try:
+        x, y, width, height = (int(text or "") for text in texts)
+    except ValueError:
+        return None
+    return (x, y, width, height) if width > 0 and height > 0 else None
 
 
 def _over_white(region: NDArray[np.uint8]) -> NDArray[np.uint8]:
