@@ -17,6 +17,7 @@ from distmil.slides.outlines import LINES, MAX_DEPTH, POINTS, Outlines, to_point
 MAX_XML_BYTES = 64 * 2**20
 """Largest XML that is read: a million corners take 60 MB."""
 
+_BLOCK_BYTES = 4 * 2**20
 _AREAS = {"polygon", "spline", "rectangle"}
 _OTHERS = {"dot": POINTS, "pointset": POINTS, "polyline": LINES, "measurement": LINES}
 _HINTS = {
@@ -62,7 +63,7 @@ def _add(annotation: Any, outlines: Outlines) -> None:
 def _annotations(content: bytes) -> Iterator[Any]:
     """Yield every Annotation element; elements are freed once they are read."""
     open_elements: list[Any] = []
-    for event, element in iterparse(io.BytesIO(content), events=("start", "end")):
+    for event, element in iterparse(_LargeBlocks(content), events=("start", "end")):
         if event == "start":
             if not open_elements:
                 _check_root(element)
@@ -76,7 +77,15 @@ def _annotations(content: bytes) -> Iterator[Any]:
             yield element
         if open_elements and not is_inside:
             element.clear()
-            open_elements[-1].remove(element)
+            open_elements[-1].clear()  # its later children are read all the same, from the parser's own list
+
+
+class _LargeBlocks(io.BytesIO):
+    """Read in blocks of megabytes: the parser starts a text or attribute again with every block."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Read a block."""
+        return super().read(max(size or 0, _BLOCK_BYTES))
 
 
 def _check_root(element: Any) -> None:

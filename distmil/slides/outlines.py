@@ -14,8 +14,8 @@ from distmil.errors import AnnotationError
 from distmil.slides.coverage import polygonal, united
 
 MAX_COORDINATE = 2.0**31
-MAX_CROSSINGS = 2_000_000
-"""Most places where a ring may cross itself: repairing as many takes seconds; drawn outlines have a few."""
+MAX_CROSSINGS = 200_000
+"""Most places where an outline may cross itself: repairing as many takes two seconds; drawn outlines have a few."""
 MAX_DEPTH = 100
 """Most levels of features in features, or of elements in elements."""
 
@@ -145,7 +145,7 @@ def _check_crossings(polygon: shapely.Polygon) -> None:
     for ring in (polygon.exterior, *polygon.interiors):
         point_N2 = np.asarray(ring.coords)[:, :2]
         num = len(point_N2) - 1
-        if num < 2_000:  # a million crossings at most
+        if num < 600:  # at most 180,000 crossings
             continue
         chosen = np.linspace(0, num - 1, _SAMPLED_EDGES).astype(np.intp)
         start_E2, end_E2 = point_N2[:-1], point_N2[1:]
