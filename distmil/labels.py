@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 
 from distmil.errors import AnnotationError
-from distmil.slides.marks import TOUCH, Marks, group_key, read_marks
+from distmil.slides.marks import TOUCH, Marks, group_key, read_marks, value_key
 from distmil.slides.outlines import Annotation
 
 UNKNOWN = -1
@@ -106,7 +106,7 @@ def resolve_groups(classes: Sequence[str], configured: Mapping[str, str]) -> dic
         if group_key(value) not in values:
             choices = ", ".join([*classes, "exclude"])
             raise ValueError(f"labels.groups.{name}: {value!r} is no class; expected one of {choices}")
-        groups[group_key(name)] = values[group_key(value)]
+        groups |= dict.fromkeys({group_key(name), value_key(name) or group_key(name)}, values[group_key(value)])
     return groups
 
 

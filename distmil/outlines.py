@@ -109,8 +109,7 @@ class SlideOutlines:
             answer, info = self._ask(path, folder, str(out))
             slide_id = self.slide.slide_id
             if "error" in answer:
-                error = answer["error"].replace(Path(path).name, "the file")
-                record = Record(slide_id, key, status=AnnotationError.status, error=error, info=info)
+                record = Record(slide_id, key, status=AnnotationError.status, error=answer["error"], info=info)
             else:
                 part = self.store.write_part(self.folder, f"{slide_id}.arrow", out.read_bytes(), rows=1)
                 record = Record(slide_id, key, parts=(part,), info={"doubts": answer["doubts"]})

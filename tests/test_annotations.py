@@ -1,7 +1,10 @@
 """Reading outlines and masks: geometry kept, damage counted, and a message for every file that cannot be used."""
 
+import gzip
+import io
 import json
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 from distmil.errors import AnnotationError
 from distmil.slides import annotations, masks
 from distmil.slides.annotations import read_annotation
+from distmil.slides.outlines import Annotation
 
 DATA = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")
@@ -224,6 +228,87 @@ def test_geojson_objects_that_are_no_annotations_are_dropped(read):
     assert (dict(found.regions), found.num_dropped) == ({}, 8)
     kept = read([{**feature(shape), "id": "PathAnnotationObject"}, feature(shape, objectType="annotation")])
     assert (list(kept.regions), kept.num_dropped) == ([""], 0)
+
+
+def test_the_first_property_that_a_file_has_holds_its_classes(read):
+    features = [feature(polygon(SQUARE), label="normal", name="a"), feature(polygon(SQUARE), label="tumor", name="b")]
+    found = read([*features, feature(polygon(SQUARE), name="c")])
+    assert set(found.regions) == {"normal", "tumor", ""}
+    assert found.class_property == "label"
+    mixed = read([*features, classified(SQUARE, "Tumor")])  # one classification, and it alone counts
+    assert (set(mixed.regions), mixed.class_property) == ({"", "Tumor"}, "")
+
+
+def test_texts_that_may_be_the_class_are_refused_with_their_names(read):
+    with pytest.raises(AnnotationError, match="no feature has a class, but they have the properties 'kind', 'tissue';"):
+        read([feature(polygon(SQUARE), tissue="normal", id="1"), feature(polygon(SQUARE), kind="tumor")])
+    assert list(read(feature(polygon(SQUARE), area=5.5, color="#ff0000", id="x", notes="look")).regions) == [""]
+    assert list(read([classified(SQUARE, "Tumor"), feature(polygon(SQUARE), tissue="normal")]).regions) == ["Tumor", ""]
+
+
+@pytest.mark.parametrize("inside", ["properties", "feature"])
+def test_objects_inside_objects_are_read(read, inside):
+    child = classified([(1, 1), (5, 1), (5, 9), (1, 9)], "Tumor")
+    cell = feature(polygon(SQUARE), objectType="cell", childObjects=[child])
+    parent = classified(SQUARE, "Tissue")
+    (parent["properties"] if inside == "properties" else parent)["childObjects"] = [cell]
+    found = read({"type": "FeatureCollection", "features": [parent]})
+    assert {name: region.area for name, region in found.regions.items()} == {"Tissue": 1800, "Tumor": 32}
+    assert dict(found.dropped) == {"cells": 1}
+
+
+def test_a_nucleus_is_not_read_beside_its_cell(read):
+    item = {**classified(SQUARE, "Tumor"), "nucleusGeometry": polygon([(0, 0), (500, 0), (500, 300)])}
+    assert read(item).regions["Tumor"].area == 1800
+
+
+def test_keys_that_stand_twice_do_no_harm(read):
+    text = json.dumps(classified(SQUARE, "Tumor")).replace(
+        '"objectType"', '"metadata": {"a": "1"}, "metadata": {"a": "1"}, "objectType"'
+    )
+    assert list(read(text).regions) == ["Tumor"]
+
+
+@pytest.mark.parametrize("content", [json.dumps(classified(SQUARE, "Tumor")), asap(("Polygon", "Tumor", SQUARE))])
+def test_packed_files_are_read(read, content):
+    assert list(read(gzip.compress(content.encode())).regions) == ["Tumor"]
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/a.geojson", content)
+        archive.writestr("readme.txt", "hello")
+    assert list(read(sink.getvalue()).regions) == ["Tumor"]
+
+
+@pytest.mark.parametrize(
+    ("marks", "text"),
+    [
+        ({}, ""),
+        ({"lines": 1}, "1 line was left out (lines and points have no area)"),
+        (
+            {"lines": 3, "points": 2, "detections": 10},
+            "3 lines, 2 points and 10 detections were left out (lines and points have no area; only objects of the "
+            "type annotation count)",
+        ),
+        ({"outlines without an area": 2}, "2 outlines without an area were left out"),
+        ({"cells": 1, "other marks": 1}, "1 cell and 1 other mark were left out (only objects of the type annotation "
+         "count)"),
+    ],
+)  # fmt: skip
+def test_what_is_left_out_is_counted_by_kind(marks, text):
+    assert Annotation({}, dropped=marks).dropped_text == text
+
+
+def test_marks_without_an_area_are_counted_by_kind(read):
+    line = {"type": "LineString", "coordinates": [[0, 0], [1, 1]]}
+    point = {"type": "MultiPoint", "coordinates": [[0, 0], [1, 1]]}
+    features = [feature(line), feature(line), feature(point)]
+    features += [feature(polygon(SQUARE), objectType=kind) for kind in ("detection", "cell", "tile", "tmaCore", "odd")]
+    features += [feature(polygon(SQUARE), type="detection"), feature(None, objectType="root"), feature(None)]
+    features += [feature(polygon([(1, 1), (2, 2)]))]
+    assert dict(read(features).dropped) == {
+        "lines": 2, "points": 1, "detections": 2, "cells": 1, "tiles": 1, "TMA cores": 1, "other marks": 2,
+        "outlines without an area": 1,
+    }  # fmt: skip
 
 
 @needs_data

@@ -12,6 +12,7 @@ from distmil.errors import AnnotationError
 from distmil.slides.tissuefile import read_tissue
 
 SLIDE = (700, 400)
+POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}
 
 
 def polygon(*rings):
@@ -80,6 +81,47 @@ def test_every_group_is_tissue_and_holes_are_not(read):
     assert (mask == truth).all()
 
 
+@pytest.mark.parametrize("name", ["Ignore*", "ignore", "Exclude", "_2", "Hole", "background", "Glass"])
+def test_areas_to_be_ignored_are_cut_out(read, name):
+    features = [
+        feature(polygon(rectangle(100, 100, 200, 150)), name),
+        feature(polygon(rectangle(50, 50, 250, 250)), "Tissue"),
+        feature(polygon(rectangle(150, 120, 600, 300)), "normal"),
+    ]
+    mask = read({"type": "FeatureCollection", "features": features}, scale=10)
+    truth = np.zeros((40, 70), bool)
+    truth[5:25, 5:25] = True
+    truth[12:30, 15:60] = True
+    truth[10:15, 10:20] = False
+    assert (mask == truth).all()
+
+
+def test_a_file_of_ignored_areas_alone_is_refused(read):
+    with pytest.raises(AnnotationError, match="marks no tissue, all of its areas are to be ignored"):
+        read([feature(polygon(rectangle(100, 100, 200, 150)), "Ignore*")], scale=10)
+
+
+def test_what_is_left_out_of_a_tissue_file_is_said(tmp_path):
+    path = tmp_path / "tissue.json"
+    path.write_text(json.dumps([POINT, feature(polygon(rectangle(100, 100, 200, 150)), "Tissue")]))
+    _, doubts = read_tissue(path, slide_size=SLIDE, shape=(40, 70), scale=10)
+    assert doubts == ("tissue file: 1 point was left out (lines and points have no area)",)
+
+
+def test_outlines_of_a_cropped_slide_are_moved_to_their_tissue(tmp_path):
+    path = tmp_path / "tissue.json"
+    path.write_text(json.dumps([feature(polygon(rectangle(0, 0, 200, 100)), "Tissue")]))
+    picture = np.full((40, 70, 3), 245, np.uint8)
+    picture[10:20, 30:50] = 180, 90, 150
+    picture[12:18:2, 31:49:3] = 90, 40, 120
+    mask, doubts = read_tissue(
+        path, slide_size=SLIDE, shape=(40, 70), scale=10, bounds=(300, 100, 350, 250), picture=picture
+    )
+    assert mask[10:20, 30:50].all()
+    assert mask.sum() == 200
+    assert doubts == ()
+
+
 def test_asap_outlines_are_read_too(read):
     corners = enumerate(rectangle(70, 40, 210, 80))
     points = "".join(f'<Coordinate Order="{i}" X="{x}" Y="{y}" />' for i, (x, y) in corners)
@@ -131,9 +173,6 @@ def test_a_mask_image_of_small_marks_does_not_vanish(read):
     image[203:205, 501:503] = 1
     image[399, 699] = 1
     assert set(zip(*np.nonzero(read(image, scale=10)), strict=True)) == {(20, 50), (39, 69)}
-
-
-POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,15 @@ def group_key(name: str) -> str:
     return "" if key == "none" else key
 
 
+def value_key(name: str) -> str | None:
+    """Return the key by which ``read_marks`` knows a mask's value that a user names, None if the name is no number.
+
+    It differs from the key of a group: a class may have a number as its name.
+    """
+    text = name.strip()
+    return f"mask value {int(text)}" if text.isascii() and text.isdigit() else None
+
+
 def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], exclude: int, num_classes: int) -> Marks:
     """Sort an annotation by the meaning of its groups; the groups of a mask are its values.
 
@@ -80,7 +89,8 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
 
     Args:
         annotation: The marks of the file.
-        values: Group -> class index, ``exclude``, or None for unmapped; case does not matter.
+        values: Group, or ``value_key`` of a mask's value, -> class index, ``exclude``, or None for unmapped; case does
+            not matter.
         exclude: The value that stands for a carve-out.
         num_classes: Number of classes, normal included.
 
@@ -151,7 +161,7 @@ def _mask_meaning(mask: NDArray[np.uint8], meaning: Mapping[str, int | None], *,
     """
     present = [int(value) for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256))]
     marked = [value for value in present if value]
-    found = {value: given for value in present if (given := meaning.get(str(value))) is not None}
+    found = {value: given for value in present if (given := meaning.get(f"mask value {value}")) is not None}
     left = [value for value in marked if value not in found]
     if num_classes == 2 and len(marked) == 1 and left:
         return found | {left[0]: 1}
