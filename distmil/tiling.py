@@ -5,7 +5,6 @@ may write, and committed when every chunk is there. Each step is a function of t
 FORMAT_VERSION, so that a step done twice writes the same bytes, and any number of processes may do it at once.
 """
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,6 +19,7 @@ from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
 from distmil.slideconfig import TilingConfig
+from distmil.slides.annotations import annotation_checksum
 from distmil.slides.rawtiles import TileLevel
 from distmil.slides.reader import SlideImage, resize
 from distmil.sources import has_checksum, is_unchanged, source_key
@@ -55,7 +55,7 @@ class SlideTiler:
             "source": source_key(self.slide.path, checksum=checksum),
             "mpp": self.slide.mpp,
             "default_mpp": None if self.slide.mpp else self.config.default_mpp,
-            "tissue": hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None,
+            "tissue": annotation_checksum(path) if path else None,
         }
 
     def finished(self) -> Record | None:

@@ -101,3 +101,11 @@ def test_what_is_asked_for_is_done_without_a_doubt():
 def test_a_slide_that_is_not_cropped_moves_nothing(bounds):
     for origin in ("auto", "slide", "bounds"):
         assert found(annotation((300, 200, 900, 700)), origin=origin, bounds=bounds) == ("slide", "")
+
+
+@pytest.mark.parametrize(("size", "is_doubted"), [((400, 220), True), ((360, 200), False)])
+def test_a_mask_that_may_be_one_of_the_scanned_area_alone_is_doubted(size, is_doubted):
+    masked = Annotation({}, mask=np.ones(size[::-1], np.uint8), mask_scale=(20.0, 20.0))
+    placed, doubt = place(masked, origin="auto", bounds=BOUNDS, slide_size=SIZE, tissue=None)
+    assert placed is masked
+    assert ("the proportions of the scanned area (4000 x 2200 px from (2500, 1400))" in doubt) == is_doubted

@@ -5,7 +5,7 @@ Two forms with one face: outlines, and a mask image whose values are classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import shapely
@@ -101,23 +101,41 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
     if annotation.mask is not None:
         found = _mask_meaning(annotation.mask, meaning, num_classes=num_classes)
         return MaskMarks(annotation.mask, annotation.mask_scale, found)
-    regions = {name: region for name, region in annotation.regions.items() if group_key(name)}
+    grouped = {name: region for name, region in annotation.regions.items() if group_key(name)}
     loose = [region for name, region in annotation.regions.items() if not group_key(name)]
-    is_loose_target = bool(loose) and not regions and num_classes == 2 and meaning.get("") is None
+    is_loose_target = bool(loose) and not grouped and num_classes == 2 and meaning.get("") is None
     if is_loose_target:
         meaning[""] = 1
-    interest, apart = 0, list[BaseGeometry]()
-    if loose and (not regions or meaning.get("") is not None):
-        regions[""] = united(loose)
-    elif loose:
-        interest, apart = _regions_of_interest(loose, list(regions.values()))
+    if loose and (not grouped or meaning.get("") is not None):
+        grouped[""], loose = united(loose), []
+    num_interest, apart = _regions_of_interest(loose, list(grouped.values()))
+    return _outline_marks(
+        grouped,
+        meaning,
+        exclude=exclude,
+        apart=apart,
+        target_groups=tuple(name for name in grouped if (meaning.get(group_key(name)) or 0) > 0),
+        is_loose_target=is_loose_target,
+        num_interest=num_interest,
+        num_apart=len(apart),
+    )
+
+
+def _outline_marks(
+    regions: Mapping[str, BaseGeometry],
+    meaning: Mapping[str, int | None],
+    *,
+    exclude: int,
+    apart: Sequence[BaseGeometry],
+    **about: Any,
+) -> "OutlineMarks":
+    """Sort outlines by meaning, targets without what is carved out, marked normal, or of a later class."""
     by_value: dict[int | None, list[BaseGeometry]] = {}
     unmapped = []
     for name, region in regions.items():
         value = meaning.get(group_key(name))
         by_value.setdefault(value, []).append(region)
         unmapped += [name] if value is None else []
-    num_mapped = len(regions) - len(unmapped)
     carved = united(by_value.pop(exclude, []))
     unclear = united([*by_value.pop(None, []), *apart])
     normal = united(by_value.pop(0, []))
@@ -132,11 +150,8 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
         normal=_without(normal, [carved]),
         unclear=unclear,
         unmapped=tuple(unmapped),
-        num_mapped=num_mapped,
-        target_groups=tuple(name for name in regions if (meaning.get(group_key(name)) or 0) > 0),
-        is_loose_target=is_loose_target,
-        num_interest=interest,
-        num_apart=len(apart),
+        num_mapped=len(regions) - len(unmapped),
+        **about,
     )
 
 
@@ -144,6 +159,8 @@ def _regions_of_interest(
     loose: Sequence[BaseGeometry], grouped: Sequence[BaseGeometry]
 ) -> tuple[int, list[BaseGeometry]]:
     """Return how many outlines without a group touch one with a group, and those that do not."""
+    if not loose:
+        return 0, []
     parts = shapely.get_parts(np.asarray(loose))
     tree = shapely.STRtree(shapely.get_parts(np.asarray(grouped)))
     touching = np.zeros(len(parts), dtype=np.bool_)

@@ -56,8 +56,10 @@ def place(
     Returns:
         The annotation, and a doubt, "" if there is none.
     """
-    if bounds is None or bounds[:2] == (0, 0) or not annotation.regions or origin == "slide":
+    if bounds is None or bounds[:2] == (0, 0) or origin == "slide":
         return annotation, ""
+    if not annotation.regions:
+        return annotation, _mask_doubt(annotation.mask, bounds)
     moved = replace(
         annotation,
         regions={
@@ -75,6 +77,16 @@ def place(
     is_doubted = not is_clear or bool(written and written != found)
     doubt = _doubt(chosen, written, found if is_clear else "", numbers, bounds) if is_doubted else ""
     return (moved if chosen == "bounds" else annotation), doubt
+
+
+def _mask_doubt(mask: NDArray[np.uint8] | None, bounds: Bounds) -> str:
+    """Say that a mask is taken as one of the whole slide, where by its proportions it may be one of the bounds."""
+    if mask is None or abs(mask.shape[0] - mask.shape[1] * bounds[3] / bounds[2]) > 1:
+        return ""
+    return (
+        "annotation: its mask is taken as one of the whole slide, and has the proportions of the scanned area "
+        f"({bounds[2]} x {bounds[3]} px from ({bounds[0]}, {bounds[1]})), too; look at the report's picture"
+    )
 
 
 def _fit(
