@@ -380,7 +380,7 @@ def test_a_file_that_cannot_be_used_says_why(read, content, message):
 def test_a_missing_file_and_a_folder_say_so(tmp_path):
     with pytest.raises(AnnotationError, match=r"^the annotation cannot be opened \(No such file"):
         read_annotation(tmp_path / "gone.xml", slide_size=SLIDE)
-    with pytest.raises(AnnotationError, match="no regular file"):
+    with pytest.raises(AnnotationError, match="not a regular file"):
         read_annotation(tmp_path, slide_size=SLIDE)
 
 

@@ -234,7 +234,7 @@ def test_what_is_no_regular_file_is_refused_at_once(child, tmp_path, kind):
     else:
         path.mkdir()
     answer, seconds = ask(child, path, tmp_path)
-    assert "no regular file" in answer["error"]
+    assert "not a regular file" in answer["error"]
     assert seconds < 2
 
 

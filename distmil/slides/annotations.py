@@ -74,7 +74,7 @@ def annotation_checksum(path: str | Path) -> str:
 
 def _read(path: Path, slide_size: tuple[int, int]) -> Annotation:
     if not stat.S_ISREG(path.stat().st_mode):
-        raise AnnotationError("the annotation is no regular file (a folder, a pipe or a device); give a file")
+        raise AnnotationError("the annotation is not a regular file (a folder, a pipe or a device); give a file")
     with path.open("rb") as file:
         head = file.read(4096)
     if not head.strip():
