@@ -1,9 +1,8 @@
 """Label tables: one committed file per slide, made from its annotation and its grid, never from its pixels."""
 
-import hashlib
 import io
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,22 +11,15 @@ import pyarrow.parquet as pq
 
 from distmil.cohort import Slide
 from distmil.config import Config, fingerprint
-from distmil.errors import AnnotationError, ConfigError
-from distmil.labels import LabelledPatches, LabelRule, label_patches, resolve_groups
+from distmil.errors import AnnotationError
+from distmil.labels import LabelledPatches, LabelRule, label_patches
+from distmil.outlines import Found, SlideOutlines, groups_of
 from distmil.shards import grid_of, patches_folder
-from distmil.slides.annotations import read_annotation
+from distmil.slides.annotations import annotation_checksum
 from distmil.storage import Record, Store
 from distmil.tables import labels_schema
 
-FORMAT_VERSION = 1
-
-
-def groups_of(config: Config) -> dict[str, int]:
-    """Return what annotation groups mean. Raises: ConfigError if ``labels.groups`` names no class."""
-    try:
-        return resolve_groups(config.cohort.classes, config.labels.groups)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+FORMAT_VERSION = 2
 
 
 def labels_folder(config: Config) -> str:
@@ -66,7 +58,7 @@ class SlideLabeller:
         path = self.slide.annotation_path
         return {
             "patches": self.patches.digest,
-            "annotation": hashlib.sha256(Path(path).read_bytes()).hexdigest() if path else None,
+            "annotation": annotation_checksum(path) if path else None,
             "annotation_complete": self.slide.annotation_complete,
             "label": self.slide.label,
         }
@@ -79,12 +71,20 @@ class SlideLabeller:
         except OSError:
             return None
 
-    def label(self) -> Record:
-        """Make and commit the table; an annotation that cannot be used is committed as a status."""
+    def label(self, tell_unknown: Callable[[Sequence[str]], object] | None = None) -> Record:
+        """Make and commit the table; an annotation that cannot be used is committed as a status.
+
+        Args:
+            tell_unknown: Takes the names of groups without a meaning, which are for the console only: they may name
+                people.
+        """
         key: dict[str, Any] = {}
         try:
             key = self.key()
-            made = self.labels()
+            found = SlideOutlines(self.slide, self.config, self.store, self.patches).read()
+            if found and tell_unknown:
+                tell_unknown(found.unknown)
+            made = self.labels(found)
         except AnnotationError as error:
             record = Record(self.slide.slide_id, key, status=error.status, error=str(error))
         except OSError as error:
@@ -93,14 +93,14 @@ class SlideLabeller:
             folder, _, name = self.table_name.rpartition("/")
             table = self._table(made)
             part = self.store.write_part(folder, name, _to_parquet(table), rows=table.num_rows)
-            record = Record(self.slide.slide_id, key, parts=(part,), info=_counts(made))
+            doubts = [*(found.doubts if found else ()), *made.doubts]
+            record = Record(self.slide.slide_id, key, parts=(part,), info=_counts(made) | {"doubts": doubts})
         self.store.write_record(self.record_name, record)
         return record
 
-    def labels(self) -> LabelledPatches:
-        """Return the slide's patch labels. Raises: AnnotationError, OSError if the annotation is gone."""
+    def labels(self, found: Found | None) -> LabelledPatches:
+        """Label the slide's patches. Raises: AnnotationError if the annotation contradicts the slide."""
         size = (self.patches.info["width_px"], self.patches.info["height_px"])
-        path = self.slide.annotation_path
         grid = grid_of(self.store, self.config.tiling, self.patches)
         return label_patches(
             slide_label=self.slide.label or 0,
@@ -108,7 +108,7 @@ class SlideLabeller:
             x=grid["x"].to_numpy(),
             y=grid["y"].to_numpy(),
             extent_px=grid["extent_px"].to_numpy(),
-            annotation=read_annotation(Path(path), slide_size=size) if path else None,
+            annotation=found.annotation if found else None,
             annotation_complete=self.slide.annotation_complete,
             groups=groups_of(self.config),
             rule=LabelRule(self.config.labels.positive_at, self.config.labels.negative_below),
@@ -138,7 +138,7 @@ def _counts(made: LabelledPatches) -> dict[str, Any]:
         "unknown": int((label < 0).sum()),
         "repaired": made.num_repaired,
         "dropped": made.num_dropped,
-        "unmapped": list(made.unmapped),
+        "unmapped": len(made.unmapped),
         "is_target_missed": made.is_target_missed,
     }
 

@@ -5,15 +5,16 @@ painted first and carve-outs last: target = marked - carved out - marked normal,
 later one wins. What nobody marked is negative only where the annotation is complete.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import shapely
 from numpy.typing import NDArray
 
 from distmil.errors import AnnotationError
-from distmil.slides.annotations import Annotation
-from distmil.slides.marks import TOUCH, Marks, group_key, read_marks
+from distmil.slides.marks import TOUCH, Marks, group_key, read_marks, value_key
+from distmil.slides.outlines import Annotation
 
 UNKNOWN = -1
 """The label of a patch that nothing is known about."""
@@ -23,7 +24,7 @@ NORMAL_AT = 0.999
 """Share of a patch that must be marked normal for it to be negative where the annotation is incomplete."""
 _ROUNDING = 1e-9
 
-_TARGET_NAMES = ("", "tumor", "tumour", "_0", "_1", "metastases", "metastasis", "lesion", "cancer")
+_TARGET_NAMES = ("tumor", "tumour", "_0", "_1", "metastases", "metastasis", "lesion", "cancer")
 _CARVE_OUT_NAMES = ("_2", "exclusion", "exclude")
 _NORMAL_NAMES = ("normal", "negative")
 
@@ -64,20 +65,23 @@ class LabelledPatches:
     num_repaired: int = 0
     """Outlines that were made valid."""
     num_dropped: int = 0
-    """Marks without an area."""
+    """Marks without an area, and objects that are no annotations."""
     unmapped: tuple[str, ...] = ()
     """Groups that ``labels.groups`` does not map; patches they touch are never negative."""
     is_target_missed: bool = False
     """True where a target is marked and no patch holds any of it."""
+    doubts: tuple[str, ...] = ()
+    """What a person should know of how the annotation was understood."""
 
 
 def default_groups(classes: Sequence[str]) -> dict[str, int]:
     """Return what annotation groups mean by their names: every class's own, and CAMELYON's.
 
-    QuPath's ``Ignore*`` stays unmapped on purpose, so that nothing is claimed about the patches it touches.
+    QuPath's ``Ignore*`` stays unmapped on purpose, so that nothing is claimed about the patches it touches. Ungrouped
+    outlines have no meaning of their own here; see ``read_marks``.
 
     Returns:
-        Group name in lower case -> class index, or ``EXCLUDE``; "" stands for ungrouped outlines.
+        Group name in lower case -> class index, or ``EXCLUDE``.
     """
     groups = dict.fromkeys(_CARVE_OUT_NAMES, EXCLUDE) | dict.fromkeys(_NORMAL_NAMES, 0)
     if len(classes) == 2:
@@ -90,7 +94,8 @@ def resolve_groups(classes: Sequence[str], configured: Mapping[str, str]) -> dic
 
     Args:
         classes: Class names, normal first.
-        configured: Group name -> class name or ``exclude``, both in any case; "none" or "" stands for ungrouped.
+        configured: Group name, or value of a mask, -> class name or ``exclude``, both in any case; "none" or ""
+            stands for ungrouped.
 
     Raises:
         ValueError: Naming a key whose value is no class.
@@ -101,7 +106,7 @@ def resolve_groups(classes: Sequence[str], configured: Mapping[str, str]) -> dic
         if group_key(value) not in values:
             choices = ", ".join([*classes, "exclude"])
             raise ValueError(f"labels.groups.{name}: {value!r} is no class; expected one of {choices}")
-        groups[group_key(name)] = values[group_key(value)]
+        groups |= dict.fromkeys({group_key(name), value_key(name) or group_key(name)}, values[group_key(value)])
     return groups
 
 
@@ -147,38 +152,74 @@ def label_patches(
     if annotation is None:
         labels = _normal(len(x), num_classes) if slide_label == 0 else _unknown(len(x), num_classes)
         return LabelledPatches(labels)
-    marks = read_marks(annotation, values=groups, exclude=EXCLUDE)
-    if slide_label == 0:
-        _check_negative(marks, slide_id)
-        labels, is_missed = _normal(len(x), num_classes), False
-    else:
-        _check_positive(marks, slide_label, slide_id, is_complete=annotation_complete)
-        marks.check(num_classes=num_classes, slide_id=slide_id, slide_size=slide_size)
-        share_NC, is_unclear_N = marks.cover((x, y, extent_px), num_classes=num_classes, slide_size=slide_size)
-        labels = _judge(share_NC, is_unclear_N, rule=rule, is_complete=annotation_complete)
-        is_missed = marks.has_target and not (share_NC[:, 1:].sum(axis=1) >= TOUCH).any()
-    return LabelledPatches(labels, annotation.num_repaired, annotation.num_dropped, marks.unmapped, is_missed)
+    try:
+        marks = read_marks(annotation, values=groups, exclude=EXCLUDE, num_classes=num_classes)
+        if slide_label == 0:
+            _check_negative(marks, slide_id)
+            labels, is_missed = _normal(len(x), num_classes), False
+        else:
+            _check_positive(marks, annotation, slide_label, slide_id, is_complete=annotation_complete)
+            marks.check(num_classes=num_classes, slide_id=slide_id, slide_size=slide_size)
+            share_NC, is_unclear_N = marks.cover((x, y, extent_px), num_classes=num_classes, slide_size=slide_size)
+            labels = _judge(share_NC, is_unclear_N, rule=rule, is_complete=annotation_complete)
+            is_missed = marks.has_target and not (share_NC[:, 1:].sum(axis=1) >= TOUCH).any()
+    except shapely.errors.GEOSException as error:
+        raise AnnotationError(
+            f"{slide_id}: the outlines cannot be laid over the patches; simplify them, or use a mask image"
+        ) from error
+    doubts = tuple(_doubts(annotation, marks))
+    return LabelledPatches(labels, annotation.num_repaired, annotation.num_dropped, marks.unmapped, is_missed, doubts)
+
+
+def _doubts(annotation: Annotation, marks: Marks) -> Iterator[str]:
+    """Yield what a person should know; group names without a known meaning may name people and are only counted."""
+    if annotation.dropped_text:
+        yield f"annotation: {annotation.dropped_text}"
+    if annotation.class_property:
+        yield f"annotation: the class of its outlines was read from the property {annotation.class_property!r}"
+    if marks.is_loose_target:
+        yield "annotation: none of its outlines has a class, so all of them are taken as the target"
+    if marks.num_interest:
+        yield (
+            f"annotation: {marks.num_interest} outlines without a class, which lie around or on classified ones, mark "
+            "nothing; `labels.groups.none` says what they are"
+        )
+    if marks.num_apart:
+        yield (
+            f"annotation: patches in {marks.num_apart} outlines without a class are unknown, because other outlines "
+            "have one; `labels.groups.none` says what they are"
+        )
+    if marks.unmapped:
+        yield (
+            f"annotation: {len(marks.unmapped)} of its groups are not in labels.groups; patches that they touch are "
+            "unknown"
+        )
 
 
 def _check_negative(marks: Marks, slide_id: str) -> None:
     if marks.has_target:
+        found = ", ".join(repr(name) if name else "outlines without a class" for name in marks.target_groups)
         raise AnnotationError(
-            f"{slide_id}: the annotation marks a target, but the slide is labelled 0 (normal); correct the label, "
-            "leave the annotation out, or map groups that mark something else in `labels.groups`"
+            f"{slide_id}: the annotation marks a target ({found}), but the slide is labelled 0 (normal); correct the "
+            "label, leave the annotation out, or map groups that mark something else in `labels.groups`"
         )
 
 
-def _check_positive(marks: Marks, slide_label: int, slide_id: str, *, is_complete: bool) -> None:
+def _check_positive(
+    marks: Marks, annotation: Annotation, slide_label: int, slide_id: str, *, is_complete: bool
+) -> None:
     if marks.unmapped and not marks.num_mapped:
-        names = ", ".join(repr(name) if name else "'' (ungrouped)" for name in marks.unmapped[:10])
+        loose = " (its outlines have no class)" if marks.unmapped == ("",) else ""
+        where = f"; the class was read from {annotation.class_property!r}" if annotation.class_property else ""
         raise AnnotationError(
-            f"{slide_id}: no group of the annotation is known, it has {names}; `labels.groups` maps names to classes "
-            "(or to exclude)"
+            f"{slide_id}: none of the annotation's {len(marks.unmapped)} groups is known{loose}{where}; "
+            "`labels.groups` maps names to classes (or to exclude)"
         )
     if is_complete and not marks.has_target:
+        left_out = f" ({annotation.dropped_text})" if annotation.dropped_text else ""
         raise AnnotationError(
             f"{slide_id}: the slide is labelled {slide_label} and annotation_complete is true, but the annotation "
-            "marks no target; correct the label, or set annotation_complete to false"
+            f"marks no target{left_out}; correct the label, or set annotation_complete to false"
         )
 
 

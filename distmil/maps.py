@@ -1,9 +1,8 @@
 """The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from distmil.cohort import Slide
 from distmil.errors import SlideError
 from distmil.heatmaps import encode_png, render_map, score_grid
-from distmil.slides.annotations import read_annotation
+from distmil.slides.outlines import Annotation
 from distmil.slides.reader import open_slide, overview
 
 MAPS = ("attention", "probability", "fused")
@@ -28,13 +27,21 @@ class Drawn:
 
 
 def draw_maps(
-    slide: Slide, patches: pa.Table, *, size: tuple[int, int], subtitle: str, max_px: int, reader: str
+    slide: Slide,
+    patches: pa.Table,
+    *,
+    outlines: Callable[[], Annotation | None],
+    size: tuple[int, int],
+    subtitle: str,
+    max_px: int,
+    reader: str,
 ) -> Drawn:
     """Draw every map of a slide.
 
     Args:
-        slide: The slide; its outlines are drawn in where it has any.
+        slide: The slide.
         patches: Its patch predictions.
+        outlines: Reads its annotation, None if it has none; may raise SlideError and OSError.
         size: Slide (width, height) in level-0 pixels.
         subtitle: A line under the title.
         max_px: Longer edge of the overview.
@@ -44,7 +51,7 @@ def draw_maps(
     images: dict[str, bytes] = {}
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
     map_size = (thumbnail.shape[1], thumbnail.shape[0])
-    outlines = [points / scale for points in _drawable(slide, size, doubts)]
+    rings = [point_N2 / scale for point_N2 in _drawable(outlines, doubts)]
     covered = (round(map_size[0] * scale), round(map_size[1] * scale))
     for name in MAPS:
         grid = score_grid(
@@ -56,7 +63,7 @@ def draw_maps(
             map_size=map_size,
         )
         title = f"{slide.slide_id}: {name}"
-        images[name] = encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=outlines))
+        images[name] = encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=rings))
     return Drawn(images, doubts)
 
 
@@ -73,25 +80,19 @@ def _thumbnail(
         return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
 
 
-def _drawable(slide: Slide, size: tuple[int, int], doubts: list[str]) -> list[NDArray[np.float64]]:
+def _drawable(outlines: Callable[[], Annotation | None], doubts: list[str]) -> list[NDArray[np.float64]]:
     """Return the outlines; none, and a doubt, where they cannot be read."""
     try:
-        return read_outlines(slide, size)
+        return rings_of(outlines())
     except (SlideError, OSError) as error:
         reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
         doubts.append(f"its outlines are not drawn in its maps: {reason}")
         return []
 
 
-def read_outlines(slide: Slide, size: tuple[int, int]) -> list[NDArray[np.float64]]:
-    """Return the rings of a slide's outlines in level-0 pixels, N x 2 each; none if it has none.
-
-    Raises:
-        AnnotationError: If the annotation cannot be read.
-        OSError: If it is gone.
-    """
-    if slide.annotation_path is None:
+def rings_of(annotation: Annotation | None) -> list[NDArray[np.float64]]:
+    """Return the rings of an annotation's outlines in level-0 pixels, N x 2 each."""
+    if annotation is None:
         return []
-    regions = read_annotation(Path(slide.annotation_path), slide_size=size).regions.values()
-    polygons = [part for region in regions for part in shapely.get_parts(region)]
+    polygons = [part for region in annotation.regions.values() for part in shapely.get_parts(region)]
     return [np.asarray(ring.coords) for part in polygons for ring in (part.exterior, *part.interiors)]

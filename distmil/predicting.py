@@ -1,9 +1,7 @@
 """The predictions of one slide: a committed table of patch scores, and committed maps. The two are made anew apart."""
 
-import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,11 @@ from distmil.cohort import Slide
 from distmil.config import Config
 from distmil.errors import SlideError
 from distmil.maps import MAPS, draw_maps
+from distmil.outlines import SlideOutlines
 from distmil.prediction import encode_table, patch_table, predictions_folder, read_patch_table, slide_row
 from distmil.scoring import BagScores, Embed, score_bag
+from distmil.slides.annotations import annotation_checksum as checksum_of
+from distmil.slides.outlines import Annotation
 from distmil.storage import Record, Store
 
 FORMAT_VERSION = 2
@@ -157,6 +158,7 @@ class SlidePredictor:
         drawn = draw_maps(
             self.slide,
             read_patch_table(self.store, self.run, scores.parts[0], ("x", "y", "extent_px", *MAPS)),
+            outlines=self._outlines,
             size=(self.patches.info["width_px"], self.patches.info["height_px"]),
             subtitle=subtitle + (f", labelled {self.label}" if self.label else ""),
             max_px=settings.map_px,
@@ -169,6 +171,10 @@ class SlidePredictor:
         record = Record(self.slide.slide_id, self.maps_key(scores), parts=parts, info={"doubts": list(drawn.doubts)})
         self.store.write_record(self._maps_name, record)
         return record
+
+    def _outlines(self) -> Annotation | None:
+        found = SlideOutlines(self.slide, self.config, self.store, self.patches).read()
+        return found.annotation if found else None
 
     @property
     def _scores_name(self) -> str:
@@ -219,7 +225,6 @@ def annotation_checksum(slide: Slide) -> str | None:
     if slide.annotation_path is None:
         return None
     try:
-        with Path(slide.annotation_path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return checksum_of(slide.annotation_path)
     except OSError:
         return "unreadable"

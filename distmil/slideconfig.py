@@ -100,7 +100,13 @@ class LabelsConfig(Section):
     form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
     """Train on the class, or on the covered share as a soft target."""
     groups: dict[str, str] = Field(default_factory=dict)
-    """Annotation group name -> class name, or `exclude` for carve-outs; lies over the built-in names."""
+    """Annotation group name, or value of a mask (`"2"`), -> class name, or `exclude` for carve-outs; lies over the
+    built-in names. `none` stands for outlines without a group."""
+    origin: Literal["auto", "slide", "bounds"] = "auto"
+    """Where (0, 0) of outlines is: the slide's corner, or that of the scanned area (OpenSlide's bounds), from which
+    QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by which one fits the tissue."""
+    timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
+    """Seconds after which an annotation that is not read is given up, and its slide with it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

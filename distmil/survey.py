@@ -123,6 +123,7 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             "width_px": image.size[0],
             "height_px": image.size[1],
             "mpp": mpp,
+            "bounds": image.bounds and list(image.bounds),
             "levels": len(image.downsamples),
             "vendor": image.vendor,
             "reader": image.reader if reading.place is None else TileLevel.reader,
@@ -201,7 +202,15 @@ class _Look:
         if self.slide.tissue_path is None:
             return detect_tissue(picture)
         shape, size = (picture.shape[0], picture.shape[1]), self.image.size
-        return Tissue(read_tissue(Path(self.slide.tissue_path), slide_size=size, shape=shape, scale=scale))
+        mask, doubts = read_tissue(
+            Path(self.slide.tissue_path),
+            slide_size=size,
+            shape=shape,
+            scale=scale,
+            bounds=self.image.bounds,
+            picture=picture,
+        )
+        return Tissue(mask, doubts)
 
     def grid(self, mask: NDArray[np.bool_], scale: float, table: TileTable | None) -> pa.Table:
         """Lay the grid. Raises: NoTissue, TooSmall, UnreadableSlide if the size that the file states is absurd."""

@@ -19,9 +19,10 @@ from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.overviews import encode_overview
 from distmil.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
 from distmil.slideconfig import TilingConfig
+from distmil.slides.annotations import annotation_checksum
 from distmil.slides.rawtiles import TileLevel
 from distmil.slides.reader import SlideImage, resize
-from distmil.sources import file_sha256, has_checksum, is_same_version, is_unchanged, source_key
+from distmil.sources import has_checksum, is_same_version, is_unchanged, source_key
 from distmil.storage import Part, Record, Store
 from distmil.survey import Reading, open_reading, survey
 from distmil.tables import PATCHES, TRANSIENT, to_ipc
@@ -54,7 +55,7 @@ class SlideTiler:
             "source": source_key(self.slide.path, checksum=checksum),
             "mpp": self.slide.mpp,
             "default_mpp": None if self.slide.mpp else self.config.default_mpp,
-            "tissue": file_sha256(path) if path else None,
+            "tissue": annotation_checksum(path) if path else None,
         }
 
     def finished(self) -> Record | None:

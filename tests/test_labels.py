@@ -11,8 +11,9 @@ from PIL import Image, ImageDraw
 
 from distmil.errors import AnnotationError
 from distmil.labels import EXCLUDE, LabelRule, default_groups, label_patches, resolve_groups
-from distmil.slides.annotations import Annotation, read_annotation
+from distmil.slides.annotations import read_annotation
 from distmil.slides.coverage import mask_shares, polygon_shares
+from distmil.slides.outlines import Annotation
 
 DATA = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")
@@ -189,7 +190,9 @@ def test_unmarked_mask_pixels_are_negative_only_where_the_annotation_is_complete
     painted = Annotation({}, mask=mask, mask_scale=(10.0, 10.0))
     assert (rows(label(painted).labels.label) == (mask > 0)).all()
     assert (rows(label(painted, complete=False).labels.label) == np.where(mask > 0, 1, -1)).all()
-    with pytest.raises(AnnotationError, match="s1: the annotation marks a target, but the slide is labelled 0"):
+    with pytest.raises(
+        AnnotationError, match=r"s1: the annotation marks a target \('9'\), but the slide is labelled 0"
+    ):
         label(painted, slide_label=0)
 
 
@@ -201,11 +204,11 @@ def test_mask_values_are_classes_where_there_are_several():
     assert (done.label[0], done.target_fraction[0]) == (2, pytest.approx(0.8))
 
 
-@pytest.mark.parametrize(("value", "shown"), [(3, "3,"), (255, "255 or more")])
+@pytest.mark.parametrize(("value", "shown"), [(3, "3,"), (255, r"255 \(or more\)")])
 def test_a_mask_value_that_is_no_class_is_named(value, shown):
     mask = np.zeros((40, 70), np.uint8)
     mask[2, 3] = value
-    with pytest.raises(AnnotationError, match=f"s1: the mask holds the value {shown}.*classes are 0 to 2; paint class"):
+    with pytest.raises(AnnotationError, match=f"the mask holds the values {shown}.*classes are 0 to 2; paint class"):
         label(Annotation({}, mask=mask), classes=THREE)
 
 
@@ -223,7 +226,7 @@ def test_a_negative_slide_is_negative_everywhere():
 
 @pytest.mark.parametrize("group", ["Tumor", "", "positive"])
 def test_a_target_on_a_negative_slide_is_a_contradiction(group):
-    message = r"s1: the annotation marks a target, but the slide is labelled 0 \(normal\); correct the label"
+    message = r"s1: the annotation marks a target \(.+\), but the slide is labelled 0 \(normal\); correct the label"
     with pytest.raises(AnnotationError, match=message):
         label({group: (5, 10, 30, 25)}, slide_label=0)
 
@@ -359,7 +362,7 @@ def test_unknown_patches_have_unknown_rows():
 def test_default_groups_know_the_classes_and_camelyons_names():
     two = default_groups(TWO)
     assert {name for name, value in two.items() if value == 1} == {
-        "", "positive", "tumor", "tumour", "_0", "_1", "metastases", "metastasis", "lesion", "cancer",
+        "positive", "tumor", "tumour", "_0", "_1", "metastases", "metastasis", "lesion", "cancer",
     }  # fmt: skip
     assert {name for name, value in two.items() if value == 0} == {"negative", "normal"}
     assert {name for name, value in two.items() if value == EXCLUDE} == {"_2", "exclusion", "exclude"}
@@ -401,14 +404,142 @@ def test_patches_that_an_unmapped_group_touches_are_never_negative():
 
 def test_ungrouped_outlines_are_the_target_only_where_there_is_one():
     assert label({"": (0, 0, 10, 10)}).labels.label[0] == 1
-    with pytest.raises(AnnotationError, match=r"no group of the annotation is known, it has '' \(ungrouped\);"):
+    with pytest.raises(
+        AnnotationError, match=r"none of the annotation's 1 groups is known \(its outlines have no class\);"
+    ):
         label({"": (0, 0, 10, 10)}, classes=THREE)
+
+
+def test_an_outline_without_a_class_around_a_classified_one_marks_nothing():
+    regions = {"": (0, 0, 60, 40), "Tumor": (5, 10, 30, 25)}
+    alone = label({"Tumor": (5, 10, 30, 25)}).labels
+    for complete in (True, False):
+        done = label(regions, complete=complete)
+        np.testing.assert_array_equal(
+            done.labels.label, label({"Tumor": (5, 10, 30, 25)}, complete=complete).labels.label
+        )
+        assert done.doubts == (
+            "annotation: 1 outlines without a class, which lie around or on classified ones, mark nothing; "
+            "`labels.groups.none` says what they are",
+        )
+    assert (alone.label == 0).sum() == 22
+
+
+def test_outlines_without_a_class_apart_from_classified_ones_are_unknown():
+    apart = shapely.union_all([shapely.box(0, 0, 20, 40), shapely.box(50, 0, 60, 10), shapely.box(60, 20, 70, 30)])
+    done = label({"None": apart, "Tumor": (5, 10, 30, 25)})
+    expected = rows(label({"Tumor": (5, 10, 30, 25)}).labels.label).copy()
+    expected[0, 5] = expected[2, 6] = -1
+    np.testing.assert_array_equal(rows(done.labels.label), expected)
+    assert "patches in 2 outlines without a class are unknown" in done.doubts[1]
+
+
+@pytest.mark.parametrize(("given", "expected"), [(0, 0), (1, 1), (EXCLUDE, -1)])
+def test_groups_may_say_what_outlines_without_a_class_are(given, expected):
+    groups = default_groups(TWO) | {"": given}
+    done = label({"": (0, 0, 70, 40), "Tumor": (5, 10, 30, 25)}, groups=groups, complete=False)
+    assert rows(done.labels.label)[3, 6] == expected
+    assert done.doubts == ()
+
+
+def test_outlines_of_a_file_without_any_class_are_the_target_and_that_is_said():
+    done = label({"": (0, 0, 10, 10)})
+    assert done.labels.label[0] == 1
+    assert done.doubts == ("annotation: none of its outlines has a class, so all of them are taken as the target",)
+    assert label({"Tumor": (0, 0, 10, 10)}).doubts == ()
+
+
+def test_what_was_left_out_and_where_the_class_was_read_are_said():
+    regions = {"Tumor": shapely.box(0, 0, 10, 10), "CNRY": shapely.box(30, 0, 40, 10)}
+    found = Annotation(regions, dropped={"lines": 1}, class_property="type")
+    doubts = label(found).doubts
+    assert doubts[0] == "annotation: 1 line was left out (lines and points have no area)"
+    assert doubts[1] == "annotation: the class of its outlines was read from the property 'type'"
+    assert doubts[2].startswith("annotation: 1 of its groups are not in labels.groups")
+    assert "CNRY" not in " ".join(doubts)
+    with pytest.raises(
+        AnnotationError, match=r"marks no target \(1 line was left out \(lines and points have no area\)\);"
+    ):
+        label(Annotation({}, dropped={"lines": 1}))
+
+
+def test_a_negative_slide_names_the_groups_that_contradict_it():
+    with pytest.raises(AnnotationError, match=r"marks a target \('Tumor', 'lesion'\), but the slide is labelled 0"):
+        label({"Tumor": (0, 0, 9, 9), "lesion": (20, 0, 30, 9), "CNRY": (40, 0, 50, 9)}, slide_label=0)
+    with pytest.raises(AnnotationError, match=r"marks a target \(outlines without a class\)"):
+        label({"": (0, 0, 9, 9)}, slide_label=0)
+
+
+def mask_of(*values):
+    """A strip of ten pixels of each value, from left to right."""
+    mask = np.zeros((40, 70), np.uint8)
+    for column, value in enumerate(values):
+        mask[:, 10 * column : 10 * column + 10] = value
+    return Annotation({}, mask=mask)
+
+
+@pytest.mark.parametrize("value", [1, 2, 9, 255])
+def test_a_single_value_of_a_mask_is_the_target_of_two_classes(value):
+    assert rows(label(mask_of(0, value)).labels.label)[0].tolist() == [0, 1, 0, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"), [((1, 2), "1, 2"), ((2, 3), "2, 3"), ((1, 255), r"1, 255 \(or more\)"), ((1, 2, 3), "1, 2, 3")]
+)
+def test_a_mask_of_several_values_is_refused_with_two_classes(values, shown):
+    with pytest.raises(
+        AnnotationError, match=f"the mask holds the values {shown}, but the classes are 0 to 1.*labels.gr"
+    ):
+        label(mask_of(*values))
+
+
+def test_groups_say_what_the_values_of_a_mask_are():
+    groups = resolve_groups(TWO, {"2": "positive", "1": "negative", "3": "exclude"})
+    done = label(mask_of(1, 2, 3, 0, 2), groups=groups, complete=False).labels
+    assert rows(done.label)[0].tolist() == [0, 1, -1, -1, 1, -1, -1]
+    only = label(mask_of(1, 1, 3), groups=groups, complete=False).labels
+    assert rows(only.label)[0].tolist() == [0, 0, -1, -1, -1, -1, -1]
+    background = resolve_groups(TWO, {"0": "negative"})
+    assert rows(label(mask_of(0, 1), groups=background, complete=False).labels.label)[0].tolist() == [0, 1] + [0] * 5
+    three = resolve_groups(THREE, {"7": "carcinoma"})
+    assert rows(label(mask_of(1, 2, 7, 0), groups=three, classes=THREE).labels.label)[0].tolist() == [
+        1,
+        2,
+        2,
+        0,
+        0,
+        0,
+        0,
+    ]
+    with pytest.raises(AnnotationError, match="marks a target \\('2'\\), but the slide is labelled 0"):
+        label(mask_of(1, 2), groups=groups, slide_label=0)
+    assert not label(mask_of(1, 3), groups=groups, slide_label=0).labels.label.any()
+
+
+def test_a_class_that_has_a_number_as_its_name_says_nothing_of_masks():
+    for classes in (("0", "1"), ("1", "2")):
+        done = label(mask_of(0, 1), classes=classes, groups=resolve_groups(classes, {}), complete=False).labels
+        assert rows(done.label)[0].tolist() == [-1, 1] + [-1] * 5
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_values_of_random_masks_mean_what_groups_say(seed):
+    rng = np.random.default_rng(seed)
+    values = rng.permutation(255)[:6] + 1
+    meaning = {str(value): ("negative", "positive", "exclude")[rng.integers(3)] for value in values}
+    meaning[str(values[0])] = "positive"
+    mask = rng.choice([0, *values], (40, 70)).astype(np.uint8)
+    mask[0, 0] = values[0]
+    done = label(Annotation({}, mask=mask), groups=resolve_groups(TWO, meaning)).labels
+    is_target = np.isin(mask, [int(value) for value, given in meaning.items() if given == "positive"])
+    np.testing.assert_allclose(
+        rows(done.target_fraction), is_target.reshape(4, 10, 7, 10).mean(axis=(1, 3)), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_an_annotation_whose_groups_are_all_unknown_is_refused():
     message = (
-        r"^s1: no group of the annotation is known, it has 'UT', 'I'; `labels.groups` maps names to classes "
-        r"\(or to exclude\)"
+        r"^s1: none of the annotation's 2 groups is known; `labels.groups` maps names to classes \(or to exclude\)"
     )
     with pytest.raises(AnnotationError, match=message):
         label({"UT": (0, 0, 10, 10), "I": (20, 0, 30, 10)}, complete=False)
@@ -437,7 +568,7 @@ def test_outlines_outside_the_slide_are_refused_with_both_extents(box):
 
 def test_a_target_that_no_patch_holds_is_reported():
     for box, is_missed in (((300, 200, 310, 290), True), ((65, 0, 310, 290), False)):
-        found = Annotation({"tumor": shapely.box(*box)}, num_repaired=3, num_dropped=2)
+        found = Annotation({"tumor": shapely.box(*box)}, num_repaired=3, dropped={"lines": 2})
         done = label(found, slide_size=(500, 400))
         assert done.is_target_missed == is_missed
         assert (done.num_repaired, done.num_dropped) == (3, 2)

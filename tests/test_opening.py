@@ -22,8 +22,8 @@ SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 FOLDS = [(["a", "b"], ["c", "d"]), (["c", "d"], ["a", "b"])]
 
 
-def claim(store: Store, folds: Any, held_out: list[str]) -> str:
-    job = Job(build_config({"search": {"run": "s", "folds": 2}}), store)
+def claim(store: Store, folds: Any, held_out: list[str], **labels: Any) -> str:
+    job = Job(build_config({"search": {"run": "s", "folds": 2}, "labels": labels}), store)
     more = identity(job.config.search, folds, held_out)
     cohort, prepared = Cohort([], ["negative", "positive"]), Prepared([], {}, {}, {})
     return claim_run(job, prepared, SPEC, cohort, name="s", kind="tune", more=more, folders=["searches/s"])
@@ -99,3 +99,10 @@ def test_nothing_is_made_of_a_history_that_is_not_finished(rows):
         check_finished(history, config, "r")
     whole = History([{"loss": 1.0}] * 12)
     assert check_finished(whole, config, "r") is whole
+
+
+def test_patience_with_annotations_is_no_other_run_but_another_origin_is(tmp_path):
+    store = Store(str(tmp_path))
+    assert claim(store, FOLDS, ["e"]) == claim(store, FOLDS, ["e"], timeout_s=900) == "s"
+    with pytest.raises(ConfigError, match=r"labels.origin: 'auto' then, 'bounds' now"):
+        claim(store, FOLDS, ["e"], origin="bounds")

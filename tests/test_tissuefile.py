@@ -12,6 +12,7 @@ from distmil.errors import AnnotationError
 from distmil.slides.tissuefile import read_tissue
 
 SLIDE = (700, 400)
+POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}
 
 
 def polygon(*rings):
@@ -35,7 +36,7 @@ def read(tmp_path):
         else:
             path.write_text(content if isinstance(content, str) else json.dumps(content))
         shape = (int(np.ceil(slide_size[1] / scale)), int(np.ceil(slide_size[0] / scale)))
-        return read_tissue(path, slide_size=slide_size, shape=shape, scale=scale)
+        return read_tissue(path, slide_size=slide_size, shape=shape, scale=scale)[0]
 
     return write_and_read
 
@@ -78,6 +79,47 @@ def test_every_group_is_tissue_and_holes_are_not(read):
     truth[20:30, 20:40] = False
     truth[40:60, 40:120] = True
     assert (mask == truth).all()
+
+
+@pytest.mark.parametrize("name", ["Ignore*", "ignore", "Exclude", "_2", "Hole", "background", "Glass"])
+def test_areas_to_be_ignored_are_cut_out(read, name):
+    features = [
+        feature(polygon(rectangle(100, 100, 200, 150)), name),
+        feature(polygon(rectangle(50, 50, 250, 250)), "Tissue"),
+        feature(polygon(rectangle(150, 120, 600, 300)), "normal"),
+    ]
+    mask = read({"type": "FeatureCollection", "features": features}, scale=10)
+    truth = np.zeros((40, 70), bool)
+    truth[5:25, 5:25] = True
+    truth[12:30, 15:60] = True
+    truth[10:15, 10:20] = False
+    assert (mask == truth).all()
+
+
+def test_a_file_of_ignored_areas_alone_is_refused(read):
+    with pytest.raises(AnnotationError, match="marks no tissue, all of its areas are to be ignored"):
+        read([feature(polygon(rectangle(100, 100, 200, 150)), "Ignore*")], scale=10)
+
+
+def test_what_is_left_out_of_a_tissue_file_is_said(tmp_path):
+    path = tmp_path / "tissue.json"
+    path.write_text(json.dumps([POINT, feature(polygon(rectangle(100, 100, 200, 150)), "Tissue")]))
+    _, doubts = read_tissue(path, slide_size=SLIDE, shape=(40, 70), scale=10)
+    assert doubts == ("tissue file: 1 point was left out (lines and points have no area)",)
+
+
+def test_outlines_of_a_cropped_slide_are_moved_to_their_tissue(tmp_path):
+    path = tmp_path / "tissue.json"
+    path.write_text(json.dumps([feature(polygon(rectangle(0, 0, 200, 100)), "Tissue")]))
+    picture = np.full((40, 70, 3), 245, np.uint8)
+    picture[10:20, 30:50] = 180, 90, 150
+    picture[12:18:2, 31:49:3] = 90, 40, 120
+    mask, doubts = read_tissue(
+        path, slide_size=SLIDE, shape=(40, 70), scale=10, bounds=(300, 100, 350, 250), picture=picture
+    )
+    assert mask[10:20, 30:50].all()
+    assert mask.sum() == 200
+    assert doubts == ()
 
 
 def test_asap_outlines_are_read_too(read):
@@ -133,21 +175,18 @@ def test_a_mask_image_of_small_marks_does_not_vanish(read):
     assert set(zip(*np.nonzero(read(image, scale=10)), strict=True)) == {(20, 50), (39, 69)}
 
 
-POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (polygon(rectangle(900, 40, 1000, 90)), "span x 900 to 1000, y 40 to 90, outside the slide of 700 x 400 px"),
-        ([POINT], "it holds no area (1 points, lines"),
+        ([POINT], "it holds no area (1 point was left out"),
         (np.zeros((400, 700), np.uint8), "every value of it is 0"),
     ],
 )
 def test_a_file_without_tissue_is_refused(read, content, message):
     with pytest.raises(AnnotationError, match=re.escape(message)) as caught:
         read(content, scale=8)
-    assert str(caught.value).startswith("tissue.any: the tissue file marks no tissue")
+    assert str(caught.value).startswith("the tissue file marks no tissue")
 
 
 def test_a_mask_of_another_slide_is_refused(read):

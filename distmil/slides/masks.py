@@ -1,6 +1,6 @@
 """Mask images: a PNG or TIFF whose pixel values say what is marked, at any size in proportion to the slide.
 
-Value 0 is not marked; what the other values mean is for ``distmil.labels``. A palette image counts by its indices, and
+Value 0 is not marked; ``distmil.labels`` decides about the other values. A palette image counts by its indices, and
 values above 255 are kept as 255. Of a tiled pyramid the finest level within ``MAX_MASK_PX`` is read.
 """
 
@@ -17,6 +17,9 @@ from distmil.errors import AnnotationError
 
 MAX_MASK_PX = 89_478_485
 """Most pixels a mask may have: Pillow's own default limit against decompression bombs, which stays on."""
+
+MAX_PAGES = 1000
+"""Most pages of a TIFF that are looked at."""
 
 Size = tuple[int, int]
 _LOSSY = {6, 7, 34892, 33007}
@@ -44,13 +47,12 @@ def read_mask(path: Path, *, slide_size: Size) -> tuple[NDArray[np.uint8], tuple
     except AnnotationError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_large(path.name) from None
+        raise _too_large() from None
     except Exception as error:  # decoders raise almost anything on a damaged file
-        reason = str(error).replace(str(path), path.name)
         raise AnnotationError(
-            f"{path.name}: the mask cannot be decoded ({reason}); save it again as a PNG or as an uncompressed TIFF"
+            f"the mask cannot be decoded ({type(error).__name__}); save it again as a PNG or as an uncompressed TIFF"
         ) from error
-    values = _grey(pixels, has_alpha=has_alpha, name=path.name)
+    values = _grey(pixels, has_alpha=has_alpha)
     return values, mask_scale((values.shape[1], values.shape[0]), slide_size)
 
 
@@ -74,18 +76,16 @@ def _read_with_pillow(path: Path, slide_size: Size, *, frame: int = 0) -> tuple[
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
             image.seek(frame)
-            _check_size(path.name, image.size, slide_size)
+            _check_size(image.size, slide_size)
             return np.asarray(image), image.getbands()[-1] == "A"
 
 
 def _read_tiff(path: Path, slide_size: Size) -> tuple[NDArray[Any], bool]:
     """Decode the finest page within the limit; by Pillow where tifffile lacks the codec."""
     with tifffile.TiffFile(path) as file:
-        number, page = _choose_page(file, path.name, slide_size)
+        number, page = _choose_page(file, slide_size)
         if page.compression in _LOSSY:
-            raise AnnotationError(
-                f"{path.name}: the mask is JPEG-compressed, which smears its values; save it losslessly (deflate)"
-            )
+            raise AnnotationError("the mask is JPEG-compressed, which smears its values; save it losslessly (deflate)")
         try:
             pixels = page.asarray()
         except ValueError as error:
@@ -95,55 +95,70 @@ def _read_tiff(path: Path, slide_size: Size) -> tuple[NDArray[Any], bool]:
         return np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels, bool(page.extrasamples)
 
 
-def _choose_page(file: tifffile.TiffFile, name: str, slide_size: Size) -> tuple[int | None, Any]:
+def _choose_page(file: tifffile.TiffFile, slide_size: Size) -> tuple[int | None, Any]:
     """Return the finest page in the slide's proportions that is small enough, and its number unless it is nested."""
-    pages: list[tuple[int | None, Any]] = list(enumerate(file.pages))
-    pages += [(None, nested) for _, page in pages for nested in page.pages or ()]
+    pages: list[tuple[int | None, Any]] = list(enumerate(_chain(file.pages)))
+    nested = [page for _, parent in pages for page in (_chain(parent.pages) if parent.pages else ())]
+    pages += [(None, page) for page in nested[:MAX_PAGES]]
     sizes = [(page.imagewidth, page.imagelength) for _, page in pages]
     fitting = [i for i, size in enumerate(sizes) if _fits(size, slide_size)]
     if not fitting:
-        _check_size(name, sizes[0], slide_size)
+        _check_size(sizes[0], slide_size)
     small = [i for i in fitting if sizes[i][0] * sizes[i][1] <= MAX_MASK_PX]
     if not small:
-        raise _too_large(name)
+        raise _too_large()
     best = max(small, key=lambda i: sizes[i])
     if sizes.count(sizes[best]) > 1:
         raise AnnotationError(
-            f"{name}: the file holds several images of {_text(sizes[best])} px; expected one whose values are classes"
+            f"the mask file holds several images of {_text(sizes[best])} px; expected one whose values are classes"
         )
     return pages[best]
 
 
-def _grey(pixels: NDArray[Any], *, has_alpha: bool, name: str) -> NDArray[np.uint8]:
+def _chain(pages: Any) -> list[Any]:
+    """Return the pages of a chain. Raises: AnnotationError if it leads back to itself or does not end."""
+    found: dict[int, Any] = {}
+    for number in range(MAX_PAGES + 1):
+        try:
+            page = pages[number]
+        except IndexError:
+            return list(found.values())
+        if page.offset in found:
+            raise AnnotationError("the mask is damaged: its pages lead back to an earlier page; save it again")
+        found[page.offset] = page
+    raise AnnotationError(f"the mask has more than {MAX_PAGES} pages; expected one image whose values are classes")
+
+
+def _grey(pixels: NDArray[Any], *, has_alpha: bool) -> NDArray[np.uint8]:
     """Return the values of an image as uint8, if it is one image of whole numbers."""
     if pixels.dtype.kind not in "bui" or (pixels.dtype.kind == "i" and pixels.min() < 0):
         raise AnnotationError(
-            f"{name}: the mask's values are {pixels.dtype} with fractions or signs; expected whole numbers from 0"
+            f"the mask's values are {pixels.dtype} with fractions or signs; expected whole numbers from 0"
         )
     if pixels.ndim == 3 and has_alpha:
         if (pixels[..., -1] != np.iinfo(pixels.dtype).max).any():
-            raise AnnotationError(f"{name}: the mask has transparent pixels; save it without an alpha channel")
+            raise AnnotationError("the mask has transparent pixels; save it without an alpha channel")
         pixels = pixels[..., :-1]
     if pixels.ndim == 3:
         if (pixels != pixels[..., :1]).any():
             raise AnnotationError(
-                f"{name}: the mask has colours; expected one value per pixel, 0 = not marked: save it as greyscale"
+                "the mask has colours; expected one value per pixel, 0 = not marked: save it as greyscale"
             )
         pixels = pixels[..., 0]
     if pixels.ndim != 2:
-        raise AnnotationError(f"{name}: the mask has {pixels.ndim} axes; expected one plain image")
+        raise AnnotationError(f"the mask has {pixels.ndim} axes; expected one plain image")
     values: NDArray[np.uint8] = np.minimum(pixels, 255).astype(np.uint8)
     return values
 
 
-def _check_size(name: str, mask_size: Size, slide_size: Size) -> None:
+def _check_size(mask_size: Size, slide_size: Size) -> None:
     if not _fits(mask_size, slide_size):
         raise AnnotationError(
-            f"{name}: the mask is {_text(mask_size)} px and the slide {_text(slide_size)} px, which are different "
+            f"the mask is {_text(mask_size)} px and the slide {_text(slide_size)} px, which are different "
             "proportions; expected a mask of the whole slide at any scale: check that it belongs to this slide"
         )
     if mask_size[0] * mask_size[1] > MAX_MASK_PX:
-        raise _too_large(name)
+        raise _too_large()
 
 
 def _fits(mask_size: Size, slide_size: Size) -> bool:
@@ -154,9 +169,9 @@ def _fits(mask_size: Size, slide_size: Size) -> bool:
     )
 
 
-def _too_large(name: str) -> AnnotationError:
+def _too_large() -> AnnotationError:
     return AnnotationError(
-        f"{name}: the mask has more than {MAX_MASK_PX} pixels; scale it down by a whole number (nearest neighbour), or "
+        f"the mask has more than {MAX_MASK_PX} pixels; scale it down by a whole number (nearest neighbour), or "
         "save it as a tiled pyramid TIFF with a smaller level"
     )
 

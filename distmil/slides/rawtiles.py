@@ -114,6 +114,7 @@ class TileLevel(Closing):
     """One level of a slide, read tile by tile; a slide image with this level only."""
 
     reader = "rawtiles"
+    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: Path, place: LevelPlace, *, table: TileTable, size: tuple[int, int]) -> None:
         self._place = place

@@ -55,6 +55,8 @@ class SlideImage(Protocol):
     """What a person should know of the file's pixels."""
     vendor: str
     reader: str
+    bounds: tuple[int, int, int, int] | None
+    """(x, y, width, height) of the scanned area, None where the file states none."""
 
     def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region as RGB, height x width x 3; white where the file has nothing.
@@ -242,6 +244,7 @@ class WholeSlide(Closing):
         self.downsamples: tuple[float, ...] = tuple(self._handle.level_downsamples)
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
+        self.bounds = _bounds([properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")])
         self.resolution = self._resolution(pages)
         self.mpp = self.resolution.mpp
         level_0 = page_doubts(pages, size=self.size) if self.vendor == _GENERIC else []
@@ -303,6 +306,7 @@ class PlainImage(Closing):
     """An ordinary image held in memory, upright by its EXIF orientation, as one level."""
 
     reader = "image"
+    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: Path, pages: Sequence[TiffPage] = (), *, is_known: bool = False) -> None:
         self.downsamples: tuple[float, ...] = (1.0,)
@@ -339,6 +343,21 @@ class PlainImage(Closing):
         inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]
         region[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
         return region
+
+
+def read_bounds(path: str | Path) -> tuple[int, int, int, int] | None:
+    """Return the scanned area of a slide; see ``SlideImage.bounds``. Raises: SlideError."""
+    with open_slide(path) as image:
+        return image.bounds
+
+
+def _bounds(texts: Sequence[str | None]) -> tuple[int, int, int, int] | None:
+    """Return the scanned area, None unless it is stated in whole numbers."""
+    try:
+        x, y, width, height = (int(text or "") for text in texts)
+    except ValueError:
+        return None
+    return (x, y, width, height) if width > 0 and height > 0 else None
 
 
 def _over_white(region: NDArray[np.uint8]) -> NDArray[np.uint8]:

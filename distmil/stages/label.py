@@ -10,6 +10,7 @@ from distmil.defects import attempt
 from distmil.errors import StorageError
 from distmil.labelling import SlideLabeller
 from distmil.stages.runtime import Job, Row, stream
+from distmil.stages.tilereport import say_unknown_groups
 from distmil.storage import Record, Store
 
 
@@ -22,6 +23,7 @@ def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> d
     }
     records = {i: record for i, labeller in labellers.items() if (record := labeller.finished())}
     todo = [labeller for i, labeller in labellers.items() if i not in records]
+    unknown: set[str] = set()
     if todo:
         job.console.note(f"labelling {len(todo)} slides ({len(records)} are done)")
         with job.console.progress("label", len(todo), "slides") as advance:
@@ -30,6 +32,8 @@ def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> d
                 if row["fatal"]:
                     raise StorageError(row["fatal"])
                 records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
+                unknown.update(json.loads(row["unknown"]))
+    say_unknown_groups(job, unknown)
     _report_labels(job, records)
     return records
 
@@ -50,26 +54,24 @@ def _label(row: Row) -> Row:
     slide = Slide(**values["slide"])
     patches = Record.from_json(values["patches"])
     labeller = SlideLabeller(slide, build_config(values["config"]), Store(values["root"]), patches)
-    answer = {"slide_id": slide.slide_id, "record": "", "fatal": ""}
+    answer = {"slide_id": slide.slide_id, "record": "", "fatal": "", "unknown": "[]"}
+    unknown: list[str] = []
     try:
-        made, failure = attempt(labeller.label, slide_id=slide.slide_id, hidden=(slide.annotation_path, slide.path))
+        made, failure = attempt(
+            lambda: labeller.label(unknown.extend), slide_id=slide.slide_id, hidden=(slide.annotation_path, slide.path)
+        )
     except StorageError as error:
         return answer | {"fatal": str(error)}
     record = made or failure
-    return answer | {"record": json.dumps(record and record.to_json())}
+    return answer | {"record": json.dumps(record and record.to_json()), "unknown": json.dumps(unknown)}
 
 
 def _report_labels(job: Job, records: Mapping[str, Record]) -> None:
-    """Say what a user should know about annotations: repairs, groups that mean nothing, targets without patches."""
+    """Say how many outlines were repaired, and which targets no patch holds; doubts are said at the job's end."""
     infos = {i: record.info for i, record in records.items() if record.ok}
     repaired = sum(info["repaired"] for info in infos.values())
     if repaired:
         job.console.note(f"annotations: {repaired} invalid outlines were repaired")
-    groups = sorted({name for info in infos.values() for name in info["unmapped"]})
-    if groups:
-        job.console.note(
-            f"annotations: groups {', '.join(map(repr, groups))} are not in labels.groups; what they touch is unknown"
-        )
     missed = sorted(i for i, info in infos.items() if info["is_target_missed"])
     if missed:
         job.console.note(

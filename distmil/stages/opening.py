@@ -115,7 +115,7 @@ def claim_run(
     config = job.config
     settings = {
         **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
-           for key, value in getattr(config, section).model_dump().items()},
+           for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
         **{f"training.{key}": value for key, value in config.training.identity().items()},
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,

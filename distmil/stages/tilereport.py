@@ -1,10 +1,8 @@
 """The report on tiling: a page, its numbers as JSON, and each slide's picture with grid and labels drawn in."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +14,20 @@ from distmil.config import Config, fingerprint
 from distmil.defects import attempt
 from distmil.errors import SlideError, StorageError
 from distmil.labelling import SlideLabeller
-from distmil.maps import read_outlines
+from distmil.maps import rings_of
+from distmil.outlines import SlideOutlines
 from distmil.overviews import decode_overview
 from distmil.report import SlideSummary, choose_cards, summarise
 from distmil.reportpage import to_html
 from distmil.shards import grid_of, patches_folder
+from distmil.slides.annotations import annotation_checksum
 from distmil.stages.runtime import Job, Row, Tiled, stream_actors
 from distmil.storage import Part, Record, Store
 from distmil.thumbnails import draw_slide
 
 SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "chunk_patches")
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_GROUPS_NAMED = 20
 
 
 def write_report(job: Job, slides: Sequence[Slide], tiled: Tiled) -> str:
@@ -47,12 +48,23 @@ def write_report(job: Job, slides: Sequence[Slide], tiled: Tiled) -> str:
     return folder
 
 
+def say_unknown_groups(job: Job, names: Collection[str]) -> None:
+    """Name the groups without a meaning on the console, and nowhere else: they may name people."""
+    if names:
+        shown = ", ".join(map(repr, sorted(names)[:_GROUPS_NAMED])) + ", ..." * (len(names) > _GROUPS_NAMED)
+        job.console.note(
+            f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown (the names are "
+            "said once, when the annotation is read, and never stored)"
+        )
+
+
 def _illustrate(
     job: Job, folder: str, slides: Sequence[Slide], records: Mapping[str, Record]
 ) -> tuple[dict[str, dict[str, Any]], int]:
     """Draw what is not drawn yet; return what there is to say of each picture by slide id, and how many were drawn."""
     there = set(job.store.names(f"{folder}/slides"))
     about, items = {}, []
+    unknown: set[str] = set()
     for slide in slides:
         record = records[slide.slide_id]
         name = _name(job.config, slide, record)
@@ -66,9 +78,11 @@ def _illustrate(
             if row["fatal"]:
                 raise StorageError(row["fatal"])
             about[row["slide_id"]] = json.loads(row["about"])
+            unknown.update(json.loads(row["unknown"]))
             if row["failure"]:
                 job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be drawn")
             advance()
+    say_unknown_groups(job, unknown)
     return about, len(items)
 
 
@@ -93,12 +107,12 @@ def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
 def _name(config: Config, slide: Slide, record: Record) -> str:
     """Return the name of a slide's picture, another one whenever it would look otherwise."""
     try:
-        annotation = Path(slide.annotation_path).read_bytes() if slide.annotation_path else b""
+        annotation = annotation_checksum(slide.annotation_path) if slide.annotation_path else None
     except OSError:
-        annotation = b""
+        annotation = "unreadable"
     values = {
         "patches": record.digest,
-        "annotation": hashlib.sha256(annotation).hexdigest(),
+        "annotation": annotation,
         "slide": [slide.label, slide.annotation_complete],
         "labels": config.labels.identity(),
         "classes": config.cohort.classes,
@@ -116,9 +130,9 @@ class Illustrator:
     def __call__(self, row: Mapping[str, Any]) -> Row:
         """Draw one slide and note what is drawn."""
         slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
-        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": ""}
+        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": "", "unknown": "[]"}
         try:
-            about, failure = attempt(
+            made, failure = attempt(
                 lambda: self._draw(slide, record, row["name"]),
                 slide_id=slide.slide_id,
                 hidden=(slide.path, slide.annotation_path),
@@ -128,13 +142,15 @@ class Illustrator:
         if failure:
             note = {"note": f"it cannot be drawn: {failure.error}"}
             return answer | {"about": json.dumps(note), "failure": json.dumps(failure.to_json())}
-        return answer | {"about": json.dumps(about)}
+        about, unknown = made or ({}, ())
+        return answer | {"about": json.dumps(about), "unknown": json.dumps(list(unknown))}
 
-    def _draw(self, slide: Slide, record: Record, name: str) -> dict[str, Any]:
+    def _draw(self, slide: Slide, record: Record, name: str) -> tuple[dict[str, Any], Sequence[str]]:
+        """Draw a slide; return what there is to say of the picture, and names of unknown groups."""
         store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
         picture, mask = decode_overview(*(store.read_part(patches, Part(**part)) for part in record.info["pictures"]))
         grid = grid_of(store, self._config.tiling, record)
-        label_N, outlines, about = self._labels(slide, record)
+        label_N, outlines, about, unknown = self._labels(slide, record)
         image = draw_slide(
             picture,
             scale=record.info["picture_scale"],
@@ -148,21 +164,25 @@ class Illustrator:
         about["picture"] = f"slides/{name}.jpg"
         store.write(f"{self._folder}/{about['picture']}", image)
         store.write_checked(f"{self._folder}/slides/{name}.json", about, owner=name)
-        return about
+        return about, unknown
 
     def _labels(
         self, slide: Slide, record: Record
-    ) -> tuple[NDArray[np.int8] | None, list[NDArray[np.float64]], dict[str, Any]]:
-        """Return the patches' labels, the annotation's outlines, and what to say of them."""
-        if slide.annotation_path is None:
-            return None, [], {}
+    ) -> tuple[NDArray[np.int8] | None, list[NDArray[np.float64]], dict[str, Any], Sequence[str]]:
+        """Return the patches' labels, the annotation's outlines, what to say of them, and names of unknown groups."""
         is_given = slide.label is not None
         labelled = slide if is_given else replace(slide, label=1)  # what is outlined without a label is worth seeing
         try:
-            made = SlideLabeller(labelled, self._config, self._store, record).labels()
-            outlines = read_outlines(slide, (record.info["width_px"], record.info["height_px"]))
+            found = SlideOutlines(slide, self._config, self._store, record).read()
         except (SlideError, OSError) as error:
-            return None, [], {"note": f"its annotation cannot be used: {error}"}
-        label_N = made.labels.label
+            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+            return None, [], {"note": f"its annotation cannot be used: {reason}"}, ()
+        if found is None:
+            return None, [], {}, ()
+        outlines = rings_of(found.annotation)
+        try:
+            label_N = SlideLabeller(labelled, self._config, self._store, record).labels(found).labels.label
+        except SlideError as error:
+            return None, outlines, {"note": f"its annotation cannot be used: {error}"}, found.unknown
         counts = {"positive": label_N > 0, "negative": label_N == 0, "unknown": label_N < 0}
-        return label_N, outlines, {"labels": {name: int(found.sum()) for name, found in counts.items()}}
+        return label_N, outlines, {"labels": {name: int(found.sum()) for name, found in counts.items()}}, found.unknown
