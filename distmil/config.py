@@ -142,6 +142,10 @@ class Config(Section):
         return {f"{name}.{key}": value for name, section in self.model_dump().items() for key, value in section.items()}
 
 
+PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
+"""Keys of paths. They name people, projects and machines, and stand in no record that may be shared."""
+
+
 def fingerprint(values: Mapping[str, Any], *, length: int = 12) -> str:
     """Return a short hash of JSON-ready values that does not depend on their order."""
     text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

@@ -15,15 +15,13 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
 from distmil.backlog import BATCH, Backlog, Outage, Point, Row, counted
-from distmil.config import Config
+from distmil.config import PRIVATE_KEYS, Config
 from distmil.mlflowclient import REFUSED, connect, is_active, outage_of, recorded_steps
 from distmil.objectstore import s3_endpoint, without_options
 from distmil.storage import DEFAULT_ROOT
 
 logger = logging.getLogger(__name__)
 
-# Paths name people, projects and machines; they do not belong into a shared record.
-_PRIVATE = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
 _MAX_VALUE = 500
 _S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
 
@@ -47,7 +45,7 @@ def artifact_location(folder: str) -> str:
 
 def recorded_values(config: Config) -> dict[str, Any]:
     """Return every key of a configuration, dotted, with its value, but for paths."""
-    values = {key: value for key, value in config.flat().items() if key not in _PRIVATE}
+    values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
     return values | {"encoder.weights": config.encoder.weights_name}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from distmil.bundles import Bundle, bundle_folder
+from distmil.config import PRIVATE_KEYS
 from distmil.engine import History
 from distmil.export import log_model, save_model
 from distmil.stages.predict import Predictions
@@ -75,7 +76,7 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
 def _shareable(job: Job) -> dict[str, Any]:
     """Return the configuration without paths."""
     values = job.config.model_dump()
-    for section, key in (("cohort", "manifest"), ("storage", "root"), ("prediction", "model"), ("tracking", "uri")):
+    for section, _, key in (dotted.partition(".") for dotted in PRIVATE_KEYS):
         values[section][key] = None
     values["encoder"]["weights"] = job.config.encoder.weights_name
     return values

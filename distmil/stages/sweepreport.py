@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distmil.comparison import SIGNIFICANT, Difference, Spread, compare
+from distmil.config import PRIVATE_KEYS
 from distmil.configfile import to_yaml
 from distmil.search import Domain, TrialRecord, Values
 from distmil.stages.runtime import Job
@@ -120,16 +121,18 @@ def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
         job.console.table(f"{metric} over seeds", list(rows[0]), [list(row.values()) for row in rows])
     job.console.note(outcome.verdict)
     job.console.note(f"report: {job.store.path(f'{folder}/report.md')}")
-    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(f'{folder}/best.yaml')}")
+    given = {key: value for key, value in job.config.explicit().items() if key in PRIVATE_KEYS and value is not None}
+    paths = "".join(f" {key}={value}" for key, value in given.items())
+    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(f'{folder}/best.yaml')}{paths}")
     return answer
 
 
 def _best_config(job: Job, values: Values) -> dict[str, Any]:
-    """Return what the user set, with the best values, as sections; the search itself is left out."""
+    """Return what the user set, with the best values, as sections; the search itself and paths are left out."""
     sections: dict[str, dict[str, Any]] = {}
     for key, value in {**job.config.explicit(), **values}.items():
         section, _, name = key.partition(".")
-        if section != "search" and key != "training.run":
+        if section != "search" and key not in {"training.run", *PRIVATE_KEYS}:
             sections.setdefault(section, {})[name] = value
     return sections
 
