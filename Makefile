@@ -10,7 +10,7 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.lock-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check lock clean
+.PHONY: help setup demo test test-all check lock audit clean
 
 help:
 	@echo "make demo    train on a small synthetic cohort and draw its maps (a few minutes)"
@@ -18,7 +18,8 @@ help:
 	@echo "make test-all  the same with thousands of random cases where make test has hundreds (hours)"
 	@echo "make check   ruff and mypy"
 	@echo "make setup   make .venv from requirements.lock (demo, test and check do this themselves)"
-	@echo "make lock    resolve requirements.lock again from pyproject.toml"
+	@echo "make lock    resolve both locks again from pyproject.toml: requirements.lock, and that of the image without dev"
+	@echo "make audit   look the image's packages up in the OSV database of vulnerabilities"
 	@echo "make clean   remove .venv and caches"
 
 setup: $(STAMP)
@@ -50,6 +51,12 @@ check: $(STAMP)
 lock: $(STAMP)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra dev pyproject.toml -o requirements.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--extra aws --extra optuna --constraint requirements.lock pyproject.toml -o requirements-image.lock
+
+# Its exit code is 1 where a locked package has a known vulnerability, and 0, with a word, where the database is silent.
+audit: $(STAMP)
+	@$(BIN)/python deploy/audit.py requirements-image.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

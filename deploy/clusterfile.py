@@ -30,6 +30,8 @@ from ray.autoscaler._private.util import fillout_defaults, prepare_config, valid
 
 ANYWHERE = ("0.0.0.0/0", "::/0")
 _INSTALLS_RAY = re.compile(r"\bpip3?\s+install\b[^;&|]*(?:(?<![\w./-])ray(?![\w-])|ray-wheels)")
+_DOWNLOADS = re.compile(r"\b(curl|wget)\b.*https?://", re.DOTALL)
+_COMPARES = re.compile(r"\bsha(256|512)sum\b[^|;&]*\s(-c|--check)\b")
 
 
 def cluster_problems(config: Mapping[str, Any]) -> list[Problem]:
@@ -79,6 +81,9 @@ def _commands(cluster: Cluster) -> Iterator[Problem]:
             yield Problem(
                 place, command, "expected no other Ray than the image's; set the list: Ray's own is a nightly"
             )
+        if _DOWNLOADS.search(command) and not _COMPARES.search(command):
+            expected = "expected a comparison with its checksum (sha256sum -c) before anything of it runs"
+            yield Problem(place, command, expected)
         host = option(command, "--dashboard-host")
         if host not in (None, *LOOPBACK):
             expected = (

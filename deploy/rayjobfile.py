@@ -113,10 +113,33 @@ def _pod(_job: RayJob, group: Group) -> Iterator[Problem]:
     if policy != "Never":
         expected = "expected Never: a restarted pod would be a new Ray node under an old name"
         yield Problem(f"{group.pod_place}.restartPolicy", policy, expected)
+    yield from _privileges(group)
     validator = kubernetes_validator()
     if validator is not None and group.pod:
         for problem in _kubernetes_problems(validator, json.dumps(group.pod, sort_keys=True)):
             yield replace(problem, place=group.pod_place + problem.place.removeprefix("spec"))
+
+
+def _privileges(group: Group) -> Iterator[Problem]:
+    """Yield what a pod may do that Ray does not need."""
+    profile = mapping(group.pod, "securityContext", "seccompProfile").get("type")
+    if profile != "RuntimeDefault":
+        expected = "expected RuntimeDefault: system calls that no program here needs are refused"
+        yield Problem(f"{group.pod_place}.securityContext.seccompProfile.type", profile, expected)
+    if mapping(group.pod, "securityContext").get("runAsNonRoot") is not True:
+        yield Problem(f"{group.pod_place}.securityContext.runAsNonRoot", None, "expected true")
+    own = mapping(group.container, "securityContext")
+    dropped = mapping(own, "capabilities").get("drop")
+    if dropped != ["ALL"]:
+        place = f"{group.container_place}.securityContext.capabilities.drop"
+        yield Problem(place, dropped, "expected [ALL]: Ray and distmil need none")
+    if own.get("allowPrivilegeEscalation") is not False:
+        place = f"{group.container_place}.securityContext.allowPrivilegeEscalation"
+        yield Problem(place, own.get("allowPrivilegeEscalation"), "expected false")
+    token = group.pod.get("automountServiceAccountToken")
+    if not group.is_head and token is not False:
+        expected = "expected false: a worker has nothing to ask of Kubernetes, and runs code on strangers' files"
+        yield Problem(f"{group.pod_place}.automountServiceAccountToken", token, expected)
 
 
 @cache

@@ -16,11 +16,11 @@ from distmil.configfile import describe_keys, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.interruption import Interrupted, Interruption, exit_code
-from distmil.processes import descendants, end_processes
+from distmil.processes import end_descendants
 from distmil.storage import Store, resolve_root
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
-PATIENCE_S = 1.0
+PATIENCE_S = 0.5
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
@@ -70,8 +70,7 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         if interruption.number is None:
             console.note(f"{name}: {_INTERRUPTED}")
             return exit_code(error.number if isinstance(error, Interrupted) else signal.SIGINT)
-        own = [process for process in descendants([os.getpid()]) if process.pid != os.getpid()]
-        end_processes(own, patience_s=PATIENCE_S)  # such as of a Ray that was just starting
+        end_descendants(patience_s=PATIENCE_S)  # such as of a Ray that was just starting
         return exit_code(interruption.number)
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")

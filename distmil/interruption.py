@@ -1,14 +1,21 @@
 """Ctrl-C, SIGTERM and SIGHUP: a job says so at once, ends what it started, and leaves by the signal's exit code."""
 
+import ctypes
 import os
 import signal
+import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-from distmil.processes import descendants
+from distmil.background import in_background
+from distmil.processes import adopt_orphans, descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_SIGACTION_BYTES = 256  # more than any Linux needs
+_KEEP_S = 0.005
 SAME_S = 1.0
 """Signals within this time are one: a terminal and a job's manager may both send theirs."""
 
@@ -40,15 +47,18 @@ class Interruption:
         if threading.current_thread() is not threading.main_thread():
             return
         if self._numbers is None:
+            adopt_orphans()
             self._numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
         for number in self._numbers:
             signal.signal(number, self._handle)
 
     def remove(self) -> None:
-        """Give the signals back."""
-        if self._numbers is not None and threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
-                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+        """Give the signals back, or take no more of them where one has ended the job."""
+        if self._numbers is None or threading.current_thread() is not threading.main_thread():
+            return
+        for number in self._numbers:
+            usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, usual if self.number is None else signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         """Say the sentence at once, by a plain write: what was interrupted may hold locks, and time may be short."""
@@ -59,6 +69,29 @@ class Interruption:
             raise Interrupted(number)
         if now - self._first_s > SAME_S:
             end_at_once(number)
+
+
+@contextmanager
+def kept_handlers() -> Iterator[None]:
+    """Keep Python's handlers while a block runs in which native code puts its own in their place, again and again.
+
+    Ray's would end the process by SIGABRT. Only Linux; elsewhere nothing is kept.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    sigaction = ctypes.CDLL(None).sigaction
+    kept = {int(number): ctypes.create_string_buffer(_SIGACTION_BYTES) for number in SIGNALS}
+    for number, action in kept.items():
+        sigaction(number, None, action)
+
+    def keep(stop: threading.Event) -> None:
+        while not stop.wait(_KEEP_S):
+            for number, action in kept.items():
+                sigaction(number, action, None)
+
+    with in_background(keep, "keep-signals"):
+        yield
 
 
 def exit_code(number: int) -> int:

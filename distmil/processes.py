@@ -4,8 +4,10 @@ They are read off ``/proc``; where there is none, nothing is found, and the syst
 """
 
 import contextlib
+import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -13,6 +15,8 @@ from pathlib import Path
 
 _PROC = Path("/proc")
 _POLL_S = 0.05
+_ROUNDS = 5
+_SET_CHILD_SUBREAPER = 36
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,26 @@ class Process:
         """Tell whether it still runs."""
         found = _read(self.pid)
         return found is not None and found[1] == self.start_ticks and found[2] != "Z"
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parent ends, so that ``descendants`` goes on finding them.
+
+    Only Linux; elsewhere nothing changes.
+
+    Source: prctl(2), PR_SET_CHILD_SUBREAPER.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def end_descendants(*, patience_s: float) -> None:
+    """End everything that this process started, and what that started meanwhile; see ``end_processes``."""
+    for _ in range(_ROUNDS):
+        alive = [process for process in descendants([os.getpid()])[1:] if process.is_alive]
+        if not alive:
+            return
+        end_processes(alive, patience_s=patience_s)
 
 
 def descendants(roots: Iterable[int]) -> list[Process]:

@@ -43,7 +43,7 @@ def manifest(tmp_path: Path) -> Path:
         (["tiling.patch_px=2"], "tiling.patch_px = 2: expected an integer >= 8 and <= 4096"),
         (["losses.bag=-1"], "losses.bag = -1: expected a number >= 0 and <= 1000"),
         (["training.run=../up"], "training.run = '../up': expected text or null of letters, digits"),
-        (["encoder.name=texture", "encoder.weights=DEFAULT"], "the texture encoder has no weights; use none"),
+        (["encoder.name=texture", "encoder.weights=DEFAULT"], "the texture encoder has no weights; leave it out"),
         (["storage.root=ftp://host/x"], "storage.root = 'ftp://host/x': expected an absolute folder, s3://"),
         ([], "cohort.manifest: set it to a CSV or Parquet file"),
         (["cohort.manifest=nowhere.csv"], "there is no manifest at"),

@@ -1,12 +1,15 @@
 """cluster.yaml, the RayJob, their checker, the image, and what travels with a submitted job."""
 
 import copy
+import json
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import tomllib
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,6 +28,7 @@ from distmil.stages import fit, runtime
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy"))
 
+import audit  # noqa: E402
 import authentication  # noqa: E402
 import check  # noqa: E402
 import ec2  # noqa: E402
@@ -375,9 +379,9 @@ def instructions(name):
 
 def test_the_image_has_a_python_of_the_project():
     (base,) = instructions("FROM")
-    version = re.fullmatch(r"python:(\d+\.\d+)-slim-\w+", base)[1]
+    version = re.fullmatch(r"python:(\d+\.\d+)-slim-\w+@sha256:[0-9a-f]{64}", base)[1]
     assert f"{version}.1" in SpecifierSet(PROJECT["requires-python"])
-    header = (ROOT / "requirements.lock").read_text(encoding="utf-8")[:400]
+    header = (ROOT / "requirements-image.lock").read_text(encoding="utf-8")[:400]
     assert f"--python-version {version} " in header, "the lock was resolved from another Python on"
 
 
@@ -386,9 +390,82 @@ def test_the_image_copies_what_is_there_and_installs_by_hash():
         for source in copied.split()[:-1]:
             assert (ROOT / source).exists(), source
     installs = [line for line in instructions("RUN") if "pip install" in line]
-    assert "--require-hashes -r requirements.lock" in installs[0]
+    assert "--require-hashes -r requirements-image.lock" in installs[0]
     assert "--no-deps --no-build-isolation ." in installs[1]
     assert len(installs) == 2
+
+
+def test_the_image_has_the_tested_versions_and_no_tools_of_developers():
+    whole, image = (
+        audit.pinned((ROOT / name).read_text(encoding="utf-8"))
+        for name in ("requirements.lock", "requirements-image.lock")
+    )
+    assert len(image) > 100
+    assert {name: whole[name] for name in image} == image
+    tools = {"pytest", "ruff", "mypy", "moto", "kubernetes-validate", "imagecodecs"}
+    assert tools <= whole.keys()
+    assert not tools & image.keys()
+    assert {"boto3", "optuna", "ray", "torch", "setuptools"} <= image.keys()
+
+
+@pytest.mark.parametrize("name", ["requirements.lock", "requirements-image.lock"])
+def test_locks_name_no_index(name):
+    assert "://" not in (ROOT / name).read_text(encoding="utf-8")
+
+
+def test_the_network_policy_is_one_and_is_about_the_pods_of_the_job(rayjob):
+    policy = yaml.safe_load((ROOT / "deploy" / "networkpolicy.yaml").read_text(encoding="utf-8"))
+    pytest.importorskip("kubernetes_validate").validate(policy, rayjobfile.KUBERNETES, strict=True)
+    labels = policy["spec"]["podSelector"]["matchLabels"]
+    spec = rayjob["spec"]["rayClusterSpec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["metadata"]["labels"] == labels
+
+
+class Osv(BaseHTTPRequestHandler):
+    """A database in which pillow 1.0 has two advisories."""
+
+    def do_POST(self):
+        queries = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["queries"]
+        is_bad = [(q["package"]["name"], q["version"]) == ("pillow", "1.0") for q in queries]
+        results = [{"vulns": [{"id": "PYSEC-1"}, {"id": "GHSA-2"}]} if bad else {} for bad in is_bad]
+        answer = json.dumps({"results": results[: len(results) - self.server.missing]}).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.mark.parametrize(
+    ("pillow", "missing", "code", "said"),
+    [
+        ("1.0", 0, 1, "audit: pillow 1.0 is vulnerable: PYSEC-1, GHSA-2"),
+        ("2.0", 0, 0, "2 packages of"),
+        ("1.0", 1, 0, "audit: NOT DONE: .* does not answer as OSV does"),
+    ],
+)
+def test_an_audit_tells_a_vulnerability_from_a_silent_database(tmp_path, capsys, pillow, missing, code, said):
+    lock = tmp_path / "a.lock"
+    lock.write_text(f"pillow=={pillow} \\\n    --hash=sha256:00\n    # via x\nray[default,train]==2.60.0 ; x\n")
+    server = HTTPServer(("127.0.0.1", 0), Osv)
+    server.missing = missing
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        assert audit.main([str(lock), "--database", f"http://127.0.0.1:{server.server_port}"]) == code
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert re.search(said, capsys.readouterr().out)
+
+
+def test_an_audit_without_a_network_or_a_lock_says_so(tmp_path, capsys):
+    lock = tmp_path / "a.lock"
+    lock.write_text("ray==2.60.0\n")
+    assert audit.main([str(lock), "--database", "http://127.0.0.1:9"]) == 0
+    assert "NOT DONE" in capsys.readouterr().out
+    assert audit.main([str(tmp_path / "absent.lock")]) == 2
 
 
 def test_the_image_is_the_home_that_the_cluster_files_count_on(cluster, rayjob):

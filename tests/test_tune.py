@@ -93,7 +93,7 @@ def test_a_search_that_cannot_be_judged_takes_no_name(monkeypatch, tmp_path):
         BagEntry(i, bag.label, "val" if i in ("slide-01", "slide-03") else "train", False, "", (), None)
         for i, bag in bags.items()
     ]
-    monkeypatch.setattr(tune, "prepare_encoder", lambda *_: None)
+    monkeypatch.setattr(tune, "open_encoder", lambda *_: None)
     monkeypatch.setattr(tune, "prepare", lambda *_, **__: Prepared(entries, {}, {}, {}))
     monkeypatch.setattr(tune, "open_all_bags", lambda *_, **__: list(bags.values()))
     job = Job(build_config({"search": {"metric": "slide_auc", "run": "s"}}), Store(str(tmp_path)))

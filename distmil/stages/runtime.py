@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distmil.config import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, StorageError, TooManyBadSlides
-from distmil.interruption import Interrupted
+from distmil.interruption import Interrupted, kept_handlers
 from distmil.ledger import Ledger
 from distmil.processes import descendants, end_processes
 from distmil.storage import Record, Store
@@ -81,7 +81,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     where = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
-    with _native_output_held():
+    with _native_output_held(), kept_handlers():
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except SystemExit as error:  # Ray's own handler, which stands while Ray starts

@@ -29,7 +29,7 @@ JOBS = {
 }
 GONE_WITHIN_S = 5.0
 PAIRS = [(job, number) for job in JOBS for number in (signal.SIGINT, signal.SIGTERM)]
-USUAL = [("tile", signal.SIGINT), ("train", signal.SIGINT), ("train", signal.SIGTERM), ("predict", signal.SIGTERM)]
+USUAL = [("tile", signal.SIGTERM), ("train", signal.SIGINT), ("train", signal.SIGTERM)]
 
 
 @pytest.fixture(scope="module")
