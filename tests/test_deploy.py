@@ -446,7 +446,7 @@ class Osv(BaseHTTPRequestHandler):
         ("1.0", 1, 0, "audit: NOT DONE: .* does not answer as OSV does"),
     ],
 )
-def test_an_audit_tells_a_vulnerability_from_a_silent_database(tmp_path, capsys, pillow, missing, code, said):
+def test_an_audit_tells_a_vulnerability_from_a_silent_database(tmp_path, capsys, *, pillow, missing, code, said):
     lock = tmp_path / "a.lock"
     lock.write_text(f"pillow=={pillow} \\\n    --hash=sha256:00\n    # via x\nray[default,train]==2.60.0 ; x\n")
     server = HTTPServer(("127.0.0.1", 0), Osv)
