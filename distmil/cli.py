@@ -67,11 +67,13 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         console.note(f"{name}: {error}")
         return error.exit_code
     except KeyboardInterrupt as error:
-        if interruption.number is None:
+        number = interruption.number
+        if number is None:  # no handler of this job's own has said it
             console.note(f"{name}: {_INTERRUPTED}")
-            return exit_code(error.number if isinstance(error, Interrupted) else signal.SIGINT)
-        end_descendants(patience_s=PATIENCE_S)  # such as of a Ray that was just starting
-        return exit_code(interruption.number)
+            number = error.number if isinstance(error, Interrupted) else None
+        if number is not None:
+            end_descendants(patience_s=PATIENCE_S)  # such as of a Ray that was just starting
+        return exit_code(number or signal.SIGINT)
     except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
         console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
         return FAILED

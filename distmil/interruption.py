@@ -1,21 +1,16 @@
 """Ctrl-C, SIGTERM and SIGHUP: a job says so at once, ends what it started, and leaves by the signal's exit code."""
 
-import ctypes
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from distmil.background import in_background
 from distmil.processes import adopt_orphans, descendants
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_SIGACTION_BYTES = 256  # more than any Linux needs
-_KEEP_S = 0.005
 SAME_S = 1.0
 """Signals within this time are one: a terminal and a job's manager may both send theirs."""
 
@@ -72,26 +67,13 @@ class Interruption:
 
 
 @contextmanager
-def kept_handlers() -> Iterator[None]:
-    """Keep Python's handlers while a block runs in which native code puts its own in their place, again and again.
-
-    Ray's would end the process by SIGABRT. Only Linux; elsewhere nothing is kept.
-    """
-    if sys.platform != "linux":
+def signals_held() -> Iterator[None]:
+    """Hold signals back while a block runs in this thread; they come afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
         yield
-        return
-    sigaction = ctypes.CDLL(None).sigaction
-    kept = {int(number): ctypes.create_string_buffer(_SIGACTION_BYTES) for number in SIGNALS}
-    for number, action in kept.items():
-        sigaction(number, None, action)
-
-    def keep(stop: threading.Event) -> None:
-        while not stop.wait(_KEEP_S):
-            for number, action in kept.items():
-                sigaction(number, action, None)
-
-    with in_background(keep, "keep-signals"):
-        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def exit_code(number: int) -> int:

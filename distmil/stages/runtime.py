@@ -24,7 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from distmil.config import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, StorageError, TooManyBadSlides
-from distmil.interruption import Interrupted, kept_handlers
+from distmil.interruption import Interrupted, signals_held
 from distmil.ledger import Ledger
 from distmil.processes import descendants, end_processes
 from distmil.storage import Record, Store
@@ -81,7 +81,7 @@ def start_ray() -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     where = {} if os.environ.get("RAY_ADDRESS") else {"address": "local", "include_dashboard": False}
-    with _native_output_held(), kept_handlers():
+    with _native_output_held(), _signals_kept():
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except SystemExit as error:  # Ray's own handler, which stands while Ray starts
@@ -92,6 +92,24 @@ def start_ray() -> None:
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Take the signals back before they come again: the native handlers of Ray's connection abort the process."""
+    connect = ray._private.worker.connect
+
+    def connect_quietly(*given: Any, **more: Any) -> None:
+        with signals_held():
+            connect(*given, **more)
+            for call in _after_start:
+                call()
+
+    ray._private.worker.connect = connect_quietly
+    try:
+        yield
+    finally:
+        ray._private.worker.connect = connect
 
 
 @contextmanager

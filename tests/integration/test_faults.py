@@ -13,7 +13,7 @@ import torch
 from benchmarks.trainingruns import SPEC, Run, make_cohort, make_config, worker_pids
 from distmil.bags import BagEntry
 from distmil.checkpoints import checkpoint_folder, load_checkpoint
-from distmil.errors import StorageError, TrainingError
+from distmil.errors import SlideError, StorageError
 from distmil.group import Group
 from distmil.runs import new_learner
 from distmil.stages.fit import _cores_each
@@ -92,8 +92,8 @@ def test_embeddings_that_are_not_finite_end_in_an_error_without_a_checkpoint(
     store, entries = cohort
     run = Run(store, "nan", make_config(epochs=3)).start([poisoned(store, entries[1]), *entries[2:], entries[0]])
     failures = run.wrong(None)
-    assert isinstance(run.error, TrainingError), failures
-    assert "not finite" in str(run.error)
+    assert isinstance(run.error, SlideError), failures
+    assert "slide-01: the embedding of patch 0 is not finite" in str(run.error)
     assert latest_epoch(run) is None
     assert files(run) == {"cohort.json", "owner.json"}
 

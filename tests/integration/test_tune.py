@@ -80,7 +80,7 @@ def test_a_search_that_is_interrupted_and_killed_goes_on_and_loses_nothing(home:
         return {key: record for key, record in records.items() if record["status"] in {"finished", "stopped"}}
 
     stopped = interrupt_job_when(home, lambda: len(over()) >= 1, "tune", *arguments)
-    assert stopped.code == 1, stopped.err
+    assert stopped.code == 130, stopped.err
     assert "interrupted; the same command goes on" in stopped.err
     assert len(over()) < 6
     parent = Store(str(home)).read_checked("checkpoints/killed/mlflow.json", owner="killed")
