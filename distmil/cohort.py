@@ -42,6 +42,23 @@ COLUMNS = (
     "site",
 )
 ALIASES = {"case_id": "patient_id"}
+SYNONYMS = {
+    "patient": "patient_id",
+    "case": "patient_id",
+    "subject": "patient_id",
+    "annotation": "annotation_path",
+    "annotations": "annotation_path",
+    "complete": "annotation_complete",
+    "fully_annotated": "annotation_complete",
+    "mask": "annotation_path",
+    "class": "label",
+    "target": "label",
+    "fold": "split",
+    "set": "split",
+    "microns_per_pixel": "mpp",
+}
+"""What other tools call a column. Such a name is asked about: left out in silence, it would, say, split a patient."""
+_NEAR = 0.8
 MAX_LINES_SHOWN = 50
 _TRUE, _FALSE = {"true", "1", "yes", "y"}, {"false", "0", "no", "n", ""}
 
@@ -217,9 +234,23 @@ def _columns(path: Path, header: Sequence[str]) -> list[str]:
             hint = f"; is {near[0]!r} meant?" if near else ""
             raise ManifestError(f"{path}: there is no column {needed} among {', '.join(names)}{hint}")
     unknown = [name for name in names if name not in COLUMNS]
+    meant = {name: column for name in unknown if (column := _meant(name)) and column not in names}
+    if meant:
+        questions = ", ".join(f"{name!r} (is {column} meant?)" for name, column in meant.items())
+        raise ManifestError(
+            f"{path}: column {questions} would not be used; rename it to what is meant, or to something else"
+        )
     if unknown:
         logger.info("manifest columns that distmil does not use: %s", ", ".join(unknown))
     return names
+
+
+def _meant(name: str) -> str | None:
+    """Return the column that another name may stand for, None if it is like none."""
+    plain = re.sub(r"[^a-z0-9]+", "_", name).strip("_")
+    if plain in SYNONYMS or plain in COLUMNS:
+        return SYNONYMS.get(plain, plain)
+    return next(iter(difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_NEAR)), None)
 
 
 # --- rules -------------------------------------------------------------------------------------------------------

@@ -413,3 +413,36 @@ def test_a_manifest_whose_first_line_is_empty_is_told_so(tmp_path, text):
     manifest.write_text(text)
     with pytest.raises(ManifestError, match=r"no column slide_id: the first line, .*, is empty$"):
         read_cohort(CohortConfig(), manifest=manifest, needs_labels=True, needs_splits=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("Patient ID", "patient_id"), ("PATIENT", "patient_id"), ("patient-id", "patient_id"), ("case", "patient_id"),
+        ("annotation", "annotation_path"), ("annotations", "annotation_path"), ("complete", "annotation_complete"),
+        ("labels", "label"), ("class", "label"), ("splits", "split"), ("sites", "site"),
+        ("tissue_paths", "tissue_path"), ("Label Source", "label_source"),
+    ],
+)  # fmt: skip
+def test_a_column_under_a_slightly_other_name_is_asked_about(tmp_path, name, meant):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "m.csv").write_text(f"slide_id,slide_path,{name}\na,a.png,x\n")
+    with pytest.raises(ManifestError, match=rf"column '.*' \(is {meant} meant\?\) would not be used"):
+        read_cohort(CohortConfig(), manifest=tmp_path / "m.csv", needs_labels=False, needs_splits=False)
+
+
+@pytest.mark.parametrize(
+    "name", ["stain", "scanner", "age", "notes", "grade", "tissue", "block", "stage", "hospital", "path"]
+)
+def test_other_columns_are_left_alone(tmp_path, name):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "m.csv").write_text(f"slide_id,slide_path,{name}\na,a.png,x\n")
+    cohort = read_cohort(CohortConfig(), manifest=tmp_path / "m.csv", needs_labels=False, needs_splits=False)
+    assert [slide.slide_id for slide in cohort.slides] == ["a"]
+
+
+def test_a_near_name_beside_the_column_itself_is_left_alone(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "m.csv").write_text("slide_id,slide_path,label,labels,patient_id,Patient\na,a.png,0,x,p,q\n")
+    cohort = read_cohort(CohortConfig(), manifest=tmp_path / "m.csv", needs_labels=True, needs_splits=False)
+    assert cohort.slides[0].patient_id == "p"
