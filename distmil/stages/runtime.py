@@ -70,7 +70,7 @@ _after_start: list[Callable[[], None]] = []
 
 
 def after_start(call: Callable[[], None]) -> None:
-    """Have something done whenever Ray was started in this process, for Ray takes the process's signals."""
+    """Have something done whenever Ray was started or ended in this process, for Ray takes the process's signals."""
     _after_start[:] = [call]
 
 
@@ -136,6 +136,8 @@ def stop_ray() -> None:
         return
     started = descendants(_own_processes())  # Ray's agents would look for their node for another half minute
     ray.shutdown()
+    for call in _after_start:
+        call()  # Ray leaves signals without a handler
     end_processes(started, patience_s=PATIENCE_S)
 
 
