@@ -135,9 +135,10 @@ def stop_ray() -> None:
     if not ray.is_initialized():
         return
     started = descendants(_own_processes())  # Ray's agents would look for their node for another half minute
-    ray.shutdown()
-    for call in _after_start:
-        call()  # Ray leaves signals without a handler
+    with signals_held():  # Ray leaves them without a handler
+        ray.shutdown()
+        for call in _after_start:
+            call()
     end_processes(started, patience_s=PATIENCE_S)
 
 
