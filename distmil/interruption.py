@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 from distmil.processes import adopt_orphans, descendants
@@ -21,6 +22,17 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.number = number
+
+
+@dataclass
+class _Hold:
+    """Blocks of the main thread that are not to be left half done, and the signal that came meanwhile."""
+
+    depth: int = 0
+    number: int | None = None
+
+
+_hold = _Hold()
 
 
 class Interruption:
@@ -61,9 +73,35 @@ class Interruption:
         if self._first_s is None:
             self._first_s, self.number = now, number
             os.write(2, self._line)
+            if _hold.depth:
+                _hold.number = number
+                return
             raise Interrupted(number)
         if now - self._first_s > SAME_S:
             end_at_once(number)
+
+
+@contextmanager
+def interruption_held() -> Iterator[None]:
+    """Let a block run to its end before an interruption is raised, which is announced at once all the same.
+
+    A block that is left half done would do harm: SQLAlchemy, interrupted in a commit, leaves an SQLite file locked. A
+    second signal ends the process at once here, too. In other threads the block just runs.
+
+    Raises:
+        Interrupted: After the block, if a signal came meanwhile.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _hold.depth += 1
+    try:
+        yield
+    finally:
+        _hold.depth -= 1
+        if _hold.depth == 0 and (number := _hold.number) is not None:
+            _hold.number = None
+            raise Interrupted(number)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from mlflow.exceptions import MlflowException
 
 from distmil.backlog import BATCH, Backlog, Outage, Point, Row, counted
 from distmil.config import PRIVATE_KEYS, Config
+from distmil.interruption import interruption_held
 from distmil.mlflowclient import REFUSED, connect, is_active, outage_of, recorded_steps
 from distmil.objectstore import s3_endpoint, without_options
 from distmil.storage import DEFAULT_ROOT
@@ -227,7 +228,8 @@ class Tracker:
         """Do something with MLflow and return whether it went well; say it once where it did not."""
         started_s = time.monotonic()
         try:
-            work(connect(str(self.uri)))
+            with interruption_held():
+                work(connect(str(self.uri)))
         except _RunGone:
             self._is_gone = True
             logger.warning("the run %s was deleted in MLflow; the work goes on without its record", self.run_id)

@@ -100,3 +100,27 @@ def test_a_signal_that_the_starter_has_ignored_stays_ignored():
         preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
     )  # fmt: skip
     assert done.stdout == "True\n"
+
+
+HELD = """
+import os, signal
+from distmil.interruption import Interrupted, Interruption, interruption_held
+Interruption("job: interrupted").install()
+try:
+    with interruption_held():
+        with interruption_held():
+            os.kill(os.getpid(), signal.SIGTERM)
+            print("goes on")
+        print("to its end")
+    print("never said")
+except Interrupted as error:
+    print(error.number)
+with interruption_held():
+    print("not again")
+"""
+
+
+def test_a_block_that_holds_an_interruption_ends_first():
+    done = subprocess.run([sys.executable, "-c", HELD], capture_output=True, text=True, check=True)
+    assert done.stdout.split("\n") == ["goes on", "to its end", "15", "not again", ""]
+    assert done.stderr == "\njob: interrupted\n"

@@ -1,9 +1,12 @@
 """The record of a run on a real MLflow: what is kept, that a run goes on, and that a failure stops nothing."""
 
+import itertools
 import os
 import pickle
+import random
 import re
 import shutil
+import signal
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,6 +17,7 @@ from mlflow import MlflowClient
 from distmil import backlog, mlflowclient, tracking
 from distmil.config import Config
 from distmil.configfile import build_config
+from distmil.interruption import SIGNALS, Interrupted, Interruption
 from distmil.tracking import Tracker, resolve_uri
 
 
@@ -425,3 +429,32 @@ def test_a_folder_that_is_not_there_yet_is_made(tmp_path):
     tracker = Tracker(uri, "an experiment")
     tracker.start("a run", artifacts=str(tmp_path))
     assert tracker.run_id
+
+
+def test_a_signal_at_any_moment_leaves_the_database_free_and_the_run_closed(tracker, tmp_path):
+    rng = random.Random(14)
+    usual = {number: signal.getsignal(number) for number in SIGNALS}
+    for _ in range(40):
+        run = Tracker(tracker.uri, tracker.experiment)
+        run.start("interrupted", artifacts=str(tmp_path / "artifacts"))
+        interruption = Interruption("interrupted")
+        interruption.install()
+        alarm = threading.Timer(rng.uniform(0.0, 0.1), os.kill, (os.getpid(), signal.SIGTERM))
+        try:
+            with pytest.raises(Interrupted):
+                send_for_ever(run, alarm)
+            assert run.finish("KILLED")
+        finally:
+            alarm.join()
+            for number, handler in usual.items():
+                signal.signal(number, handler)
+        assert run_of(run).info.status == "KILLED"
+
+
+def send_for_ever(run, alarm):
+    alarm.start()
+    for step in itertools.count():
+        child = Tracker(run.uri, run.experiment)
+        child.start("child", artifacts="", tags={"mlflow.parentRunId": run.run_id})
+        child.finish("FINISHED")
+        run.log_metrics({"loss": 0.5}, step=step)

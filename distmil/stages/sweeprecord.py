@@ -12,6 +12,7 @@ from typing import Any
 
 from distmil.agenda import Agenda
 from distmil.cohort import Cohort
+from distmil.interruption import interruption_held
 from distmil.provenance import code_tags
 from distmil.search import Domain, TrialRecord
 from distmil.stages.opening import read_record_id, write_record_id
@@ -105,6 +106,10 @@ class Book:
 
     def finish(self, status: str) -> None:
         """Close every run that is still open, asking MLflow once more though it did not answer."""
+        with interruption_held():
+            self._finish(status)
+
+    def _finish(self, status: str) -> None:
         self.parent.flush()
         self._send_ended()
         if not self.parent.is_silent:
