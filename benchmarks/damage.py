@@ -21,7 +21,7 @@ from benchmarks.damagekinds import KINDS, MADE_AGAIN, Kind, Reader
 from benchmarks.scenes import flip_bit
 from benchmarks.trainedstore import make_trained_store
 from distmil.errors import DistmilError
-from distmil.localfiles import CACHE_VARIABLE, SETTLED_S
+from distmil.storage.local_files import CACHE_VARIABLE, SETTLED_S
 
 FOUND, HARMLESS, WRONG = "found", "without effect", "wrong"
 

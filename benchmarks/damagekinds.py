@@ -17,20 +17,20 @@ from benchmarks.trainedstore import (
     labels_of_bag,
     pictures_of,
 )
-from distmil.bundles import bundle_folder
-from distmil.checkpoints import checkpoint_folder, load_checkpoint
-from distmil.encoders import EncoderSpec, load_trainable
+from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
-from distmil.evaluation import judge_predictions
-from distmil.localfiles import keep_copy
-from distmil.prediction import predictions_folder
-from distmil.runs import new_learner
-from distmil.search import TrialRecord
-from distmil.shards import grid_of, patches_folder
-from distmil.stages.trials import Sweep, read_trials, write_trial
-from distmil.stages.worker import run_file
-from distmil.storage import Part, Record
-from distmil.tiling import SlideTiler
+from distmil.inference.bundle import bundle_folder
+from distmil.inference.evaluation import judge_predictions
+from distmil.inference.tables import predictions_folder
+from distmil.pipeline.training.worker import run_file
+from distmil.pipeline.tuning.trials import Sweep, read_trials, write_trial
+from distmil.search.space import TrialRecord
+from distmil.storage.local_files import keep_copy
+from distmil.storage.store import Part, Record
+from distmil.tiling.shards import grid_of, patches_folder
+from distmil.tiling.tiler import SlideTiler
+from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.run import new_learner
 
 MADE_AGAIN = "made again"
 """What a reader returns where the job would make the file again."""

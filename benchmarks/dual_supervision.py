@@ -42,12 +42,12 @@ from benchmarks.dualrows import FOLDS, NARROW_TABLE, PAIRS, RECIPES, STAINS, TAB
 from benchmarks.inprocess import spread, train_here
 from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget, with_fewer_positives
 from benchmarks.stainfolds import NUM_GROUPS, Groups, cut_down, stain_groups
-from distmil.bags import Bag
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.learner import Learner
-from distmil.metrics import PATCH_SCORES, auc, average_precision
-from distmil.scoring import READ_OUTS, BagScores, score_bag
+from distmil.bags.bag import Bag
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.inference.metrics import PATCH_SCORES, auc, average_precision
+from distmil.inference.scoring import READ_OUTS, BagScores, score_bag
+from distmil.training.learner import Learner
 
 COLUMNS = [
     *(f"{measure}_{score}" for measure in ("patch_auc", "patch_ap") for score in PATCH_SCORES),

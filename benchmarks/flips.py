@@ -15,8 +15,8 @@ from benchmarks.accounts import Account
 from benchmarks.forking import ForkFailed, ask
 from benchmarks.kills import settle
 from benchmarks.scenes import Scene, contents, flip_bit, parts_of, phase
-from distmil.storage import Store
-from distmil.verification import find_damage
+from distmil.storage.store import Store
+from distmil.tiling.verification import find_damage
 
 _FLIPS_A_FORK = 50
 _OTHER_FILES = 0.3  # share of the flips that fall into grids, pictures and records, which are small

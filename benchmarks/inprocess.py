@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from distmil.bags import Bag
-from distmil.config import Config
-from distmil.engine import History, active_config, evaluate, train_epoch
-from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
+from distmil.bags.bag import Bag
+from distmil.bags.sampler import StepPlanner
+from distmil.config.root import Config
 from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
+from distmil.training.engine import History, active_config, evaluate, train_epoch
+from distmil.training.learner import Learner, fit_normaliser, make_learner
+from distmil.training.workers import Group
 
 
 def train_here(

@@ -23,7 +23,7 @@ from benchmarks.faults import can_mount, complaints, small_disk
 from benchmarks.forking import ask
 from benchmarks.scenes import Scene, bad_commits, compare, flip_bit, num_temporary, size_on_disk
 from distmil.cohort import Slide
-from distmil.slideconfig import TilingConfig
+from distmil.config.data import TilingConfig
 from tests.integration.jobrunning import ROOT, Done, command, environment
 from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import save_pyramid, tissue_image

@@ -13,18 +13,18 @@ import numpy as np
 from benchmarks.accounts import Account
 from benchmarks.forking import ForkFailed, ask, fork
 from benchmarks.scenes import Scene, bad_commits, compare, count_patches, inspect, resume
-from distmil import tilework
 from distmil.errors import StorageError
-from distmil.storage import Store
-from distmil.tilework import do_step
-from distmil.tiling import RECORD_FILE, SlideTiler
+from distmil.storage.store import Store
+from distmil.tiling import worker
+from distmil.tiling.tiler import RECORD_FILE, SlideTiler
+from distmil.tiling.worker import do_step
 
 _TIMED_RUNS = 3
 _AGAIN = 0.3  # share of the killed runs whose next run is killed too
 _LATE = 0.2  # share of the kills that fall around the commit
 _END_S = 0.006  # about what commit and clean-up take
 _LOOK_S, _WAIT_LIMIT_S = 0.0002, 2.0
-_PASSES = 2  # as in distmil.stages.tile: what vanished under the work is done once more
+_PASSES = 2  # as in distmil.pipeline.tile: what vanished under the work is done once more
 
 
 def kills(account: Account, scenes: Sequence[Scene], folder: Path, *, num: int, rng: np.random.Generator) -> None:
@@ -206,7 +206,7 @@ def drive(tiler: SlideTiler) -> int:
     Raises:
         StorageError: If a step says that the store cannot be written, or if no pass ends in a usable slide.
     """
-    tilework.PAUSE_S = 0
+    worker.PAUSE_S = 0
     for number in range(1, _PASSES + 1):
         answer = do_step(tiler, None)
         for chunk in range(answer.chunks):

@@ -21,19 +21,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distmil.bags import Bag, EmbeddingSource
-from distmil.bundles import Bundle
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.engine import active_config, train_epoch
-from distmil.export import log_model, save_model
-from distmil.group import Group
-from distmil.learner import fit_normaliser, make_learner
+from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.sampler import StepPlanner
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.inference.bundle import Bundle
+from distmil.inference.mlflow_model import save_model
+from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.models.network import Network
-from distmil.sampling import StepPlanner
-from distmil.scoring import READ_OUTS, score_bag
-from distmil.tracking import Tracker
+from distmil.tracking.models import log_model
+from distmil.tracking.tracker import Tracker
+from distmil.training.engine import active_config, train_epoch
+from distmil.training.learner import fit_normaliser, make_learner
+from distmil.training.workers import Group
 
 SIZES = (1, 2, 50, 5000)
 WIDTH = 561

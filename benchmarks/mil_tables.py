@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from benchmarks import mnistbags
 from benchmarks.inprocess import train_here
 from benchmarks.mnistbags import Sections, merged
-from distmil.bags import Bag, EmbeddingSource
-from distmil.engine import evaluate
-from distmil.group import Group
+from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.training.engine import evaluate
+from distmil.training.workers import Group
 
 TABLES = ("musk1", "fox", "elephant")
 KNOWN = (*TABLES, "mnist")

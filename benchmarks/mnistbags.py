@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.inprocess import spread, train_here
-from distmil.bags import Bag, EmbeddingSource, Indices
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.engine import evaluate
-from distmil.group import Group
+from distmil.bags.bag import Bag, EmbeddingSource, Indices
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.training.engine import evaluate
+from distmil.training.workers import Group
 
 Sections = dict[str, dict[str, Any]]
 

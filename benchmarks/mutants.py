@@ -17,14 +17,14 @@ from benchmarks.accounts import Account
 from benchmarks.forking import ForkFailed, ask
 from benchmarks.jobruns import JobRuns
 from distmil.cohort import Slide
+from distmil.config.data import TilingConfig
 from distmil.errors import UnreadableSlide
-from distmil.shards import decode_image, read_patches
-from distmil.slideconfig import TilingConfig
-from distmil.storage import Record, Store
-from distmil.tables import STATUSES
-from distmil.tilework import SlideWorker
-from distmil.tiling import SlideTiler
-from distmil.verification import find_damage
+from distmil.storage.schemas import STATUSES
+from distmil.storage.store import Record, Store
+from distmil.tiling.shards import decode_image, read_patches
+from distmil.tiling.tiler import SlideTiler
+from distmil.tiling.verification import find_damage
+from distmil.tiling.worker import SlideWorker
 from tests.integration.jobrunning import Done
 from tests.jpegtiff import RGB, save_jpeg_tiff
 from tests.slidemaking import tissue_image

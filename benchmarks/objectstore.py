@@ -31,10 +31,10 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from distmil.configfile import parse_yaml
+from distmil.config.loading import parse_yaml
 from distmil.demo import make_cohort
-from distmil.objectstore import join_uri, open_filesystem
-from distmil.storage import Store, resolve_root
+from distmil.storage.object_store import join_uri, open_filesystem
+from distmil.storage.store import Store, resolve_root
 from tests.integration.jobrunning import Done, kill_job_when, run_job
 from tests.s3server import FAULTS, S3, s3_server
 

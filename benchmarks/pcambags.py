@@ -13,14 +13,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from distmil.bags import Bag, open_bag, open_source
+from distmil.bags.bag import Bag, open_bag, open_source
 from distmil.cohort import read_cohort
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.encoders import prepare_encoder
-from distmil.stages.prepare import prepare
-from distmil.stages.runtime import Job
-from distmil.storage import Store
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.encoders.registry import prepare_encoder
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import prepare
+from distmil.storage.store import Store
 
 NUM_FOLDS = 4
 Truth = dict[tuple[int, int], int]

@@ -13,11 +13,11 @@ from typing import Any
 
 from benchmarks.forking import ask
 from distmil.cohort import Slide
-from distmil.shards import read_grid, read_patches
-from distmil.slideconfig import TilingConfig
-from distmil.storage import Part, Record, Store
-from distmil.tiling import PLAN_FILE, SlideTiler, tile_slide
-from distmil.verification import find_damage
+from distmil.config.data import TilingConfig
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.shards import read_grid, read_patches
+from distmil.tiling.tiler import PLAN_FILE, SlideTiler, tile_slide
+from distmil.tiling.verification import find_damage
 from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import save_pyramid, tissue_image
 

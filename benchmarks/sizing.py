@@ -16,9 +16,9 @@ import time
 import numpy as np
 import torch
 
-from distmil.encoders import load_encoder, prepare_encoder
-from distmil.slideconfig import EncoderConfig
-from distmil.storage import Store
+from distmil.config.data import EncoderConfig
+from distmil.encoders.registry import load_encoder, prepare_encoder
+from distmil.storage.store import Store
 
 PATCH_PX = 224
 PATCH_BYTES = 15_600

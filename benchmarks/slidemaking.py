@@ -7,8 +7,8 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from distmil import jpeg
 from distmil.demo import draw_slide
+from distmil.slides import jpeg
 
 Pixels = NDArray[np.uint8]
 TILE_PX = 256

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from benchmarks.pcambags import cohort_config
-from distmil.bags import Bag, EmbeddingSource
-from distmil.shards import decode_image, patches_folder, read_patches
-from distmil.stain import DENSITY
-from distmil.storage import Store
+from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.encoders.stains import DENSITY
+from distmil.storage.store import Store
+from distmil.tiling.shards import decode_image, patches_folder, read_patches
 
 NUM_GROUPS = 3
 MIN_PATCHES = 8

@@ -26,7 +26,7 @@ import torch
 
 from benchmarks.inprocess import train_here
 from benchmarks.pcambags import default_data, load_cohort
-from distmil.configfile import build_config
+from distmil.config.loading import build_config
 from tests.integration.jobrunning import ROOT, command, kill_job_when
 
 TRIALS = 24

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import tifffile
 
-from distmil.slides.rawtiles import LevelPlace, open_level
+from distmil.slides.jpeg_tiles import LevelPlace, open_level
 from distmil.slides.reader import open_slide
 
 POLL_S = 0.05
@@ -62,7 +62,7 @@ def watch_memory(command: list[str]) -> dict[str, Any]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     peak, shards = 0.0, Counter[str]()
     while process.poll() is None:
-        for pid in _children("distmil.isolation"):
+        for pid in _children("distmil.processes.child"):
             peak = max(peak, _peak_mb(pid))
             shards[pid] = _written_mb(pid)
         time.sleep(POLL_S)

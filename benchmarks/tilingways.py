@@ -25,11 +25,11 @@ import simplejpeg
 from PIL import Image
 
 from distmil.cohort import Slide
-from distmil.shards import grid_of
-from distmil.slideconfig import TilingConfig
-from distmil.slides.rawtiles import LevelPlace, open_level
-from distmil.storage import Store
-from distmil.tiling import SlideTiler, tile_slide
+from distmil.config.data import TilingConfig
+from distmil.slides.jpeg_tiles import LevelPlace, open_level
+from distmil.storage.store import Store
+from distmil.tiling.shards import grid_of
+from distmil.tiling.tiler import SlideTiler, tile_slide
 
 SHARD = 1024
 QUALITY = 90

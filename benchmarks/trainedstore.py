@@ -9,27 +9,27 @@ from typing import Any
 import numpy as np
 import torch
 
-from distmil.bags import Bag, BagEntry, open_bag
-from distmil.bundles import Bundle, load_bundle, save_bundle
-from distmil.checkpoints import save_checkpoint
+from distmil.bags.bag import Bag, BagEntry, open_bag
 from distmil.cohort import Cohort, Slide
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.embedding import SlideEmbedder, embeddings_folder
-from distmil.encoders import EncoderSpec, load_encoder, prepare_encoder
-from distmil.group import Group
-from distmil.labelling import SlideLabeller, labels_folder
-from distmil.overviews import decode_overview
-from distmil.predicting import SlidePredictor, annotation_checksum
-from distmil.runs import open_run
-from distmil.shards import patches_folder
-from distmil.slideconfig import EncoderConfig
-from distmil.stages.opening import claim_run
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.stages.worker import run_file
-from distmil.storage import Part, Record, Store
-from distmil.tiling import tile_slide
+from distmil.config.data import EncoderConfig
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
+from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
+from distmil.inference.bundle import Bundle, load_bundle, save_bundle
+from distmil.inference.predictor import SlidePredictor, annotation_checksum
+from distmil.labels.tables import SlideLabeller, labels_folder
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.training.claim import claim_run
+from distmil.pipeline.training.worker import run_file
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.overview import decode_overview
+from distmil.tiling.shards import patches_folder
+from distmil.tiling.tiler import tile_slide
+from distmil.training.checkpoints import save_checkpoint
+from distmil.training.run import open_run
+from distmil.training.workers import Group
 from tests.slidemaking import save_pyramid, tissue_image
 
 CLASSES = ["negative", "positive"]
@@ -182,7 +182,7 @@ def _train(made: TrainedStore, run: str, *, seed: int) -> None:
 
 def _random_encoder(store: Store, seed: int) -> EncoderSpec:
     """Store the weights of a random encoder."""
-    from distmil.resnet import ResNetEncoder  # takes seconds
+    from distmil.encoders.resnet import ResNetEncoder  # takes seconds
 
     torch.manual_seed(seed)
     return prepare_encoder(

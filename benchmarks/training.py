@@ -34,16 +34,16 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from benchmarks.trainingbags import EMBEDDING, make_bags
-from distmil.background import in_background
-from distmil.bags import Bag
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.engine import evaluate, keep_resident, train_epoch
-from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
-from distmil.memory import keep_freed_memory
+from distmil.bags.bag import Bag
+from distmil.bags.sampler import StepPlanner
+from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
+from distmil.processes.background import in_background
+from distmil.processes.malloc import keep_freed_memory
+from distmil.training.engine import evaluate, keep_resident, train_epoch
+from distmil.training.learner import Learner, fit_normaliser, make_learner
+from distmil.training.workers import Group
 
 ROOT = Path(__file__).parents[1]
 FEATURE, ATTENTION = 512, 256

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from distmil.bags import Bag, BagEntry, open_source
-from distmil.storage import Store
-from distmil.tables import embeddings_schema, to_ipc
+from distmil.bags.bag import Bag, BagEntry, open_source
+from distmil.storage.schemas import embeddings_schema, to_ipc
+from distmil.storage.store import Store
 
 EMBEDDING = 2048
 POOL = 32_768

@@ -46,11 +46,11 @@ from benchmarks.trainingruns import (
     small_cluster,
     worker_pids,
 )
-from distmil.bags import BagEntry
-from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
-from distmil.engine import History
-from distmil.runs import new_learner
-from distmil.storage import Store
+from distmil.bags.bag import BagEntry
+from distmil.storage.store import Store
+from distmil.training.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.training.engine import History
+from distmil.training.run import new_learner
 
 COUNTS = {"kills": 30, "nodes": 5, "drains": 5, "checkpoints": 100}
 KILLS_A_RUN = 6

@@ -21,20 +21,21 @@ import torch
 from ray.cluster_utils import Cluster
 from rich.console import Console as RichConsole
 
-from distmil.bags import BagEntry
-from distmil.checkpoints import checkpoint_folder, load_checkpoint
-from distmil.config import Config
-from distmil.configfile import build_config
+from distmil.bags.bag import BagEntry
+from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.console import Console
-from distmil.encoders import EncoderSpec
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import DistmilError
-from distmil.runs import new_learner
-from distmil.stages import fit as fitting
-from distmil.stages.runtime import Job, stop_ray
-from distmil.stages.worker import read_history, run_file
-from distmil.storage import Store
-from distmil.tables import embeddings_schema, labels_schema, to_ipc
-from distmil.tracking import Tracker
+from distmil.pipeline.cluster import stop_ray
+from distmil.pipeline.job import Job
+from distmil.pipeline.training import group as fitting
+from distmil.pipeline.training.worker import read_history, run_file
+from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
+from distmil.storage.store import Store
+from distmil.tracking.tracker import Tracker
+from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.run import new_learner
 from tests.integration.jobrunning import descendants
 
 EMBEDDING, NUM_SLIDES = 128, 16

@@ -23,14 +23,19 @@ import torch
 from benchmarks.inprocess import train_here
 from benchmarks.pcambags import cohort_config, default_data
 from benchmarks.sweeps import run_job
-from distmil import bags, embedding, localfiles, shards, storage
-from distmil.bags import BagEntry, open_all_bags, open_bag, open_source
+from distmil.bags import bag as bags
+from distmil.bags.bag import BagEntry, open_all_bags, open_bag, open_source
 from distmil.cohort import read_cohort
-from distmil.encoders import prepare_encoder
-from distmil.shards import grid_of, patches_folder, read_patches
-from distmil.stages.prepare import Prepared, prepare
-from distmil.stages.runtime import Job, stop_ray
-from distmil.storage import Part, Store
+from distmil.encoders import embedder
+from distmil.encoders.registry import prepare_encoder
+from distmil.pipeline.cluster import stop_ray
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared, prepare
+from distmil.storage import local_files
+from distmil.storage import store as storage
+from distmil.storage.store import Part, Store
+from distmil.tiling import shards
+from distmil.tiling.shards import grid_of, patches_folder, read_patches
 
 RUN = "verifying"
 
@@ -46,7 +51,7 @@ def unverified() -> Iterator[None]:
         return self.read(f"{folder}/{part.name}")
 
     with contextlib.ExitStack() as stack:
-        for module in (bags, embedding, shards):
+        for module in (bags, embedder, shards):
             stack.enter_context(mock.patch.object(module, "check_slide"))
         stack.enter_context(mock.patch.object(bags, "find_not_finite", return_value=None))
         stack.enter_context(mock.patch.object(storage, "has_checksum", has_size))
@@ -58,7 +63,7 @@ def cost(work: Callable[[], object], *, rounds: int) -> tuple[float, float]:
     """Return the median seconds of some work with verification and without it."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * rounds + 2):
-        localfiles._verified.clear()
+        local_files._verified.clear()
         with unverified() if number % 2 else contextlib.nullcontext():
             started = time.perf_counter()
             work()

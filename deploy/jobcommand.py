@@ -12,10 +12,10 @@ from typing import Any
 from problems import ROOT, Problem
 
 from distmil.cli import job_parser
-from distmil.config import Config
-from distmil.configfile import load_config
+from distmil.config.loading import load_config
+from distmil.config.root import Config
 from distmil.errors import ConfigError
-from distmil.search import read_space
+from distmil.search.space import read_space
 
 IMAGE_FOLDER = PurePosixPath("/home/ray/distmil")
 """The image's working folder, which has jobs/ as it is here."""

@@ -12,14 +12,20 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from distmil.configfile import describe_keys, load_config
+from distmil.config.loading import describe_keys, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
-from distmil.interruption import Interrupted, Interruption, exit_code
-from distmil.processes import end_descendants
-from distmil.storage import Store, resolve_root
+from distmil.processes.interruption import Interrupted, Interruption, exit_code
+from distmil.processes.tree import end_descendants
+from distmil.storage.store import Store, resolve_root
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
+STAGES = {
+    **{name: f"distmil.pipeline.{name}" for name in ("tile", "embed", "predict", "evaluate")},
+    "train": "distmil.pipeline.training.job",
+    "tune": "distmil.pipeline.tuning.job",
+}
+"""The module of each job, which has ``run(job)``."""
 PATIENCE_S = 0.5
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
@@ -29,7 +35,7 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     """Run the stage of that name from its command line and return the exit code.
 
     Args:
-        name: A module of ``distmil.stages`` with ``run(job)``.
+        name: One of ``STAGES``.
         description: For ``--help``.
         argv: Arguments without the program's name; default: the process's.
     """
@@ -46,9 +52,9 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
         console.note(f"storage: {store.root}")
         # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
-        runtime = importlib.import_module("distmil.stages.runtime")
-        stage = importlib.import_module(f"distmil.stages.{name}")
-        job = runtime.Job(config, store, console)
+        runtime = importlib.import_module("distmil.pipeline.cluster")
+        stage = importlib.import_module(STAGES[name])
+        job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
         runtime.after_start(interruption.install)
         try:
             runtime.check_cluster(job)

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from distmil.config import fingerprint
+from distmil.config.data import CohortConfig
+from distmil.config.root import fingerprint
 from distmil.errors import ManifestError
-from distmil.slideconfig import CohortConfig
-from distmil.sources import same_files, slide_in_folder, unusable
+from distmil.slides.file_version import same_files, slide_in_folder, unusable
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distmil.errors import DistmilError, SlideError, StorageError
-from distmil.storage import Record
+from distmil.storage.store import Record
 
 DEFECT = "defect"
 """Key of a record's info: the exception's short form."""

@@ -32,7 +32,7 @@ class BundleError(BadInput):
 class SlideError(DistmilError):
     """One slide cannot be used. It costs that slide a status row, never the job.
 
-    ``status`` is one of ``distmil.tables.STATUSES``.
+    ``status`` is one of ``distmil.storage.schemas.STATUSES``.
     """
 
     status = "failed"

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from distmil.bags import Bag, EmbeddingSource
-from distmil.config import Config
-from distmil.configfile import build_config
+from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.config.loading import build_config
+from distmil.config.root import Config
 
 EMBEDDING = 12
 

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import Any
 
-from distmil import annotationwork
+from distmil.labels import annotation_worker
 
 
 def act(request: dict[str, Any]) -> dict[str, Any]:
@@ -30,6 +30,6 @@ def act(request: dict[str, Any]) -> dict[str, Any]:
 
 def read_with_little_memory(request: dict[str, Any]) -> dict[str, Any]:
     """Read an annotation with 100 MiB to spare."""
-    annotationwork.MEMORY_BYTES = 100 * 2**20
+    annotation_worker.MEMORY_BYTES = 100 * 2**20
     wanted = {"bounds": None, "origin": "auto", "tissue": None, "scale": None, "known": [], "out": "/dev/null"}
-    return annotationwork.work({**request, **wanted})
+    return annotation_worker.work({**request, **wanted})

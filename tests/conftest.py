@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from distmil.storage import Store
+from distmil.storage.store import Store
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from distmil.slideconfig import TilingConfig
+from distmil.config.data import TilingConfig
 
 Pixels = NDArray[np.uint8]
 STEPS = ((), (2,), (4,), (2, 2), (2, 2, 2), (4, 4), (4, 4, 2), (2, 4), (4, 2), (3,), (3, 2), (8,))

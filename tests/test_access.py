@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from distmil.errors import ConfigError
-from distmil.localfiles import CACHE_VARIABLE, cache_folder, keep_copy
-from distmil.storage import Record, Store
+from distmil.storage.local_files import CACHE_VARIABLE, cache_folder, keep_copy
+from distmil.storage.store import Record, Store
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077], autouse=True)

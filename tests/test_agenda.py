@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from distmil.agenda import Agenda
-from distmil.draws import OptunaDraws
-from distmil.search import Domain, Task, TrialRecord
+from distmil.search.queue import Agenda
+from distmil.search.samplers import OptunaDraws
+from distmil.search.space import Domain, Task, TrialRecord
 
 TASKS = [Task({"bags.top_k": k}, 0) for k in (1, 2, 4, 8)]
 

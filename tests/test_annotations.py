@@ -13,10 +13,10 @@ import shapely
 import tifffile
 from PIL import Image
 
+from distmil.annotations import masks, reader
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.reader import read_annotation
 from distmil.errors import AnnotationError
-from distmil.slides import annotations, masks
-from distmil.slides.annotations import read_annotation
-from distmil.slides.outlines import Annotation
 
 DATA = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")
@@ -385,7 +385,7 @@ def test_a_missing_file_and_a_folder_say_so(tmp_path):
 
 
 def test_outlines_have_a_size_cap(read, monkeypatch):
-    monkeypatch.setattr(annotations, "MAX_FILE_BYTES", 50)
+    monkeypatch.setattr(reader, "MAX_FILE_BYTES", 50)
     with pytest.raises(AnnotationError, match=r"holds more than the 50 bytes that are read; .*without detections"):
         read(asap(("Polygon", "T", SQUARE)))
 

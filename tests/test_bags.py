@@ -9,12 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmil.bags import Bag, BagEntry, EmbeddingSource, find_not_finite, open_all_bags, open_bag, targets
+from distmil.bags.bag import Bag, BagEntry, EmbeddingSource, find_not_finite, open_all_bags, open_bag, targets
+from distmil.bags.sampler import MIXED, Step, StepPlanner
+from distmil.config.learning import BagsConfig
 from distmil.errors import SlideError, StorageError
-from distmil.learningconfig import BagsConfig
-from distmil.sampling import MIXED, Step, StepPlanner
-from distmil.storage import Store
-from distmil.tables import embeddings_schema, labels_schema, to_ipc
+from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
+from distmil.storage.store import Store
 from tests.bagmaking import make_bag, make_bags
 from tests.scale import cases
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmil.engine import active_config, class_weights, evaluate, ramped, train_epoch
 from distmil.errors import TrainingError
-from distmil.group import Group
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.models.pooling import Layout, pool
-from distmil.steps import take_step
+from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch
+from distmil.training.step import take_step
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 from tests.test_engine import make
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags import EmbeddingSource
-from distmil.batches import copy_together, load_batch, make_resident, pack, padding, read_ahead
-from distmil.learningconfig import BagsConfig
-from distmil.sampling import MIXED, Step
-from distmil.tensors import in_one
+from distmil.bags.bag import EmbeddingSource
+from distmil.bags.loader import copy_together, load_batch, make_resident, pack, padding, read_ahead
+from distmil.bags.sampler import MIXED, Step
+from distmil.config.learning import BagsConfig
+from distmil.models.tensors import in_one
 from tests.bagmaking import make_bag
 
 CPU = torch.device("cpu")

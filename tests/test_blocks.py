@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmil.learningconfig import ModelConfig
-from distmil.models import blocks
+from distmil.config.learning import ModelConfig
+from distmil.models import cpu_attention
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.models.blocks import features_in_blocks
+from distmil.models.cpu_attention import features_in_blocks
 from distmil.models.network import Network
 from distmil.models.normaliser import Normaliser
 
@@ -17,8 +17,8 @@ WIDE, FEATURES, ATTENTION = 11, 6, 4
 @pytest.fixture(autouse=True, params=[1, 2, 100], ids="{} stay".format)
 def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of which so many stay between the passes."""
-    monkeypatch.setattr(blocks, "_BLOCK", 8)
-    monkeypatch.setattr(blocks, "_KEPT_BYTES", request.param * 8 * WIDE * 8)
+    monkeypatch.setattr(cpu_attention, "_BLOCK", 8)
+    monkeypatch.setattr(cpu_attention, "_KEPT_BYTES", request.param * 8 * WIDE * 8)
 
 
 def make(name: str, rows: int) -> tuple[Network, Tensor]:
@@ -79,7 +79,7 @@ def test_half_precision_scores_like_full() -> None:
 
 
 def test_dropout_keeps_the_mean_and_sends_nothing_back_through_what_it_drops(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(blocks, "_BLOCK", 64)
+    monkeypatch.setattr(cpu_attention, "_BLOCK", 64)
     torch.manual_seed(0)
     embedding_TE = torch.randn(4000, WIDE)
     normaliser = Normaliser(WIDE)

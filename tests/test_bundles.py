@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from distmil.bundles import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
-from distmil.config import Config
-from distmil.configfile import build_config, per_job_keys
+from distmil.config.loading import build_config, per_job_keys
+from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError
+from distmil.inference.bundle import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
 from distmil.models.dual import DualNetwork
-from distmil.storage import Part, Record, Store
+from distmil.storage.store import Part, Record, Store
 from tests.scale import cases
 
 THRESHOLDS = {"bag": 0.4, "max": 0.7, "topk_mean": 0.25}

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from distmil import checkpoints
-from distmil.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
-from distmil.engine import History
 from distmil.errors import StorageError, TrainingError
-from distmil.group import Group
-from distmil.learner import Learner
-from distmil.ownership import Lease, take_over
-from distmil.stages.worker import check_same_start
-from distmil.storage import Store
+from distmil.pipeline.training.worker import check_same_start
+from distmil.storage.store import Store
+from distmil.training import checkpoints
+from distmil.training.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.training.engine import History
+from distmil.training.learner import Learner
+from distmil.training.ownership import Lease, take_over
+from distmil.training.workers import Group
 from tests.bagmaking import make_bags, small_config
 from tests.test_engine import make
 from tests.threadgroup import run_as_group

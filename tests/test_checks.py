@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from distmil.errors import NoResolution, UnreadableSlide
 from distmil.slides.checks import mpp_doubts, resolution_of
 from distmil.slides.reader import open_slide, resolve_mpp
-from distmil.slides.tiffpages import MOST_PAGES, read_pages
+from distmil.slides.tiff_pages import MOST_PAGES, read_pages
 from tests.scale import cases
 from tests.slidemaking import save_image, tissue_image
 

@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from distmil import cli
-from distmil.config import Config
+from distmil.config.root import Config
 from distmil.defects import DEFECT
 from distmil.errors import ConfigError, TrainingError
-from distmil.stages import tile as tile_stage
-from distmil.stages.runtime import Job
-from distmil.storage import Record
+from distmil.pipeline import tile as tile_stage
+from distmil.pipeline.job import Job
+from distmil.storage.store import Record
 
 ROOT = Path(__file__).parents[1]
 

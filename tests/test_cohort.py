@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from distmil.cohort import Cohort, Slide, draw_splits, read_cohort
+from distmil.config.data import CohortConfig
 from distmil.errors import ManifestError
-from distmil.slideconfig import CohortConfig
 from tests.dicommaking import save_dicom
 from tests.scale import cases
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from distmil.comparison import Spread, ablations, compare, repeat_tasks, spread_of
-from distmil.config import Config
-from distmil.engine import active_config
-from distmil.sampling import StepPlanner
-from distmil.search import with_values
+from distmil.bags.sampler import StepPlanner
+from distmil.config.root import Config
+from distmil.search.comparison import Spread, ablations, compare, repeat_tasks, spread_of
+from distmil.search.space import with_values
+from distmil.training.engine import active_config
 from tests.bagmaking import make_bags
 
 

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from distmil.config import Config, fingerprint
-from distmil.configfile import build_config, describe_keys, load_config, parse_yaml, per_job_keys
+from distmil.config.data import TilingConfig
+from distmil.config.loading import build_config, describe_keys, load_config, parse_yaml, per_job_keys
+from distmil.config.root import Config, fingerprint
 from distmil.errors import ConfigError
-from distmil.labelling import labels_folder
-from distmil.shards import patches_folder
-from distmil.slideconfig import TilingConfig
+from distmil.labels.tables import labels_folder
+from distmil.tiling.shards import patches_folder
 
 CONFIGS = Path(__file__).parents[1] / "jobs" / "configs"
 

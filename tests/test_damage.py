@@ -14,13 +14,13 @@ import pytest
 from benchmarks.damage import FOUND, HARMLESS, WRONG, attack
 from benchmarks.damagekinds import KINDS, MADE_AGAIN, Kind
 from benchmarks.trainedstore import make_trained_store
-from distmil.bundles import load_bundle
 from distmil.errors import StorageError
-from distmil.localfiles import CACHE_VARIABLE, SETTLED_S
-from distmil.stages import predict
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.tables import to_ipc
+from distmil.inference.bundle import load_bundle
+from distmil.pipeline import predict
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.storage.local_files import CACHE_VARIABLE, SETTLED_S
+from distmil.storage.schemas import to_ipc
 from tests.scale import cases
 
 VERIFIED = sorted(KINDS)

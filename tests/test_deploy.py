@@ -22,8 +22,9 @@ from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 from ray.autoscaler._private.node_provider_availability_tracker import NodeAvailabilitySummary
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 
-from distmil.config import Config
-from distmil.stages import fit, runtime
+from distmil.config.root import Config
+from distmil.pipeline import cluster as runtime
+from distmil.pipeline.training import group as fit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy"))

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from distmil.draws import OptunaDraws, all_values, draw_ahead, num_settings, random_values
-from distmil.search import Domain, TrialRecord
+from distmil.search.samplers import OptunaDraws, all_values, draw_ahead, num_settings, random_values
+from distmil.search.space import Domain, TrialRecord
 
 SMALL = {"bags.top_k": Domain("choice", (1, 2, 4)), "losses.bag": Domain("int", (0.0, 2.0))}
 WIDE = {

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 
-from distmil.bags import BagEntry, Shards, open_bag, open_source
+from distmil.bags.bag import BagEntry, Shards, open_bag, open_source
 from distmil.cohort import Slide
-from distmil.configfile import build_config
-from distmil.embedding import SlideEmbedder, embeddings_folder
-from distmil.encoders import EncoderSpec
+from distmil.config.loading import build_config
+from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import SlideError, StorageError
-from distmil.shards import decode_image, patches_folder, read_patches
-from distmil.tiling import tile_slide
+from distmil.tiling.shards import decode_image, patches_folder, read_patches
+from distmil.tiling.tiler import tile_slide
 from tests.slidemaking import save_pyramid, tissue_image
 
 CONFIG = build_config(

@@ -11,13 +11,12 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from distmil.configfile import build_config
-from distmil.encoders import load_encoder, prepare_encoder
+from distmil.config.data import EncoderConfig
+from distmil.config.loading import build_config
+from distmil.encoders.registry import load_encoder, prepare_encoder
+from distmil.encoders.resnet import ResNetEncoder, load_state, state_digest
 from distmil.errors import ConfigError, EncoderError, StorageError
-from distmil.resnet import ResNetEncoder, load_state, state_digest
-from distmil.slideconfig import EncoderConfig
-from distmil.stages.inputs import open_encoder
-from distmil.stages.runtime import Job
+from distmil.pipeline.job import Job, open_encoder
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
 

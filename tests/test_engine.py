@@ -12,19 +12,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distmil import losses
-from distmil.bags import Bag, EmbeddingSource
-from distmil.checkpoints import load_checkpoint, save_checkpoint
-from distmil.config import Config
-from distmil.engine import History, active_config, evaluate, train_epoch
+from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.sampler import StepPlanner
+from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, learning_rate, make_learner
+from distmil.models import losses
 from distmil.models.baselines import make_network
 from distmil.models.pooling import Layout, top_k_patches
-from distmil.sampling import StepPlanner
-from distmil.steps import take_step
-from distmil.storage import Store
+from distmil.storage.store import Store
+from distmil.training.checkpoints import load_checkpoint, save_checkpoint
+from distmil.training.engine import History, active_config, evaluate, train_epoch
+from distmil.training.learner import Learner, fit_normaliser, learning_rate, make_learner
+from distmil.training.step import take_step
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bag, make_bags, small_config
 from tests.threadgroup import run_as_group
 

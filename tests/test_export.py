@@ -16,21 +16,22 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from distmil.bags import EmbeddingSource
-from distmil.bundles import Bundle, save_bundle
-from distmil.encoders import EncoderSpec
-from distmil.engine import History
+from distmil.bags.bag import EmbeddingSource
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError
-from distmil.export import log_model, save_model, score_names
+from distmil.inference.bundle import Bundle, save_bundle
+from distmil.inference.mlflow_model import save_model, score_names
+from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.objectstore import ENDPOINT_VARIABLES
-from distmil.scoring import READ_OUTS, score_bag
-from distmil.stages.predict import Predictions
-from distmil.stages.prepare import Prepared
-from distmil.stages.record import record_training
-from distmil.stages.runtime import Job
-from distmil.storage import Store
-from distmil.tracking import Tracker
+from distmil.pipeline.job import Job
+from distmil.pipeline.predict import Predictions
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.training.record import record_training
+from distmil.storage.object_store import ENDPOINT_VARIABLES
+from distmil.storage.store import Store
+from distmil.tracking.models import log_model
+from distmil.tracking.tracker import Tracker
+from distmil.training.engine import History
 from tests.bagmaking import EMBEDDING, small_config
 from tests.s3server import KEYS, s3_server
 
@@ -321,7 +322,7 @@ def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplo
     def fail(*arguments, **options):
         raise RuntimeError("no such graph\nand many lines more")
 
-    monkeypatch.setattr("distmil.stages.record.save_model", fail)
+    monkeypatch.setattr("distmil.pipeline.training.record.save_model", fail)
     run = record(tmp_path, tracker)
     assert (run.info.status, run.data.metrics["loss"], run.outputs.model_outputs) == ("FINISHED", 0.6, [])
     (said,) = [found.getMessage() for found in caplog.records if found.levelname == "WARNING"]

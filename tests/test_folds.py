@@ -7,7 +7,7 @@ import pytest
 
 from distmil.cohort import Slide
 from distmil.errors import ConfigError
-from distmil.folds import check_judged, check_labels, patient_folds
+from distmil.search.folds import check_judged, check_labels, patient_folds
 from tests.bagmaking import make_bag, make_bags
 
 

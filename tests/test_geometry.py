@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from distmil import tiling
 from distmil.cohort import Slide
-from distmil.maps import _thumbnail
-from distmil.storage import Store
-from distmil.survey import Survey
-from distmil.tilework import do_step
-from distmil.tiling import SlideTiler
+from distmil.storage.store import Store
+from distmil.tiling import tiler as tiling
+from distmil.tiling.plan import Survey
+from distmil.tiling.tiler import SlideTiler
+from distmil.tiling.worker import do_step
+from distmil.visualization.slide_maps import _thumbnail
 from tests.geometrycases import Case, Truth, every_corner, random_case, save_case, share_of, wanted
 from tests.scale import cases
 from tests.tilemaking import images_of, patches_of

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags import Bag
-from distmil.batches import load_ahead, load_batch, make_resident
-from distmil.config import Config
-from distmil.engine import evaluate, keep_resident, train_epoch
+from distmil.bags.bag import Bag
+from distmil.bags.loader import load_ahead, load_batch, make_resident
+from distmil.bags.sampler import MIXED, StepPlanner
+from distmil.config.learning import BagsConfig
+from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.group import Group
-from distmil.learner import Learner, fit_normaliser, make_learner
-from distmil.learningconfig import BagsConfig
+from distmil.inference.scoring import BagScores, score_bag
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.sampling import MIXED, StepPlanner
-from distmil.scoring import BagScores, score_bag
-from distmil.tensors import in_one
+from distmil.models.tensors import in_one
+from distmil.training.engine import evaluate, keep_resident, train_epoch
+from distmil.training.learner import Learner, fit_normaliser, make_learner
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

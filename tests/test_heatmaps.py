@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distmil.heatmaps import encode_png, plan_layout, render_map, score_grid
+from distmil.visualization.heatmap import encode_png, plan_layout, render_map, score_grid
 
 WIDE = (1000, 600)  # slide, level-0 px
 MAP = (100, 60)  # its map: 10 level-0 px a pixel

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from distmil.isolation import Child
-from distmil.slides.outlinefile import decode_annotation
+from distmil.annotations.arrow_file import decode_annotation
+from distmil.processes.child import Child
 
 SIZE = (700, 400)
 LIMIT_S = 20
@@ -25,7 +25,7 @@ SQUARE = [[10, 20], [40, 20], [40, 80], [10, 80], [10, 20]]
 
 @pytest.fixture(scope="module")
 def child():
-    made = Child("distmil.annotationwork:work")
+    made = Child("distmil.labels.annotation_worker:work")
     yield made
     made.close()
 

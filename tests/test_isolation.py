@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distmil.isolation import Child, ChildCrashed, ChildTimedOut
+from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_closing_ends_the_process(child):
 def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
     code = (
         "import sys, time\n"
-        "from distmil.isolation import Child\n"
+        "from distmil.processes.child import Child\n"
         "child = Child('tests.childwork:act')\n"
         "print(child.call({'do': 'echo', 'text': ''}, timeout_s=20)['pid'], flush=True)\n"
         "child.call({'do': 'sleep', 'seconds': 60}, timeout_s=60)\n"

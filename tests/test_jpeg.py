@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from distmil.jpeg import EOI, IS_RGB, IS_YCBCR, SOI, decode, encode, is_whole_scan, read_header
+from distmil.slides.jpeg import EOI, IS_RGB, IS_YCBCR, SOI, decode, encode, is_whole_scan, read_header
 from tests.jpegtiff import RGB, YCBCR, encode_tile
 from tests.slidemaking import tissue_image
 

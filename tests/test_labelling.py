@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from distmil.bags import read_labels, targets
+from distmil.bags.bag import read_labels, targets
 from distmil.cohort import Slide
-from distmil.configfile import build_config
+from distmil.config.loading import build_config
 from distmil.errors import ConfigError
-from distmil.labelling import SlideLabeller, groups_of, labels_folder
-from distmil.shards import grid_of
-from distmil.storage import Store
-from distmil.tables import labels_schema
-from distmil.tiling import tile_slide
+from distmil.labels.tables import SlideLabeller, groups_of, labels_folder
+from distmil.storage.schemas import labels_schema
+from distmil.storage.store import Store
+from distmil.tiling.shards import grid_of
+from distmil.tiling.tiler import tile_slide
 from tests.slidemaking import save_pyramid, tissue_image
 
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}

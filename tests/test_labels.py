@@ -9,11 +9,11 @@ import pytest
 import shapely
 from PIL import Image, ImageDraw
 
+from distmil.annotations.coverage import mask_shares, polygon_shares
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.reader import read_annotation
 from distmil.errors import AnnotationError
-from distmil.labels import EXCLUDE, LabelRule, default_groups, label_patches, resolve_groups
-from distmil.slides.annotations import read_annotation
-from distmil.slides.coverage import mask_shares, polygon_shares
-from distmil.slides.outlines import Annotation
+from distmil.labels.rules import EXCLUDE, LabelRule, default_groups, label_patches, resolve_groups
 
 DATA = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")

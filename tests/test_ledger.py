@@ -5,13 +5,13 @@ import io
 import pytest
 from rich.console import Console as RichConsole
 
-from distmil.config import Config
+from distmil.config.root import Config
 from distmil.console import Console
 from distmil.defects import DEFECT
 from distmil.errors import DefectError, TooManyBadSlides
-from distmil.ledger import Ledger, grouped
-from distmil.stages.runtime import Job, check_bad_fraction
-from distmil.storage import Record
+from distmil.pipeline.job import Job, check_bad_fraction
+from distmil.pipeline.slide_summary import Ledger, grouped
+from distmil.storage.store import Record
 
 
 def said(ledger):

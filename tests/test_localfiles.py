@@ -10,9 +10,9 @@ from collections import namedtuple
 
 import pytest
 
-from distmil import localfiles
 from distmil.errors import StorageError
-from distmil.localfiles import SETTLED_S, SPARED_S, cache_folder, has_checksum, keep_copy
+from distmil.storage import local_files
+from distmil.storage.local_files import SETTLED_S, SPARED_S, cache_folder, has_checksum, keep_copy
 
 CONTENT = b"content"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -22,7 +22,7 @@ Disk = namedtuple("Disk", "total used free")
 SLOW_READER = """
 import sys, time
 from pathlib import Path
-from distmil.localfiles import keep_copy
+from distmil.storage.local_files import keep_copy
 
 def fetch():
     with Path(sys.argv[1]).open("a") as file:
@@ -80,7 +80,7 @@ def hashed(monkeypatch):
         calls.append(file.name)
         return digest(file, name)
 
-    monkeypatch.setattr(localfiles.hashlib, "file_digest", count)
+    monkeypatch.setattr(local_files.hashlib, "file_digest", count)
     return calls
 
 
@@ -153,7 +153,7 @@ def test_a_full_disk_is_said_and_leaves_nothing(folder, monkeypatch):
     def full(_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(localfiles.os, "fsync", full)
+    monkeypatch.setattr(local_files.os, "fsync", full)
     with pytest.raises(StorageError) as caught:
         keep(CONTENT)
     assert f"cannot keep a copy of 7 bytes in {folder}: No space left on device" in str(caught.value)
@@ -173,7 +173,7 @@ def test_when_the_disk_is_nearly_full_the_longest_unused_go(folder, monkeypatch)
     os.utime(own, (0, 0))
     keep(contents[0])  # used again
     # 1000 bytes, of which 50 are to stay free: 100 for the new one need two copies of 100 gone
-    monkeypatch.setattr(localfiles.shutil, "disk_usage", lambda _: Disk(1000, 1000, 0))
+    monkeypatch.setattr(local_files.shutil, "disk_usage", lambda _: Disk(1000, 1000, 0))
     keep(CONTENT * 10)
     assert [(folder / named(content)).exists() for content in contents] == [True, False, False, True, True]
     assert own.exists()
@@ -181,7 +181,7 @@ def test_when_the_disk_is_nearly_full_the_longest_unused_go(folder, monkeypatch)
 
 def test_what_is_in_use_stays_on_a_full_disk(folder, monkeypatch):
     keep(b"just fetched")
-    monkeypatch.setattr(localfiles.shutil, "disk_usage", lambda _: Disk(1000, 1000, 0))
+    monkeypatch.setattr(local_files.shutil, "disk_usage", lambda _: Disk(1000, 1000, 0))
     keep(CONTENT)
     assert (folder / named(b"just fetched")).exists()
 
@@ -189,12 +189,12 @@ def test_what_is_in_use_stays_on_a_full_disk(folder, monkeypatch):
 def test_the_cache_is_this_users_alone(folder, monkeypatch):
     keep(CONTENT)
     assert folder.stat().st_mode & 0o077 == 0
-    monkeypatch.setattr(localfiles.os, "getuid", lambda: os.geteuid() + 1)
+    monkeypatch.setattr(local_files.os, "getuid", lambda: os.geteuid() + 1)
     with pytest.raises(StorageError, match="belongs to another user; set DISTMIL_CACHE"):
         keep(CONTENT)
 
 
 def test_the_cache_is_among_the_temporary_files_by_default(monkeypatch, tmp_path):
     monkeypatch.delenv("DISTMIL_CACHE")
-    monkeypatch.setattr(localfiles.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(local_files.tempfile, "gettempdir", lambda: str(tmp_path))
     assert cache_folder() == tmp_path / f"distmil-cache-{os.getuid()}"

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmil import losses
+from distmil.models import losses
 from distmil.models.pooling import Layout, RunningPool, pool, top_k_patches, top_k_size
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from distmil.memory import keep_freed_memory
+from distmil.processes.malloc import keep_freed_memory
 
 FAULTS = """
 import resource, sys, threading
 import numpy as np
-from distmil.memory import keep_freed_memory
+from distmil.processes.malloc import keep_freed_memory
 
 if sys.argv[1] == "keep":
     assert keep_freed_memory()

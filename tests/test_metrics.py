@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from distmil.metrics import auc, average_precision, judge, summarise
-from distmil.scoring import BagScores
+from distmil.inference.metrics import auc, average_precision, judge, summarise
+from distmil.inference.scoring import BagScores
 
 
 def scores(bag_C, patches=((0.5, 0.5),), *, top=0.5, mean=0.5):

@@ -9,10 +9,10 @@ import torch
 from benchmarks.inprocess import train_here
 from benchmarks.mil_tables import SETTINGS, read_bags, score_fold, summary
 from benchmarks.mnistbags import EMBEDDING, LeNet, draw_digits, make_bags, merged
-from distmil.bags import Bag
-from distmil.config import Config
-from distmil.engine import evaluate
-from distmil.group import Group
+from distmil.bags.bag import Bag
+from distmil.config.root import Config
+from distmil.training.engine import evaluate
+from distmil.training.workers import Group
 
 DIGITS = np.resize(np.arange(10, dtype=np.uint8), 500)
 PIXELS = np.random.default_rng(0).integers(0, 9, (500, 28, 28)).astype(np.uint8)

@@ -6,17 +6,17 @@ from typing import Any
 import pytest
 
 from distmil.cohort import Cohort
-from distmil.configfile import build_config
-from distmil.encoders import EncoderSpec
-from distmil.engine import History
+from distmil.config.loading import build_config
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
-from distmil.stages.fit import check_finished
-from distmil.stages.opening import claim_run, read_record_id, write_record_id
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.stages.tune import identity
-from distmil.stages.worker import run_file
-from distmil.storage import Store
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.training.claim import claim_run, read_record_id, write_record_id
+from distmil.pipeline.training.group import check_finished
+from distmil.pipeline.training.worker import run_file
+from distmil.pipeline.tuning.job import identity
+from distmil.storage.store import Store
+from distmil.training.engine import History
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 FOLDS = [(["a", "b"], ["c", "d"]), (["c", "d"], ["a", "b"])]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import shapely
 
-from distmil.slides.origin import Tissue, place
-from distmil.slides.outlines import Annotation
+from distmil.annotations.origin import Tissue, place
+from distmil.annotations.outlines import Annotation
 from tests.scale import cases
 
 SIZE = (9000, 5000)

@@ -9,18 +9,18 @@ import pytest
 import shapely
 from PIL import Image
 
+from distmil.annotations.arrow_file import decode_annotation, encode_annotation
+from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
-from distmil.configfile import build_config
+from distmil.config.loading import build_config
 from distmil.defects import DEFECT
 from distmil.errors import AnnotationError
-from distmil.labelling import SlideLabeller
-from distmil.maps import rings_of
-from distmil.outlines import SlideOutlines
-from distmil.slides.outlinefile import decode_annotation, encode_annotation
-from distmil.slides.outlines import Annotation
-from distmil.stages import label, tilereport
-from distmil.storage import Record
-from distmil.tiling import tile_slide
+from distmil.labels.slide_outlines import SlideOutlines
+from distmil.labels.tables import SlideLabeller
+from distmil.pipeline import label, tile_report
+from distmil.storage.store import Record
+from distmil.tiling.tiler import tile_slide
+from distmil.visualization.slide_maps import rings_of
 from tests.slidemaking import save_pyramid, tissue_image
 
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}
@@ -70,7 +70,7 @@ def labeller_of(outlines, **changes):
 
 def draw(outlines):
     row = {"slide": json.dumps(asdict(outlines.slide)), "record": json.dumps(outlines.patches.to_json()), "name": "n"}
-    return tilereport.Illustrator(outlines.config, outlines.store, "reports/r")(row)
+    return tile_report.Illustrator(outlines.config, outlines.store, "reports/r")(row)
 
 
 def everything_stored(store):

@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from distmil.patchpool import PatchPool, draw_evenly, draw_places
+from distmil.bags.patch_pool import PatchPool, draw_evenly, draw_places
 
 
 def pool_of(*sizes: int) -> PatchPool:

@@ -2,15 +2,15 @@
 
 import pytest
 
-from distmil.bags import BagEntry
-from distmil.bundles import save_bundle
-from distmil.config import Config
-from distmil.configfile import build_config
+from distmil.bags.bag import BagEntry
+from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.errors import BundleError, TooManyBadSlides
-from distmil.stages.predict import _without_failed, bundle_place, judge_slides, open_bundle
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.storage import Record
+from distmil.inference.bundle import save_bundle
+from distmil.pipeline.job import Job
+from distmil.pipeline.predict import _without_failed, bundle_place, judge_slides, open_bundle
+from distmil.pipeline.prepare import Prepared
+from distmil.storage.store import Record
 from tests.test_bundles import make_old
 from tests.test_export import make_bundle
 

@@ -10,13 +10,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from distmil.bags import BagEntry
-from distmil.bundles import load_bundle, save_bundle
+from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
 from distmil.errors import SlideError
-from distmil.predicting import SlidePredictor, annotation_checksum, check_finite, keep_slides
-from distmil.storage import Record
-from distmil.tables import embeddings_schema, to_ipc
+from distmil.inference.bundle import load_bundle, save_bundle
+from distmil.inference.predictor import SlidePredictor, annotation_checksum, check_finite, keep_slides
+from distmil.storage.schemas import embeddings_schema, to_ipc
+from distmil.storage.store import Record
 from tests.bagmaking import EMBEDDING, small_config
 from tests.scale import cases
 from tests.slidemaking import save_pyramid, tissue_image

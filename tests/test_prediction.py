@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmil.bags import BagEntry
+from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
-from distmil.evaluation import judge_predictions
-from distmil.metrics import judge, summarise
-from distmil.prediction import encode_table, patch_table, predictions_folder, slide_row, write_slide_table
-from distmil.scoring import BagScores
-from distmil.storage import Part
-from distmil.tables import labels_schema, patch_predictions_schema, slide_predictions_schema
+from distmil.inference.evaluation import judge_predictions
+from distmil.inference.metrics import judge, summarise
+from distmil.inference.scoring import BagScores
+from distmil.inference.tables import encode_table, patch_table, predictions_folder, slide_row, write_slide_table
+from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema
+from distmil.storage.store import Part
 
 TWO, THREE = ("negative", "positive"), ("normal", "adenoma", "carcinoma")
 

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from distmil.interruption import exit_code
-from distmil.processes import Process, descendants, end_processes
+from distmil.processes.interruption import exit_code
+from distmil.processes.tree import Process, descendants, end_processes
 
 TREE = """
 import subprocess, sys, time
@@ -21,7 +21,7 @@ time.sleep(60)
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
 JOB = """
 import sys, time
-from distmil.interruption import Interrupted, Interruption
+from distmil.processes.interruption import Interrupted, Interruption
 found = Interruption("job: interrupted")
 found.install()
 try:
@@ -93,7 +93,7 @@ def test_a_signal_is_said_at_once_and_a_second_one_ends_it(number, how):
 
 
 def test_a_signal_that_the_starter_has_ignored_stays_ignored():
-    code = "import signal; from distmil.interruption import Interruption; Interruption('x').install(); "
+    code = "import signal; from distmil.processes.interruption import Interruption; Interruption('x').install(); "
     code += "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True,
@@ -104,7 +104,7 @@ def test_a_signal_that_the_starter_has_ignored_stays_ignored():
 
 HELD = """
 import os, signal
-from distmil.interruption import Interrupted, Interruption, interruption_held
+from distmil.processes.interruption import Interrupted, Interruption, interruption_held
 Interruption("job: interrupted").install()
 try:
     with interruption_held():

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 import distmil
-from distmil.provenance import code_tags, git_tags, source_digest
+from distmil.tracking.provenance import code_tags, git_tags, source_digest
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from distmil.bags import read_labels
+from distmil.bags.bag import read_labels
 from distmil.cohort import read_cohort
-from distmil.configfile import build_config
-from distmil.labelling import SlideLabeller
-from distmil.tiling import tile_slide
+from distmil.config.loading import build_config
+from distmil.labels.tables import SlideLabeller
+from distmil.tiling.tiler import tile_slide
 
 CASES = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data")) / "public_cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the shared data is not here")

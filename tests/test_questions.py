@@ -8,7 +8,7 @@ import pytest
 
 from distmil.cohort import Slide
 from distmil.errors import ConfigError
-from distmil.questions import check_owner, claim_question, default_name, make_question
+from distmil.inference.question import check_owner, claim_question, default_name, make_question
 
 SLIDES = [Slide("a", "/x/a.svs", split="val"), Slide("b", "/x/b.svs", split="test")]
 QUESTION = make_question("digest", SLIDES)

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags import Bag
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.engine import active_config, class_weights, evaluate, ramped, train_epoch, uses_patch_labels
+from distmil.bags.bag import Bag
+from distmil.bags.sampler import StepPlanner
+from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.group import Group
-from distmil.learner import fit_normaliser, make_learner
-from distmil.losses import LOSSES
 from distmil.models.baselines import make_network
-from distmil.sampling import StepPlanner
-from distmil.steps import take_step
+from distmil.models.losses import LOSSES
+from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch, uses_patch_labels
+from distmil.training.learner import fit_normaliser, make_learner
+from distmil.training.step import take_step
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bag
 from tests.scale import cases
 

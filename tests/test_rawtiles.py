@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distmil.errors import MissingSlide, UnreadableSlide
-from distmil.slides.rawtiles import LevelPlace, TileLevel, agrees, can_reduce, open_level, read_tile_table
+from distmil.slides.jpeg_tiles import LevelPlace, TileLevel, agrees, can_reduce, open_level, read_tile_table
 from distmil.slides.reader import open_slide, overview
 from tests.jpegtiff import RGB, YCBCR, save_jpeg_tiff
 from tests.slidemaking import save_pyramid, tissue_image

@@ -13,8 +13,8 @@ from PIL import Image
 
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
 from distmil.slides import reader
+from distmil.slides.file_version import source_key
 from distmil.slides.reader import open_slide, overview, overview_level, resize, resolve_mpp
-from distmil.sources import source_key
 from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (173, 97)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distmil import report, reportpage
-from distmil.report import SlideSummary, summarise
-from distmil.reportpage import to_html
-from distmil.tables import STATUSES
-from distmil.thumbnails import MAX_EDGE_PX, MIN_BOX_PX, draw_slide
+from distmil.storage.schemas import STATUSES
+from distmil.visualization import tiling_page, tiling_report
+from distmil.visualization.slide_picture import MAX_EDGE_PX, MIN_BOX_PX, draw_slide
+from distmil.visualization.tiling_page import to_html
+from distmil.visualization.tiling_report import SlideSummary, summarise
 
 VOID = {"meta", "img", "br"}
 HOSTILE = """<script>alert("1")</script>&amp;'><b onclick=x>"""
@@ -243,8 +243,8 @@ def test_a_card_says_what_is_known_and_nothing_else():
 
 
 def test_cards_are_capped_with_the_doubtful_first_and_an_even_sample_after_them(monkeypatch):
-    monkeypatch.setattr(report, "MAX_CARDS", 10)
-    monkeypatch.setattr(reportpage, "MAX_ROWS", 4)
+    monkeypatch.setattr(tiling_report, "MAX_CARDS", 10)
+    monkeypatch.setattr(tiling_page, "MAX_ROWS", 4)
     slides = [SlideSummary(f"s{i:03}", "ok", num_patches=i) for i in range(93)]
     slides += [SlideSummary(f"t{i:03}", "ok", doubts=["faint"]) for i in range(3)]
     slides += [SlideSummary(f"u{i:03}", "failed", error="x") for i in range(6)]
@@ -271,7 +271,7 @@ def test_a_page_of_many_slides_stays_small_and_quick():
     text = to_html(summary_of(slides))
     assert time.process_time() - start < 10  # about 1 s; the limit is for busy machines
     assert len(text) < 4e6
-    assert text.count("<article") == report.MAX_CARDS
+    assert text.count("<article") == tiling_report.MAX_CARDS
 
 
 @pytest.mark.parametrize("patches", [[0], [1, 1, 3], [9, 10, 11, 24], [5] * 999 + [100_000], list(range(0, 50_000, 7))])

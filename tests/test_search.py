@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from distmil.config import Config
-from distmil.configfile import build_config, load_config
+from distmil.config.loading import build_config, load_config
+from distmil.config.root import Config
 from distmil.errors import ConfigError
-from distmil.search import (
+from distmil.search.space import (
     Domain,
     Task,
     TrialRecord,

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from distmil import sources
-from distmil.sources import (
+from distmil.slides import file_version
+from distmil.slides.file_version import (
     files_of,
     has_checksum,
     is_intact,
@@ -214,8 +214,8 @@ def test_a_folder_of_many_series_is_looked_through_once(tmp_path, monkeypatch):
         save_dicom(tmp_path / f"{i}.dcm", f"1.2.{i // 3}", seed=i)
     os.utime(tmp_path, ns=(10**18, 10**18))
     looks = []
-    find = sources.series_uid
-    monkeypatch.setattr(sources, "series_uid", lambda *args: (looks.append(args), find(*args))[1])
+    find = file_version.series_uid
+    monkeypatch.setattr(file_version, "series_uid", lambda *args: (looks.append(args), find(*args))[1])
     for i in range(60):
         assert len(files_of(tmp_path / f"{i}.dcm")) == 3
     assert len(looks) == 60 + 60  # all of them once, and each that is asked for

@@ -7,20 +7,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from distmil.bags import BagEntry
+from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
-from distmil.configfile import build_config
+from distmil.config.loading import build_config
 from distmil.defects import DEFECT
-from distmil.embedding import SlideEmbedder
-from distmil.encoders import EncoderSpec
+from distmil.encoders.embedder import SlideEmbedder
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import SlideError, StorageError
-from distmil.labelling import SlideLabeller
-from distmil.predicting import Found, SlidePredictor
-from distmil.stages import embed, label, predict, tilereport, verify
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.storage import Record
-from distmil.tiling import tile_slide
+from distmil.inference.predictor import Found, SlidePredictor
+from distmil.labels.tables import SlideLabeller
+from distmil.pipeline import embed, label, predict, tile_report, verify
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.storage.store import Record
+from distmil.tiling.tiler import tile_slide
 from tests.slidemaking import save_pyramid, tissue_image
 
 VALUES = {"tiling": {"strategy": "crop", "patch_px": 32, "mpp": None, "encode": "png", "chunk_patches": 16}}
@@ -67,9 +67,9 @@ def ask(monkeypatch, slide, config, store, patches):
         return worker(embed._item(SlideEmbedder(patches, config, SPEC, store), patches.parts[0]))
 
     def draws(error):
-        monkeypatch.setattr(tilereport, "draw_slide", raising(error))
+        monkeypatch.setattr(tile_report, "draw_slide", raising(error))
         row = {"slide": json.dumps(asdict(slide)), "record": json.dumps(patches.to_json()), "name": "n"}
-        return tilereport.Illustrator(config, store, "reports/r")(row)
+        return tile_report.Illustrator(config, store, "reports/r")(row)
 
     def verifies(error):
         monkeypatch.setattr(verify, "find_damage", raising(error))

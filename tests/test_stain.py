@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distmil.stain import DENSITY, UNMIX, shift_stains
+from distmil.encoders.stains import DENSITY, UNMIX, shift_stains
 
 
 def patch(seed: int = 0) -> NDArray[np.uint8]:

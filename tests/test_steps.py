@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from distmil.config import Config
-from distmil.giantbag import GiantBag
-from distmil.group import Group
-from distmil.learner import Learner, make_learner
+from distmil.bags.sampler import Step, StepPlanner
+from distmil.config.root import Config
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.packedlosses import Aim, Totals
-from distmil.sampling import Step, StepPlanner
-from distmil.steps import share_of, take_step
+from distmil.training.chunked_bag import GiantBag
+from distmil.training.learner import Learner, make_learner
+from distmil.training.losses import Aim, Totals
+from distmil.training.step import share_of, take_step
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bag, small_config
 from tests.threadgroup import run_as_group
 

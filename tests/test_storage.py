@@ -17,12 +17,13 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from distmil import objectstore, storage
-from distmil.configfile import load_config
+from distmil.config.loading import load_config
 from distmil.errors import ConfigError, StorageError
-from distmil.objectstore import Patience, open_filesystem
-from distmil.sources import source_key
-from distmil.storage import JOB_VARIABLE, Part, Record, Store, resolve_root
+from distmil.slides.file_version import source_key
+from distmil.storage import object_store
+from distmil.storage import store as storage
+from distmil.storage.object_store import Patience, open_filesystem
+from distmil.storage.store import JOB_VARIABLE, Part, Record, Store, resolve_root
 from tests.s3server import BUCKET, DENIED, FAULTS, HOST, KEYS, free_port, s3_server
 
 RECORD = Record(
@@ -43,7 +44,7 @@ def server(tmp_path_factory):
 @pytest.fixture
 def s3(server, monkeypatch, tmp_path):
     """The server, well again, and nothing of this machine's own settings."""
-    for name in (*objectstore.ENDPOINT_VARIABLES, *objectstore.REGION_VARIABLES):
+    for name in (*object_store.ENDPOINT_VARIABLES, *object_store.REGION_VARIABLES):
         monkeypatch.delenv(name, raising=False)
     for name, value in {**KEYS, "HOME": str(tmp_path), "DISTMIL_CACHE": str(tmp_path / "cache")}.items():
         monkeypatch.setenv(name, value)
@@ -448,7 +449,7 @@ def test_a_missing_bucket_is_not_made(s3):
 
 def test_missing_credentials_are_said(s3, tmp_path):
     # in a process of its own: those of this one are found once and kept
-    code = f"from distmil.storage import Store\nStore({s3.uri('runs')!r}).check()"
+    code = f"from distmil.storage.store import Store\nStore({s3.uri('runs')!r}).check()"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"AWS_EC2_METADATA_DISABLED": "true", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
@@ -573,9 +574,9 @@ def test_another_kind_of_uri_is_refused(uri):
         resolve_root(uri)
 
 
-@pytest.mark.parametrize("variable", objectstore.ENDPOINT_VARIABLES)
+@pytest.mark.parametrize("variable", object_store.ENDPOINT_VARIABLES)
 def test_a_root_carries_the_endpoint_of_the_environment(monkeypatch, variable):
-    for name in objectstore.ENDPOINT_VARIABLES:
+    for name in object_store.ENDPOINT_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(variable, "http://minio:9000")
     assert resolve_root("s3://bucket/a/") == "s3://bucket/a?endpoint_override=http://minio:9000"
@@ -620,7 +621,7 @@ def test_the_region_is_the_uris_else_the_environments(monkeypatch):
 
 
 def test_a_file_smaller_than_a_refusal_is_asked_for_again(s3, remote, monkeypatch):
-    monkeypatch.setattr(objectstore.random, "uniform", lambda low, high: 0.01)
+    monkeypatch.setattr(object_store.random, "uniform", lambda low, high: 0.01)
     remote.write("tiny.json", b"{}")
     for kind in ("500", "503", "lost"):
         s3.behaviour.kinds, s3.behaviour.share = (kind,), 0.3
@@ -668,7 +669,7 @@ def test_a_config_that_cannot_be_read_from_a_store_is_named(s3, hasty, uri, erro
     ],
 )
 def test_the_address_of_an_s3_server(uri, found):
-    assert objectstore.s3_endpoint(uri) == found
+    assert object_store.s3_endpoint(uri) == found
 
 
 def test_a_folder_is_deleted_with_all_below_it(any_store):

@@ -8,15 +8,15 @@ from ray import cloudpickle
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from distmil.agenda import Agenda
-from distmil.configfile import build_config
-from distmil.draws import random_values
+from distmil.config.loading import build_config
 from distmil.errors import TrainingError
-from distmil.search import Domain, Task, TrialRecord
-from distmil.stages import sweeping
-from distmil.stages.sweeping import AgendaSearcher, Rungs, make_scheduler
-from distmil.stages.trialbook import TrialBook
-from distmil.stages.trials import TASK, Sweep, report
+from distmil.pipeline.tuning import scheduler as sweeping
+from distmil.pipeline.tuning.callback import TrialBook
+from distmil.pipeline.tuning.scheduler import AgendaSearcher, Rungs, make_scheduler
+from distmil.pipeline.tuning.trials import TASK, Sweep, report
+from distmil.search.queue import Agenda
+from distmil.search.samplers import random_values
+from distmil.search.space import Domain, Task, TrialRecord
 
 CONFIG = build_config({"training": {"epochs": 4}, "search": {"grace_epochs": 2, "reduction": 2.0}})
 

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from distmil.comparison import Spread
-from distmil.search import Domain, TrialRecord
-from distmil.sweepplots import comparison_plot, parallel_coordinates, parameter_plots
+from distmil.search.comparison import Spread
+from distmil.search.plots import comparison_plot, parallel_coordinates, parameter_plots
+from distmil.search.space import Domain, TrialRecord
 
 SPACE = {
     "bags.top_k": Domain("choice", (1, 8, 32)),

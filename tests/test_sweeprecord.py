@@ -5,16 +5,16 @@ import shutil
 import pytest
 from mlflow import MlflowClient
 
-from distmil import mlflowclient, tracking
 from distmil.cohort import Cohort
-from distmil.configfile import build_config
-from distmil.encoders import EncoderSpec
-from distmil.search import Domain, TrialRecord
-from distmil.stages.runtime import Job
-from distmil.stages.sweeprecord import Book, Progress
-from distmil.stages.trials import Sweep, read_trial
-from distmil.storage import Store
-from distmil.tracking import Tracker
+from distmil.config.loading import build_config
+from distmil.encoders.registry import EncoderSpec
+from distmil.pipeline.job import Job
+from distmil.pipeline.tuning.record import Book, Progress
+from distmil.pipeline.tuning.trials import Sweep, read_trial
+from distmil.search.space import Domain, TrialRecord
+from distmil.storage.store import Store
+from distmil.tracking import mlflow_client, tracker
+from distmil.tracking.tracker import Tracker
 
 SPEC = EncoderSpec(name="resnet18", digest="digest-of-weights", dimension=12, weights_file=None)
 SPACE = {"bags.top_k": Domain("choice", (1, 2, 4))}
@@ -23,7 +23,7 @@ SPACE = {"bags.top_k": Domain("choice", (1, 2, 4))}
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    mlflowclient.outage_of.cache_clear()
+    mlflow_client.outage_of.cache_clear()
 
 
 class Search:
@@ -33,8 +33,8 @@ class Search:
         self.store = Store(str(root))
         self.uri = f"sqlite:///{root / 'mlflow.db'}"
         self.sweep = Sweep("s", self.store.root, {}, SPEC, "slide_auc", False, [], [], 0)
-        self.is_up, self.tries, self._connect = True, 0, tracking.connect
-        monkeypatch.setattr(tracking, "connect", self.connect)
+        self.is_up, self.tries, self._connect = True, 0, tracker.connect
+        monkeypatch.setattr(tracker, "connect", self.connect)
         self.records = [TrialRecord({"bags.top_k": k}, 0, False, i) for i, k in enumerate((1, 2, 4))]
 
     def connect(self, uri):
@@ -131,7 +131,7 @@ def test_children_open_later_where_the_parent_could_not_be_opened(search, monkey
         search.tell(book, record)
     search.end(book, search.records[0])
     search.is_up = True
-    monkeypatch.setattr(mlflowclient.outage_of(search.uri), "retry_at_s", 0.0)
+    monkeypatch.setattr(mlflow_client.outage_of(search.uri), "retry_at_s", 0.0)
     search.end(book, search.records[1])
     assert len(search.children(book.parent.run_id)) == 2
     book.start(search.records[2])
@@ -158,7 +158,7 @@ def test_the_next_call_completes_what_an_outage_left(search, caplog):
     book.finish("FINISHED")
     assert "MLflow lacks the end of 2 trials; the same command records it" in caplog.text
     search.is_up = True
-    mlflowclient.outage_of.cache_clear()
+    mlflow_client.outage_of.cache_clear()
     again = search.open()
     assert again.parent.run_id == book.parent.run_id
     search.records = [read_trial(search.sweep, record.task) for record in search.records]

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from distmil.comparison import Spread
-from distmil.configfile import build_config, load_config
-from distmil.search import Domain, TrialRecord
-from distmil.stages.runtime import Job
-from distmil.stages.sweepreport import Outcome, write_report
-from distmil.storage import Store
+from distmil.config.loading import build_config, load_config
+from distmil.pipeline.job import Job
+from distmil.pipeline.tuning.report import Outcome, write_report
+from distmil.search.comparison import Spread
+from distmil.search.space import Domain, TrialRecord
+from distmil.storage.store import Store
 
 SPACE = {"bags.top_k": Domain("choice", (2, 8)), "losses.bag": Domain("loguniform", (0.1, 10.0))}
 DEFAULT = {"bags.top_k": 8, "losses.bag": 1.0}

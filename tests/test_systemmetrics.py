@@ -5,14 +5,15 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from distmil import mlflowclient, systemmetrics
-from distmil.systemmetrics import system_metrics
-from distmil.tracking import Tracker
+from distmil.tracking import mlflow_client
+from distmil.tracking import system_metrics as systemmetrics
+from distmil.tracking.system_metrics import system_metrics
+from distmil.tracking.tracker import Tracker
 
 
 @pytest.fixture
 def tracker(tmp_path):
-    mlflowclient.outage_of.cache_clear()
+    mlflow_client.outage_of.cache_clear()
     found = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "an experiment")
     found.start("a run", artifacts=str(tmp_path / "artifacts"))
     return found

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from distmil import texture as module
-from distmil.texture import DIMENSION, texture
+from distmil.encoders import texture as module
+from distmil.encoders.texture import DIMENSION, texture
 
 pytestmark = pytest.mark.filterwarnings("error")
 

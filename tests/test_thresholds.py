@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from distmil.metrics import choose_thresholds, judge, summarise
-from distmil.scoring import READ_OUTS
-from distmil.thresholds import describe_thresholds, threshold_of, youden_threshold
+from distmil.inference.metrics import choose_thresholds, judge, summarise
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.thresholds import describe_thresholds, threshold_of, youden_threshold
 from tests.scale import cases
 from tests.test_metrics import scores
 

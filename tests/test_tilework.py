@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from distmil import tilework
 from distmil.cohort import Slide
 from distmil.defects import DEFECT
 from distmil.errors import StorageError, UnreadableSlide
-from distmil.isolation import ChildCrashed, ChildTimedOut
-from distmil.storage import Store
-from distmil.tilework import Answer, SlideWorker, do_step
-from distmil.tiling import SlideTiler, tile_slide
+from distmil.processes.child import ChildCrashed, ChildTimedOut
+from distmil.storage.store import Store
+from distmil.tiling import worker as tilework
+from distmil.tiling.tiler import SlideTiler, tile_slide
+from distmil.tiling.worker import Answer, SlideWorker, do_step
 from tests.jpegtiff import save_jpeg_tiff
 from tests.tilemaking import PIXELS, contents, make_slide, tiling
 
@@ -112,7 +112,7 @@ def test_only_an_exception_that_nobody_expects_is_a_defect(tiler, monkeypatch, e
     record = do_step(tiler, None).record
     assert (DEFECT in record.info) is is_defect
     if is_defect:
-        assert record.error.startswith("ValueError: max() arg is an empty sequence (tilework.py:")
+        assert record.error.startswith("ValueError: max() arg is an empty sequence (tiling/worker.py:")
         assert record.error.endswith(" in _plan)")
         assert record.info[DEFECT] == record.error
 
@@ -212,7 +212,7 @@ def test_a_child_that_dies_or_hangs_costs_one_slide(chunk_of, monkeypatch, error
         called.append(timeout_s)
         raise error
 
-    monkeypatch.setattr("distmil.isolation.Child.call", call)
+    monkeypatch.setattr("distmil.processes.child.Child.call", call)
     record = chunk_of(1).record
     assert record.status == status
     assert text in record.error

@@ -12,11 +12,13 @@ import pytest
 import tifffile
 from PIL import Image
 
-from distmil import survey, tilework
 from distmil.cohort import Slide
 from distmil.defects import DEFECT
 from distmil.errors import StorageError, UnreadableSlide
-from distmil.shards import (
+from distmil.storage.schemas import GRID, PATCHES, STATUSES
+from distmil.storage.store import Store
+from distmil.tiling import plan, worker
+from distmil.tiling.shards import (
     decode_image,
     encode_image,
     encode_shard,
@@ -25,10 +27,8 @@ from distmil.shards import (
     patches_folder,
     read_patches,
 )
-from distmil.storage import Store
-from distmil.tables import GRID, PATCHES, STATUSES
-from distmil.tilework import do_step
-from distmil.tiling import SlideTiler, slide_row, tile_slide
+from distmil.tiling.tiler import SlideTiler, slide_row, tile_slide
+from distmil.tiling.worker import do_step
 from tests.dicommaking import save_dicom
 from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import save_image, save_pyramid, tissue_image
@@ -232,7 +232,7 @@ def jpeg(path):
     "make", [write_text, cut_tiff, damaged_tile, odd_strips, deep_tiff, jpeg, os.mkfifo, os.mkdir, lambda path: None]
 )
 def test_the_name_of_a_slide_that_fails_is_nowhere_in_the_store(tmp_path, store, make, suffix, monkeypatch):
-    monkeypatch.setattr(tilework, "PAUSE_S", 0)
+    monkeypatch.setattr(worker, "PAUSE_S", 0)
     path = tmp_path / f"CNRY-Doe, Jane.{suffix}"
     make(path)
     slide, config = Slide("s1", str(path)), tiling(strategy="foreground")
@@ -417,8 +417,8 @@ def test_a_chunk_of_another_grid_is_not_reused(tmp_path, store, monkeypatch):
     tiler = SlideTiler(slide, config, store)
     tiler.plan()
     tiler.write_chunk(0)
-    lay = survey.lay_grid
-    monkeypatch.setattr(survey, "lay_grid", lambda *given, **more: tuple(at + 5 for at in lay(*given, **more)))
+    lay = plan.lay_grid
+    monkeypatch.setattr(plan, "lay_grid", lambda *given, **more: tuple(at + 5 for at in lay(*given, **more)))
     table = patches_of(store, config, tile_slide(slide, config, store))
     assert np.array_equal(images_of(table)[0], PIXELS[5:69, 5:69])
 
@@ -612,7 +612,7 @@ def test_patches_apart_by_whole_tiles_are_reused(tmp_path, store):
 
 def test_tiles_that_decode_to_other_pixels_are_left_to_openslide(tmp_path, store, monkeypatch):
     assert tile_slide(jpeg_slide(tmp_path), tiling(chunk_patches=17), store).info["doubts"] == []
-    monkeypatch.setattr(survey, "agrees", lambda *given, **more: False)
+    monkeypatch.setattr(plan, "agrees", lambda *given, **more: False)
     record = tile_slide(jpeg_slide(tmp_path), tiling(), store)
     assert record.info["reader"] == "openslide"
     assert "its tiles do not decode to OpenSlide's pixels by themselves" in record.info["doubts"][0]
@@ -737,7 +737,7 @@ def test_a_default_resolution_counts_only_where_it_was_needed(tmp_path, store):
 
 
 def test_an_absurd_size_is_refused_before_it_fills_the_memory(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(survey, "MAX_PLACES", 50)
+    monkeypatch.setattr(plan, "MAX_PLACES", 50)
     record = tile_slide(make_slide(tmp_path), tiling(), store)
     assert record.status == "unreadable"
     assert "700 x 420 px" in record.error

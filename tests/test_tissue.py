@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from distmil.cohort import Slide
-from distmil.shards import read_grid
-from distmil.slideconfig import TilingConfig
+from distmil.config.data import TilingConfig
 from distmil.slides.reader import open_slide, overview
 from distmil.slides.tissue import bounding_box, detect_tissue
-from distmil.storage import Part
-from distmil.tiling import SlideTiler
+from distmil.storage.store import Part
+from distmil.tiling.shards import read_grid
+from distmil.tiling.tiler import SlideTiler
 from tests.scale import cases
 from tests.slidemaking import tissue_image
 

@@ -8,8 +8,8 @@ import pytest
 import shapely
 from PIL import Image
 
+from distmil.annotations.tissue_file import read_tissue
 from distmil.errors import AnnotationError
-from distmil.slides.tissuefile import read_tissue
 
 SLIDE = (700, 400)
 POINT = {"type": "Feature", "geometry": {"type": "Point", "coordinates": [5, 5]}, "properties": {}}

@@ -14,17 +14,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from mlflow import MlflowClient
 
-from distmil import backlog, mlflowclient, tracking
-from distmil.config import Config
-from distmil.configfile import build_config
-from distmil.interruption import SIGNALS, Interrupted, Interruption
-from distmil.tracking import Tracker, resolve_uri
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.processes.interruption import SIGNALS, Interrupted, Interruption
+from distmil.tracking import mlflow_client, outbox
+from distmil.tracking import tracker as tracking
+from distmil.tracking.tracker import Tracker, resolve_uri
 
 
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    mlflowclient.outage_of.cache_clear()
+    mlflow_client.outage_of.cache_clear()
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, 
     asked = len(flaky.asked)
     tracker.log_metrics({"loss": 0.6}, step=3)  # too early for another try
     assert len(flaky.asked) == asked
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + backlog.RETRY_S)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + outbox.RETRY_S)
     tracker.log_metrics({"loss": 0.5}, step=4)
     run = run_of(tracker)
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
@@ -244,7 +245,7 @@ def test_many_runs_find_out_about_an_outage_once(flaky, uri, tmp_path, caplog):
 
 
 def test_a_slow_failure_takes_a_small_share_of_the_time():
-    outage = backlog.Outage()
+    outage = outbox.Outage()
     assert outage.fail(took_s=20)
     assert outage.retry_at_s - time.monotonic() > 190
     assert not outage.may_try()
@@ -252,7 +253,7 @@ def test_a_slow_failure_takes_a_small_share_of_the_time():
 
 
 def test_metrics_of_a_long_outage_are_kept_up_to_a_number(flaky, tracker, caplog, monkeypatch):
-    monkeypatch.setattr(backlog, "MOST_METRICS", 3)
+    monkeypatch.setattr(outbox, "MOST_METRICS", 3)
     flaky.is_down = True
     for step in range(5):
         tracker.log_metrics({"loss": float(step)}, step=step)
@@ -380,7 +381,7 @@ def test_a_copy_logs_into_the_same_run_and_takes_nothing_along(flaky, tracker):
     flaky.is_down = True
     tracker.log_metrics({"loss": 0.5}, step=0)
     flaky.is_down = False
-    mlflowclient.outage_of.cache_clear()  # as in another process
+    mlflow_client.outage_of.cache_clear()  # as in another process
     copy = pickle.loads(pickle.dumps(tracker))
     copy.log_metrics({"loss": 0.25}, step=3)
     tracker.finish("FINISHED")

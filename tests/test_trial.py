@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from distmil.encoders import EncoderSpec
-from distmil.engine import evaluate
-from distmil.group import Group
-from distmil.runs import open_run
-from distmil.storage import Store
-from distmil.trial import Fold, Trial, judge_run, mean_row
+from distmil.encoders.registry import EncoderSpec
+from distmil.search.trial import Fold, Trial, judge_run, mean_row
+from distmil.storage.store import Store
+from distmil.training.engine import evaluate
+from distmil.training.run import open_run
+from distmil.training.workers import Group
 from tests.bagmaking import EMBEDDING, make_bags, small_config
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=EMBEDDING, weights_file=None)

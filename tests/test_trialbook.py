@@ -9,13 +9,13 @@ import torch
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
-from distmil.agenda import Agenda
 from distmil.errors import StorageError, TrainingError
-from distmil.ownership import take_over
-from distmil.search import Task, TrialRecord
-from distmil.stages.trialbook import TrialBook, in_words, is_lost
-from distmil.stages.trials import TASK, Sweep, read_trial, read_trials, search_folder, write_trial
-from distmil.storage import Store
+from distmil.pipeline.tuning.callback import TrialBook, in_words, is_lost
+from distmil.pipeline.tuning.trials import TASK, Sweep, read_trial, read_trials, search_folder, write_trial
+from distmil.search.queue import Agenda
+from distmil.search.space import Task, TrialRecord
+from distmil.storage.store import Store
+from distmil.training.ownership import take_over
 
 ROWS = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
 VALUES = {"bags.top_k": 8}

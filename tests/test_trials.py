@@ -5,12 +5,10 @@ from typing import Any
 import pytest
 import torch
 
-from distmil.checkpoints import checkpoint_folder
-from distmil.configfile import build_config
-from distmil.engine import History
-from distmil.search import Task
-from distmil.stages import fit, sweeping, trials
-from distmil.stages.trials import (
+from distmil.config.loading import build_config
+from distmil.pipeline.training import group
+from distmil.pipeline.tuning import scheduler, trials
+from distmil.pipeline.tuning.trials import (
     TASK,
     WORKER_CORES,
     Sweep,
@@ -19,7 +17,10 @@ from distmil.stages.trials import (
     train_group,
     trial_device,
 )
-from distmil.storage import Store
+from distmil.search.space import Task
+from distmil.storage.store import Store
+from distmil.training.checkpoints import checkpoint_folder
+from distmil.training.engine import History
 
 ROWS: list[dict[str, float | None]] = [{"val_slide_auc": value, "val_slide_loss": 0.5} for value in (0.6, 0.9, 0.7)]
 
@@ -43,13 +44,13 @@ def test_a_group_tells_the_row_of_the_network_that_it_keeps(patience, told):
 
 def test_groups_ask_for_the_cores_that_trials_at_once_are_counted_by(monkeypatch):
     config = build_config({"training": {"num_workers": 2, "use_gpu": False}})
-    monkeypatch.setattr(fit.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
-    monkeypatch.setattr(fit, "is_autoscaling", lambda: False)
-    monkeypatch.setattr(sweeping, "start_ray", lambda: None)
-    monkeypatch.setattr(sweeping, "cluster_resources", lambda: {"CPU": 8.0})
-    assert fit._resources(config, is_gpu=False) == {"CPU": 4.0}  # a training of its own takes the node
-    each = fit._resources(config, is_gpu=False, cores=WORKER_CORES)["CPU"]
-    assert sweeping.concurrency(config, {"memory": 1}) == 8 / (2 * each) == 4
+    monkeypatch.setattr(group.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr(group, "is_autoscaling", lambda: False)
+    monkeypatch.setattr(scheduler, "start_ray", lambda: None)
+    monkeypatch.setattr(scheduler, "cluster_resources", lambda: {"CPU": 8.0})
+    assert group._resources(config, is_gpu=False) == {"CPU": 4.0}  # a training of its own takes the node
+    each = group._resources(config, is_gpu=False, cores=WORKER_CORES)["CPU"]
+    assert scheduler.concurrency(config, {"memory": 1}) == 8 / (2 * each) == 4
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])

@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from distmil.agenda import Agenda
-from distmil.bags import BagEntry
+from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
-from distmil.configfile import build_config
-from distmil.encoders import EncoderSpec
+from distmil.config.loading import build_config
+from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, TrainingError
-from distmil.search import TrialRecord, read_space
-from distmil.stages import tune
-from distmil.stages.prepare import Prepared
-from distmil.stages.runtime import Job
-from distmil.stages.trials import Sweep
-from distmil.storage import Store
-from distmil.tracking import Tracker
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.tuning import job as tune
+from distmil.pipeline.tuning.trials import Sweep
+from distmil.search.queue import Agenda
+from distmil.search.space import TrialRecord, read_space
+from distmil.storage.store import Store
+from distmil.tracking.tracker import Tracker
 from tests.bagmaking import make_bags
 
 SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pytest
 
 from distmil.cohort import Slide
-from distmil.shards import encode_shard, read_patches
-from distmil.tiling import RECORD_FILE, SlideTiler, tile_slide
-from distmil.verification import find_damage
+from distmil.tiling.shards import encode_shard, read_patches
+from distmil.tiling.tiler import RECORD_FILE, SlideTiler, tile_slide
+from distmil.tiling.verification import find_damage
 from tests.jpegtiff import save_jpeg_tiff
 from tests.tilemaking import PIXELS, make_slide, tiling
 

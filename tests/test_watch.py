@@ -4,12 +4,13 @@ from typing import Any
 
 import pytest
 
-from distmil.config import Config
+from distmil.config.root import Config
 from distmil.console import Console
-from distmil.stages import runtime, watch
-from distmil.stages.runtime import Job
-from distmil.stages.watch import _Room, workers_that_fit
-from distmil.storage import Store
+from distmil.pipeline import cluster
+from distmil.pipeline.job import Job
+from distmil.pipeline.training import monitor
+from distmil.pipeline.training.monitor import _Room, workers_that_fit
+from distmil.storage.store import Store
 
 
 @pytest.mark.parametrize(
@@ -29,12 +30,12 @@ def test_workers_are_counted_node_by_node(nodes: Any, worker: dict[str, float], 
 def test_a_lack_of_nodes_is_told_once_and_its_end_too(
     store: Store, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(watch, "NODES_INTERVAL_S", 0.0)
+    monkeypatch.setattr(monitor, "NODES_INTERVAL_S", 0.0)
     room = _Room(Job(Config(), store, Console()), {"CPU": 2.0}, needed=2)
 
     def look(*cores: int) -> str:
         nodes = [{"Alive": True, "Resources": {"CPU": float(count)}} for count in cores]
-        monkeypatch.setattr(runtime.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
+        monkeypatch.setattr(cluster.ray, "nodes", lambda: [*nodes, {"Alive": False, "Resources": {"CPU": 64.0}}])
         room.show()
         return capsys.readouterr().err
 

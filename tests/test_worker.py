@@ -5,11 +5,12 @@ import time
 
 import pytest
 
-from distmil.bags import BagEntry, Shards
-from distmil.configfile import build_config
-from distmil.stages import runtime, worker
-from distmil.stages.worker import GroupFailed, fetch, run_file
-from distmil.storage import Part, Store
+from distmil.bags.bag import BagEntry, Shards
+from distmil.config.loading import build_config
+from distmil.pipeline import cluster
+from distmil.pipeline.training import worker
+from distmil.pipeline.training.worker import GroupFailed, fetch, run_file
+from distmil.storage.store import Part, Store
 from tests.threadgroup import run_as_group
 
 
@@ -65,7 +66,7 @@ def test_a_shard_that_one_worker_cannot_fetch_stops_all(store: Store, monkeypatc
 def test_auto_takes_gpus_where_there_are_enough(
     have: int, workers: int, fewest: int | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtime, "start_ray", lambda: None)
-    monkeypatch.setattr(runtime, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(have)})
+    monkeypatch.setattr(cluster, "start_ray", lambda: None)
+    monkeypatch.setattr(cluster, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(have)})
     config = build_config({"training": {"num_workers": workers, "min_workers": fewest}})
-    assert runtime.wants_gpu(config, count=fewest or workers) is wanted
+    assert cluster.wants_gpu(config, count=fewest or workers) is wanted

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from distmil.group import Group
+from distmil.training.workers import Group
 
 Result = TypeVar("Result")
 

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 
 from distmil.cohort import Slide
-from distmil.shards import decode_image, patches_folder, read_patches
-from distmil.slideconfig import TilingConfig
+from distmil.config.data import TilingConfig
+from distmil.tiling.shards import decode_image, patches_folder, read_patches
 from tests.slidemaking import save_image, save_pyramid, tissue_image
 
 SIZE = (700, 420)

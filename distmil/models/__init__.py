@@ -1,1 +1,1 @@
-"""Networks and pooling."""
+"""Networks, pooling and loss formulas."""

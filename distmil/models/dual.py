@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from distmil.learningconfig import ModelConfig
+from distmil.config.learning import ModelConfig
 from distmil.models.network import GatedNetwork, exact
 from distmil.models.pooling import Pooling
 

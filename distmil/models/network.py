@@ -11,11 +11,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from distmil.learningconfig import ModelConfig
-from distmil.models.blocks import attended_in_blocks, features_in_blocks
+from distmil.config.learning import ModelConfig
+from distmil.models.cpu_attention import attended_in_blocks, features_in_blocks
 from distmil.models.normaliser import Normaliser
 from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen
-from distmil.tensors import Rows, in_one
+from distmil.models.tensors import Rows, in_one
 
 
 class Network(nn.Module):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from distmil.tensors import on_device
+from distmil.models.tensors import on_device
 
 _MATRIX_BAGS = 64
 DEFAULT_SHARE = 0.1

@@ -1,1 +1,1 @@
-"""Files to pixels and outlines."""
+"""Slide files to pixels."""

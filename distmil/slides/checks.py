@@ -7,7 +7,7 @@ file is refused with what to do about it, and what can be used with care is a do
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from distmil.slides.tiffpages import GREY, PALETTE, RGB, YCBCR, Size, TiffPage
+from distmil.slides.tiff_pages import GREY, PALETTE, RGB, YCBCR, Size, TiffPage
 
 _TURNED = range(2, 9)
 """Orientation: 1 is upright, and what is no orientation at all counts for no reader."""

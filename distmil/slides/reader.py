@@ -20,8 +20,8 @@ from PIL import ImageOps, UnidentifiedImageError
 from distmil.defects import without_paths
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
 from distmil.slides.checks import GREY_DOUBT, Resolution, page_doubts, pixel_fault, resolution_of
-from distmil.slides.tiffpages import TiffPage, read_pages
-from distmil.sources import SLIDE_SUFFIXES, unusable
+from distmil.slides.file_version import SLIDE_SUFFIXES, unusable
+from distmil.slides.tiff_pages import TiffPage, read_pages
 
 _BLOCK_PX = 4096
 _MAGIC = {

@@ -11,15 +11,15 @@ import pytest
 import torch
 
 from benchmarks.trainingruns import SPEC, Run, make_cohort, make_config, worker_pids
-from distmil.bags import BagEntry
-from distmil.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.bags.bag import BagEntry
 from distmil.errors import SlideError, StorageError
-from distmil.group import Group
-from distmil.runs import new_learner
-from distmil.stages.fit import _cores_each
-from distmil.stages.worker import GroupFailed, together
-from distmil.storage import Store
-from distmil.tables import embeddings_schema, to_ipc
+from distmil.pipeline.training.group import _cores_each
+from distmil.pipeline.training.worker import GroupFailed, together
+from distmil.storage.schemas import embeddings_schema, to_ipc
+from distmil.storage.store import Store
+from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.run import new_learner
+from distmil.training.workers import Group
 from tests.threadgroup import run_as_group
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from distmil.processes import Process, descendants
+from distmil.processes.tree import Process, descendants
 from tests.integration.jobrunning import ROOT, TIMEOUT_S, command, environment, run_job
 from tests.scale import IS_FULL
 

@@ -12,8 +12,8 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
-from distmil.scoring import READ_OUTS
-from distmil.storage import Store
+from distmil.inference.scoring import READ_OUTS
+from distmil.storage.store import Store
 from tests.integration.jobrunning import Done, kill_job_when, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -18,10 +18,11 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from distmil import backlog, mlflowclient
-from distmil.config import Config
-from distmil.export import log_model, save_model
-from distmil.tracking import Tracker
+from distmil.config.root import Config
+from distmil.inference.mlflow_model import save_model
+from distmil.tracking import mlflow_client, outbox
+from distmil.tracking.models import log_model
+from distmil.tracking.tracker import Tracker
 from tests.integration.jobrunning import run_job
 from tests.test_export import expected, make_bundle, make_embeddings
 
@@ -88,7 +89,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def up(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, running, and known to run."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    mlflowclient.outage_of.cache_clear()
+    mlflow_client.outage_of.cache_clear()
     if server.process is None:
         server.start()
     return server
@@ -141,7 +142,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     up: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(backlog, "RETRY_S", 1.0)
+    monkeypatch.setattr(outbox, "RETRY_S", 1.0)
     tracker = Tracker(up.uri, "over http")
     tracker.start("a run", artifacts=str(tmp_path))
     tracker.log_metrics({"loss": 0.0}, step=0)

@@ -12,13 +12,14 @@ import ray
 from ray.cluster_utils import Cluster
 from rich.console import Console as RichConsole
 
-from distmil import storage
-from distmil.config import Config
+from distmil.config.root import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, DistmilError, StorageError
-from distmil.stages import runtime
-from distmil.stages.runtime import Job, check_cluster, check_nodes, judge_answers, look_at_store
-from distmil.storage import Store, resolve_root
+from distmil.pipeline import cluster as runtime
+from distmil.pipeline.cluster import check_cluster, check_nodes, judge_answers, look_at_store
+from distmil.pipeline.job import Job
+from distmil.storage import store as storage
+from distmil.storage.store import Store, resolve_root
 from tests.s3server import BUCKET, KEYS, s3_server
 
 on_cluster = [

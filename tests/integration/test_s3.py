@@ -14,10 +14,11 @@ import ray
 
 from benchmarks.objectstore import JOBS, RUN, Stages, differences, settings_of
 from distmil import cli
-from distmil.configfile import load_config
+from distmil.cli import STAGES
+from distmil.config.loading import load_config
 from distmil.demo import make_cohort
-from distmil.stages.runtime import Job
-from distmil.storage import Store
+from distmil.pipeline.job import Job
+from distmil.storage.store import Store
 from tests.s3server import BUCKET, FAULTS, S3, s3_server
 
 pytestmark = [
@@ -62,7 +63,7 @@ def run_here(made: Stages, job: str) -> None:
     """Run a job in this process."""
     started = time.monotonic()
     config = load_config(None, made.arguments(job))
-    answer = importlib.import_module(f"distmil.stages.{job}").run(Job(config, made.store))
+    answer = importlib.import_module(STAGES[job]).run(Job(config, made.store))
     made.answers[job] = json.loads(json.dumps({"job": job, "storage": made.store.root, **answer}))
     made.seconds[job] = time.monotonic() - started
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from distmil.cohort import Slide
-from distmil.slideconfig import TilingConfig
-from distmil.stages.tile import MOST_CHUNKS
-from distmil.storage import Store
-from distmil.tiling import tile_slide
+from distmil.config.data import TilingConfig
+from distmil.pipeline.tile import MOST_CHUNKS
+from distmil.storage.store import Store
+from distmil.tiling.tiler import tile_slide
 from tests.integration.jobrunning import Done, run_job
 from tests.jpegtiff import save_jpeg_tiff
 from tests.slidemaking import tissue_image

@@ -16,11 +16,11 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from benchmarks.clusters import free_port
-from distmil.configfile import build_config
-from distmil.stages import tune
-from distmil.stages.runtime import Job
-from distmil.stages.sweeping import concurrency, trial_resources
-from distmil.storage import Store
+from distmil.config.loading import build_config
+from distmil.pipeline.job import Job
+from distmil.pipeline.tuning import job
+from distmil.pipeline.tuning.scheduler import concurrency, trial_resources
+from distmil.storage.store import Store
 from tests.integration.jobrunning import interrupt_job_when, kill_job_when, run_job
 from tests.integration.test_mlflow_server import Server
 
@@ -59,7 +59,7 @@ def search(home: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     """Run a search in this process and return its answer."""
     values = {name: {**SMALL.get(name, {}), **sections.get(name, {})} for name in {**SMALL, **sections}}
     values["training"] = {"use_gpu": False, **values["training"]}
-    return tune.run(Job(build_config(values), Store(str(home))))
+    return job.run(Job(build_config(values), Store(str(home))))
 
 
 def settings_of(answer: dict[str, Any]) -> set[tuple[float, ...]]:

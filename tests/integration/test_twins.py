@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from distmil.storage import Store
+from distmil.storage.store import Store
 from tests.integration.jobrunning import ROOT, TIMEOUT_S, Done, command, environment, run_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]

@@ -1,0 +1,1 @@
+"""What people drew on a slide: files to areas in level-0 pixels."""

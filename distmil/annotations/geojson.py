@@ -1,0 +1,206 @@
+"""GeoJSON to outlines: QuPath's, and that of programs that put the class under another property.
+
+The class of a feature is QuPath's ``classification`` (a string, or an object with ``name`` or ``names``). Only where no
+feature of the file has one, it is the first of ``CLASS_PROPERTIES`` that any feature has. QuPath's object ``name`` is a
+remark wherever the file has any class. A file whose features have other texts only is refused, because what
+they say may be the class. An outline that crosses itself encloses every loop it makes (no even-odd holes).
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, to_points
+from distmil.errors import AnnotationError
+
+CLASS_PROPERTIES = ("class", "class_name", "className", "label", "type", "category", "group", "name")
+"""Properties that may hold the class, the first that a file has wins."""
+
+_REMARKS = frozenset(
+    (
+        *("id", "_id", "uuid", "guid", "objectType", "object_type", "classification", "measurements", "metadata"),
+        *("childObjects", "parent", "parentId", "color", "colour", "fill", "fillColor", "stroke", "strokeColor"),
+        *("description", "comment", "comments", "remark", "notes", "author", "creator", "user", "created"),
+        *("created_at", "updated", "updated_at", "modified", "date", "timestamp", "locked", "isLocked", "visible"),
+        *("image", "slide", "layer"),
+    )
+)
+"""Properties that are never the class."""
+_TYPES = {"detection": "detections", "cell": "cells", "tile": "tiles", "tma_core": "TMA cores", "tmacore": "TMA cores"}
+_IDS = {
+    "PathDetectionObject": "detections",
+    "PathCellObject": "cells",
+    "PathTileObject": "tiles",
+    "TMACoreObject": "TMA cores",
+    "PathRootObject": "root",
+    "PathAnnotationObject": "annotation",
+}
+_WITHOUT_AREA = {"Point": POINTS, "MultiPoint": POINTS, "LineString": LINES, "MultiLineString": LINES}
+_HINTS = {
+    "schema_ref": "it looks like Darwin V7 JSON: convert its polygons to GeoJSON",
+    "positive": "it looks like a CAMELYON16 JSON list: use the ASAP XML of the same slide",
+}
+
+
+def read_geojson(content: bytes, outlines: Outlines) -> None:
+    """Gather the outlines of GeoJSON: a collection, a feature, a list of either, or a bare geometry.
+
+    Raises:
+        AnnotationError: If it is no GeoJSON, damaged, or has no property that is known to hold the class.
+    """
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        place = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        where = place or type(error).__name__
+        raise AnnotationError(f"the annotation: malformed JSON ({where}); export the GeoJSON again") from error
+    del content
+    features = [feature for item in (found if isinstance(found, list) else [found]) for feature in _features(item, 0)]
+    if any(feature.is_qupath for feature in features):
+        outlines.writer = "qupath"
+    key = _class_property([feature for feature in features if feature.kind == "annotation"])
+    outlines.class_property = "" if key == "classification" else key
+    for feature in features:
+        if feature.kind == "annotation":
+            _add_geometry(feature.geometry, feature.text(key), outlines, 0)
+        elif feature.kind != "root":
+            outlines.drop(feature.kind)
+
+
+@dataclass(frozen=True)
+class _Feature:
+    """A geometry and what is said of it."""
+
+    geometry: Any
+    properties: Mapping[str, Any]
+    identifier: Any = None
+
+    @property
+    def kind(self) -> str:
+        """Tell QuPath's annotations from its other objects; before 0.3 the id said which it is."""
+        for name in ("objectType", "object_type"):
+            if name in self.properties:
+                return self._named(self.properties[name], default="other marks")
+        given = self.properties.get("type")
+        default = _IDS.get(self.identifier, "annotation") if isinstance(self.identifier, str) else "annotation"
+        return self._named(given, default=default)
+
+    @staticmethod
+    def _named(given: Any, *, default: str) -> str:
+        text = given.casefold() if isinstance(given, str) else ""
+        return text if text in {"annotation", "root"} else _TYPES.get(text, default)
+
+    @property
+    def is_qupath(self) -> bool:
+        """Tell whether QuPath wrote it."""
+        is_typed = any(name in self.properties for name in ("objectType", "object_type", "classification"))
+        return is_typed or (isinstance(self.identifier, str) and self.identifier in _IDS)
+
+    def text(self, key: str) -> str:
+        """Return the class that a property holds, "" if it holds none."""
+        value = self.properties.get(key) if key else None
+        if isinstance(value, Mapping):
+            names = value.get("names") or [value.get("name")]
+            value = ": ".join(_plain(name) for name in names) if isinstance(names, list) else _plain(names)
+        text = _plain(value)
+        is_kind = key == "type" and (text.casefold() in {"annotation", "root", *_TYPES})
+        return "" if is_kind else text
+
+
+def _plain(value: Any) -> str:
+    """Return a text or a whole number as text, "" for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        return ""
+    return str(value).strip()
+
+
+def _features(item: Any, depth: int) -> Iterator[_Feature]:
+    """Yield the features of an item with those inside them. Raises: AnnotationError."""
+    if depth > MAX_DEPTH:
+        raise _too_deep()
+    kind = item.get("type") if isinstance(item, dict) else None
+    if kind == "FeatureCollection":
+        for feature in _listed(item, "features"):
+            yield from _features(feature, depth + 1)
+    elif kind == "Feature":
+        properties = item.get("properties")
+        properties = properties if isinstance(properties, dict) else {}
+        yield _Feature(item.get("geometry"), properties, item.get("id"))
+        for holder in (item, properties):
+            for child in _listed(holder, "childObjects") if holder.get("childObjects") is not None else ():
+                yield from _features(child, depth + 1)
+    elif kind is None:
+        raise _no_geojson(item)
+    else:
+        yield _Feature(item, {})
+
+
+def _class_property(features: list[_Feature]) -> str:
+    """Return the property that holds the class, "" where no feature has one. Raises: AnnotationError."""
+    for key in ("classification", *CLASS_PROPERTIES):
+        if any(feature.text(key) for feature in features):
+            return key
+    others = {
+        key
+        for feature in features
+        for key, value in feature.properties.items()
+        if key not in _REMARKS and key not in CLASS_PROPERTIES and (isinstance(value, str) and value.strip())
+    }
+    if others:
+        names = ", ".join(repr(key[:40]) for key in sorted(others)[:5])
+        raise AnnotationError(
+            f"the annotation: no feature has a class, but they have the properties {names}; expected the class under "
+            f"classification, or {', '.join(CLASS_PROPERTIES)}: rename the property that holds it"
+        )
+    return ""
+
+
+def _add_geometry(geometry: Any, group: str, outlines: Outlines, depth: int) -> None:
+    if depth > MAX_DEPTH:
+        raise _too_deep()
+    kind = str(geometry.get("type")) if isinstance(geometry, dict) else None
+    if kind == "Polygon":
+        outlines.add(group, [to_points(ring) for ring in _listed(geometry, "coordinates")])
+    elif kind == "MultiPolygon":
+        for rings in _listed(geometry, "coordinates"):
+            _add_geometry({"type": "Polygon", "coordinates": rings}, group, outlines, depth + 1)
+    elif kind == "GeometryCollection":
+        for part in _listed(geometry, "geometries"):
+            _add_geometry(part, group, outlines, depth + 1)
+    elif geometry is None:
+        outlines.drop("other marks")
+    elif kind in _WITHOUT_AREA:
+        outlines.drop(_WITHOUT_AREA[kind])
+    else:
+        raise AnnotationError(
+            "the annotation: a geometry is none of GeoJSON's types; expected Polygon, MultiPolygon or "
+            "GeometryCollection: export it again"
+        )
+
+
+def _listed(item: Mapping[str, Any], key: str) -> list[Any]:
+    value = item.get(key)
+    if not isinstance(value, list):
+        raise AnnotationError(
+            f"the annotation: {key!r} in the GeoJSON is {_name_of(value)}, expected a list; export it again"
+        )
+    return value
+
+
+def _name_of(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "absent or null"}
+    return names.get(type(value), "a number")
+
+
+def _no_geojson(item: Any) -> AnnotationError:
+    keys = list(item) if isinstance(item, dict) else []
+    hint = next((_HINTS[key] for key in keys if key in _HINTS), "export it as GeoJSON")
+    return AnnotationError(
+        f"the annotation: the JSON is no GeoJSON: {_name_of(item)} instead of a FeatureCollection, Feature or "
+        f"geometry; {hint}"
+    )
+
+
+def _too_deep() -> AnnotationError:
+    return AnnotationError(f"the annotation: its GeoJSON is nested more than {MAX_DEPTH} levels deep; export it again")

@@ -1,0 +1,130 @@
+"""Where (0, 0) of outlines is: the slide's corner, or the corner of the area that was scanned.
+
+Some formats (MIRAX, Leica SCN) state the scanned area as OpenSlide's bounds. Where these are smaller than the slide in
+both directions, QuPath crops the slide to them and counts from their corner; ASAP and HALO do not.
+Source: QuPath's OpenslideImageServer.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.raster import rasterised
+
+Bounds = tuple[int, int, int, int]
+"""x, y, width and height of the scanned area in level-0 pixels."""
+
+_CLEAR = 0.2
+"""Difference of the shares of the outlines' area on tissue from which tissue decides."""
+_OUTSIDE = 0.01
+"""Share of the outlines' area that may lie outside the slide."""
+_EXPECTED = {"qupath": "bounds", "asap": "slide"}
+
+
+@dataclass(frozen=True)
+class Tissue:
+    """Where tissue is, to compare outlines with."""
+
+    mask: NDArray[np.bool_]
+    """H x W, True = tissue."""
+    scale: float
+    """Level-0 pixels per pixel of the mask."""
+
+
+def place(
+    annotation: Annotation,
+    *,
+    origin: str,
+    bounds: Bounds | None,
+    slide_size: tuple[int, int],
+    tissue: Tissue | None,
+) -> tuple[Annotation, str]:
+    """Move outlines to level-0 pixels of the slide.
+
+    Args:
+        annotation: Outlines as the file has them; a mask image always covers the whole slide.
+        origin: ``slide``, ``bounds``, or ``auto``: by the writer, and by which one fits the tissue.
+        bounds: The scanned area, if the slide states one.
+        slide_size: Level-0 size of the slide, (width, height).
+        tissue: Where tissue is, for ``auto``.
+
+    Returns:
+        The annotation, and a doubt, "" if there is none.
+    """
+    if bounds is None or bounds[:2] == (0, 0) or origin == "slide":
+        return annotation, ""
+    if not annotation.regions:
+        return annotation, _mask_doubt(annotation.mask, bounds)
+    moved = replace(
+        annotation,
+        regions={
+            group: shapely.transform(region, lambda point_N2: point_N2 + np.array(bounds[:2], dtype=np.float64))
+            for group, region in annotation.regions.items()
+        },
+    )
+    if origin == "bounds":
+        return moved, ""
+    is_cropped = bounds[2] != slide_size[0] and bounds[3] != slide_size[1]
+    written = _EXPECTED.get(annotation.writer, "")
+    written = "slide" if written == "bounds" and not is_cropped else written
+    found, is_clear, numbers = _fit(list(annotation.regions.values()), list(moved.regions.values()), slide_size, tissue)
+    chosen = found if is_clear else (written or "slide")
+    is_doubted = not is_clear or bool(written and written != found)
+    doubt = _doubt(chosen, written, found if is_clear else "", numbers, bounds) if is_doubted else ""
+    return (moved if chosen == "bounds" else annotation), doubt
+
+
+def _mask_doubt(mask: NDArray[np.uint8] | None, bounds: Bounds) -> str:
+    """Say that a mask is taken as one of the whole slide, where by its proportions it may be one of the bounds."""
+    if mask is None or abs(mask.shape[0] - mask.shape[1] * bounds[3] / bounds[2]) > 1:
+        return ""
+    return (
+        "annotation: its mask is taken as one of the whole slide, and has the proportions of the scanned area "
+        f"({bounds[2]} x {bounds[3]} px from ({bounds[0]}, {bounds[1]})), too; look at the report's picture"
+    )
+
+
+def _fit(
+    still: Sequence[BaseGeometry], moved: Sequence[BaseGeometry], slide_size: tuple[int, int], tissue: Tissue | None
+) -> tuple[str, bool, str]:
+    """Return the origin that fits better, whether that is clear, and the numbers."""
+    outside = [_share_outside(regions, slide_size) for regions in (still, moved)]
+    if (outside[0] > _OUTSIDE) != (outside[1] > _OUTSIDE):
+        shown = f"{outside[0]:.0%} of their area lies outside the slide from (0, 0), {outside[1]:.0%} from the bounds"
+        return ("bounds" if outside[0] > outside[1] else "slide"), True, shown
+    if tissue is None:
+        return "", False, "there is no tissue to compare them with"
+    shares = [_share_on_tissue(regions, tissue) for regions in (still, moved)]
+    shown = f"{shares[0]:.0%} of their area lies on tissue from (0, 0), {shares[1]:.0%} from the bounds"
+    return ("bounds" if shares[1] > shares[0] else "slide"), abs(shares[1] - shares[0]) >= _CLEAR, shown
+
+
+def _share_outside(regions: Sequence[BaseGeometry], slide_size: tuple[int, int]) -> float:
+    frame = shapely.box(0, 0, *slide_size)
+    inside = sum(float(shapely.intersection(region, frame).area) for region in regions)
+    return 1 - inside / sum(float(region.area) for region in regions)
+
+
+def _share_on_tissue(regions: Sequence[BaseGeometry], tissue: Tissue) -> float:
+    shape = (tissue.mask.shape[0], tissue.mask.shape[1])
+    marked = np.zeros(shape, dtype=np.bool_)
+    for region in regions:
+        marked |= rasterised(shapely.transform(region, lambda point_N2: point_N2 / tissue.scale), shape)
+    return float((marked & tissue.mask).sum() / max(1, marked.sum()))
+
+
+def _doubt(chosen: str, written: str, found: str, numbers: str, bounds: Bounds) -> str:
+    corners = {"slide": "(0, 0) of the slide", "bounds": f"the corner of its bounds, ({bounds[0]}, {bounds[1]})"}
+    reasons = []
+    if written:
+        reasons.append(f"the program that wrote them counts from {'its bounds' if written == 'bounds' else '(0, 0)'}")
+    reasons.append(f"{numbers}, which {'decides' if found else 'is not clear'}")
+    return (
+        f"annotation: its outlines are taken from {corners[chosen]}: {'; '.join(reasons)}; look at the report's "
+        f"picture, and set labels.origin to {'slide' if chosen == 'bounds' else 'bounds'} if they lie beside the tissue"
+    )

@@ -1,0 +1,289 @@
+"""What an annotation marks, sorted by what its groups mean, and how much of each patch every class covers.
+
+Two forms with one face: outlines, and a mask image whose values are classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+from shapely.geometry.base import BaseGeometry
+
+from distmil.annotations.coverage import mask_shares, polygon_shares, polygonal, united
+from distmil.annotations.outlines import Annotation
+from distmil.errors import AnnotationError
+
+TOUCH = 1e-6
+"""Smallest covered share that counts: an outline that runs along a patch's edge does not mark the neighbour."""
+_SLIVER_PX2 = 1e-6
+
+Size = tuple[int, int]
+Grid = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
+"""x, y and extent_px of the patches, N each, level-0 pixels."""
+Cover = tuple[NDArray[np.float64], NDArray[np.bool_]]
+"""Per patch the share of every class (N x C, column 0: marked normal), and whether unmapped groups touch it (N)."""
+
+
+class Marks(Protocol):
+    """What label rules ask of an annotation in either form."""
+
+    @property
+    def has_target(self) -> bool:
+        """Say whether any target is left once carve-outs are taken away."""
+
+    @property
+    def unmapped(self) -> tuple[str, ...]:
+        """Return the groups whose meaning is unknown."""
+
+    @property
+    def num_mapped(self) -> int:
+        """Return the number of groups whose meaning is known."""
+
+    @property
+    def target_groups(self) -> tuple[str, ...]:
+        """Return the groups, or values of a mask, that mean a target."""
+
+    @property
+    def is_loose_target(self) -> bool:
+        """Say whether outlines without a group are taken as the target."""
+
+    @property
+    def num_interest(self) -> int:
+        """Return the number of outlines without a group that mark nothing."""
+
+    @property
+    def num_apart(self) -> int:
+        """Return the number of outlines without a group inside which nothing is known."""
+
+    def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
+        """Refuse marks that cannot belong to this slide and these classes."""
+
+    def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
+        """Return what covers each patch."""
+
+
+def group_key(name: str) -> str:
+    """Return a group's or class's name as it is compared: without case, "" for ungrouped."""
+    key = name.strip().casefold()
+    return "" if key == "none" else key
+
+
+def value_key(name: str) -> str | None:
+    """Return the key by which ``read_marks`` knows a mask's value that a user names, None if the name is no number.
+
+    It differs from the key of a group: a class may have a number as its name.
+    """
+    text = name.strip()
+    return f"mask value {int(text)}" if text.isascii() and text.isdigit() else None
+
+
+def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], exclude: int, num_classes: int) -> Marks:
+    """Sort an annotation by the meaning of its groups; the groups of a mask are its values.
+
+    Outlines without a group are targets only where the file has no group at all. Beside groups, and unless ``values``
+    says what they mean, those that a group's outlines touch are regions of interest, which mark nothing; the others are
+    unclear.
+
+    Args:
+        annotation: The marks of the file.
+        values: Group, or ``value_key`` of a mask's value, -> class index, ``exclude``, or None for unmapped; case does
+            not matter.
+        exclude: The value that stands for a carve-out.
+        num_classes: Number of classes, normal included.
+
+    Raises:
+        AnnotationError: If a value of the mask means nothing.
+    """
+    meaning = {group_key(name): value for name, value in values.items()}
+    if annotation.mask is not None:
+        found = _mask_meaning(annotation.mask, meaning, num_classes=num_classes)
+        return MaskMarks(annotation.mask, annotation.mask_scale, found)
+    grouped = {name: region for name, region in annotation.regions.items() if group_key(name)}
+    loose = [region for name, region in annotation.regions.items() if not group_key(name)]
+    is_loose_target = bool(loose) and not grouped and num_classes == 2 and meaning.get("") is None
+    if is_loose_target:
+        meaning[""] = 1
+    if loose and (not grouped or meaning.get("") is not None):
+        grouped[""], loose = united(loose), []
+    num_interest, apart = _regions_of_interest(loose, list(grouped.values()))
+    return _outline_marks(
+        grouped,
+        meaning,
+        exclude=exclude,
+        apart=apart,
+        target_groups=tuple(name for name in grouped if (meaning.get(group_key(name)) or 0) > 0),
+        is_loose_target=is_loose_target,
+        num_interest=num_interest,
+        num_apart=len(apart),
+    )
+
+
+def _outline_marks(
+    regions: Mapping[str, BaseGeometry],
+    meaning: Mapping[str, int | None],
+    *,
+    exclude: int,
+    apart: Sequence[BaseGeometry],
+    **about: Any,
+) -> "OutlineMarks":
+    """Sort outlines by meaning, targets without what is carved out, marked normal, or of a later class."""
+    by_value: dict[int | None, list[BaseGeometry]] = {}
+    unmapped = []
+    for name, region in regions.items():
+        value = meaning.get(group_key(name))
+        by_value.setdefault(value, []).append(region)
+        unmapped += [name] if value is None else []
+    carved = united(by_value.pop(exclude, []))
+    unclear = united([*by_value.pop(None, []), *apart])
+    normal = united(by_value.pop(0, []))
+    taken = [carved, normal]
+    targets = {}
+    for value in sorted((value for value in by_value if value is not None), reverse=True):
+        target = united(by_value[value])
+        targets[value] = _without(target, taken)
+        taken.append(target)
+    return OutlineMarks(
+        targets={value: target for value, target in targets.items() if target.area > _SLIVER_PX2},
+        normal=_without(normal, [carved]),
+        unclear=unclear,
+        unmapped=tuple(unmapped),
+        num_mapped=len(regions) - len(unmapped),
+        **about,
+    )
+
+
+def _regions_of_interest(
+    loose: Sequence[BaseGeometry], grouped: Sequence[BaseGeometry]
+) -> tuple[int, list[BaseGeometry]]:
+    """Return how many outlines without a group touch one with a group, and those that do not."""
+    if not loose:
+        return 0, []
+    parts = shapely.get_parts(np.asarray(loose))
+    tree = shapely.STRtree(shapely.get_parts(np.asarray(grouped)))
+    touching = np.zeros(len(parts), dtype=np.bool_)
+    touching[np.unique(tree.query(parts, predicate="intersects")[0])] = True
+    return int(touching.sum()), list(parts[~touching])
+
+
+def _mask_meaning(mask: NDArray[np.uint8], meaning: Mapping[str, int | None], *, num_classes: int) -> dict[int, int]:
+    """Return the class or carve-out of every value of a mask.
+
+    A value means what its group says, else the class of that index. With two classes a single value means the target.
+
+    Raises:
+        AnnotationError: Naming the values if one means nothing.
+    """
+    present = [int(value) for value in np.flatnonzero(np.bincount(mask.ravel(), minlength=256))]
+    marked = [value for value in present if value]
+    found = {value: given for value in present if (given := meaning.get(f"mask value {value}")) is not None}
+    left = [value for value in marked if value not in found]
+    if num_classes == 2 and len(marked) == 1 and left:
+        return found | {left[0]: 1}
+    unknown = [value for value in left if value >= num_classes]
+    if unknown:
+        shown = ", ".join(f"{value} (or more)" if value == 255 else str(value) for value in marked)
+        raise AnnotationError(
+            f"the mask holds the values {shown}, but the classes are 0 to {num_classes - 1}; paint class indices, "
+            f'0 = not marked, or say in `labels.groups` which class a value is, such as "{unknown[0]}": exclude'
+        )
+    return found | {value: value for value in left}
+
+
+def _without(area: BaseGeometry, others: Sequence[BaseGeometry]) -> BaseGeometry:
+    """Take others away; empty ones cost nothing, and a large outline that nothing touches is left as it is."""
+    for other in others:
+        if not other.is_empty:
+            area = polygonal(shapely.difference(area, other))
+    return area
+
+
+@dataclass(frozen=True)
+class OutlineMarks:
+    """Outlines by class; no two of the targets overlap."""
+
+    targets: Mapping[int, BaseGeometry]
+    normal: BaseGeometry
+    unclear: BaseGeometry
+    unmapped: tuple[str, ...]
+    num_mapped: int
+    target_groups: tuple[str, ...]
+    """Groups that mean a target."""
+    is_loose_target: bool
+    """Outlines without a group are the target, because the file has no group at all."""
+    num_interest: int
+    """Outlines without a group that a grouped one touches: they mark nothing."""
+    num_apart: int
+    """Outlines without a group that no grouped one touches: what lies inside is unknown."""
+
+    @property
+    def has_target(self) -> bool:
+        """Say whether any target is left once carve-outs are taken away."""
+        return bool(self.targets)
+
+    def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
+        """Refuse targets that lie wholly outside the slide, or of a class that does not exist."""
+        if any(value >= num_classes for value in self.targets):
+            raise ValueError(f"{slide_id}: groups map to class {max(self.targets)}, there are {num_classes} classes")
+        if not self.targets:
+            return
+        left, top, right, bottom = shapely.total_bounds(list(self.targets.values()))
+        if left >= slide_size[0] or top >= slide_size[1] or right <= 0 or bottom <= 0:
+            raise AnnotationError(
+                f"{slide_id}: the outlines span x {left:.0f} to {right:.0f}, y {top:.0f} to {bottom:.0f}, outside the "
+                f"slide of {slide_size[0]} x {slide_size[1]} px; expected level-0 pixels of this slide: check the "
+                "scale and that the file belongs to it"
+            )
+
+    def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
+        """Return what covers each patch; what lies beyond the slide's edge covers nothing."""
+        x, y, extent_px = grid
+        frame = shapely.box(0, 0, *slide_size)
+        share_NC = np.zeros((len(x), num_classes))
+        for value, region in {0: self.normal, **self.targets}.items():
+            if not frame.covers(shapely.box(*region.bounds)):
+                region = polygonal(shapely.intersection(region, frame))  # noqa: PLW2901
+            share_NC[:, value] = polygon_shares(region, x=x, y=y, extent_px=extent_px)
+        return share_NC, polygon_shares(self.unclear, x=x, y=y, extent_px=extent_px) >= TOUCH
+
+
+@dataclass(frozen=True)
+class MaskMarks:
+    """A mask image and what each of its values means."""
+
+    mask: NDArray[np.uint8]
+    scale: tuple[float, float]
+    meaning: Mapping[int, int]
+    """Value -> class, or a negative number for a carve-out."""
+    unmapped: tuple[str, ...] = ()
+    num_mapped: int = 0
+    is_loose_target: bool = False
+    num_interest: int = 0
+    num_apart: int = 0
+
+    @property
+    def has_target(self) -> bool:
+        """Say whether any pixel is marked as a target."""
+        return bool(self.target_groups)
+
+    @property
+    def target_groups(self) -> tuple[str, ...]:
+        """Return the values that mean a target."""
+        return tuple(str(value) for value, given in self.meaning.items() if given > 0)
+
+    def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
+        """Refuse a value of a class that does not exist."""
+        if any(given >= num_classes for given in self.meaning.values()):
+            raise ValueError(f"{slide_id}: a value maps to class {max(self.meaning.values())} of {num_classes}")
+
+    def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
+        """Return what covers each patch; a value that means nothing else is not marked."""
+        x, y, extent_px = grid
+        share_NC = np.zeros((len(x), num_classes))
+        for given in sorted(set(self.meaning.values())):
+            if given >= 0:
+                is_marked = np.isin(self.mask, [value for value, one in self.meaning.items() if one == given])
+                share_NC[:, given] = mask_shares(is_marked, scale=self.scale, x=x, y=y, extent_px=extent_px)
+        return share_NC, np.zeros(len(x), dtype=np.bool_)

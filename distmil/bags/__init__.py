@@ -1,0 +1,1 @@
+"""Bags of embeddings: on disk, sampled, packed into batches."""

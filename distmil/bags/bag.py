@@ -1,0 +1,376 @@
+"""Embeddings and labels to bags. Embeddings are memory-mapped: only what a step needs is copied.
+
+N patches of a bag, E embedding, C classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from distmil.errors import SlideError, StorageError
+from distmil.storage.store import Part, Store
+from distmil.tiling.shards import check_slide, decode_image, read_patches
+
+if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
+    from torch import Tensor
+
+Indices = NDArray[np.int64]
+_FEW = 16
+_OPENED_AT_ONCE = 8
+_MAGNITUDE, _INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
+_CHECKED_AT_ONCE = 2**17
+"""Half floats that are checked in one go: they and their copy stay in the cache of a core."""
+Patches: TypeAlias = "NDArray[Any] | Tensor"
+
+
+class PatchSource(Protocol):
+    """Where a bag's patches come from: stored or resident embeddings, or images for a trainable encoder."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: Indices | slice) -> Patches:
+        """Return the chosen patches in the given order: N x E embeddings, or N x H x W x 3 pixels."""
+        ...
+
+    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
+        """Return the same in pieces, as they lie: for whoever copies them anyway."""
+        ...
+
+
+@dataclass(frozen=True)
+class EmbeddingSource:
+    """Shards of one slide's embeddings, memory-mapped; or arrays of any patches."""
+
+    parts: Sequence[NDArray[Any]]
+
+    @cached_property
+    def _starts(self) -> Indices:
+        return np.cumsum([0, *(len(part) for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, indices: Indices | slice) -> NDArray[np.floating[Any]]:
+        """Return embeddings, N x E; a slice of one shard is not copied."""
+        pieces = self.pieces(indices)
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+    def pieces(self, indices: Indices | slice) -> list[NDArray[np.floating[Any]]]:
+        """Return embeddings in pieces; those of a slice, and few ones, are not copied."""
+        if isinstance(indices, slice):
+            start, stop, _ = indices.indices(len(self))
+            found = [
+                part[max(0, start - begin) : max(0, stop - begin)]
+                for part, begin in zip(self.parts, self._starts, strict=False)
+            ]
+            return [piece for piece in found if len(piece)] or found[:1]
+        part_of = np.searchsorted(self._starts, indices, side="right") - 1
+        if len(indices) <= _FEW:
+            places = zip(part_of.tolist(), (indices - self._starts[part_of]).tolist(), strict=True)
+            return [self.parts[part][row : row + 1] for part, row in places] or [self.parts[0][:0]]
+        chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
+        for part in np.unique(part_of):
+            where = part_of == part
+            chosen[where] = self.parts[part][indices[where] - self._starts[part]]
+        return [chosen]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """Patch shards of one slide, decoded when they are taken: what a trainable encoder learns from."""
+
+    store: Store
+    folder: str
+    parts: Sequence[Part]
+
+    @cached_property
+    def _starts(self) -> Indices:
+        return np.cumsum([0, *(part.rows for part in self.parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def take(self, indices: Indices | slice) -> NDArray[np.uint8]:
+        """Return RGB patches, N x H x W x 3."""
+        chosen = np.arange(*indices.indices(len(self))) if isinstance(indices, slice) else indices
+        part_of = np.searchsorted(self._starts, chosen, side="right") - 1
+        images: dict[int, NDArray[np.uint8]] = {}
+        for part in np.unique(part_of).tolist():
+            kept = self.parts[part]
+            column = read_patches(self.store, f"{self.folder}/{kept.name}", columns=["image"], kept_as=kept)["image"]
+            for i in np.flatnonzero(part_of == part).tolist():
+                images[i] = decode_image(column[int(chosen[i] - self._starts[part])].as_py())
+        return np.stack([images[i] for i in range(len(chosen))])
+
+    def pieces(self, indices: Indices | slice) -> list[NDArray[np.uint8]]:
+        """Return the same as one piece."""
+        return [self.take(indices)]
+
+
+@dataclass(frozen=True)
+class Shards:
+    """A slide's committed shards, JSON-ready."""
+
+    folder: str
+    parts: Sequence[Part]
+
+    @property
+    def files(self) -> list[tuple[str, Part]]:
+        """Return the name and the part of each."""
+        return [(f"{self.folder}/{part.name}", part) for part in self.parts]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Shards":
+        """Rebuild them."""
+        return cls(values["folder"], tuple(Part(**part) for part in values["parts"]))
+
+
+@dataclass(frozen=True)
+class BagEntry:
+    """A slide as training and prediction need it, JSON-ready: where its shards and labels are.
+
+    The shards hold embeddings, or patches where the encoder is trained too. ``views`` are embeddings of the same
+    patches with shifted stains.
+    """
+
+    slide_id: str
+    label: int | None
+    split: str | None
+    is_pseudo: bool
+    folder: str
+    parts: Sequence[Part]
+    labels: str | None
+    views: Sequence[Shards] = ()
+    labels_part: Part | None = None
+    """Entry of the label table in its record; None in entries of older versions, whose tables are not verified."""
+
+    @property
+    def num_patches(self) -> int:
+        """Return the number of patches."""
+        return sum(part.rows for part in self.parts)
+
+    @property
+    def shards(self) -> Shards:
+        """Return the shards of the patches as they are."""
+        return Shards(self.folder, self.parts)
+
+    @property
+    def files(self) -> list[tuple[str, Part]]:
+        """Return the name and the part of every shard, views and all."""
+        return [file for shards in (self.shards, *self.views) for file in shards.files]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "BagEntry":
+        """Rebuild an entry."""
+        views = tuple(map(Shards.from_json, values.get("views", ())))
+        part = values.get("labels_part")
+        labels_part = Part(**part) if part else None
+        return cls(**{**values, "parts": Shards.from_json(values).parts, "views": views, "labels_part": labels_part})
+
+
+@dataclass(frozen=True)
+class Bag:
+    """One slide: its label, where its patches come from, and what is known of each.
+
+    ``label_N`` is the class of each patch, -1 where unknown; ``target_NC`` what training takes it for: class shares, a
+    row of NaN where nothing is known. ``views`` are the same patches with shifted stains, for training alone.
+    """
+
+    slide_id: str
+    label: int | None
+    source: PatchSource
+    label_N: NDArray[np.int8]
+    target_NC: NDArray[np.float32]
+    is_pseudo: bool = False
+    split: str | None = None
+    views: Sequence[PatchSource] = ()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def seen(self, view: int) -> PatchSource:
+        """Return the patches as they are, 0, or one of their views, from 1 on."""
+        return self.views[view - 1] if view else self.source
+
+    @cached_property
+    def is_known_N(self) -> NDArray[np.bool_]:
+        """Return which patches have a label."""
+        return ~np.isnan(self.target_NC[:, 0])
+
+    @cached_property
+    def positive_N(self) -> NDArray[np.float32]:
+        """Return the share of target in each patch, NaN where unknown."""
+        return 1 - self.target_NC[:, 0]
+
+
+@dataclass(frozen=True)
+class ClosedSource:
+    """So many patches that nobody will look at."""
+
+    num_patches: int
+
+    def __len__(self) -> int:
+        return self.num_patches
+
+    def take(self, indices: Indices | slice) -> Patches:
+        """Refuse."""
+        raise TypeError("this bag was opened for its labels alone")
+
+    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
+        """Refuse as well."""
+        return [self.take(indices)]
+
+
+def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labels_alone: bool = False) -> Bag:
+    """Open a slide's bag.
+
+    Args:
+        store: Where the entry's files are.
+        entry: The slide.
+        num_classes: C.
+        form: ``class`` or ``fraction``: what the targets are made of.
+        labels_alone: Nobody will look at its patches, which may be many and far away.
+
+    Raises:
+        StorageError: If a shard is damaged, or labels and shards do not lie on the same grid.
+        SlideError: If an embedding is not finite.
+    """
+    source: PatchSource = ClosedSource(entry.num_patches)
+    views: list[PatchSource] = []
+    places: pa.Table | None = None
+    if not labels_alone:
+        source, places = open_source(store, entry)
+        views = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
+    label_N = np.full(entry.num_patches, -1, np.int8)
+    target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
+    if entry.labels is not None:
+        labels = labels_of(store, entry)
+        if places is not None and any(
+            not np.array_equal(places[name].to_numpy(), labels[name].to_numpy()) for name in ("x", "y")
+        ):
+            raise StorageError(f"{entry.slide_id}: labels and shards lie on different grids; run the job again")
+        label_N = labels["label"].fill_null(-1).to_numpy()
+        target_NC = targets(labels, num_classes=num_classes, form=form)
+    return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split, views)
+
+
+def open_all_bags(store: Store, entries: Sequence[BagEntry], *, num_classes: int, form: str) -> list[Bag]:
+    """Open the bags of slides, several at once: hashing leaves other threads alone. See ``open_bag``."""
+    with ThreadPoolExecutor(_OPENED_AT_ONCE) as pool:
+        return list(pool.map(lambda entry: open_bag(store, entry, num_classes=num_classes, form=form), entries))
+
+
+def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
+    """Open a slide's patches, verified, and their places: slide_id, x, y, extent_px.
+
+    Raises:
+        StorageError: If a shard is damaged, gone, or another slide's.
+        SlideError: If an embedding is not finite.
+    """
+    columns = ["slide_id", "x", "y", "extent_px"]
+    if entry.parts[0].name.endswith(".parquet"):
+        places = pa.concat_tables(
+            [read_patches(store, name, columns=columns, kept_as=part) for name, part in entry.shards.files]
+        )
+        check_slide(places, entry.slide_id, where=store.path(entry.folder))
+        return ImageSource(store, entry.folder, entry.parts), places
+    tables = _read_shards(store, entry, entry.shards)
+    return _embeddings(entry, tables), pa.concat_tables([table.select(columns) for table in tables])
+
+
+def targets(labels: pa.Table, *, num_classes: int, form: str) -> NDArray[np.float32]:
+    """Return class shares per patch, N x C: one-hot of the class, or the covered shares; NaN where unknown."""
+    target_NC = np.full((labels.num_rows, num_classes), np.nan, np.float32)
+    if form == "class":
+        label_N = labels["label"].fill_null(-1).to_numpy()
+        target_NC[label_N >= 0] = np.eye(num_classes, dtype=np.float32)[label_N[label_N >= 0]]
+    elif "fractions" in labels.column_names:
+        rows = labels["fractions"].to_pylist()
+        for i, row in enumerate(rows):
+            if row is not None:
+                target_NC[i] = row
+    else:
+        target_NC[:, 1] = labels["target_fraction"].to_numpy(zero_copy_only=False)
+        target_NC[:, 0] = 1 - target_NC[:, 1]
+    return target_NC
+
+
+def labels_of(store: Store, entry: BagEntry) -> pa.Table:
+    """Read a slide's label table, verified.
+
+    Raises:
+        StorageError: If the table is damaged, gone, or another slide's.
+    """
+    assert entry.labels is not None
+    table = read_labels(store, entry.labels, part=entry.labels_part)
+    check_slide(table, entry.slide_id, where=store.path(entry.labels))
+    return table
+
+
+def read_labels(store: Store, name: str, *, part: Part | None = None) -> pa.Table:
+    """Read a label table, and verify it by the entry in its record where that is known. Raises: StorageError."""
+    try:
+        data = store.read(name) if part is None else store.read_part(name.rpartition("/")[0], part)
+        return pq.read_table(pa.BufferReader(data), page_checksum_verification=True)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{store.path(name)} is damaged or gone ({error}); run the job again") from error
+
+
+def _read_shards(store: Store, entry: BagEntry, shards: Shards) -> list[pa.Table]:
+    tables = [_read_shard(store, *file) for file in shards.files]
+    for table in tables:
+        check_slide(table, entry.slide_id, where=store.path(shards.folder))
+    return tables
+
+
+def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
+    """Memory-map an embeddings shard. Raises: StorageError if it is not what its record says."""
+    path = store.local_copy(name, part)
+    try:
+        with pa.memory_map(str(path)) as source:
+            return pa.ipc.open_file(source).read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{path} is damaged or gone ({error}); delete its folder and run again") from error
+
+
+def _embeddings(entry: BagEntry, tables: Sequence[pa.Table]) -> EmbeddingSource:
+    """Return a slide's embeddings. Raises: SlideError if one is not finite."""
+    parts = [_matrix(table) for table in tables]
+    first = 0
+    for matrix_NE in parts:
+        if (bad := find_not_finite(matrix_NE)) is not None:
+            raise SlideError(
+                f"{entry.slide_id}: the embedding of patch {first + bad} is not finite; check what made the embeddings"
+            )
+        first += len(matrix_NE)
+    return EmbeddingSource(parts)
+
+
+def find_not_finite(matrix_NE: NDArray[np.float16]) -> int | None:
+    """Return the first row of half floats that holds an infinity or a NaN, None if all are finite.
+
+    An exponent of ones is what both have: comparing bits runs at memory speed, converting half floats does not.
+    """
+    rows = max(1, _CHECKED_AT_ONCE // max(1, matrix_NE.shape[1]))
+    for start in range(0, len(matrix_NE), rows):
+        bits = matrix_NE[start : start + rows].view(np.uint16) & _MAGNITUDE
+        if bits.size and bits.max() >= _INFINITY:
+            return start + int(np.flatnonzero((bits >= _INFINITY).any(axis=1))[0])
+    return None
+
+
+def _matrix(table: pa.Table) -> NDArray[np.float16]:
+    """Return the embeddings of a shard, N x E, without a copy."""
+    (column,) = table["embedding"].chunks  # one record batch a shard; combining even one chunk would copy it
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)

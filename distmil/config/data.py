@@ -1,0 +1,159 @@
+"""The typed configuration from slides to embeddings: cohort, storage, tiles, patch labels, encoder."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from distmil.config.section import NO_IDENTITY, PER_JOB, Fraction, Section
+
+
+class CohortConfig(Section):
+    """Which slides, and what their labels mean."""
+
+    manifest: str | None = None
+    """CSV or Parquet file of the slides, absolute or relative to the current folder."""
+    synthetic: int = Field(default=0, ge=0, le=10_000)
+    """Number of synthetic slides to make under the storage root where no manifest is given; 0 = none."""
+    classes: list[str] = Field(default_factory=lambda: ["negative", "positive"], min_length=2, max_length=100)
+    """Class names in index order; the first is normal."""
+    val_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of patients drawn into `val` where the manifest has no split column."""
+    test_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of patients drawn into `test` where the manifest has no split column."""
+    split_seed: int = Field(default=0, ge=0)
+    """Seed of that draw; it does not follow training.seed, so that repeats compare on the same slides."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.classes)) != len(self.classes) or not all(name.strip() for name in self.classes):
+            raise ValueError(f"cohort.classes = {self.classes!r}: expected names that are distinct and not empty")
+        if self.val_fraction + self.test_fraction >= 1:
+            raise ValueError(
+                f"cohort.val_fraction = {self.val_fraction} and cohort.test_fraction = {self.test_fraction}: "
+                "expected a sum below 1"
+            )
+        return self
+
+
+class StorageConfig(Section):
+    """Where everything is kept."""
+
+    root: str | None = None
+    """Absolute local or shared folder, or s3:// or gs:// URI; default $DISTMIL_HOME, else ~/.distmil."""
+    access: Literal["private", "group"] = Field(default="private", json_schema_extra=NO_IDENTITY)
+    """Who may read a root that is made now: this user alone, or the root's group too. A root that is there already says
+    it by its mode: what its group may write is shared."""
+
+
+class TilingConfig(Section):
+    """How a slide becomes patches."""
+
+    strategy: Literal["foreground", "crop", "pad"] = "foreground"
+    """foreground: where tissue is; crop: every whole patch inside the image; pad: all of it, edges filled blank."""
+    patch_px: int = Field(default=224, ge=8, le=4096)
+    """Patch edge in pixels of the stored image."""
+    stride_px: int | None = Field(default=None, ge=1, le=65_536)
+    """Distance between patches in pixels of the stored image; default: patch_px, no overlap."""
+    mpp: float | None = Field(default=0.5, gt=0, le=1000)
+    """Wanted resolution in um per pixel; null works in the file's own pixels (plain images)."""
+    mpp_tolerance: float = Field(default=0.02, ge=0, le=0.5)
+    """Relative difference up to which a level's resolution counts as the wanted one and is not resampled."""
+    default_mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
+    """Resolution in um per pixel to take for slides that state none; null refuses them with `no_mpp`."""
+    min_tissue: Fraction = 0.1
+    """Smallest share of tissue a patch needs under `foreground`; 0 keeps the whole rectangle."""
+    snap: bool = False
+    """Widen the rectangle of `foreground` to whole tiles of the file."""
+    encode: Literal["jpeg", "png", "reuse"] = "reuse"
+    """Encoding of the stored patches; reuse: the file's own JPEG tile where a patch is exactly one, else jpeg."""
+    jpeg_quality: int = Field(default=90, ge=50, le=100)
+    """JPEG quality, 4:4:4 chroma from 95 on, else 4:2:0."""
+    reduce: Literal["area", "dct"] = "area"
+    """Two- and four-fold reduction by averaging, or faster and a little softer by libjpeg's scaling."""
+    reader: Literal["auto", "openslide"] = Field(default="auto", json_schema_extra=PER_JOB)
+    """auto: JPEG tiles directly, else OpenSlide where it knows the format, else a plain image; openslide: only that."""
+    chunk_patches: int = Field(default=1024, ge=16, le=65_536)
+    """Patches per shard, the unit of work."""
+    chunk_timeout_s: int = Field(default=600, ge=1, le=86_400, json_schema_extra=PER_JOB)
+    """Seconds after which a chunk that is not done is given up, and its slide for this run."""
+    checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
+    """Of each slide's file, beside size and time: none, samples all over it (fast), or SHA-256 of all of it (full)."""
+    verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
+    """In `tile`: check every committed shard again; true reports damage, repair makes damaged slides anew."""
+    max_bad_fraction: Fraction = Field(default=0.1, json_schema_extra=PER_JOB)
+    """Share of slides that may end in another status than `ok` before the job fails."""
+
+    @property
+    def stride(self) -> int:
+        """Return the stride in pixels of the stored image."""
+        return self.stride_px or self.patch_px
+
+
+class LabelsConfig(Section):
+    """How an annotation becomes patch labels."""
+
+    positive_at: Fraction = 0.0
+    """Covered share from which a patch is positive; 0 = any overlap."""
+    negative_below: float | None = Field(default=None, gt=0, le=1)
+    """Covered share below which a patch is negative, unknown between the two; default: positive_at."""
+    form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
+    """Train on the class, or on the covered share as a soft target."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """Annotation group name, or value of a mask (`"2"`), -> class name, or `exclude` for carve-outs; lies over the
+    built-in names. `none` stands for outlines without a group."""
+    origin: Literal["auto", "slide", "bounds"] = "auto"
+    """Where (0, 0) of outlines is: the slide's corner, or that of the scanned area (OpenSlide's bounds), from which
+    QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by which one fits the tissue."""
+    timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
+    """Seconds after which an annotation that is not read is given up, and its slide with it."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.negative_below is not None and self.negative_below > self.positive_at:
+            raise ValueError(
+                f"labels.negative_below = {self.negative_below}: expected at most labels.positive_at, "
+                f"which is {self.positive_at}"
+            )
+        return self
+
+
+class EncoderConfig(Section):
+    """What turns a patch into an embedding."""
+
+    name: Literal["texture", "resnet18", "resnet50"] = "texture"
+    """texture: built-in colour and texture statistics, no weights; resnet18, resnet50: torchvision's."""
+    weights: str = "auto"
+    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or `random`,
+    which is no use but for tests; auto: DEFAULT for a ResNet, and none for texture, which has no weights."""
+    trainable: bool = False
+    """Adjust the encoder too, from the patches themselves; needs a ResNet."""
+    batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
+    """Patches per forward pass."""
+    views: int = Field(default=0, ge=0, le=32)
+    """Copies of each training patch with its H&E stains shifted at random, embedded beside it. A step sees one of them,
+    or the patch itself, slide by slide, so that another laboratory's stains are nothing new; 0: none."""
+    stain_shift: float = Field(default=0.15, gt=0, le=1)
+    """Standard deviation of those shifts, as the logarithm of a stain's strength."""
+
+    @property
+    def weights_name(self) -> str:
+        """Return what the weights are called, without a folder, which would tell of the machine."""
+        if self.name == "texture":
+            return "none"
+        return "DEFAULT" if self.weights == "auto" else Path(self.weights).name
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.trainable and self.views:
+            raise ValueError(f"encoder.views = {self.views}: a trainable encoder has no stored embeddings; use 0")
+        if self.name == "texture" and self.weights not in {"auto", "none"}:
+            raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; leave it out")
+        if self.name != "texture" and self.weights == "none":
+            raise ValueError(
+                f"encoder.weights = 'none': {self.name} is of no use without weights; expected auto, a name such as "
+                "DEFAULT or IMAGENET1K_V1, a file ending in .safetensors, .pt or .pth, or random"
+            )
+        if self.name == "texture" and self.trainable:
+            raise ValueError("encoder.trainable: the texture encoder has nothing to train; choose resnet18 or resnet50")
+        return self

@@ -1,0 +1,142 @@
+"""The typed configuration of learning: bags, network, losses, training."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from distmil.config.section import NAME_PATTERN, NO_IDENTITY, Section, Weight
+
+
+class BagsConfig(Section):
+    """What one training step sees. Sizes are of the step as a whole, over all workers."""
+
+    mixed: Literal["per_class", "per_slide", "pooled"] = "per_class"
+    """How mixed bags are drawn: positives and negatives apart, some of every slide in play, or from all at once.
+    A mixed bag comes from two slides at least where two have patch labels; under `per_slide` it has a positive patch,
+    and where the slides in play lack either, other annotated slides are drawn for it."""
+    n: int = Field(default=128, ge=2, le=1_000_000)
+    """Patches in a mixed bag under `per_slide` and `pooled`."""
+    k_positive: int = Field(default=32, ge=1, le=1_000_000)
+    """Positive patches in a mixed bag under `per_class`, shared among the positive classes."""
+    k_negative: int = Field(default=96, ge=1, le=1_000_000)
+    """Negative patches in a mixed bag under `per_class`."""
+    top_k: int = Field(default=8, ge=1, le=1_000_000)
+    """Patches of highest attention that take the slide's label; at least one, and at most ``bags.top_k_share``."""
+    top_k_share: float = Field(default=0.1, gt=0, le=1)
+    """Largest share of a bag that its top-K patches may be; 1: a small bag may have top_k of them as well."""
+    mixed_bag_loss: bool = False
+    """Put the bag loss on the mixed bag as well."""
+    slides_per_step: int = Field(default=4, ge=1, le=65_536)
+    """Most slide bags in a step."""
+    patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
+    """Most slide-bag patches that pass through the network at once; a larger bag is trained on in chunks, exactly."""
+    sample: int = Field(default=0, ge=0, le=100_000_000)
+    """Patches drawn anew in every epoch from a bag that has more; 0: every bag whole. Evaluation never samples."""
+    oversample: float = Field(default=1.0, ge=1, le=100)
+    """How often annotated slides come in the first epoch; falls to once in the last."""
+    paired: bool = False
+    """Take positive and negative slides in turn, repeating those of the smaller class; a slide larger than
+    patches_per_step is a step of its own all the same."""
+
+
+class ModelConfig(Section):
+    """The network."""
+
+    name: Literal["dual", "attention", "gated_attention", "max", "mean", "instance", "patches"] = "dual"
+    """dual: sigmoid attention pooling with two classifiers. The others are baselines of one loss each: softmax
+    attention (plain or gated), max and mean pooling, a classifier of patches that all take the slide's label, and one
+    of labelled patches alone."""
+    feature_dim: int = Field(default=512, ge=1, le=65_536)
+    """Width F of the patch feature."""
+    attention_dim: int = Field(default=256, ge=1, le=65_536)
+    """Width of the gated attention."""
+    dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Dropout on the patch feature."""
+    input_dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Dropout on the normalised embedding: whole dimensions, the same for all patches of a step."""
+    patch_feature: Literal["plain", "attended"] = "plain"
+    """What C1 judges of a single patch: f, or sigmoid(a) f."""
+    topk_feature: Literal["plain", "attended"] = "plain"
+    """What C2 judges of a top-K patch: f, or sigmoid(a) f."""
+    topk_detach: bool = False
+    """Keep the top-K loss from training the attention block."""
+
+
+class LossesConfig(Section):
+    """Weights of the four losses; 0 leaves one out."""
+
+    patch: Weight = 1.0
+    """L1: cross entropy of C1 on labelled patches."""
+    bag: Weight = 1.0
+    """L2: cross entropy of C1 on the pooled slide bag."""
+    topk: Weight = 1.0
+    """L3: cross entropy of C2 on the top-K patches under the slide's label."""
+    attention: Weight = 1.0
+    """L4: binary cross entropy of attention times probability on labelled patches."""
+    ramp: dict[Literal["patch", "bag", "topk", "attention"], Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        default_factory=dict
+    )
+    """Epochs in which a loss's weight grows from 0 to its full value, by loss."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: slide losses count each class alike, whatever its number of training slides."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not any((self.patch, self.bag, self.topk, self.attention)):
+            raise ValueError("losses: at least one weight must be above 0")
+        return self
+
+
+class TrainingConfig(Section):
+    """How the network is trained."""
+
+    run: str | None = Field(default=None, pattern=NAME_PATTERN, json_schema_extra=NO_IDENTITY)
+    """Name of the run; the same name goes on where it stopped. Default: made from the configuration and the cohort."""
+    epochs: int = Field(default=40, ge=1, le=100_000)
+    """Passes over the training slides."""
+    lr: float = Field(default=1e-3, gt=0, le=10)
+    """Peak learning rate of AdamW."""
+    encoder_lr: float = Field(default=1e-5, gt=0, le=10)
+    """Peak learning rate of a trainable encoder."""
+    weight_decay: float = Field(default=1e-2, ge=0, le=10)
+    """Weight decay of AdamW."""
+    warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
+    """Steps of linear warm-up."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up: fall to 0 along a cosine over all epochs, or stay."""
+    clip_norm: float = Field(default=5.0, gt=0, le=1e6)
+    """Largest gradient norm."""
+    seed: int = Field(default=0, ge=0, le=2**32 - 1)
+    """Seed of initialisation, order, draws and dropout."""
+    num_workers: int = Field(default=1, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
+    """Workers of the training group; the result does not depend on it but for dropout and rounding."""
+    use_gpu: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """One GPU per worker; auto takes them where the cluster has or can start enough."""
+    start_timeout_s: int = Field(default=900, ge=1, le=86_400, json_schema_extra=NO_IDENTITY)
+    """Seconds to wait for an autoscaling cluster's workers to start."""
+    min_workers: int | None = Field(default=None, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
+    """Go on with as few workers as this when nodes are gone, and grow back to num_workers; null: always num_workers."""
+    precision: Literal["fp32", "bf16", "auto"] = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """Precision of the wide products; auto: bf16 on GPUs that have it. Attention scores and losses are always fp32."""
+    resident: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
+    """Keep all training embeddings in the GPU's memory; auto: where they fill at most half of what is free."""
+    cuda_graphs: bool = Field(default=True, json_schema_extra=NO_IDENTITY)
+    """Replay a step's kernels in one launch on a GPU; false: launch each, several times as slowly, to look into one."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay a step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
+    max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)
+    """Worker failures after which training gives up; each restart goes on from the last checkpoint. Nodes that are
+    taken away by announcement do not count; failures while a group starts count apart."""
+    select_by: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "slide_auc"
+    """Validation metric that early stopping and the choice of the epoch go by; `loss` where it is not known."""
+    patience: int = Field(default=0, ge=0, le=100_000)
+    """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.num_workers:
+            raise ValueError(
+                f"training.min_workers = {self.min_workers}: expected at most training.num_workers, "
+                f"which is {self.num_workers}"
+            )
+        return self

@@ -1,0 +1,263 @@
+"""A job's configuration from one YAML file and dotted overrides, and what is wrong with it in words.
+
+Unknown keys, wrong types and values out of range are refused together, each with the value and what was expected.
+"""
+
+import difflib
+import json
+import re
+import textwrap
+from collections.abc import Hashable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import yaml
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from distmil.config.root import Config
+from distmil.config.section import has_mark
+from distmil.errors import ConfigError
+from distmil.storage.store import read_file
+
+
+def per_job_keys() -> set[str]:
+    """Return the dotted keys that may differ from a bundle's when it is used."""
+    return {f"{section}.{key}" for section, key, field in _fields() if has_mark(field, "per_job", default=False)}
+
+
+MAX_NODES, MAX_DEPTH = 20_000, 50
+"""Values that a configuration may hold, aliases counted as often as they stand there, and how deep they may lie."""
+_MAX_SHOWN = 200
+_MAX_LINES = 50
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without duplicate keys, of bounded size and depth, and with 1e-3 read as a number as YAML 1.2 does."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a node, and count what it stands for. Raises: ConfigError if it is too large or too deep."""
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        line, is_alias = event.start_mark.line + 1, isinstance(event, yaml.AliasEvent)
+        if self._depth == MAX_DEPTH:
+            raise ConfigError(f"line {line}: values are nested more than {MAX_DEPTH} deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if is_alias and node not in self._sizes:
+            raise ConfigError(f"line {line}: an alias stands inside of what it stands for")
+        if node is not None and not is_alias:
+            self._sizes[node] = 1 + sum(self._sizes[child] for child in _children(node))
+            if self._sizes[node] > MAX_NODES:
+                raise ConfigError(f"line {line}: more than {MAX_NODES} values, aliases counted as what they stand for")
+        return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        merge = "tag:yaml.org,2002:merge"
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = None if key_node.tag == merge else self.construct_object(key_node, deep=True)
+            if isinstance(key, Hashable) and key_node.tag != merge:
+                if key in seen:
+                    raise ConfigError(f"line {node.start_mark.line + 1}: key {_shown(key)} is given twice")
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    if isinstance(node, yaml.MappingNode):
+        return [part for pair in node.value for part in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
+def _shown(value: Any) -> str:
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    """Return a text as a message shows it."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML text. Raises: ConfigError."""
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date such as 2026-13-01 is a ValueError
+        raise ConfigError(f"not valid YAML: {_cut(str(error))}") from error
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Return nested values as YAML text."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
+def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """Read a YAML file, lay dotted overrides over it, and validate.
+
+    Args:
+        path: The file, or its URI on an object store.
+        overrides: Texts such as ``section.key=value``.
+
+    Raises:
+        ConfigError: With every offending key, its value and what was expected.
+        StorageError: If an object store cannot be asked.
+    """
+    values: Any = {}
+    if path is not None:
+        text = _read_text(path)
+        try:
+            values = parse_yaml(text) or {}
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: expected sections such as `tiling:`, got {type(values).__name__}")
+    for override in overrides:
+        _set(values, override)
+    return build_config(values)
+
+
+def _read_text(path: str | Path) -> str:
+    try:
+        is_far = isinstance(path, str) and path.startswith(("s3://", "gs://"))
+        data = read_file(str(path), key="--config") if is_far else Path(path).read_bytes()
+        return data.decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the config {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def build_config(values: Mapping[str, Any]) -> Config:
+    """Validate nested values into a Config; an empty section has its defaults. Raises: ConfigError."""
+    try:
+        return Config.model_validate({name: {} if section is None else section for name, section in values.items()})
+    except ValidationError as error:
+        found = error.errors(include_url=False)
+        lines = [_explain(dict(item)) for item in found[:_MAX_LINES]]
+        more = [f"... and {len(found) - _MAX_LINES} more"] if len(found) > _MAX_LINES else []
+        raise ConfigError("\n".join([*dict.fromkeys(lines), *more])) from None
+
+
+def _set(values: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or len(keys) < 2 or not all(keys):
+        raise ConfigError(f"override {_shown(override)}: expected section.key=value")
+    node = values
+    for key in keys[:-1]:
+        child = node.get(key)
+        if child is None:
+            child = node[key] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {_shown(override)}: {key} is a value, not a section")
+        node = child
+    try:
+        node[keys[-1]] = parse_yaml(text)
+    except ConfigError as error:
+        raise ConfigError(f"override {_shown(override)}: {error}") from error
+
+
+# --- explaining --------------------------------------------------------------------------------------------------
+
+
+def _explain(item: dict[str, Any]) -> str:
+    """Return one line for a validation error: the key, the value, what was expected."""
+    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']", "[key]"}]
+    key = _cut(".".join(where))
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}{_suggest(where)}"
+    if item["type"] == "value_error":
+        return str(item["ctx"]["error"])
+    if len(where) == 1 and where[0] in Config.model_fields:
+        return f"{key} = {_shown(item['input'])}: expected a section of `key: value` lines"
+    field = _field(where)
+    expected = f"expected {_type_text(field)}" if field else str(item["msg"]).replace("Input should be", "expected")
+    return f"{key} = {_shown(item['input'])}: {expected}"
+
+
+def _suggest(where: list[str]) -> str:
+    if len(where) == 1:
+        choices = list(Config.model_fields)
+        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[0]]
+    else:
+        choices = [key for section, key, _ in _fields() if section == where[0]]
+        elsewhere = [f"{s}.{k}" for s, k, _ in _fields() if k == where[1]]
+    close = difflib.get_close_matches(where[-1], choices, n=1) + elsewhere
+    if close:
+        return f"; did you mean {' or '.join(close[:3])}?"
+    return f"; {'sections are' if len(where) == 1 else f'{where[0]} has'} {', '.join(choices)}"
+
+
+def _fields() -> list[tuple[str, str, FieldInfo]]:
+    """Return (section, key, field) of every key."""
+    found = []
+    for section, outer in Config.model_fields.items():
+        assert outer.annotation is not None
+        found += [(section, key, field) for key, field in outer.annotation.model_fields.items()]
+    return found
+
+
+def _field(where: list[str]) -> FieldInfo | None:
+    return next((field for section, key, field in _fields() if where[:2] == [section, key]), None)
+
+
+def _type_text(field: FieldInfo) -> str:
+    """Return a field's type and bounds in words, such as `int >= 1 and <= 4096`."""
+    kinds = get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]
+    return " or ".join(_kind_text(kind) for kind in kinds) + _bounds_text(field)
+
+
+def _kind_text(kind: Any) -> str:
+    words = {
+        int: "an integer",
+        float: "a number",
+        bool: "true or false",
+        str: "text",
+        type(None): "null",
+        Any: "anything",
+    }
+    choices = get_args(kind)
+    if kind in words:
+        return words[kind]
+    if get_origin(kind) is Annotated:
+        return _kind_text(choices[0])
+    if get_origin(kind) is list:
+        return "a list of text"
+    if get_origin(kind) is dict:
+        return f"pairs of {_kind_text(choices[0])}: {_kind_text(choices[1])}"
+    return "auto | true | false" if bool in choices else " | ".join(choices)
+
+
+def _bounds_text(field: FieldInfo) -> str:
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
+    bounds = [
+        f"{sign} {getattr(mark, name)}"
+        for mark in field.metadata
+        for name, sign in signs.items()
+        if getattr(mark, name, None) is not None
+    ]
+    if any(getattr(mark, "pattern", None) for mark in field.metadata):
+        bounds.append("of letters, digits, . _ - (128 at most)")
+    return " " + " and ".join(bounds) if bounds else ""
+
+
+def describe_keys() -> str:
+    """Return the help text: every key with type, bounds, default and meaning."""
+    lines: list[str] = []
+    for name, outer in Config.model_fields.items():
+        assert outer.annotation is not None
+        lines.append(f"\n{name}: {(outer.annotation.__doc__ or '').strip()}")
+        for key, field in outer.annotation.model_fields.items():
+            default = json.dumps(field.get_default(call_default_factory=True))
+            lines.append(f"  {name}.{key}  ({_type_text(field)}; default {default})")
+            lines.append(textwrap.indent(field.description or "", 6 * " "))
+    return "\n".join(lines).strip()

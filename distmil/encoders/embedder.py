@@ -1,0 +1,120 @@
+"""Patch shards to embedding shards: one in, one out, committed by slide."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from distmil.config.root import Config, fingerprint
+from distmil.encoders.registry import Encoder, EncoderSpec
+from distmil.encoders.stains import shift_stains
+from distmil.errors import SlideError, StorageError
+from distmil.storage.schemas import embeddings_schema, to_ipc
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.shards import check_slide, decode_image, patches_folder, read_patches
+
+FORMAT_VERSION = 1
+
+
+def embeddings_folder(config: Config, spec: EncoderSpec, *, view: int = 0) -> str:
+    """Return the stage's folder, named by everything that decides its content; each view has its own."""
+    values = {"encoder": spec.identity(), "patches": patches_folder(config.tiling), "format_version": FORMAT_VERSION}
+    if view:
+        values["view"] = {"number": view, "stain_shift": config.encoder.stain_shift}
+    return f"embeddings/{fingerprint(values)}"
+
+
+@dataclass(frozen=True)
+class SlideEmbedder:
+    """Makes the embedding shards of one tiled slide: of its patches, or of a view of them with shifted stains."""
+
+    patches: Record
+    config: Config
+    spec: EncoderSpec
+    store: Store
+    view: int = 0
+    """Number of the view; 0: the patches as they are."""
+
+    @property
+    def folder(self) -> str:
+        """Return the slide's folder."""
+        return f"{embeddings_folder(self.config, self.spec, view=self.view)}/{self.patches.slide_id}"
+
+    @property
+    def record_name(self) -> str:
+        """Return the name of the slide's commit record."""
+        return f"{self.folder}/commit.json"
+
+    def key(self) -> dict[str, Any]:
+        """Return what the embeddings depend on besides the configuration."""
+        return {"patches": self.patches.digest}
+
+    def finished(self) -> Record | None:
+        """Return the slide's record if it is done and still true, else None."""
+        record = self.store.read_record(self.record_name)
+        return record if record is not None and record.key == self.key() and record.ok else None
+
+    def write_shard(self, part: Part, encoder: Encoder) -> Part:
+        """Embed one patch shard, unless that was done for the same shard, and return the new shard's entry.
+
+        Raises:
+            SlideError: If an embedding is not finite.
+        """
+        stem = part.name.removesuffix(".parquet")
+        receipt = f"{self.folder}/{stem}.json"
+        done = self.store.read_receipt(receipt, self.key())
+        if done and self.store.is_intact(self.folder, done):
+            return done
+        folder = f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}"
+        table = read_patches(self.store, f"{folder}/{part.name}", part=part)
+        check_slide(table, self.patches.slide_id, where=self.store.path(folder))
+        embedding_NE = self._embed(table, encoder)
+        schema = embeddings_schema(embedding_NE.shape[1])
+        flat = pa.array(embedding_NE.ravel(), pa.float16())
+        columns = [table[name] for name in schema.names[:-1]]
+        columns.append(pa.FixedSizeListArray.from_arrays(flat, embedding_NE.shape[1]))
+        shard = pa.table(columns, schema=schema).combine_chunks()
+        made = self.store.write_part(self.folder, f"{stem}.arrow", to_ipc(shard), rows=shard.num_rows)
+        self.store.write_receipt(receipt, self.key(), made)
+        return made
+
+    def commit(self, parts: Sequence[Part]) -> Record:
+        """Commit the slide's shards, in order, and take away what the work left."""
+        if sum(part.rows for part in parts) != self.patches.rows:
+            raise StorageError(f"{self.patches.slide_id}: embeddings of {self.patches.rows} patches are not all there")
+        info = {name: self.patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px")}
+        record = Record(self.patches.slide_id, self.key(), parts=tuple(parts), info=info)
+        self.store.write_record(self.record_name, record)
+        self.store.keep_only(self.folder, {"commit.json", *(part.name for part in parts)})
+        return record
+
+    def _embed(self, table: pa.Table, encoder: Encoder) -> NDArray[np.float16]:
+        size = self.config.encoder.batch_size
+        batches = (self._images(table.slice(start, size)) for start in range(0, table.num_rows, size))
+        with np.errstate(over="ignore"):
+            embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
+        bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
+        if len(bad):
+            raise SlideError(
+                f"{len(bad)} embeddings are not finite in half precision, the first of patch {bad[0]}; "
+                "check the encoder's weights"
+            )
+        return embedding_NE
+
+    def _images(self, table: pa.Table) -> NDArray[np.uint8]:
+        """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
+        images = [decode_image(data) for data in table["image"].to_pylist()]
+        if self.view:
+            slide = zlib.crc32(self.patches.slide_id.encode())
+            places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
+            images = [
+                shift_stains(
+                    image, np.random.default_rng([self.view, slide, *place]), spread=self.config.encoder.stain_shift
+                )
+                for image, place in zip(images, places, strict=True)
+            ]
+        return np.stack(images)

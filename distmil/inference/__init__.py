@@ -1,0 +1,1 @@
+"""Bundles, scores, thresholds and metrics."""

@@ -1,0 +1,246 @@
+"""Model bundles: everything that a trained model needs to judge a slide, in one folder without pickle.
+
+A bundle is one thing: its commit record names every file with its checksum, and its digest covers them all.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from distmil import __version__
+from distmil.config.loading import build_config, per_job_keys
+from distmil.config.root import Config
+from distmil.config.section import NAME_PATTERN
+from distmil.errors import BundleError, ConfigError, StorageError
+from distmil.inference.bundle_files import (
+    BUNDLE_VERSION,
+    ENCODER_FILE,
+    FIRST_VERSION,
+    HEAD_FILE,
+    JSON_FILES,
+    BundleFiles,
+    checked_threshold,
+    encoder_state_of,
+    network_of,
+    wrong,
+)
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.thresholds import DEFAULT_THRESHOLD
+from distmil.models.network import Network
+from distmil.storage.store import Record, Store
+
+_ODD = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError)
+_MESSAGE_LENGTH = 500
+
+
+def _default_thresholds() -> dict[str, float]:
+    return dict.fromkeys(READ_OUTS, DEFAULT_THRESHOLD)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained model and everything it needs to judge a slide."""
+
+    run: str
+    config: Config
+    head: Network
+    encoder_state: dict[str, Tensor] | None
+    patch_threshold: float = DEFAULT_THRESHOLD
+    slide_thresholds: Mapping[str, float] = field(default_factory=_default_thresholds)
+    """Of every read-out."""
+    digest: str = ""
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    format_version: int = BUNDLE_VERSION
+
+    @property
+    def classes(self) -> list[str]:
+        """Return the class names in index order."""
+        return self.config.cohort.classes
+
+
+def bundle_folder(run: str) -> str:
+    """Return the folder of a run's bundle."""
+    return f"models/{run}"
+
+
+def save_bundle(store: Store, bundle: Bundle) -> Record:
+    """Commit a bundle under ``models/<run>/`` and return its record."""
+    folder = bundle_folder(bundle.run)
+    head = {key: value.detach().cpu().contiguous() for key, value in bundle.head.state_dict().items()}
+    config = {
+        "format_version": BUNDLE_VERSION,
+        "distmil": __version__,
+        "run": bundle.run,
+        "embedding_dim": bundle.head.normaliser.mean.numel(),
+        "config": bundle_values(bundle.config),
+    }
+    labels = {
+        "classes": bundle.classes,
+        "patch_threshold": bundle.patch_threshold,
+        "slide_thresholds": dict(bundle.slide_thresholds),
+    }
+    files = {HEAD_FILE: save_safetensors(head)}
+    if bundle.encoder_state is not None:
+        files[ENCODER_FILE] = save_safetensors(bundle.encoder_state)
+    for name, values in zip(JSON_FILES, (config, labels, dict(bundle.metrics)), strict=True):
+        files[name] = (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+    parts = tuple(store.write_part(folder, name, data, rows=1) for name, data in files.items())
+    record = Record(slide_id=bundle.run, key={"format_version": BUNDLE_VERSION}, parts=parts)
+    store.write_record(f"{folder}/commit.json", record)
+    store.keep_only(folder, {"commit.json", *files})
+    return record
+
+
+def load_bundle(place: str, store: Store) -> Bundle:
+    """Load a bundle from its folder, or by its run's name under the store.
+
+    Nothing is allocated by what a file claims: types, ranges and names are compared first, the network's shapes with
+    those of the tensors that are there.
+
+    Raises:
+        BundleError: If it is missing, unfinished, damaged, odd in any way, or of another format version.
+    """
+    found = _find(place, store)
+    try:
+        record = found.read_record("commit.json")
+        if record is None:
+            raise BundleError(
+                f"{found.root} is no finished bundle: it has no readable commit.json; train the run to its end"
+            )
+        return _load(found, record)
+    except (FileNotFoundError, StorageError, ConfigError, *_ODD) as error:
+        reason = f"{type(error).__name__}: {error}"[:_MESSAGE_LENGTH]
+        raise BundleError(f"{found.root} cannot be loaded: {reason}") from error
+
+
+def _load(found: Store, record: Record) -> Bundle:
+    """Load a committed bundle. Raises: BundleError, and what odd content raises."""
+    files = BundleFiles(found, record)
+    config, labels = files.json("config.json"), files.json("labels.json")
+    if config["format_version"] != files.version:
+        raise BundleError(
+            f"{found.root} has format version {config['format_version']}, its record says {files.version}"
+        )
+    if not (isinstance(config["run"], str) and re.fullmatch(NAME_PATTERN, config["run"])):
+        raise wrong("run", config["run"], "expected letters, digits, . _ - (128 at most)")
+    if files.version > FIRST_VERSION:
+        _check_keys(config["config"])
+    built = build_config(_without_job_keys(of_today(config["config"], files.version)))
+    if labels["classes"] != built.cohort.classes:
+        raise wrong("labels.json: classes", labels["classes"], f"config.json says {built.cohort.classes}")
+    if files.version > FIRST_VERSION:
+        thresholds = {name: checked_threshold(name, labels["slide_thresholds"][name]) for name in READ_OUTS}
+    else:
+        thresholds = dict.fromkeys(READ_OUTS, checked_threshold("slide_threshold", labels["slide_threshold"]))
+    patch_threshold = checked_threshold("patch_threshold", labels["patch_threshold"])
+    metrics = files.json("metrics.json")
+    if not isinstance(metrics, dict):
+        raise wrong("metrics.json", metrics, "expected names and values")
+    return Bundle(
+        run=config["run"],
+        config=built,
+        head=network_of(built, config["embedding_dim"], files.tensors(HEAD_FILE)),
+        encoder_state=encoder_state_of(built, files),
+        patch_threshold=patch_threshold,
+        slide_thresholds=thresholds,
+        digest=files.digest(),
+        metrics=metrics,
+        format_version=files.version,
+    )
+
+
+def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
+    """Translate a bundle's configuration of an earlier version into today's words.
+
+    In the first version a ResNet with the weights ``none`` had random ones.
+    """
+    encoder = values.get("encoder", {})
+    if version == FIRST_VERSION and encoder.get("name") != "texture" and encoder.get("weights") == "none":
+        return {**values, "encoder": {**encoder, "weights": "random"}}
+    return values
+
+
+def _check_keys(values: Mapping[str, Any]) -> None:
+    """Refuse a bundle that lacks a key: a default of today would stand in for what it was trained with."""
+    expected = {f"{section}.{key}" for section, keys in bundle_values(Config()).items() for key in keys}
+    found = {f"{section}.{key}" for section, keys in values.items() for key in keys}
+    if found != expected:
+        lacks, has = sorted(expected - found), sorted(found - expected)
+        raise BundleError(
+            f"the bundle's config.json lacks {', '.join(lacks) or 'nothing'} and has {', '.join(has) or 'nothing'} "
+            "besides: another version of distmil made it; use that one, or train the run again"
+        )
+
+
+def bundle_values(config: Config) -> dict[str, Any]:
+    """Return the part of a configuration that a bundle carries, nested as in a YAML file.
+
+    What belongs to a job (``default_mpp``, batch sizes and their like) is not in it.
+    """
+    full = config.model_dump()
+    return _without_job_keys(
+        {
+            "cohort": {"classes": full["cohort"]["classes"]},
+            "tiling": full["tiling"],
+            "encoder": full["encoder"] | {"weights": config.encoder.weights_name},
+            "model": full["model"],
+            "bags": {key: value for key, value in full["bags"].items() if key.startswith("top_k")},
+        }
+    )
+
+
+def _without_job_keys(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    own = per_job_keys()
+    return {
+        section: {key: value for key, value in keys.items() if f"{section}.{key}" not in own}
+        for section, keys in values.items()
+    }
+
+
+def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
+    """Return a job's configuration with tiling, encoder, model and classes from the bundle.
+
+    Args:
+        config: The job's own.
+        bundle: Its model.
+        per_job: Dotted keys that the job may set for itself.
+
+    Raises:
+        ConfigError: If the job sets one of the bundle's keys to something else.
+    """
+    theirs = {**bundle.config.flat(), "encoder.weights": bundle.config.encoder.weights_name}
+    values = bundle_values(bundle.config)
+    clashes = []
+    for key, value in config.explicit().items():
+        section, _, name = key.partition(".")
+        if section not in values or name not in values[section] or key in per_job:
+            continue
+        if key == "encoder.weights" and value == "auto":
+            continue
+        if (config.encoder.weights_name if key == "encoder.weights" else value) != theirs[key]:
+            clashes.append(f"{key} = {value!r}: the bundle {bundle.run} was trained with {theirs[key]!r}; leave it out")
+    if clashes:
+        raise ConfigError("\n".join(clashes))
+    merged = config.model_dump()
+    for section, own in values.items():
+        merged[section] |= own
+    return build_config(merged)
+
+
+def _find(place: str, store: Store) -> Store:
+    """Return the bundle's folder as a store of its own."""
+    if "://" not in place and not Path(place).expanduser().is_dir() and store.exists(bundle_folder(place)):
+        return Store(store.path(bundle_folder(place)))
+    folder = place if "://" in place else str(Path(place).expanduser().resolve())
+    if "://" not in folder and not Path(folder).is_dir():
+        raise BundleError(
+            f"prediction.model = {place!r}: there is no such folder, nor a run of that name under {store.root}/models"
+        )
+    return Store(folder)

@@ -1,0 +1,117 @@
+"""A bundle's files, read with suspicion: checksums, types, ranges and shapes come before any allocation."""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from safetensors.torch import load as load_safetensors
+from torch import Tensor
+
+from distmil.config.root import Config, fingerprint
+from distmil.errors import BundleError
+from distmil.models.baselines import make_network
+from distmil.models.network import Network
+from distmil.storage.store import Part, Record, Store
+
+BUNDLE_VERSION = 2
+FIRST_VERSION = 1
+"""Its commit record names the weights alone; config.json and labels.json have no checksum."""
+HEAD_FILE = "model.safetensors"
+ENCODER_FILE = "encoder.safetensors"
+JSON_FILES = ("config.json", "labels.json", "metrics.json")
+MAX_EMBEDDING_DIM = 1_000_000
+
+
+class BundleFiles:
+    """The files that a bundle's record names, each compared with its checksum when it is read."""
+
+    def __init__(self, store: Store, record: Record) -> None:
+        self._store, self._record = store, record
+        self._parts: dict[str, Part] = {part.name: part for part in record.parts}
+        self.version = record.key["format_version"]
+        if self.version not in (FIRST_VERSION, BUNDLE_VERSION) or isinstance(self.version, bool):
+            raise BundleError(
+                f"{store.root} has format version {str(self.version)[:20]}, this distmil reads {FIRST_VERSION} and "
+                f"{BUNDLE_VERSION}"
+            )
+        needed = {HEAD_FILE, *(JSON_FILES if self.version > FIRST_VERSION else ())}
+        if self._parts.keys() - {ENCODER_FILE} != needed or not record.ok:
+            raise BundleError(f"{store.root} is no finished bundle: its record does not name the files of one")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parts
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """Read weights."""
+        state: dict[str, Tensor] = load_safetensors(self._store.read_part(".", self._parts[name]))
+        return state
+
+    def json(self, name: str) -> Any:
+        """Read JSON, which holds no NaN."""
+        try:
+            return json.loads(self._read(name), parse_constant=_refuse)
+        except RecursionError as error:
+            raise ValueError(f"{name} is nested too deeply") from error
+
+    def _read(self, name: str) -> bytes:
+        return self._store.read_part(".", self._parts[name]) if name in self._parts else self._store.read(name)
+
+    def digest(self) -> str:
+        """Return a hash of everything that answers depend on."""
+        if self.version > FIRST_VERSION:
+            return self._record.digest
+        loose = [self.json(name) for name in ("config.json", "labels.json")]  # the record does not cover them
+        return fingerprint({"record": self._record.digest, "files": loose}, length=64)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of JSON")
+
+
+def wrong(name: str, value: Any, expected: str) -> BundleError:
+    """Make the error for a value of a bundle."""
+    return BundleError(f"the bundle's {name} = {value!r:.100}: {expected}")
+
+
+def checked_threshold(name: str, value: Any) -> float:
+    """Check a threshold. Raises: BundleError."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise wrong(f"threshold {name}", value, "expected a number from 0 to 1")
+    return float(value)
+
+
+def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> Network:
+    """Build the network of a bundle from its tensors. Raises: BundleError if they are not those of its config."""
+    if type(embedding_dim) is not int or not 1 <= embedding_dim <= MAX_EMBEDDING_DIM:
+        raise wrong("embedding_dim", embedding_dim, f"expected an integer from 1 to {MAX_EMBEDDING_DIM}")
+    num_classes = len(config.cohort.classes)
+    with torch.device("meta"):  # shapes alone, whatever the file claims
+        expected = make_network(config.model, embedding_dim=embedding_dim, num_classes=num_classes).state_dict()
+    if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in expected.items()}:
+        raise BundleError("the bundle's weights do not have the names, shapes and types of its configured network")
+    low, high = state["normaliser.low"], state["normaliser.high"]
+    _check_finite({k: v for k, v in state.items() if k not in {"normaliser.low", "normaliser.high"}})
+    if not bool((low <= high).all()):  # infinite where nothing is clipped, but in order, and never NaN
+        raise BundleError("the bundle's normalisation statistics are out of order")
+    head = make_network(config.model, embedding_dim=embedding_dim, num_classes=num_classes)
+    head.load_state_dict(state)
+    return head.eval()
+
+
+def encoder_state_of(config: Config, files: BundleFiles) -> dict[str, Tensor] | None:
+    """Return the encoder's weights, None for the built-in encoder, which has none. Raises: BundleError."""
+    if (config.encoder.name == "texture") == (ENCODER_FILE in files):
+        raise BundleError(f"the bundle's {ENCODER_FILE} and its encoder {config.encoder.name} do not fit")
+    if ENCODER_FILE not in files:
+        return None
+    state = files.tensors(ENCODER_FILE)
+    _check_finite(state)
+    return state
+
+
+def _check_finite(state: Mapping[str, Tensor]) -> None:
+    wrong = [name for name, values in state.items() if not math.isfinite(values.double().abs().sum().item())]
+    if wrong:
+        raise BundleError(f"the bundle's weights {', '.join(wrong[:5])} are not finite")

@@ -1,0 +1,65 @@
+"""How good written predictions are, where labels are known."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from distmil.bags.bag import BagEntry, labels_of
+from distmil.errors import StorageError
+from distmil.inference.metrics import PATCH_SCORES, Judged, summarise
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.tables import Row, read_patch_table
+from distmil.storage.store import Part, Store
+
+
+def judge_predictions(
+    store: Store,
+    run: str,
+    rows: Mapping[str, Row],
+    entries: Sequence[BagEntry],
+    *,
+    tables: Mapping[str, Part],
+    classes: Sequence[str],
+    slide_score: str,
+    threshold: float,
+) -> dict[str, float | None]:
+    """Return the metrics of written predictions against the entries' labels; pseudo-labelled slides are left out.
+
+    Args:
+        store: Where predictions and labels are.
+        run: The prediction run.
+        rows: Slide predictions by slide id.
+        entries: The slides with their labels and label tables.
+        tables: Committed patch predictions by slide id.
+        classes: Class names.
+        slide_score: The read-out that counts.
+        threshold: The bundle's threshold of that read-out.
+    """
+    judged = [
+        _judged(store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes)
+        for entry in entries
+        if entry.slide_id in rows and entry.label is not None and not entry.is_pseudo
+    ]
+    return summarise(judged, slide_score=slide_score, threshold=threshold)
+
+
+def _judged(store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, classes: Sequence[str]) -> Judged:
+    assert entry.label is not None
+    is_multi = len(classes) > 2
+    bag_C = [row[f"probability_{name}"] for name in classes] if is_multi else [1 - row["bag"], row["bag"]]
+    is_target, scores = np.empty(0, bool), tuple(np.empty(0, np.float32) for _ in PATCH_SCORES)
+    if entry.labels is not None:
+        predicted = read_patch_table(store, run, table, ("x", "y", *PATCH_SCORES))
+        labels = labels_of(store, entry)
+        if not (labels["x"].equals(predicted["x"]) and labels["y"].equals(predicted["y"])):
+            raise StorageError(f"{entry.slide_id}: predictions and labels lie on different grids; predict it again")
+        label_N = labels["label"].fill_null(-1).to_numpy()
+        is_target = label_N[label_N >= 0] > 0
+        scores = tuple(predicted[name].to_numpy()[label_N >= 0] for name in PATCH_SCORES)
+    return Judged(
+        label=entry.label,
+        bag_C=np.array(bag_C),
+        read_outs=tuple(row[name] for name in READ_OUTS),
+        is_target_N=is_target,
+        scores_N=scores,
+    )

@@ -1,0 +1,230 @@
+"""The predictions of one slide: a committed table of patch scores, and committed maps. The two are made anew apart."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.reader import annotation_checksum as checksum_of
+from distmil.bags.bag import BagEntry, open_source
+from distmil.cohort import Slide
+from distmil.config.root import Config
+from distmil.errors import SlideError
+from distmil.inference.bundle import Bundle
+from distmil.inference.scoring import BagScores, Embed, score_bag
+from distmil.inference.tables import encode_table, patch_table, predictions_folder, read_patch_table, slide_row
+from distmil.labels.slide_outlines import SlideOutlines
+from distmil.storage.store import Record, Store
+from distmil.visualization.slide_maps import MAPS, draw_maps
+
+FORMAT_VERSION = 2
+MAPS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is committed of a slide, whole, and made of the same inputs; None where it is to be made."""
+
+    scores: Record | None
+    maps: Record | None
+    is_damaged: bool = False
+    """A file was gone or damaged though the record is true."""
+
+
+@dataclass(frozen=True)
+class SlidePredictor:
+    """Makes the predictions of one slide.
+
+    ``annotation`` is the checksum of its outlines, ``patches`` the record of its tiling, ``bundle`` the digest.
+    """
+
+    entry: BagEntry
+    slide: Slide
+    patches: Record
+    annotation: str | None
+    bundle: str
+    config: Config
+    store: Store
+    run: str
+
+    @property
+    def folder(self) -> str:
+        """Return the folder that the names of all parts begin in."""
+        return predictions_folder(self.run)
+
+    @property
+    def label(self) -> str | None:
+        """Return the name of the slide's class."""
+        return None if self.entry.label is None else self.config.cohort.classes[self.entry.label]
+
+    def item(self) -> dict[str, Any]:
+        """Return what differs from slide to slide, JSON-ready."""
+        return {
+            "entry": self.entry.to_json(),
+            "slide": asdict(self.slide),
+            "patches": self.patches.to_json(),
+            "annotation": self.annotation,
+        }
+
+    @classmethod
+    def of_item(
+        cls, values: Mapping[str, Any], *, bundle: str, config: Config, store: Store, run: str
+    ) -> "SlidePredictor":
+        """Rebuild a predictor."""
+        return cls(
+            BagEntry.from_json(values["entry"]),
+            Slide(**values["slide"]),
+            Record.from_json(values["patches"]),
+            values["annotation"],
+            bundle,
+            config,
+            store,
+            run,
+        )
+
+    def scores_key(self) -> dict[str, Any]:
+        """Return everything that the scores depend on; thresholds, classes and top_k are in the bundle's digest."""
+        return {
+            "bundle": self.bundle,
+            "parts": [part.sha256 for part in self.entry.parts],
+            "slide_score": self.config.prediction.slide_score,
+            "format_version": FORMAT_VERSION,
+        }
+
+    def maps_key(self, scores: Record) -> dict[str, Any]:
+        """Return everything that the maps depend on."""
+        return {
+            "scores": [dict(scores.key), scores.digest],
+            "patches": self.patches.digest,
+            "annotation": self.annotation,
+            "outlines": self.config.labels.identity(),
+            "label": self.label,
+            "map_px": self.config.prediction.map_px,
+            "reader": self.config.tiling.reader,
+            "format_version": MAPS_VERSION,
+        }
+
+    def find(self) -> Found:
+        """Look what is done, and compare every file with its checksum. Raises: StorageError."""
+        scores, is_damaged = self._committed(self._scores_name, self.scores_key())
+        if scores is None or not self.config.prediction.maps:
+            return Found(scores, None, is_damaged)
+        maps, is_map_damaged = self._committed(self._maps_name, self.maps_key(scores))
+        if maps is not None and maps.info["doubts"]:  # what could not be read may have come back
+            maps = None
+        return Found(scores, maps, is_map_damaged)
+
+    def is_done(self, found: Found) -> bool:
+        """Tell whether nothing is left to make."""
+        return found.scores is not None and (found.maps is not None or not self.config.prediction.maps)
+
+    def score(self, bundle: Bundle, embed: Embed) -> Record:
+        """Score the slide and commit its patch table; the row of the slide is the record's info.
+
+        Raises:
+            SlideError: If a score is not finite.
+            StorageError: If a shard is damaged, or the store cannot be written.
+        """
+        source, places = open_source(self.store, self.entry)
+        bags = bundle.config.bags
+        scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share)
+        check_finite(scores)
+        if self.store.exists(self._maps_name):  # no maps of other scores lie beside the new ones
+            for name in (self._maps_name, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):
+                self.store.delete(name)
+        slide_score = self.config.prediction.slide_score
+        row = slide_row(
+            scores,
+            slide_id=self.slide.slide_id,
+            label=None,  # it may change without the scores
+            classes=bundle.classes,
+            slide_score=slide_score,
+            threshold=bundle.slide_thresholds[slide_score],
+        )
+        table = patch_table(scores, places, classes=bundle.classes, threshold=bundle.patch_threshold)
+        name = f"patches/{self.slide.slide_id}.parquet"
+        part = self.store.write_part(self.folder, name, encode_table(table), rows=table.num_rows)
+        record = Record(self.slide.slide_id, self.scores_key(), parts=(part,), info=row)
+        self.store.write_record(self._scores_name, record)
+        return record
+
+    def draw(self, scores: Record, bundle: Bundle) -> Record:
+        """Draw and commit the maps of committed scores. Raises: StorageError."""
+        settings, row = self.config.prediction, scores.info
+        threshold = bundle.slide_thresholds[settings.slide_score]
+        subtitle = f"{settings.slide_score} {row['probability']:.3f} (threshold {threshold:.3f}): {row['predicted']}"
+        drawn = draw_maps(
+            self.slide,
+            read_patch_table(self.store, self.run, scores.parts[0], ("x", "y", "extent_px", *MAPS)),
+            outlines=self._outlines,
+            size=(self.patches.info["width_px"], self.patches.info["height_px"]),
+            subtitle=subtitle + (f", labelled {self.label}" if self.label else ""),
+            max_px=settings.map_px,
+            reader=self.config.tiling.reader,
+        )
+        parts = tuple(
+            self.store.write_part(self.folder, f"maps/{file}", drawn.images[name], rows=1)
+            for file, name in map_files(self.slide.slide_id).items()
+        )
+        record = Record(self.slide.slide_id, self.maps_key(scores), parts=parts, info={"doubts": list(drawn.doubts)})
+        self.store.write_record(self._maps_name, record)
+        return record
+
+    def _outlines(self) -> Annotation | None:
+        found = SlideOutlines(self.slide, self.config, self.store, self.patches).read()
+        return found.annotation if found else None
+
+    @property
+    def _scores_name(self) -> str:
+        return f"{self.folder}/records/{self.slide.slide_id}.json"
+
+    @property
+    def _maps_name(self) -> str:
+        return f"{self.folder}/records/maps/{self.slide.slide_id}.json"
+
+    def _committed(self, name: str, key: Mapping[str, Any]) -> tuple[Record | None, bool]:
+        """Return a record that is true and whose parts are whole, else None, and whether the parts are the reason."""
+        record = self.store.read_record(name)
+        if record is None or record.key != key:
+            return None, False
+        is_whole = all(self.store.is_intact(self.folder, part) for part in record.parts)
+        return (record, False) if is_whole else (None, True)
+
+
+def map_files(slide_id: str) -> dict[str, str]:
+    """Return the file names of a slide's maps, each with the name of what it shows."""
+    return {f"{slide_id}_{name}.png": name for name in MAPS}
+
+
+def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:
+    """Delete what a folder of predictions holds of other slides, as of those that have failed since."""
+    folder = predictions_folder(run)
+    store.keep_only(f"{folder}/patches", {f"{slide_id}.parquet" for slide_id in slide_ids})
+    store.keep_only(f"{folder}/maps", {file for slide_id in slide_ids for file in map_files(slide_id)})
+    for records in ("records", "records/maps"):
+        store.keep_only(f"{folder}/{records}", {f"{slide_id}.json" for slide_id in slide_ids})
+
+
+def check_finite(scores: BagScores) -> None:
+    """Refuse scores of which one is not a finite number. Raises: SlideError."""
+    values = (
+        scores.bag_C,
+        scores.attention_N,
+        scores.probability_N,
+        scores.topk_probability_N,
+        scores.class_probability_NC,
+    )
+    if not all(np.isfinite(value).all() for value in values):
+        raise SlideError("the slide's scores are not finite; delete its folder of embeddings and run again")
+
+
+def annotation_checksum(slide: Slide) -> str | None:
+    """Return the SHA-256 of a slide's annotation, None without one."""
+    if slide.annotation_path is None:
+        return None
+    try:
+        return checksum_of(slide.annotation_path)
+    except OSError:
+        return "unreadable"

@@ -1,0 +1,91 @@
+"""A network's answers for one bag: scores per patch and the three slide read-outs. No bag is ever cut.
+
+N patches of the bag, E embedding, F feature, C classes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from distmil.bags.bag import Patches, PatchSource
+from distmil.models.network import Network
+from distmil.models.pooling import DEFAULT_SHARE, RunningPool, top_k_size
+from distmil.models.tensors import Rows
+
+SCORE_CHUNK = 16_384
+READ_OUTS = ("bag", "max", "topk_mean")
+
+Floats = NDArray[np.float32]
+Embed = Callable[[Patches], Rows]
+"""From what a source gives to embeddings, T x E."""
+
+
+@dataclass(frozen=True)
+class BagScores:
+    """Scores of one bag. ``probability`` is that of any class but 0; fused = attention x probability."""
+
+    attention_N: Floats
+    probability_N: Floats
+    topk_probability_N: Floats
+    fused_N: Floats
+    class_probability_NC: Floats
+    bag_C: NDArray[np.float64]
+    bag: float
+    max: float
+    topk_mean: float
+
+
+def score_bag(
+    head: Network,
+    source: PatchSource,
+    embed: Embed,
+    *,
+    top_k: int,
+    top_k_share: float = DEFAULT_SHARE,
+    chunk: int = SCORE_CHUNK,
+) -> BagScores:
+    """Score every patch of a bag and the bag itself, chunk by chunk; the result does not depend on the chunk.
+
+    Args:
+        head: The network, in evaluation mode.
+        source: The bag's patches.
+        embed: From what the source gives to embeddings, T x E.
+        top_k: Largest K of ``topk_mean``.
+        top_k_share: Largest K as a share of the bag.
+        chunk: Patches held at once.
+    """
+    pooled = RunningPool(head.pooling)
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    with torch.no_grad():
+        for patches in _chunks(source, chunk):
+            feature_TF, attention_T = head(embed(patches))
+            pooled.add(feature_TF, attention_T)
+            log_TC = head.patch_logits(feature_TF, attention_T).log_softmax(1)
+            topk_T = 1 - head.topk_logits(feature_TF, attention_T).softmax(1)[:, 0]
+            parts.append((attention_T.sigmoid().cpu(), log_TC.exp().cpu(), topk_T.cpu()))
+        bag_F = pooled.result().to(next(head.parameters()).dtype)
+        bag_C = head.pooled_logits(bag_F[None]).double().softmax(1)[0].cpu().numpy()
+    attention_N, class_NC, topk_N = (torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True))
+    probability_N = class_NC[:, 1:].sum(axis=1)
+    fused_N = attention_N * probability_N
+    k = top_k_size(len(fused_N), top_k, share=top_k_share)
+    return BagScores(
+        attention_N=attention_N,
+        probability_N=probability_N,
+        topk_probability_N=topk_N,
+        fused_N=fused_N,
+        class_probability_NC=class_NC,
+        bag_C=bag_C,
+        bag=float(bag_C[1:].sum()),
+        max=float(fused_N.max()),
+        topk_mean=float(np.partition(fused_N, -k)[-k:].mean(dtype=np.float64)),
+    )
+
+
+def _chunks(source: PatchSource, chunk: int) -> Iterator[Patches]:
+    for start in range(0, len(source), chunk):
+        yield source.take(slice(start, start + chunk))

@@ -1,0 +1,99 @@
+"""A bundle's answers as tables: patch scores and slide scores."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from distmil.inference.scoring import READ_OUTS, BagScores
+from distmil.storage.schemas import patch_predictions_schema, slide_predictions_schema
+from distmil.storage.store import Part, Record, Store
+
+Row = dict[str, Any]
+
+
+def predictions_folder(run: str) -> str:
+    """Return the folder of a prediction run."""
+    return f"predictions/{run}"
+
+
+def patch_table(scores: BagScores, places: pa.Table, *, classes: Sequence[str], threshold: float) -> pa.Table:
+    """Return a slide's patch predictions.
+
+    A patch is predicted abnormal where its probability reaches the threshold; its class is then the likeliest one that
+    is not normal.
+
+    Args:
+        scores: The network's answers.
+        places: slide_id, x, y, extent_px of the patches, in the same order.
+        classes: Class names.
+        threshold: The bundle's patch threshold.
+    """
+    schema = patch_predictions_schema(classes)
+    abnormal = np.array(classes[1:])[scores.class_probability_NC[:, 1:].argmax(axis=1)]
+    # in float64: rounded to float32, a threshold between two neighbours would be one of them
+    predicted = np.where(scores.probability_N.astype(np.float64) >= threshold, abnormal, classes[0])
+    columns = [places[name] for name in ("slide_id", "x", "y", "extent_px")]
+    columns += [
+        pa.array(values, pa.float32())
+        for values in (scores.attention_N, scores.probability_N, scores.topk_probability_N, scores.fused_N)
+    ]
+    columns.append(pa.array(predicted, pa.string()))
+    if len(classes) > 2:
+        columns += [pa.array(column, pa.float32()) for column in scores.class_probability_NC.T]
+    return pa.table(columns, schema=schema)
+
+
+def slide_row(
+    scores: BagScores,
+    *,
+    slide_id: str,
+    label: int | None,
+    classes: Sequence[str],
+    slide_score: str,
+    threshold: float,
+) -> Row:
+    """Return a slide's line of the slide predictions; class columns are those of the ``bag`` read-out."""
+    probability = getattr(scores, slide_score)
+    abnormal = classes[1 + int(scores.bag_C[1:].argmax())]
+    row: Row = {
+        "slide_id": slide_id,
+        "probability": probability,
+        **{name: getattr(scores, name) for name in READ_OUTS},
+        "predicted": abnormal if probability >= threshold else classes[0],
+        "label": None if label is None else classes[label],
+        "num_patches": len(scores.fused_N),
+    }
+    if len(classes) > 2:
+        row |= {f"probability_{name}": float(scores.bag_C[i]) for i, name in enumerate(classes)}
+    return row
+
+
+def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequence[str]) -> str:
+    """Commit the slide predictions and return the file's name.
+
+    Metrics that lie beside another table go.
+    """
+    folder = predictions_folder(run)
+    data = encode_table(pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
+    earlier = store.read_record(f"{folder}/slides.json")
+    if earlier is None or [part.sha256 for part in earlier.parts] != [hashlib.sha256(data).hexdigest()]:
+        store.delete(f"{folder}/metrics.json")
+    part = store.write_part(folder, "slides.parquet", data, rows=len(rows))
+    store.write_record(f"{folder}/slides.json", Record(run, {}, parts=(part,)))
+    return f"{folder}/{part.name}"
+
+
+def read_patch_table(store: Store, run: str, part: Part, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a slide's patch predictions, verified. Raises: StorageError if they are damaged or gone."""
+    return pq.read_table(pa.BufferReader(store.read_part(predictions_folder(run), part)), columns=list(columns))
+
+
+def encode_table(table: pa.Table) -> pa.Buffer:
+    """Encode a table of predictions as Parquet."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+    return sink.getvalue()

@@ -1,0 +1,1 @@
+"""Annotations to patch labels."""

@@ -1,0 +1,161 @@
+"""The outlines of a slide in the store: read once from the annotation, in a child process, for labels and drawings.
+
+What is stored is in level-0 pixels. A file that cannot be used is committed too, so that it is not tried again by the
+next reader. Names of groups without a meaning are not stored.
+"""
+
+import atexit
+import functools
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distmil.annotations.arrow_file import decode_annotation
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.reader import annotation_checksum
+from distmil.cohort import Slide
+from distmil.config.root import Config, fingerprint
+from distmil.errors import AnnotationError, ConfigError
+from distmil.labels.rules import resolve_groups
+from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.overview import decode_overview
+from distmil.tiling.shards import patches_folder
+
+FORMAT_VERSION = 1
+
+_lock = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Found:
+    """An annotation, and what is to be said of reading it."""
+
+    annotation: Annotation
+    doubts: Sequence[str] = ()
+    unknown: Sequence[str] = ()
+    """Names of the groups without a meaning, for the console only; none where the annotation was read before."""
+
+
+def groups_of(config: Config) -> dict[str, int]:
+    """Return what annotation groups mean. Raises: ConfigError if ``labels.groups`` names no class."""
+    try:
+        return resolve_groups(config.cohort.classes, config.labels.groups)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class SlideOutlines:
+    """Reads the annotation of one tiled slide."""
+
+    slide: Slide
+    config: Config
+    store: Store
+    patches: Record
+
+    @property
+    def folder(self) -> str:
+        """Return the stage's folder, named by everything that decides its content."""
+        values = {
+            "origin": self.config.labels.origin,
+            "groups": sorted(groups_of(self.config)),
+            "patches": patches_folder(self.config.tiling),
+            "format_version": FORMAT_VERSION,
+        }
+        return f"outlines/{fingerprint(values)}"
+
+    @property
+    def record_name(self) -> str:
+        """Return the name of the commit record."""
+        return f"{self.folder}/{self.slide.slide_id}.json"
+
+    def read(self) -> Found | None:
+        """Return the slide's annotation, None if the slide has none.
+
+        Raises:
+            AnnotationError: If the annotation cannot be used.
+            OSError: If it is gone.
+            StorageError: If the store fails.
+        """
+        path = self.slide.annotation_path
+        if path is None:
+            return None
+        key = {"patches": self.patches.digest, "annotation": annotation_checksum(path)}
+        unknown: list[str] = []
+        record = self.store.read_record(self.record_name)
+        if record is None or record.key != key or not self._is_usable(record):
+            record, unknown = self._make(path, key)
+        if not record.ok:
+            raise AnnotationError(record.error or "")
+        annotation = decode_annotation(self.store.read_part(self.folder, record.parts[0]))
+        return Found(annotation, record.info["doubts"], unknown)
+
+    def _is_usable(self, record: Record) -> bool:
+        """Tell whether a committed file is whole, or a failure one that more time would not mend."""
+        if record.info.get("limit_s", self.config.labels.timeout_s) < self.config.labels.timeout_s:
+            return False
+        return all(self.store.is_intact(self.folder, part) for part in record.parts)
+
+    def _make(self, path: str, key: dict[str, Any]) -> tuple[Record, list[str]]:
+        """Read the annotation in the child process and commit it, or the reason why it cannot be used."""
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "outlines"
+            answer, info = self._ask(path, folder, str(out))
+            slide_id = self.slide.slide_id
+            if "error" in answer:
+                record = Record(slide_id, key, status=AnnotationError.status, error=answer["error"], info=info)
+            else:
+                part = self.store.write_part(self.folder, f"{slide_id}.arrow", out.read_bytes(), rows=1)
+                record = Record(slide_id, key, parts=(part,), info={"doubts": answer["doubts"]})
+        self.store.write_record(self.record_name, record)
+        return record, answer.get("unknown", [])
+
+    def _ask(self, path: str, folder: str, out: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the child's answer, and what a record of a failure has to hold. Raises: AnnotationError."""
+        info, limit_s = self.patches.info, self.config.labels.timeout_s
+        request = {
+            "path": path,
+            "slide_path": self.slide.path,
+            "size": [info["width_px"], info["height_px"]],
+            "origin": self.config.labels.origin,
+            "tissue": self._write_tissue(folder),
+            "scale": info.get("picture_scale"),
+            "known": sorted(groups_of(self.config)),
+            "out": out,
+        }
+        if "bounds" in info:
+            request["bounds"] = info["bounds"]
+        try:
+            with _lock:
+                return _child().call(request, timeout_s=limit_s), {}
+        except ChildTimedOut:
+            error = f"reading the annotation took more than labels.timeout_s = {limit_s} s; export it with fewer marks"
+            return {"error": error}, {"limit_s": limit_s}
+        except ChildCrashed as error:
+            if "SIGKILL" in str(error):  # by the system, mostly out of memory: another try may go better
+                raise AnnotationError("the process that read the annotation was killed; is the memory full?") from error
+            return {"error": f"the annotation crashed its reader ({error}); export it again"}, {}
+
+    def _write_tissue(self, folder: str) -> str | None:
+        """Write the slide's tissue mask for the child, and return its path; None where origins do not differ."""
+        info = self.patches.info
+        if "pictures" not in info or ("bounds" in info and info["bounds"] is None):
+            return None
+        stored = f"{patches_folder(self.config.tiling)}/{self.slide.slide_id}"
+        _, tissue = decode_overview(*(self.store.read_part(stored, Part(**part)) for part in info["pictures"]))
+        np.save(f"{folder}/tissue.npy", tissue)
+        return f"{folder}/tissue.npy"
+
+
+@functools.cache
+def _child() -> Child:
+    """Return this process's reader, which is started when it is first asked."""
+    child = Child("distmil.labels.annotation_worker:work")
+    atexit.register(child.close)
+    return child

@@ -1,0 +1,1 @@
+"""The stages on Ray. Only this package imports Ray."""

@@ -1,0 +1,235 @@
+"""Slides to predictions and maps: actors that load the bundle once and judge one slide at a time."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distmil.cohort import Cohort, Slide
+from distmil.config.loading import build_config, per_job_keys
+from distmil.config.root import Config
+from distmil.defects import attempt
+from distmil.encoders.registry import EncoderSpec
+from distmil.errors import BundleError, ConfigError, StorageError
+from distmil.inference.bundle import Bundle, load_bundle, with_bundle
+from distmil.inference.bundle_files import BUNDLE_VERSION
+from distmil.inference.predictor import Found, SlidePredictor, annotation_checksum, keep_slides
+from distmil.inference.question import claim_question, default_name, make_question
+from distmil.inference.tables import predictions_folder, write_slide_table
+from distmil.pipeline.cluster import Row, calm_worker, stream_actors, wants_gpu
+from distmil.pipeline.job import Job, check_any, check_bad_fraction, open_cohort, open_encoder
+from distmil.pipeline.prepare import Prepared, prepare
+from distmil.storage.store import Part, Record, Store, resolve_root
+
+CHECKED_AT_ONCE = 16
+"""Slides whose files are compared with their checksums at the same time; hashing leaves other threads alone."""
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Judge slides with a trained bundle: scores of patches and slides, and maps. Labels are not needed."""
+    inner, bundle = open_bundle(job)
+    split = job.config.prediction.split
+    cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
+    slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
+    name = claim_output(job, bundle, slides)
+    made = judge_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
+    return {"run": name, **made.paths(job)}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a prediction run made."""
+
+    run: str
+    rows: dict[str, Row]
+    tables: dict[str, Part]
+    """Patch tables by slide, with their checksums."""
+    prepared: Prepared
+    spec: EncoderSpec
+    threshold: float
+    """Of the read-out that counts."""
+
+    @property
+    def folder(self) -> str:
+        """Return the run's folder in the store."""
+        return predictions_folder(self.run)
+
+    def paths(self, job: Job) -> dict[str, Any]:
+        """Return where everything is, and how the slides ended, for the job's JSON line."""
+        maps = {"maps": job.store.path(f"{self.folder}/maps")} if job.config.prediction.maps else {}
+        return {"predictions": job.store.path(self.folder), **maps, "slides": self.prepared.statuses}
+
+
+def open_bundle(job: Job) -> tuple[Job, Bundle]:
+    """Return the job with the bundle's settings, and the bundle.
+
+    Raises:
+        ConfigError: If no bundle is given, or the job sets one of its keys to something else.
+        BundleError: If it cannot be loaded.
+    """
+    bundle = load_bundle(bundle_place(job), job.store)
+    if bundle.format_version < BUNDLE_VERSION:
+        job.console.note(
+            f"the bundle {bundle.run} is of an earlier distmil: no checksum protects its settings and thresholds; "
+            "the command that trained it writes it again with one"
+        )
+    config = with_bundle(job.config, bundle, per_job=per_job_keys())
+    return replace(job, config=config), bundle
+
+
+def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
+    """Return the output's name, and note there what it answers. Raises: ConfigError if it answers something else."""
+    question = make_question(bundle.digest, slides)
+    name = job.config.prediction.run or default_name(bundle_place(job), question)
+    claim_question(job.store, name, question)
+    return name
+
+
+def bundle_place(job: Job) -> str:
+    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if none is given."""
+    place = job.config.prediction.model
+    if place is None:
+        raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
+    if "://" in place:
+        return resolve_root(place, key="prediction.model")
+    folder = Path(place).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else place
+
+
+def judge_slides(
+    job: Job, cohort: Cohort, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str, with_labels: bool
+) -> Predictions:
+    """Judge slides with a bundle; what an earlier run of the same name made of the same inputs is kept, if it is whole.
+
+    Args:
+        job: Its configuration already holds the bundle's tiling, encoder, model and classes.
+        cohort: The manifest.
+        slides: The slides of it to judge.
+        bundle: The model.
+        place: The bundle's folder or name, for the workers.
+        run: Name of the output.
+        with_labels: Make label tables too, to judge the predictions by.
+
+    Raises:
+        BundleError: If its network does not take what its encoder gives.
+        TooManyBadSlides: If too few slides can be used.
+        StorageError: If the store cannot be written.
+    """
+    spec = open_encoder(job, state=bundle.encoder_state)
+    if (dimension := bundle.head.normaliser.mean.numel()) != spec.dimension:
+        raise BundleError(f"the bundle takes embeddings of width {dimension}, its encoder gives {spec.dimension}")
+    prepared = prepare(job, slides, spec, with_labels=with_labels)
+    records = _judge_all(job, prepared, slides, bundle, place=place, run=run)
+    prepared = _without_failed(job, prepared, records)
+    rows = {}
+    for entry in prepared.entries:
+        label = None if entry.label is None else cohort.classes[entry.label]
+        rows[entry.slide_id] = {**records[entry.slide_id].info, "label": label}
+    keep_slides(job.store, run, rows)
+    write_slide_table(job.store, run, list(rows.values()), cohort.classes)
+    tables = {slide_id: records[slide_id].parts[0] for slide_id in rows}
+    return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
+
+
+def _judge_all(
+    job: Job, prepared: Prepared, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str
+) -> dict[str, Record]:
+    """Return the record of every slide's scores, or of its failure, the doubts about its maps in its info."""
+    by_id = {slide.slide_id: slide for slide in slides}
+    entries = {entry.slide_id: entry for entry in prepared.entries}
+
+    def look(slide_id: str) -> tuple[SlidePredictor, Found]:
+        slide = by_id[slide_id]
+        annotation = annotation_checksum(slide) if job.config.prediction.maps else None
+        patches = prepared.patches[slide_id]
+        predictor = SlidePredictor(
+            entries[slide_id], slide, patches, annotation, bundle.digest, job.config, job.store, run
+        )
+        return predictor, predictor.find()
+
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
+        looked = dict(zip(entries, pool.map(look, entries), strict=True))
+    records = {i: _with_doubts(found.scores, found.maps) for i, (_, found) in looked.items() if found.scores}
+    todo = {i: (predictor, found) for i, (predictor, found) in looked.items() if not predictor.is_done(found)}
+    if damaged := sum(found.is_damaged for _, found in looked.values()):
+        job.console.note(f"predictions of {damaged} slides are gone or damaged, and are made again")
+    if todo:
+        job.console.note(f"judging {len(todo)} slides ({len(looked) - len(todo)} are done)")
+        is_gpu = wants_gpu(job.config)
+        arguments = {
+            "place": place, "root": job.store.root, "run": run, "config": json.dumps(job.config.model_dump()),
+            "digest": bundle.digest, "is_gpu": is_gpu,
+        }  # fmt: skip
+        items = [_item(*one) for one in todo.values()]
+        with job.console.progress("judge", len(items), "slides") as advance:
+            for row in stream_actors(items, _Judge, arguments, num_gpus=1 if is_gpu else 0):
+                advance()
+                if row["fatal"]:
+                    raise StorageError(row["fatal"])
+                records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
+    return records
+
+
+def _without_failed(job: Job, prepared: Prepared, records: dict[str, Record]) -> Prepared:
+    """Leave out the slides that have no scores, and show why. Raises: TooManyBadSlides."""
+    check_bad_fraction(job, records)
+    failed = {slide_id: record.status for slide_id, record in records.items() if not record.ok}
+    statuses = Counter(prepared.statuses) + Counter(failed.values())
+    statuses.subtract({"ok": len(failed)})
+    entries = [entry for entry in prepared.entries if entry.slide_id not in failed]
+    return replace(prepared, entries=entries, statuses=dict(+statuses)) if failed else prepared
+
+
+def _with_doubts(scores: Record, maps: Record | None) -> Record:
+    return replace(scores, info={**scores.info, "doubts": list(maps.info["doubts"]) if maps else []})
+
+
+def _item(predictor: SlidePredictor, found: Found) -> Row:
+    return {
+        "predictor": json.dumps(predictor.item()),
+        "scores": json.dumps(found.scores.to_json()) if found.scores else "",
+    }
+
+
+class _Judge:
+    """An actor: one loaded bundle, one slide at a time."""
+
+    def __init__(self, *, place: str, root: str, run: str, config: str, digest: str, is_gpu: bool) -> None:
+        calm_worker()
+        self._store = Store(root)
+        self._config: Config = build_config(json.loads(config))
+        self._bundle = load_bundle(place, self._store)
+        self._run, self._digest = run, digest
+        self._device = torch.device("cuda" if is_gpu and torch.cuda.is_available() else "cpu")
+        self._bundle.head.to(self._device)
+
+    def __call__(self, row: Row) -> Row:
+        predictor = SlidePredictor.of_item(
+            json.loads(row["predictor"]), bundle=self._digest, config=self._config, store=self._store, run=self._run
+        )
+        slide = predictor.slide
+        try:
+            made, failure = attempt(
+                lambda: self._judge(predictor, row["scores"]),
+                slide_id=slide.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
+        except StorageError as error:
+            return {"slide_id": slide.slide_id, "record": "", "fatal": str(error)}
+        record = made or failure
+        return {"slide_id": slide.slide_id, "record": json.dumps(record and record.to_json()), "fatal": ""}
+
+    def _judge(self, predictor: SlidePredictor, scores: str) -> Record:
+        """Make what is missing of a slide, and return the record of its scores."""
+        if self._bundle.digest != self._digest:
+            raise StorageError("the bundle became another one while the job ran; run the same command again")
+        found = Record.from_json(json.loads(scores)) if scores else predictor.score(self._bundle, self._embed)
+        return _with_doubts(found, predictor.draw(found, self._bundle) if self._config.prediction.maps else None)
+
+    def _embed(self, patches: Any) -> torch.Tensor:
+        return torch.as_tensor(patches, device=self._device).float()

@@ -1,0 +1,189 @@
+"""The report on tiling: a page, its numbers as JSON, and each slide's picture with grid and labels drawn in."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import distmil
+from distmil.annotations.reader import annotation_checksum
+from distmil.cohort import Slide
+from distmil.config.root import Config, fingerprint
+from distmil.defects import attempt
+from distmil.errors import SlideError, StorageError
+from distmil.labels.slide_outlines import SlideOutlines
+from distmil.labels.tables import SlideLabeller
+from distmil.pipeline.cluster import Row, stream_actors
+from distmil.pipeline.job import Job, Tiled
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.overview import decode_overview
+from distmil.tiling.shards import grid_of, patches_folder
+from distmil.visualization.slide_maps import rings_of
+from distmil.visualization.slide_picture import draw_slide
+from distmil.visualization.tiling_page import to_html
+from distmil.visualization.tiling_report import SlideSummary, choose_cards, summarise
+
+SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "chunk_patches")
+_FORMAT_VERSION = 2
+_GROUPS_NAMED = 20
+
+
+def write_report(job: Job, slides: Sequence[Slide], tiled: Tiled) -> str:
+    """Write ``summary.html`` and ``summary.json`` of these slides, and return their folder."""
+    config, store = job.config, job.store
+    run = f"tiling-{fingerprint({'slides': sorted(tiled.records), 'patches': patches_folder(config.tiling)}, length=8)}"
+    folder = f"reports/{run}"
+    rows = {i: asdict(_summary(tiled, slide.slide_id)) for i, slide in enumerate(slides)}
+    shown = [slides[i] for i in choose_cards(rows) if tiled.records[slides[i].slide_id].ok]
+    about, num_drawn = _illustrate(job, folder, shown, tiled.records)
+    if not tiled.seconds and not num_drawn and store.exists(f"{folder}/summary.html"):
+        return folder  # the page of the run that did the work says more
+    summaries = [replace(_summary(tiled, slide.slide_id), **about.get(slide.slide_id, {})) for slide in slides]
+    settings = {f"tiling.{name}": getattr(config.tiling, name) for name in SETTINGS}
+    summary = summarise(summaries, run=run, settings=settings, wall_s=tiled.wall_s, version=distmil.__version__)
+    store.write_json(f"{folder}/summary.json", summary)
+    store.write(f"{folder}/summary.html", to_html(summary).encode())
+    return folder
+
+
+def say_unknown_groups(job: Job, names: Collection[str]) -> None:
+    """Name the groups without a meaning on the console, and nowhere else: they may name people."""
+    if names:
+        shown = ", ".join(map(repr, sorted(names)[:_GROUPS_NAMED])) + ", ..." * (len(names) > _GROUPS_NAMED)
+        job.console.note(
+            f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown (the names are "
+            "said once, when the annotation is read, and never stored)"
+        )
+
+
+def _illustrate(
+    job: Job, folder: str, slides: Sequence[Slide], records: Mapping[str, Record]
+) -> tuple[dict[str, dict[str, Any]], int]:
+    """Draw what is not drawn yet; return what there is to say of each picture by slide id, and how many were drawn."""
+    there = set(job.store.names(f"{folder}/slides"))
+    about, items = {}, []
+    unknown: set[str] = set()
+    for slide in slides:
+        record = records[slide.slide_id]
+        name = _name(job.config, slide, record)
+        if f"{name}.json" in there:
+            about[slide.slide_id] = job.store.read_checked(f"{folder}/slides/{name}.json", owner=name)
+        else:
+            items.append({"slide": json.dumps(asdict(slide)), "record": json.dumps(record.to_json()), "name": name})
+    with job.console.progress("report", len(items), "slides") as advance:
+        arguments = {"config": job.config, "store": job.store, "folder": folder}
+        for row in stream_actors(items, Illustrator, arguments):
+            if row["fatal"]:
+                raise StorageError(row["fatal"])
+            about[row["slide_id"]] = json.loads(row["about"])
+            unknown.update(json.loads(row["unknown"]))
+            if row["failure"]:
+                job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be drawn")
+            advance()
+    say_unknown_groups(job, unknown)
+    return about, len(items)
+
+
+def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
+    """Return what the record says of a slide."""
+    record = tiled.records[slide_id]
+    names = ("width_px", "height_px", "mpp", "reader", "tissue_share")
+    info: dict[str, Any] = {name: record.info.get(name) for name in names}
+    return SlideSummary(
+        slide_id=slide_id,
+        status=record.status,
+        error=record.error,
+        num_patches=record.rows,
+        reused=record.info.get("reused", 0),
+        blank=record.info.get("blank", 0),
+        doubts=record.info.get("doubts", ()),
+        seconds=tiled.seconds.get(slide_id),
+        **info,
+    )
+
+
+def _name(config: Config, slide: Slide, record: Record) -> str:
+    """Return the name of a slide's picture, another one whenever it would look otherwise."""
+    try:
+        annotation = annotation_checksum(slide.annotation_path) if slide.annotation_path else None
+    except OSError:
+        annotation = "unreadable"
+    values = {
+        "patches": record.digest,
+        "annotation": annotation,
+        "slide": [slide.label, slide.annotation_complete],
+        "labels": config.labels.identity(),
+        "classes": config.cohort.classes,
+        "format_version": _FORMAT_VERSION,
+    }
+    return f"{slide.slide_id}-{fingerprint(values, length=8)}"
+
+
+class Illustrator:
+    """Draws one slide after the other."""
+
+    def __init__(self, config: Config, store: Store, folder: str) -> None:
+        self._config, self._store, self._folder = config, store, folder
+
+    def __call__(self, row: Mapping[str, Any]) -> Row:
+        """Draw one slide and note what is drawn."""
+        slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
+        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": "", "unknown": "[]"}
+        try:
+            made, failure = attempt(
+                lambda: self._draw(slide, record, row["name"]),
+                slide_id=slide.slide_id,
+                hidden=(slide.path, slide.annotation_path),
+            )
+        except StorageError as error:
+            return answer | {"fatal": str(error)}
+        if failure:
+            note = {"note": f"it cannot be drawn: {failure.error}"}
+            return answer | {"about": json.dumps(note), "failure": json.dumps(failure.to_json())}
+        about, unknown = made or ({}, ())
+        return answer | {"about": json.dumps(about), "unknown": json.dumps(list(unknown))}
+
+    def _draw(self, slide: Slide, record: Record, name: str) -> tuple[dict[str, Any], Sequence[str]]:
+        """Draw a slide; return what there is to say of the picture, and names of unknown groups."""
+        store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
+        picture, mask = decode_overview(*(store.read_part(patches, Part(**part)) for part in record.info["pictures"]))
+        grid = grid_of(store, self._config.tiling, record)
+        label_N, outlines, about, unknown = self._labels(slide, record)
+        image = draw_slide(
+            picture,
+            scale=record.info["picture_scale"],
+            mask=mask,
+            x=grid["x"].to_numpy(),
+            y=grid["y"].to_numpy(),
+            extent_px=record.info["extent_px"],
+            label_N=label_N,
+            outlines=outlines,
+        )
+        about["picture"] = f"slides/{name}.jpg"
+        store.write(f"{self._folder}/{about['picture']}", image)
+        store.write_checked(f"{self._folder}/slides/{name}.json", about, owner=name)
+        return about, unknown
+
+    def _labels(
+        self, slide: Slide, record: Record
+    ) -> tuple[NDArray[np.int8] | None, list[NDArray[np.float64]], dict[str, Any], Sequence[str]]:
+        """Return the patches' labels, the annotation's outlines, what to say of them, and names of unknown groups."""
+        is_given = slide.label is not None
+        labelled = slide if is_given else replace(slide, label=1)  # what is outlined without a label is worth seeing
+        try:
+            found = SlideOutlines(slide, self._config, self._store, record).read()
+        except (SlideError, OSError) as error:
+            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+            return None, [], {"note": f"its annotation cannot be used: {reason}"}, ()
+        if found is None:
+            return None, [], {}, ()
+        outlines = rings_of(found.annotation)
+        try:
+            label_N = SlideLabeller(labelled, self._config, self._store, record).labels(found).labels.label
+        except SlideError as error:
+            return None, outlines, {"note": f"its annotation cannot be used: {error}"}, found.unknown
+        counts = {"positive": label_N > 0, "negative": label_N == 0, "unknown": label_N < 0}
+        return label_N, outlines, {"labels": {name: int(found.sum()) for name, found in counts.items()}}, found.unknown

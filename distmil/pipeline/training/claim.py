@@ -1,0 +1,182 @@
+"""What training and search do first: claim the run's name, and show what there is to learn from."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from distmil.bags.bag import Bag, open_bag
+from distmil.bags.sampler import StepPlanner
+from distmil.cohort import Cohort
+from distmil.config.root import Config, fingerprint
+from distmil.encoders.registry import EncoderSpec
+from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.models.losses import LOSSES
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.training.worker import run_file
+from distmil.storage.store import Store
+from distmil.training.checkpoints import checkpoint_folder
+from distmil.training.engine import active_config
+
+KINDS = ("negative", "annotated", "part annotated", "label only")
+
+
+def read_claim(store: Store, run: str, *, folders: Sequence[str] = ()) -> Any:
+    """Read what a run was started with.
+
+    Args:
+        store: Where the run is.
+        run: The run's name.
+        folders: Where else a run of that name leaves files.
+
+    Returns:
+        The claim, None if there was never a run of that name.
+
+    Raises:
+        StorageError: If the claim is damaged, or is gone while the run's results are there: what they were made with
+            is not known then, and other settings must not go on from them.
+    """
+    places = " and ".join(store.path(folder) for folder in (checkpoint_folder(run), *folders))
+    remedy = f"restore it, choose another name, or delete {places} to start the run from its beginning"
+    try:
+        return store.read_checked(run_file(run, "run"), owner=run)
+    except FileNotFoundError:
+        if not (store.exists(run_file(run, "latest")) or any(store.exists(folder) for folder in folders)):
+            return None
+        raise StorageError(
+            f"{store.path(run_file(run, 'run'))} is gone, but results of run {run} are there; {remedy}"
+        ) from None
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise StorageError(f"{store.path(run_file(run, 'run'))} is damaged; {remedy}") from error
+
+
+def read_record_id(job: Job, run: str) -> str | None:
+    """Read which MLflow run goes on with a run, None if there is none; a damaged note costs the record's continuity."""
+    try:
+        found = job.store.read_checked(run_file(run, "mlflow"), owner=run)
+    except FileNotFoundError:
+        return None
+    except StorageError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        found = None
+    if isinstance(found, str):
+        return found
+    job.console.note(f"{job.store.path(run_file(run, 'mlflow'))} is damaged: MLflow gets a new run for {run}")
+    return None
+
+
+def write_record_id(store: Store, run: str, run_id: str) -> None:
+    """Note which MLflow run goes on with a run."""
+    store.write_checked(run_file(run, "mlflow"), run_id, owner=run)
+
+
+def check_classes(prepared: Prepared, cohort: Cohort) -> None:
+    """Refuse a train split without slides of two classes. Raises: TrainingError."""
+    counts = Counter(entry.label for entry in prepared.entries if entry.split == "train")
+    if len(counts) < 2:
+        found = ", ".join(f"{count} {cohort.classes[label or 0]}" for label, count in counts.items()) or "none"
+        raise TrainingError(f"training needs usable train slides of at least two classes; there are: {found}")
+
+
+def claim_run(
+    job: Job,
+    prepared: Prepared,
+    spec: EncoderSpec,
+    cohort: Cohort,
+    *,
+    name: str | None,
+    kind: str,
+    more: Mapping[str, Any] | None = None,
+    folders: Sequence[str] = (),
+) -> str:
+    """Return the run's name, and note what it was started with.
+
+    Args:
+        job: Its configuration is noted.
+        prepared: The slides' patches, embeddings and labels.
+        spec: The encoder.
+        cohort: The manifest.
+        name: The run's name; None: made from everything that is noted.
+        kind: The job, for made names and messages.
+        more: What else the run depends on, dotted.
+        folders: What else an earlier run of that name left, for the message.
+
+    Raises:
+        ConfigError: If an earlier run of that name had other settings or other data.
+        StorageError: If what an earlier run of that name was started with is damaged or gone.
+    """
+    config = job.config
+    settings = {
+        **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
+           for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
+        **{f"training.{key}": value for key, value in config.training.identity().items()},
+        "encoder.trainable": config.encoder.trainable,
+        "encoder.views": config.encoder.views,
+        "encoder": spec.identity(),
+        "tiling": config.tiling.identity(),
+        "cohort.classes": list(cohort.classes),
+        **(more or {}),
+    }  # fmt: skip
+    data = {
+        "cohort": cohort.fingerprint,
+        "slides": {entry.slide_id: [part.sha256 for _, part in entry.files] for entry in prepared.entries},
+        "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
+    }
+    claim = {"settings": settings, "data": fingerprint(data)}
+    run = name or f"{kind}-{fingerprint(claim, length=10)}"
+    earlier = read_claim(job.store, run, folders=folders)
+    if earlier is not None and earlier != json.loads(json.dumps(claim)):
+        changed = [
+            f"{key}: {earlier['settings'].get(key)!r} then, {value!r} now"
+            for key, value in settings.items()
+            if earlier["settings"].get(key) != value
+        ] or ["the slides, labels or outlines changed"]
+        places = " and ".join(job.store.path(folder) for folder in (checkpoint_folder(run), *folders))
+        raise ConfigError(
+            f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
+            f"another name, or delete {places}\n  " + "\n  ".join(changed)
+        )
+    job.store.write_checked(run_file(run, "run"), claim, owner=run)
+    return run
+
+
+def announce(job: Job, prepared: Prepared) -> Config:
+    """Show what there is to learn from and which losses are active, and return the configuration to train with."""
+    classes, form = len(job.config.cohort.classes), job.config.labels.form
+    bags = [open_bag(job.store, entry, num_classes=classes, form=form, labels_alone=True) for entry in prepared.entries]
+    columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
+    rows = [_supervision_row(split, [bag for bag in bags if bag.split == split]) for split in ("train", "val")]
+    job.console.table("supervision", columns, rows)
+    learning = [bag for bag in bags if bag.split == "train"]
+    planner = StepPlanner(learning, job.config.bags, num_classes=classes, seed=job.config.training.seed)
+    config, notes = active_config(job.config, planner)
+    for note in notes:
+        job.console.note(f"note: {note}")
+    weights = {name: getattr(config.losses, name) for name in LOSSES}
+    job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
+    return config
+
+
+def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
+    """Return a split's slides by kind of supervision and patches by label."""
+    kinds = Counter(_supervision(bag.label or 0, bag.label_N) for bag in bags)
+    negative, positive, unknown = (
+        sum(int((np.sign(bag.label_N) == sign).sum()) for bag in bags) for sign in (0, 1, -1)
+    )
+    counts = [kinds[kind] for kind in KINDS]
+    return (split, len(bags), *counts, sum(bag.is_pseudo for bag in bags), negative, positive, unknown)
+
+
+def _supervision(label: int, label_N: NDArray[Any]) -> str:
+    """Return which kind of supervision a slide brings."""
+    if label == 0:
+        return "negative"
+    known = (label_N >= 0).mean()
+    return "annotated" if known == 1 else "part annotated" if known > 0 else "label only"

@@ -1,0 +1,254 @@
+"""The worker group: from a run's committed state to the end of its training."""
+
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import ray
+import ray.exceptions
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.callback import UserCallback
+
+from distmil.config.root import Config
+from distmil.encoders.registry import EncoderSpec
+from distmil.errors import ConfigError, TrainingError
+from distmil.pipeline.cluster import is_autoscaling, node_resources, start_ray, stop_ray, wants_gpu
+from distmil.pipeline.job import Job
+from distmil.pipeline.training.monitor import MetricsCallback, watched
+from distmil.pipeline.training.worker import read_history, train_worker
+from distmil.storage.store import Store
+from distmil.tracking.tracker import Tracker
+from distmil.training.checkpoints import checkpoint_folder
+from distmil.training.engine import History
+from distmil.training.ownership import Lease, take_over
+from distmil.training.run import is_finished
+
+REPORT_INTERVAL_S = 0.2
+COLLECTIVE_TIMEOUT_S = 300
+RESIZE_INTERVAL_S = 60.0
+# An elastic group starts only where nodes are ready, but what Ray knows of them may be 20 s old. A wait for a node that
+# is gone is given up soon, and says nothing about what is wrong; until its nodes are ready a group waits without limit.
+ELASTIC_START_TIMEOUT_S = 15
+ELASTIC_STARTS = 100
+CLUSTER_STARTS = 3
+
+
+def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> History:
+    """Run the worker group to the end of training and return the history.
+
+    Raises:
+        ConfigError: If what workers need is not there.
+        TrainingError: If the loss is not finite, the group failed more often than it may, or another job took the run
+            over.
+        StorageError: If the store cannot be written or read.
+    """
+    done = read_history(job.store, run)
+    if done is not None and is_finished(done, config):
+        job.console.note(f"run {run} is trained already ({len(done.rows)} epochs)")
+        return done
+    if done is not None:
+        job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
+    lease = take_over(job.store, checkpoint_folder(run), run=run)
+    start_ray()
+    fewest, most = config.training.min_workers, config.training.num_workers
+    count = f"{most}" if fewest is None else f"{fewest} to {most}"
+    device = "GPU" if wants_gpu(config) else "CPU"
+    job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
+
+    def attempt() -> ray.train.Result:
+        trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)], lease=lease)
+        with watched(job, run, config, trainer.scaling_config.resources_per_worker):
+            return trainer.fit()
+
+    try:
+        result = fit_again(attempt, starts=_starts(config), note=job.console.note)
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
+    if failure := (result.return_value or {}).get("error"):
+        raise failure
+    history = read_history(job.store, run)
+    return check_finished(history, config, run)
+
+
+def check_finished(history: History | None, config: Config, run: str) -> History:
+    """Give a finished run's history back, and refuse any other.
+
+    Raises:
+        TrainingError: If epochs are missing.
+    """
+    if history is None or not is_finished(history, config):
+        epochs = len(history.rows) if history else 0
+        raise TrainingError(
+            f"run {run} ended after {epochs} of {config.training.epochs} epochs, and nothing is made of it; the same "
+            "command goes on. Does another job train a run of this name, or did something delete its files?"
+        )
+    return history
+
+
+def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> ray.train.Result:
+    """Train, and anew where a worker died in a moment that Ray's own limits of failures do not know of.
+
+    Ray starts a group again whose worker dies while it is made or while it trains. A death in the second between, while
+    workers are handed their work, ends the training, and the group keeps its cores as long as the driver is connected
+    (Ray 2.60): so this one connects anew.
+
+    Args:
+        attempt: Trains, going on from the run's own checkpoints.
+        starts: How often to try again.
+        note: Told when it does.
+
+    Raises:
+        ray.train.TrainingFailedError: For any other failure, or once more than ``starts`` times.
+    """
+    for _ in range(starts):
+        try:
+            return attempt()
+        except ray.train.ControllerError as error:
+            is_main = threading.current_thread() is threading.main_thread()  # another one cannot connect anew
+            if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
+                raise
+        note("a worker died while its group was starting; the group starts again")
+        stop_ray()
+        start_ray()
+    return attempt()
+
+
+class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
+    """A trainer that leaves Ctrl-C to the job: Ray's own handler ends the process without a word."""
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Take no signal."""
+
+
+def make_trainer(
+    store: Store,
+    config: Config,
+    run: str,
+    spec: EncoderSpec,
+    callbacks: Sequence[UserCallback],
+    *,
+    lease: Lease,
+    cores: int | None = None,
+) -> TorchTrainer:
+    """Return the worker group of a run whose ``cohort`` file is written.
+
+    Args:
+        store: Where the run is.
+        config: The configuration to train with.
+        run: The run's name.
+        spec: The encoder.
+        callbacks: Told of what workers report.
+        lease: The job's right to write the run's checkpoints.
+        cores: CPU cores of each worker, for groups that share a cluster; None: as many as the nodes have for it.
+
+    Raises:
+        ConfigError: If what workers need is not there.
+    """
+    is_gpu = wants_gpu(config, count=config.training.min_workers or config.training.num_workers)
+    resources = _resources(config, is_gpu=is_gpu, cores=cores)
+    _set_environment(config)
+    # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
+    store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
+    return _Trainer(
+        train_worker,
+        train_loop_config={
+            "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "lease": vars(lease),
+            "is_gpu": is_gpu, "threads": int(resources["CPU"]),
+        },
+        torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),
+        run_config=ray.train.RunConfig(
+            name=run,
+            **store.for_ray("ray-train"),
+            failure_config=_failure_config(config),
+            callbacks=list(callbacks),
+        ),
+    )  # fmt: skip
+
+
+def _scaling_config(config: Config, resources: dict[str, float], *, is_gpu: bool) -> ray.train.ScalingConfig:
+    """Return how many workers there are, and how often an elastic group looks whether there could be more."""
+    fewest, most = config.training.min_workers, config.training.num_workers
+    return ray.train.ScalingConfig(
+        num_workers=most if fewest is None else (fewest, most),
+        use_gpu=is_gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+    )
+
+
+def _failure_config(config: Config) -> ray.train.FailureConfig:
+    """Return how often training starts again.
+
+    Nodes that are taken away by announcement do not count. What Ray calls failures of the controller are failures
+    while a group starts, as when a worker dies before its first step: they count apart, by the same limit.
+    """
+    return ray.train.FailureConfig(
+        max_failures=config.training.max_failures,
+        max_preemption_failures=-1,
+        controller_failure_limit=_starts(config),
+    )
+
+
+def _starts(config: Config) -> int:
+    """Return how often a group that fails while it starts is started again."""
+    if config.training.min_workers is not None:
+        return ELASTIC_STARTS
+    limit = config.training.max_failures
+    return max(limit, CLUSTER_STARTS) if _is_cluster() else limit
+
+
+def _is_cluster() -> bool:
+    """Return whether nodes may come and go."""
+    return is_autoscaling() or len(ray.nodes()) > 1
+
+
+def _set_environment(config: Config) -> None:
+    """Set what Ray Train reads from the environment alone."""
+    timeout_s = config.training.start_timeout_s
+    if config.training.min_workers is not None:
+        timeout_s = min(timeout_s, ELASTIC_START_TIMEOUT_S)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(timeout_s)
+    # Workers wait in report() for the controller to look; its default of 2 s would be most of a short epoch.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(REPORT_INTERVAL_S))
+    if not _is_cluster():  # nothing is taken away by announcement
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+
+
+def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dict[str, float]:
+    """Return what one worker asks for.
+
+    Raises:
+        ConfigError: If a cluster that cannot grow does not have it.
+    """
+    most = config.training.num_workers
+    needed = config.training.min_workers or most
+    nodes = node_resources()
+    there = [int(node.get("CPU", 0)) for node in nodes]
+    each = cores or (1 if is_gpu or is_autoscaling() else _cores_each(there, most))
+    wanted = {"CPU": float(each)} | ({"GPU": 1.0} if is_gpu else {})
+    if not is_autoscaling():
+        for name, amount in wanted.items():
+            have = sum(node.get(name, 0) for node in nodes)
+            if have < amount * needed:
+                raise ConfigError(
+                    f"training.{'num' if needed == most else 'min'}_workers = {needed}: needs {amount * needed:g} "
+                    f"{name}, this machine or cluster has {have:g}"
+                    + ("; set training.use_gpu=auto or false" if name == "GPU" else "")
+                )
+    return wanted
+
+
+def _cores_each(cores: Sequence[int], workers: int) -> int:
+    """Return the most cores that each worker can have on nodes of so many, at least one."""
+    return next((each for each in range(max(cores), 1, -1) if sum(n // each for n in cores) >= workers), 1)
+
+
+def _root_cause(error: BaseException) -> str:
+    """Return the last line of the deepest failure."""
+    failures = getattr(error, "worker_failures", None)
+    cause = next(iter(failures.values())) if failures else error
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1] if lines else type(cause).__name__

@@ -1,0 +1,147 @@
+"""The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from distmil.bags.bag import BagEntry
+from distmil.cohort import Cohort
+from distmil.config.loading import per_job_keys
+from distmil.encoders.registry import encoder_state
+from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bundle
+from distmil.inference.question import check_owner, claim_question, make_question
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.thresholds import describe_thresholds, threshold_of
+from distmil.pipeline.evaluate import measure, metrics_file
+from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
+from distmil.pipeline.predict import judge_slides
+from distmil.pipeline.prepare import prepare
+from distmil.pipeline.training.claim import announce, check_classes, claim_run, read_record_id, write_record_id
+from distmil.pipeline.training.group import fit
+from distmil.pipeline.training.record import record_training
+from distmil.pipeline.training.worker import run_file
+from distmil.tracking.provenance import code_tags
+from distmil.tracking.system_metrics import system_metrics
+from distmil.tracking.tracker import Tracker, resolve_uri
+from distmil.training.checkpoints import load_checkpoint
+from distmil.training.engine import History
+from distmil.training.run import new_learner
+
+
+def run(job: Job) -> dict[str, Any]:
+    """The main job: from a manifest to a trained bundle, its metrics and its maps."""
+    cohort = open_cohort(job, needs_labels=True, needs_splits=True)
+    tracker = Tracker(resolve_uri(job.config.tracking.uri, job.store.root), job.config.tracking.experiment)
+    status = "FAILED"
+    try:
+        answer = _run(job, cohort, tracker)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    job.console.note(f"bundle: {answer['bundle']}")
+    if "maps" in answer:
+        job.console.note(f"maps: {answer['maps']}")
+    if tracker.run_id is not None:
+        is_local = str(tracker.uri).startswith("sqlite:")
+        job.console.note(f"record: {'mlflow ui --backend-store-uri ' if is_local else ''}{tracker.uri}")
+    return answer | {"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}}
+
+
+def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
+    trained = train(job, cohort, tracker)
+    place = bundle_folder(trained.run)
+    slides = held_out_slides(job, cohort)
+    predictions, metrics = None, {}
+    if slides:
+        inner = replace(job, config=with_bundle(job.config, trained.bundle, per_job=per_job_keys()))
+        name = job.config.prediction.run or trained.run
+        claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
+        where = job.store.path(place)
+        predictions = judge_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
+        metrics = measure(inner, predictions, slides, cohort)
+    record_training(
+        job,
+        tracker,
+        bundle=trained.bundle,
+        history=trained.history,
+        predictions=predictions,
+        metrics=metrics,
+    )
+    _note_record(job, tracker, trained.run)
+    answer = {
+        "run": trained.run,
+        "bundle": job.store.path(place),
+        "epochs": len(trained.history.rows),
+        "metrics": metrics,
+    }
+    if predictions is None:
+        return answer
+    return answer | predictions.paths(job) | {"metrics_file": metrics_file(job, predictions)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training made."""
+
+    run: str
+    bundle: Bundle
+    history: History
+
+
+def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
+    """Train a run to its end, going on where an earlier call of the same run stopped, and save its bundle.
+
+    Raises:
+        ConfigError: If the run's name belongs to other settings or data, or its resources are not there.
+        TrainingError: If there is nothing to train on, or the loss is not finite.
+        StorageError: If the store cannot be written.
+    """
+    spec = open_encoder(job)
+    used = cohort.of_split("train", "val")
+    prepared = prepare(job, used, spec, with_labels=True, learns=True)
+    check_classes(prepared, cohort)
+    run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
+    check_owner(job.store, job.config.prediction.run or run, owner=run)
+    tracker.start(
+        run,
+        artifacts=job.store.path("mlflow-artifacts"),
+        resume=read_record_id(job, run),
+        tags=code_tags(),
+    )
+    _note_record(job, tracker, run)
+    tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
+    config = announce(job, prepared)
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
+    with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
+        history = fit(job, config, run, spec, tracker)
+    learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
+    is_best = job.config.training.patience > 0
+    load_checkpoint(job.store, run, learner, best=is_best)
+    chosen = history.best_epoch if is_best else len(history.rows) - 1
+    row = history.rows[chosen]
+    job.console.note(describe_thresholds(row, num_slides=sum(map(_is_judged, prepared.entries))))
+    bundle = Bundle(
+        run=run,
+        config=job.config,
+        head=learner.judging.head,
+        encoder_state=encoder_state(spec, job.store, trained=learner.judging.encoder),
+        patch_threshold=threshold_of(row, "patch"),
+        slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
+        metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
+    )
+    record = save_bundle(job.store, bundle)
+    return Trained(run, replace(bundle, digest=record.digest), history)
+
+
+def _is_judged(entry: BagEntry) -> bool:
+    return entry.split == "val" and entry.label is not None and not entry.is_pseudo
+
+
+def _note_record(job: Job, tracker: Tracker, run: str) -> None:
+    """Note which MLflow run goes on when this one does; it may have opened late."""
+    if tracker.run_id is not None:
+        write_record_id(job.store, run, tracker.run_id)

@@ -1,0 +1,149 @@
+"""What runs in each training worker."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from typing import Any, TypeVar
+
+import ray.train
+import ray.train.torch
+import torch
+
+from distmil.bags.bag import Bag, BagEntry, open_all_bags
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.encoders.registry import EncoderSpec
+from distmil.errors import DistmilError, StorageError, TrainingError
+from distmil.processes.malloc import keep_freed_memory
+from distmil.storage.store import Store
+from distmil.training.checkpoints import checkpoint_folder, read_latest, save_checkpoint
+from distmil.training.engine import History
+from distmil.training.ownership import Lease
+from distmil.training.run import Run, open_run
+from distmil.training.workers import Group
+
+FETCHERS = 8
+FETCH_TURN_S = 30.0
+Result = TypeVar("Result")
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """Train on one worker: every worker holds the same plan and takes its share of each step.
+
+    What is wrong for the whole group is returned, for every retry would end in it as well. What a worker meets alone,
+    in the middle of a step, is raised: the others wait for it, and only its failure ends them.
+    """
+    config, store, run = build_config(settings["config"]), Store(settings["root"]), settings["run"]
+    torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
+    if not settings["is_gpu"]:
+        keep_freed_memory()
+    group, spec, lease = Group.current(), EncoderSpec(**settings["spec"]), Lease(**settings["lease"])
+    try:
+        return _run_epochs(config, store, run, spec, group, lease=lease, is_gpu=settings["is_gpu"])
+    except GroupFailed as failed:
+        return {"error": failed.__cause__}
+    except DistmilError as error:
+        if group.size > 1 and not isinstance(error, TrainingError):
+            raise
+        return {"error": error}
+
+
+class GroupFailed(Exception):
+    """Every worker knows of the failure that is this one's cause."""
+
+
+def together(group: Group, work: Callable[[], Result]) -> Result:
+    """Do something on every worker at once, and fail on all of them where it fails on one.
+
+    Raises:
+        GroupFailed: From the first worker's failure.
+    """
+    failure: DistmilError | None = None
+    try:
+        result = work()
+    except DistmilError as error:
+        failure = error
+    first = next((found for found in group.gather(failure) if found is not None), None)
+    if first is not None:
+        raise GroupFailed from first
+    return result
+
+
+def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> Run:
+    """Open the bags and go on from the latest checkpoint."""
+    bags = open_bags(config, store, run)
+    learning = [bag for bag in bags if bag.split == "train"]
+    judging = [bag for bag in bags if bag.split == "val"]
+    return open_run(config, learning, judging, spec, store, name=run, device=choose_device(is_gpu=is_gpu))
+
+
+def _run_epochs(
+    config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, lease: Lease, is_gpu: bool
+) -> dict[str, Any]:
+    fetch(store, name, group)
+    run = together(group, lambda: _open(config, store, name, spec, is_gpu=is_gpu))
+    check_same_start(run.history, group)
+    while not run.is_finished:
+        started = time.monotonic()
+        is_best = run.advance(group)
+        save = partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease)
+        together(group, save if group.rank == 0 else _nothing)
+        epoch = len(run.history.rows) - 1
+        ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
+    return {"epochs": len(run.history.rows)}
+
+
+def fetch(store: Store, run: str, group: Group) -> None:
+    """Copy what the group reads from a far store to this machine's disk, on all workers before any goes on.
+
+    Workers tell each other every so often that they are still at it: no collective waits longer than it may.
+
+    Raises:
+        StorageError: If a file is damaged or gone, or there is no room for it.
+    """
+    if store.is_local:
+        return
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
+    with ThreadPoolExecutor(FETCHERS) as pool:
+        copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
+        while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
+            pass
+    together(group, lambda: [copy.result() for copy in copies])
+
+
+def check_same_start(history: History, group: Group) -> None:
+    """Make sure that all workers go on from the same checkpoint. Raises: StorageError on all of them if not."""
+    found = group.gather((len(history.rows), history.rows[-1:]))
+    if any(each != found[0] for each in found):
+        epochs = ", ".join(str(count) for count, _ in found)
+        raise StorageError(
+            f"workers see different checkpoints, after {epochs} epochs: the storage shows files late, or not the same "
+            "ones to all nodes"
+        )
+
+
+def _nothing() -> None:
+    """Leave it to rank 0."""
+
+
+def open_bags(config: Config, store: Store, run: str) -> list[Bag]:
+    """Return the bags that a run was started with."""
+    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
+    return open_all_bags(store, entries, num_classes=len(config.cohort.classes), form=config.labels.form)
+
+
+def choose_device(*, is_gpu: bool) -> torch.device:
+    """Return the GPU that Ray gave this worker, or the CPU."""
+    return ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
+
+
+def read_history(store: Store, run: str) -> History | None:
+    """Return the history of a run's latest checkpoint, None if there is none."""
+    record = read_latest(store, run)
+    return History(**record.info["history"]) if record else None
+
+
+def run_file(run: str, what: str) -> str:
+    """Return the name of a file beside a run's checkpoints."""
+    return f"{checkpoint_folder(run)}/{what}.json"

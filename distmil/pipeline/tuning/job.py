@@ -1,0 +1,281 @@
+"""Searches K, the loss weights or any other key of the network's training, and makes sure of what it finds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distmil.bags.bag import Bag, open_all_bags
+from distmil.bags.sampler import StepPlanner
+from distmil.cohort import Cohort, Slide
+from distmil.config.root import Config, SearchConfig, fingerprint
+from distmil.errors import ConfigError, TrainingError
+from distmil.models.losses import LOSSES
+from distmil.pipeline.cluster import start_ray, wants_gpu
+from distmil.pipeline.job import Job, open_cohort, open_encoder
+from distmil.pipeline.prepare import Prepared, prepare
+from distmil.pipeline.training.claim import announce, check_classes, claim_run
+from distmil.pipeline.training.worker import run_file
+from distmil.pipeline.tuning.record import Book
+from distmil.pipeline.tuning.report import Outcome, write_report
+from distmil.pipeline.tuning.scheduler import check_any_finished, concurrency, run_agenda, trial_resources
+from distmil.pipeline.tuning.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
+from distmil.search.comparison import Spread, ablations, repeat_tasks, spread_of
+from distmil.search.folds import check_judged, check_labels, patient_folds
+from distmil.search.queue import Agenda
+from distmil.search.samplers import OptunaDraws, distinct, draw_ahead
+from distmil.search.space import (
+    Domain,
+    Task,
+    TrialRecord,
+    Values,
+    best_trial,
+    check_folds,
+    default_values,
+    read_space,
+    with_values,
+)
+from distmil.search.trial import Row
+from distmil.tracking.system_metrics import system_metrics
+from distmil.tracking.tracker import Tracker, resolve_uri
+from distmil.training.engine import active_config
+from distmil.training.ownership import take_over
+
+FoldIds = tuple[list[str], list[str]]
+NEEDED = ("default", "best")
+FIRST_REPEAT = 1
+"""Seeds of the comparison are training.seed plus this and on: none that the search was run with."""
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Search, then train the best and the default values with fresh seeds and compare them."""
+    check_folds(job.config)
+    space = read_space(job.config)
+    cohort = open_cohort(job, needs_labels=True, needs_splits=True)
+    _check_val(job.config.search, cohort)
+    uri = resolve_uri(job.config.tracking.uri, job.store.root)
+    book = Book(job, Tracker(uri, job.config.tracking.experiment))
+    status = "FAILED"
+    try:
+        answer = _run(job, cohort, space, book)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        book.finish(status)
+    return answer | {"tracking": {"uri": uri, "experiment": book.parent.experiment, "run_id": book.parent.run_id}}
+
+
+def _check_val(search: SearchConfig, cohort: Cohort) -> None:
+    """Refuse val slides of one class before anything is tiled. Raises: ConfigError."""
+    labels = [slide.label for slide in cohort.of_split("val") if slide.label is not None and not slide.is_pseudo]
+    if search.folds == 0 and labels:
+        check_labels(labels, search.metric, where="val")
+
+
+def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict[str, Any]:
+    search = job.config.search
+    spec = open_encoder(job)
+    used = cohort.of_split("train", "val", "test")
+    prepared = prepare(job, used, spec, with_labels=True, learns=True)
+    check_classes(prepared, cohort)
+    folds, held_out = _split(search, used, prepared, job.config)
+    classes, form = len(cohort.classes), job.config.labels.form
+    bags = {bag.slide_id: bag for bag in open_all_bags(job.store, prepared.entries, num_classes=classes, form=form)}
+    metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
+    run = claim_run(
+        job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
+        folders=[search_folder(search.run)] if search.run else [],
+    )  # fmt: skip
+    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
+    space = _without_inactive(job, announce(job, prepared), space)
+    start_ray()
+    sweep = Sweep(
+        run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
+        is_gpu=wants_gpu(job.config), folds=folds, held_out=held_out, seed=job.config.training.seed,
+        claim=fingerprint(job.store.read_checked(run_file(run, "run"), owner=run)),
+        lease=take_over(job.store, search_folder(run), run=run),
+    )  # fmt: skip
+    book.open(sweep, space, cohort)
+    outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)
+    answer = write_report(job, search_folder(run), outcome)
+    book.record(outcome, search_folder(run))
+    return answer
+
+
+def _outcome(job: Job, sweep: Sweep, space: dict[str, Domain], learning: Sequence[Bag], book: Book) -> Outcome:
+    """Search, and compare the best values with the default ones. Raises: TrainingError if nothing came of it."""
+    with system_metrics(book.parent, is_wanted=job.config.tracking.system_metrics):
+        records = _search(job, sweep, space, book)
+        winner = best_trial(records)
+        if winner is None:
+            raise TrainingError(f"no trial has a {sweep.metric} after its last epoch: nothing to compare")
+        default = default_values(job.config, space)
+        best = f"{sweep.metric} {winner.score:.4f} with {_words(winner.values)}"
+        job.console.note(f"best of {len(records)} trials: {best}")
+        repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
+    return Outcome(
+        run=sweep.run, metric=sweep.metric, space=space, default=default, winner=winner, records=records,
+        spreads=repeats.spreads, held_out=repeats.held_out, failed=repeats.failed,
+        seconds=sum(record.seconds for record in records),
+    )  # fmt: skip
+
+
+def identity(search: SearchConfig, folds: Sequence[FoldIds], held_out: Sequence[str]) -> dict[str, Any]:
+    """Return what a search depends on; more trials or repeats go on with it."""
+    keys = ("space", "algorithm", "metric", "stopping", "grace_epochs", "reduction", "folds")
+    slides = fingerprint({"folds": folds, "held_out": held_out})
+    return {f"search.{key}": getattr(search, key) for key in keys} | {"slides of the folds": slides}
+
+
+def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> dict[str, Domain]:
+    """Leave out the weights of losses that are off whatever their weight. Raises: ConfigError if nothing is left."""
+    off = [f"losses.{name}" for name in LOSSES if getattr(job.config.losses, name) and not getattr(active.losses, name)]
+    gone = [key for key in space if key in off]
+    if gone:
+        job.console.note(f"note: not searched, for the labels do not carry it: {', '.join(gone)}")
+    left = {key: domain for key, domain in space.items() if key not in gone}
+    if not left:
+        raise ConfigError("search.space: nothing is left to search")
+    return left
+
+
+def _split(
+    search: SearchConfig, slides: Sequence[Slide], prepared: Prepared, config: Config
+) -> tuple[list[FoldIds], list[str]]:
+    """Return each fold's slides to train on and to judge on, and the slides that no trial sees.
+
+    Raises:
+        ConfigError: If there is nothing to judge on, or the folds cannot be made.
+    """
+    ids: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for entry in prepared.entries:
+        ids[entry.split or "train"].append(entry.slide_id)
+    if search.folds == 0:
+        if not ids["val"]:
+            raise ConfigError("search.folds = 0: the manifest has no val slide to judge trials on; set search.folds=5")
+        return [(ids["train"], ids["val"])], ids["test"]
+    known = set(ids["train"])
+    learning = [slide for slide in slides if slide.slide_id in known]
+    return patient_folds(learning, count=search.folds, seed=config.cohort.split_seed), ids["val"] + ids["test"]
+
+
+def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
+    """Return what trials are compared by: as configured, or by slides where no patch label is positive.
+
+    Raises:
+        ConfigError: If a fold cannot tell trials apart by it.
+    """
+    metric = job.config.search.metric
+    judged = [bag for bags in folds for bag in bags if not bag.is_pseudo]
+    if metric.startswith("patch") and not any((bag.label_N > 0).any() for bag in judged):
+        job.console.note(f"note: no positive patch label to judge {metric} by; trials are compared by slide_auc")
+        metric = "slide_auc"
+    check_judged(folds, metric)
+    return metric
+
+
+def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: Book) -> list[TrialRecord]:
+    """Run the trials and return their records."""
+    search = job.config.search
+    agenda = search_agenda(job.config, sweep, space)
+    at_once = concurrency(job.config, trial_resources(job.config, is_gpu=sweep.is_gpu))
+    if search.algorithm != "grid" and agenda.total < search.trials:
+        job.console.note(
+            f"the space has {agenda.total} settings, fewer than search.trials = {search.trials}: all are tried"
+        )
+    job.console.note(
+        f"search {sweep.run}: {agenda.total} trials ({search.algorithm}), {min(at_once, agenda.total)} at once on "
+        f"{'GPU' if sweep.is_gpu else 'CPU'}, {job.config.training.epochs} epochs"
+        + (f" on {len(sweep.folds)} folds" if search.folds else "")
+        + (", those behind are ended early" if search.stopping == "asha" else "")
+    )
+    trials = book.trial_book(agenda)
+    run_agenda(sweep, job.config, trials, stops_early=True)
+    records = sorted(trials.records.values(), key=lambda record: record.number)
+    check_any_finished(records)
+    return records
+
+
+def search_agenda(config: Config, sweep: Sweep, space: Mapping[str, Domain]) -> Agenda:
+    """Return what is to be trained: what is drawn already, less what is over, and what Optuna will draw."""
+    search, default = config.search, default_values(config, space)
+    settings, count = draw_ahead(
+        space, default, algorithm=search.algorithm, count=search.trials, seed=config.training.seed
+    )
+    known, draws = read_trials(sweep), None
+    if search.algorithm == "optuna" and len(settings) < count:
+        earlier = sorted((r for r in known.values() if not r.is_repeat), key=lambda record: record.number)
+        settings = distinct([*settings, *(record.values for record in earlier)], count)
+        told = [record for record in earlier if record.is_over]
+        draws = OptunaDraws(space, seed=config.training.seed, told=told)
+
+    def make(values: Values) -> Task:
+        return Task(values, sweep.seed, claim=sweep.claim)
+
+    tasks = [make(values) for values in settings]
+    return Agenda(tasks, known=known, max_lost=search.max_failures, draws=draws, make=make, count=count)
+
+
+@dataclass
+class Repeats:
+    """What training some settings again came to, by setting."""
+
+    spreads: dict[str, Spread] = field(default_factory=dict)
+    held_out: dict[str, Spread] = field(default_factory=dict)
+    """On slides that no trial sees."""
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: Book) -> Repeats:
+    """Train settings with fresh seeds. Raises: TrainingError if the best or the default values fail."""
+    seeds = [sweep.seed + FIRST_REPEAT + i for i in range(job.config.search.repeats)]
+    found = Repeats()
+    if not seeds:
+        return found
+    tasks = repeat_tasks(settings, seeds, claim=sweep.claim)
+    job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
+    agenda = Agenda(tasks, known=read_trials(sweep), max_lost=job.config.search.max_failures)
+    run_agenda(sweep, job.config, book.trial_book(agenda), stops_early=False)
+    for name, values in settings.items():
+        try:
+            rows = [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
+        except TrainingError as error:
+            if name in NEEDED:
+                raise
+            found.failed[name] = str(error)
+            job.console.note(f"{name} is not compared: {error}")
+            continue
+        if spread := spread_of(rows, sweep.metric):
+            found.spreads[name] = spread
+        if unseen := spread_of(rows, sweep.metric, HELD_OUT):
+            found.held_out[name] = unseen
+    return found
+
+
+def _settings(config: Config, winner: Values, default: Values, learning: Sequence[Bag]) -> dict[str, Values]:
+    """Return what is compared by name: the default and the best values, and the best without each of its losses."""
+    settings: dict[str, Values] = {"default": default, "best": winner}
+    if config.search.ablations:
+        best = with_values(config, winner)
+        planner = StepPlanner(learning, best.bags, num_classes=len(config.cohort.classes), seed=config.training.seed)
+        active, _ = active_config(best, planner)
+        settings |= {f"best without {name}": values for name, values in ablations(active, winner).items()}
+    return settings
+
+
+def _last_row(sweep: Sweep, task: Task) -> Row:
+    """Return the last row of a setting that was trained again. Raises: TrainingError if it failed."""
+    record = read_trial(sweep, task)
+    if record is None or not record.is_over or record.score is None:
+        raise TrainingError(
+            f"a training of the comparison has no {sweep.metric}: {(record and record.error) or 'lost'}; "
+            f"training.seed={task.seed}, {_words(task.values)}; the same command tries it again"
+        )
+    return record.rows[-1]
+
+
+def _words(values: Values) -> str:
+    return ", ".join(
+        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()
+    )

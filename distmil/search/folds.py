@@ -1,0 +1,75 @@
+"""Folds of a cohort: no patient on both sides, classes spread evenly."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
+
+from distmil.bags.bag import Bag
+from distmil.cohort import Slide
+from distmil.errors import ConfigError
+
+
+def check_labels(labels: Sequence[int], metric: str, *, where: str) -> None:
+    """Refuse slides that a metric of slides cannot judge trials by.
+
+    Args:
+        labels: Classes of the slides that are judged.
+        metric: What trials are compared by.
+        where: The split or fold, for the message.
+
+    Raises:
+        ConfigError: If all are of one class: of 0 and others for a ranking, of any two for the loss.
+    """
+    if metric.startswith("patch"):
+        return
+    kinds = set(labels) if metric == "loss" else {label > 0 for label in labels}
+    if len(kinds) < 2:
+        counts = {label: labels.count(label) for label in sorted(set(labels))}
+        found = ", ".join(f"{count} of class {label}" for label, count in counts.items()) or "none with a given label"
+        raise ConfigError(
+            f"search.metric = {metric!r}: {where} has slides of one kind only ({found}), which every trial judges "
+            "alike; put negative and positive slides into it, or set search.folds to judge on folds of train"
+        )
+
+
+def check_judged(folds: Sequence[Sequence[Bag]], metric: str) -> None:
+    """Refuse folds, or val, that a metric cannot judge trials by. Raises: ConfigError naming it."""
+    for i, bags in enumerate(folds):
+        where = "val" if len(folds) == 1 else f"fold {i + 1} of {len(folds)}"
+        judged = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
+        check_labels([bag.label or 0 for bag in judged], metric, where=where)
+        if not metric.startswith("patch"):
+            continue
+        for kind, is_there in (
+            ("positive", any((bag.label_N > 0).any() for bag in judged)),
+            ("negative", any((bag.label_N == 0).any() for bag in judged)),
+        ):
+            if not is_there:
+                raise ConfigError(
+                    f"search.metric = {metric!r}: {where} has no {kind} patch label to judge trials by; annotate "
+                    "slides of it, set fewer search.folds, or set search.metric=slide_auc"
+                )
+
+
+def patient_folds(slides: Sequence[Slide], *, count: int, seed: int) -> list[tuple[list[str], list[str]]]:
+    """Return the slide ids to train on and to judge on, for each fold.
+
+    A slide without a patient is a patient of its own.
+
+    Raises:
+        ConfigError: If there are too few patients for a fold to have two classes on both sides.
+    """
+    labels = np.array([slide.label for slide in slides])
+    patients = np.array([slide.patient_id or f"slide {slide.slide_id}" for slide in slides])
+    least = min(len(set(patients[labels == label])) for label in set(labels.tolist()))
+    if least < count:
+        raise ConfigError(f"search.folds = {count}: the rarest class has {least} patients in train; use fewer folds")
+    ids = [slide.slide_id for slide in slides]
+    folds = []
+    splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
+    for learning, judging in splitter.split(np.zeros(len(ids)), labels, patients):
+        if min(len(set(labels[side].tolist())) for side in (learning, judging)) < 2:
+            raise ConfigError(f"search.folds = {count}: a fold would have slides of one class only; use fewer folds")
+        folds.append(([ids[i] for i in learning], [ids[i] for i in judging]))
+    return folds

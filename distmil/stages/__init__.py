@@ -1,1 +1,0 @@
-"""The stages: the only rooms that import Ray."""

@@ -1,0 +1,1 @@
+"""The store: commits, local folders, object stores."""

@@ -1,0 +1,1 @@
+"""Slides to Parquet shards of patches."""

@@ -1,0 +1,258 @@
+"""Pixels to patch shards: plan a slide, write its chunks, commit it.
+
+A slide is planned once (resolution, tissue, grid), cut into chunks of ``tiling.chunk_patches`` patches that any process
+may write, and committed when every chunk is there. Each step is a function of the slide, the configuration and
+FORMAT_VERSION, so that a step done twice writes the same bytes, and any number of processes may do it at once.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from distmil.annotations.reader import annotation_checksum
+from distmil.cohort import Slide
+from distmil.config.data import TilingConfig
+from distmil.defects import failure_record
+from distmil.errors import ReplacedSlide, SlideError, StorageError
+from distmil.slides.file_version import has_checksum, is_same_version, is_unchanged, source_key
+from distmil.slides.jpeg_tiles import TileLevel
+from distmil.slides.reader import SlideImage, resize
+from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.overview import encode_overview
+from distmil.tiling.plan import Reading, open_reading, survey
+from distmil.tiling.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
+
+RECORD_FILE, PLAN_FILE = "commit.json", "plan.json"
+
+
+@dataclass(frozen=True)
+class SlideTiler:
+    """Makes the patch shards of one slide."""
+
+    slide: Slide
+    config: TilingConfig
+    store: Store
+
+    @property
+    def folder(self) -> str:
+        """Return the slide's folder."""
+        return f"{patches_folder(self.config)}/{self.slide.slide_id}"
+
+    @property
+    def record_name(self) -> str:
+        """Return the name of the slide's commit record."""
+        return f"{self.folder}/{RECORD_FILE}"
+
+    def key(self, *, checksum: str = "none") -> dict[str, Any]:
+        """Return what the content depends on besides the configuration. Raises: OSError if a file is gone."""
+        path = self.slide.tissue_path
+        return {
+            "source": source_key(self.slide.path, checksum=checksum),
+            "mpp": self.slide.mpp,
+            "default_mpp": None if self.slide.mpp else self.config.default_mpp,
+            "tissue": annotation_checksum(path) if path else None,
+        }
+
+    def finished(self) -> Record | None:
+        """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
+        record = self._committed()
+        if record is None or not has_checksum(record.key["source"], self.config.checksum):
+            return None
+        try:
+            is_same = self._matches(record) and is_same_version(record.key["source"], self.slide.path)
+        except OSError:
+            return None
+        return record if is_same else None
+
+    def revived(self) -> Record | None:
+        """Return the slide's record if a checksum shows that it is true of the file, brought up to date, else None.
+
+        That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
+        """
+        record = self._committed()
+        if record is None:
+            return None
+        try:
+            if not self._matches(record) or not is_unchanged(record.key["source"], self.slide.path):
+                return None
+            source = {**record.key["source"], **source_key(self.slide.path, checksum=self.config.checksum)}
+        except OSError:
+            return None
+        record = replace(record, key={**record.key, "source": source})
+        self.store.write_record(self.record_name, record)
+        return record
+
+    def _committed(self) -> Record | None:
+        """Return what was committed of this slide's tiling, None if that is nothing, or another slide's record."""
+        record = self.store.read_record(self.record_name)
+        is_own = record is not None and record.slide_id == self.slide.slide_id and "source" in record.key
+        return record if record is not None and is_own and record.status not in TRANSIENT else None
+
+    def _matches(self, record: Record) -> bool:
+        """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
+        made, now = record.key, self.key()
+        if made["source"]["size_bytes"] != now["source"]["size_bytes"]:
+            return False
+        needs_default = made["default_mpp"] is not None or record.status == "no_mpp"
+        names = ("mpp", "tissue", *(["default_mpp"] if needs_default else []))
+        return all(made[name] == now[name] for name in names)
+
+    def plan(self) -> int:
+        """Lay the slide's grid and return its number of chunks.
+
+        Raises:
+            SlideError: If the slide cannot be used; ``fail`` makes the record of it.
+        """
+        key = self.key(checksum=self.config.checksum)
+        found = survey(self.slide, self.config)
+        if not found.is_default_mpp:
+            key["default_mpp"] = None
+        if self.finished() is None:  # another process may have committed the slide meanwhile
+            self.store.delete(self.record_name)
+        num_patches = found.grid.num_rows
+        part = self.store.write_part(self.folder, GRID_FILE, to_ipc(found.grid), rows=num_patches)
+        files, factor = encode_overview(found.overview, found.mask)
+        pictures = [vars(self.store.write_part(self.folder, name, data, rows=0)) for name, data in files.items()]
+        chunks: int = math.ceil(num_patches / self.config.chunk_patches)
+        info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
+        info |= {"pictures": pictures, "picture_scale": found.scale * factor}
+        plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
+        self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, owner=self.slide.slide_id, is_durable=False)
+        return chunks
+
+    def write_chunk(self, chunk: int) -> Part:
+        """Write one shard if it is not there, and return its entry.
+
+        Raises:
+            SlideError: If pixels cannot be read, or the file is not the planned one any more.
+            FileNotFoundError: If the slide is not planned.
+        """
+        plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
+        self._check_source(plan["key"])
+        receipt = _receipt(chunk)
+        made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
+        done = self.store.read_receipt(f"{self.folder}/{receipt}", made_from)
+        if done and self.store.is_intact(self.folder, done):
+            return done
+        start = chunk * self.config.chunk_patches
+        grid = read_grid(self.store, self.folder, Part(**plan["info"]["grid"])).slice(start, self.config.chunk_patches)
+        reading = Reading.from_json(plan["reading"])
+        size = (plan["info"]["width_px"], plan["info"]["height_px"])
+        with open_reading(self.slide, reading, reader=self.config.reader, size=size) as image:
+            table = self._cut(image, reading, grid)
+        self._check_source(plan["key"])
+        name = f"part-{chunk:05d}.parquet"
+        part = self.store.write_part(self.folder, name, encode_shard(table), rows=table.num_rows)
+        self.store.write_receipt(f"{self.folder}/{receipt}", made_from, part)
+        return part
+
+    def commit_if_whole(self) -> Record | None:
+        """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
+        try:
+            plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
+        except FileNotFoundError:
+            return self.store.read_record(self.record_name)  # another process committed it
+        names = self.store.names(self.folder)
+        made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
+        parts = []
+        for chunk in range(plan["chunks"]):
+            receipt = _receipt(chunk)
+            part = self.store.read_receipt(f"{self.folder}/{receipt}", made_from) if receipt in names else None
+            if part is None:
+                return None
+            parts.append(part)
+        return self._commit(plan, parts)
+
+    def _commit(self, plan: dict[str, Any], parts: Sequence[Part]) -> Record:
+        info = plan["info"]
+        if sum(part.rows for part in parts) != info["grid"]["rows"]:
+            raise StorageError(f"{self.slide.slide_id}: its shards hold other patches than its grid; delete its folder")
+        record = Record(slide_id=self.slide.slide_id, key=plan["key"], parts=tuple(parts), info=info)
+        self.store.write_record(self.record_name, record)
+        self.tidy(record)
+        return record
+
+    def tidy(self, record: Record) -> None:
+        """Take away what work left beside a committed slide, as a kill just after the commit does."""
+        pictures = [picture["name"] for picture in record.info.get("pictures", ())]
+        self.store.keep_only(self.folder, {RECORD_FILE, GRID_FILE, *pictures, *(part.name for part in record.parts)})
+
+    def fail(self, error: Exception) -> Record:
+        """Return the record of a slide that cannot be used, committed unless another try may go better."""
+        path = self.slide.path
+        made = failure_record(self.slide.slide_id, error, hidden=(path, self.slide.tissue_path))
+        status, text = made.status, made.error
+        try:
+            key = self.key()
+            if status == "unreadable":
+                with Path(path).open("rb") as file:
+                    file.read(1)
+        except FileNotFoundError:
+            key, status = {}, "missing"
+        except OSError as refusal:
+            key, status, text = {}, "failed", f"the slide cannot be read: {refusal.strerror}"
+        record = replace(made, key=key, status=status, error=text)
+        if status not in TRANSIENT:
+            self.store.write_record(self.record_name, record)
+            self.store.keep_only(self.folder, {RECORD_FILE})
+        return record
+
+    def _check_source(self, planned: dict[str, Any]) -> None:
+        if not is_same_version(planned["source"], self.slide.path):
+            raise ReplacedSlide(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
+
+    def _cut(self, image: SlideImage, reading: Reading, grid: pa.Table) -> pa.Table:
+        """Read and encode the patches of a grid, or take them over as they are."""
+        edge_px, plan = self.config.patch_px, reading.plan
+        images = []
+        for x, y in zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True):
+            stored = None
+            if reading.is_reused and isinstance(image, TileLevel):
+                stored = image.stored(x, y, edge_px=edge_px)
+            if stored is None:
+                pixels = image.read(x, y, level=plan.level, width=plan.read_px, height=plan.read_px)
+                stored = encode_image(resize(pixels, (edge_px, edge_px)), self.config)
+            images.append(stored)
+        columns = {name: grid[name] for name in grid.column_names}
+        columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
+        columns["image"] = binary_array(images)
+        return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
+
+
+def _receipt(chunk: int) -> str:
+    return f"part-{chunk:05d}.json"
+
+
+def tile_slide(slide: Slide, config: TilingConfig, store: Store) -> Record:
+    """Make all shards of a slide in this process; a slide that cannot be used becomes a record too."""
+    tiler = SlideTiler(slide, config, store)
+    done = tiler.finished() or tiler.revived()
+    if done:
+        return done
+    try:
+        for chunk in range(tiler.plan()):
+            tiler.write_chunk(chunk)
+    except (SlideError, FileNotFoundError) as error:
+        return tiler.fail(error)
+    record = tiler.commit_if_whole()
+    if record is None:
+        raise StorageError(f"{slide.slide_id}: its shards vanished while it was tiled; does something clean the store?")
+    return record
+
+
+def slide_row(record: Record) -> dict[str, Any]:
+    """Return a record as a row of the slides table."""
+    names = ("width_px", "height_px", "mpp", "levels", "vendor", "reader")
+    return {
+        "slide_id": record.slide_id,
+        "status": record.status,
+        "error": record.error,
+        **{name: record.info.get(name) for name in names},
+        "num_patches": record.rows,
+        "sha256": record.key.get("source", {}).get("sha256"),
+    }

@@ -1,0 +1,71 @@
+"""What was committed, checked again: every byte by its checksum, and every shard against its grid."""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from distmil.cohort import Slide
+from distmil.config.data import TilingConfig
+from distmil.errors import StorageError
+from distmil.slides.file_version import is_intact
+from distmil.storage.schemas import GRID
+from distmil.storage.store import Part, Record, Store
+from distmil.tiling.shards import read_grid, read_patches
+from distmil.tiling.tiler import SlideTiler
+
+
+def find_damage(slide: Slide, config: TilingConfig, store: Store) -> list[str]:
+    """Return what is wrong with a slide's committed patches, and with its file where its checksum is known.
+
+    A slide that was never committed has no damage.
+    """
+    tiler = SlideTiler(slide, config, store)
+    record = store.read_record(tiler.record_name)
+    if record is None:
+        return ["its commit record cannot be read"] if store.exists(tiler.record_name) else []
+    if record.slide_id != slide.slide_id:
+        return [f"its commit record is that of the slide {record.slide_id}"]
+    found = _damaged_source(slide, record)
+    if not record.ok:
+        return found
+    parts = [*record.parts, Part(**record.info["grid"]), *(Part(**picture) for picture in record.info["pictures"])]
+    damaged = [error for part in parts if (error := _damaged_part(store, tiler.folder, part))]
+    return found + (damaged or _contradictions(store, tiler.folder, record))
+
+
+def _damaged_source(slide: Slide, record: Record) -> list[str]:
+    """Compare the slide's file with the checksum that was taken of it."""
+    try:
+        is_same = is_intact(record.key["source"], slide.path) if record.key else None
+    except OSError as error:
+        return [f"the slide cannot be read: {error.strerror}"]
+    return ["the slide is not the file that was tiled: its checksum differs"] if is_same is False else []
+
+
+def _damaged_part(store: Store, folder: str, part: Part) -> str | None:
+    """Compare a file with its committed checksum."""
+    try:
+        store.read_part(folder, part)
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+def _contradictions(store: Store, folder: str, record: Record) -> list[str]:
+    """Compare whole shards with the grid: every patch there once, in its place, with pixels."""
+    places = read_grid(store, folder, Part(**record.info["grid"]))
+    start, found = 0, []
+    for part in record.parts:
+        try:
+            table = read_patches(store, f"{folder}/{part.name}")
+        except StorageError as error:
+            found.append(str(error))
+            continue
+        wanted = places.slice(start, part.rows)
+        if not table.select(GRID.names).cast(pa.schema(GRID)).equals(wanted.combine_chunks()):
+            found.append(f"{store.path(f'{folder}/{part.name}')} holds other patches than the grid")
+        elif pc.min(pc.binary_length(table["image"])).as_py() == 0:
+            found.append(f"{store.path(f'{folder}/{part.name}')} holds a patch without pixels")
+        start += part.rows
+    if start != places.num_rows:
+        found.append(f"{store.path(folder)} holds {start} patches, its grid {places.num_rows}")
+    return found

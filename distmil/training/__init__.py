@@ -1,0 +1,1 @@
+"""Epochs, steps and checkpoints of one run."""

@@ -1,0 +1,138 @@
+"""Checkpoints: what a run goes on from after any interruption.
+
+Tensors are safetensors, the optimiser's state is loaded weights-only, the rest is JSON: no pickle that could run code.
+Files first, the record last, as everywhere.
+"""
+
+import hashlib
+import io
+import re
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor, nn
+
+from distmil.errors import StorageError
+from distmil.storage.store import Part, Record, Store
+from distmil.training.engine import History
+from distmil.training.learner import Learner
+from distmil.training.ownership import Lease
+
+_EPOCH = re.compile(r"epoch-(\d+)[.-]")
+
+
+def checkpoint_folder(run: str) -> str:
+    """Return the folder of a run's checkpoints."""
+    return f"checkpoints/{run}"
+
+
+def save_checkpoint(
+    store: Store, run: str, learner: Learner, history: History, *, is_best: bool, lease: Lease | None = None
+) -> None:
+    """Commit the learner after an epoch; older checkpoints go, but for the best one.
+
+    One record names both: a kill between two would leave a best one whose files the next try overwrites. The files'
+    names hold their checksums, so that two jobs of one run never overwrite each other's.
+
+    Args:
+        store: Where the run is.
+        run: The run's name.
+        learner: What is saved.
+        history: The rows up to this epoch.
+        is_best: Whether this epoch is the best so far.
+        lease: The job's right to write; None where no other job can know the run.
+
+    Raises:
+        TrainingError: If the run belongs to another job now.
+        StorageError: If the store cannot be written or read.
+    """
+    folder, epoch = checkpoint_folder(run), len(history.rows) - 1
+    if lease is not None:
+        lease.check(store)
+    optimizer = io.BytesIO()
+    torch.save(learner.optimizer.state_dict(), optimizer)
+    files = {".safetensors": save_safetensors(_tensors(learner)), ".pt": optimizer.getvalue()}
+    parts = tuple(
+        store.write_part(folder, f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
+        for suffix, data in files.items()
+    )
+    latest: dict[str, Any] = {"parts": [asdict(part) for part in parts], "steps_done": learner.steps_done}
+    earlier = None if is_best else read_latest(store, run)
+    best = latest if earlier is None else earlier.info["best"]
+    info = {"history": vars(history), "steps_done": learner.steps_done, "best": best}
+    if lease is not None:
+        lease.check(store)  # the files took a moment to write
+    store.write_record(_record_name(run), Record(slide_id=run, key={"epoch": epoch}, parts=parts, info=info))
+    keep = {part["name"] for kept in (latest, best) for part in kept["parts"]}
+    for name in store.names(folder):
+        # Unnamed files of this epoch or a later one may be those of a job that takes over just now.
+        if (found := _EPOCH.match(name)) and int(found[1]) < epoch and name not in keep:
+            store.delete(f"{folder}/{name}")
+
+
+def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = False) -> History | None:
+    """Put the latest (or best) checkpoint into a learner and return the run's history up to it; None if there is none.
+
+    Raises:
+        StorageError: If a committed checkpoint is damaged, or cannot be read.
+    """
+    record = read_latest(store, run)
+    if record is None:
+        return None
+    history, steps_done, parts = History(**record.info["history"]), record.info["steps_done"], record.parts
+    if best:
+        history = History(history.rows[: history.best_epoch + 1], history.best_epoch)
+        parts, steps_done = [Part(**part) for part in record.info["best"]["parts"]], record.info["best"]["steps_done"]
+    folder = checkpoint_folder(run)
+    model, optimizer = parts
+    tensors = load_safetensors(store.read_part(folder, model))
+    for prefix, module in _modules(learner).items():
+        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+        module.load_state_dict(own)
+    state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
+    learner.optimizer.load_state_dict(state)
+    learner.steps_done = steps_done
+    return history
+
+
+def read_latest(store: Store, run: str) -> Record | None:
+    """Return the record of a run's latest checkpoint, None if it has none.
+
+    Raises:
+        StorageError: If it cannot be read or is damaged: to begin again would throw the committed epochs away.
+    """
+    name = _record_name(run)
+    record = store.read_record(name)
+    if record is None and store.exists(name):
+        raise StorageError(
+            f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
+        )
+    if record is not None and record.slide_id != run:
+        raise StorageError(
+            f"{store.path(name)} belongs to the run {record.slide_id}; restore it, or delete "
+            f"{store.path(checkpoint_folder(run))} to train again"
+        )
+    return record
+
+
+def _record_name(run: str) -> str:
+    return f"{checkpoint_folder(run)}/latest.json"
+
+
+def _modules(learner: Learner) -> dict[str, nn.Module]:
+    """Return what a checkpoint holds, by the prefix of its tensors."""
+    found = {"head.": learner.head, "encoder.": learner.encoder}
+    if learner.averaged is not None:
+        found |= {"averaged.head.": learner.averaged.head, "averaged.encoder.": learner.averaged.encoder}
+    return {prefix: module for prefix, module in found.items() if module is not None}
+
+
+def _tensors(learner: Learner) -> dict[str, Tensor]:
+    return {
+        f"{prefix}{key}": value.detach().cpu().contiguous()
+        for prefix, module in _modules(learner).items()
+        for key, value in module.state_dict().items()
+    }

@@ -1,0 +1,100 @@
+"""A training run in progress: what is trained, on what, and its history. Torch only.
+
+A worker of a training group goes through its epochs, and so does a trial of a search in its own process.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distmil.bags.bag import Bag
+from distmil.bags.sampler import StepPlanner
+from distmil.config.root import Config
+from distmil.encoders.registry import EncoderSpec, load_trainable
+from distmil.models.baselines import make_network
+from distmil.storage.store import Store
+from distmil.training.checkpoints import load_checkpoint
+from distmil.training.engine import History, active_config, evaluate, keep_resident, train_epoch
+from distmil.training.learner import Learner, fit_normaliser, make_learner
+from distmil.training.workers import Group
+
+
+@dataclass
+class Run:
+    """What is trained, and on what."""
+
+    config: Config
+    learner: Learner
+    planner: StepPlanner
+    learning: list[Bag]
+    judging: list[Bag]
+    history: History
+
+    @property
+    def is_finished(self) -> bool:
+        """Return whether the run has all its epochs, or stopped early."""
+        return is_finished(self.history, self.config)
+
+    def advance(self, group: Group) -> bool:
+        """Train and evaluate an epoch, put its row into the history, and return whether it is the best so far."""
+        epoch = len(self.history.rows)
+        losses = train_epoch(self.learner, self.learning, self.planner, self.config, epoch=epoch, group=group)
+        row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
+        found = evaluate(self.learner, self.judging, self.config, group=group)
+        row |= {f"val_{name}": value for name, value in found.items()}
+        return self.history.add(row, select_by=self.config.training.select_by)
+
+
+def open_run(
+    config: Config,
+    learning: Sequence[Bag],
+    judging: Sequence[Bag],
+    spec: EncoderSpec,
+    store: Store,
+    *,
+    name: str,
+    device: torch.device,
+) -> Run:
+    """Go on from a run's latest checkpoint, or start it.
+
+    Args:
+        config: The configuration; losses that the labels do not carry are switched off.
+        learning: Bags to train on.
+        judging: Bags to evaluate on after each epoch.
+        spec: The encoder.
+        store: Where checkpoints are.
+        name: The run's name.
+        device: Where the network is trained.
+
+    Raises:
+        TrainingError: If no loss is left.
+        StorageError: If a committed checkpoint is damaged.
+    """
+    training = config.training
+    if config.encoder.trainable:  # patches pass through the encoder, too, and what it keeps for its gradient is large
+        most = min(config.bags.patches_per_step, config.encoder.batch_size)
+        config = config.model_copy(update={"bags": config.bags.model_copy(update={"patches_per_step": most})})
+    planner = StepPlanner(
+        learning, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
+    )
+    config, _ = active_config(config, planner)
+    learner = new_learner(config, spec, store, device=device)
+    history = load_checkpoint(store, name, learner)
+    if history is None:
+        history = History()
+        fit_normaliser(learner, learning, seed=training.seed, batch_size=config.encoder.batch_size)
+    return Run(config, learner, planner, keep_resident(learning, config, device), list(judging), history)
+
+
+def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
+    """Return a freshly initialised learner, the same on every worker."""
+    torch.manual_seed(config.training.seed)
+    head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
+    encoder = load_trainable(spec, store) if config.encoder.trainable else None
+    return make_learner(config, head, encoder, device)
+
+
+def is_finished(history: History, config: Config) -> bool:
+    """Return whether a run has all its epochs, or stopped early."""
+    return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)

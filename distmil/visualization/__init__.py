@@ -1,0 +1,1 @@
+"""Heat maps, slide pictures and the tiling report."""

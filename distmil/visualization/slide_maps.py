@@ -1,0 +1,98 @@
+"""The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import shapely
+from numpy.typing import NDArray
+
+from distmil.annotations.outlines import Annotation
+from distmil.cohort import Slide
+from distmil.errors import SlideError
+from distmil.slides.reader import open_slide, overview
+from distmil.visualization.heatmap import encode_png, render_map, score_grid
+
+MAPS = ("attention", "probability", "fused")
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """The maps of a slide as PNG by name, and what a person who looks at them should know."""
+
+    images: Mapping[str, bytes]
+    doubts: Sequence[str]
+
+
+def draw_maps(
+    slide: Slide,
+    patches: pa.Table,
+    *,
+    outlines: Callable[[], Annotation | None],
+    size: tuple[int, int],
+    subtitle: str,
+    max_px: int,
+    reader: str,
+) -> Drawn:
+    """Draw every map of a slide.
+
+    Args:
+        slide: The slide.
+        patches: Its patch predictions.
+        outlines: Reads its annotation, None if it has none; may raise SlideError and OSError.
+        size: Slide (width, height) in level-0 pixels.
+        subtitle: A line under the title.
+        max_px: Longer edge of the overview.
+        reader: ``tiling.reader``.
+    """
+    doubts: list[str] = []
+    images: dict[str, bytes] = {}
+    thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
+    map_size = (thumbnail.shape[1], thumbnail.shape[0])
+    rings = [point_N2 / scale for point_N2 in _drawable(outlines, doubts)]
+    covered = (round(map_size[0] * scale), round(map_size[1] * scale))
+    for name in MAPS:
+        grid = score_grid(
+            patches["x"].to_numpy(),
+            patches["y"].to_numpy(),
+            patches["extent_px"].to_numpy(),
+            patches[name].to_numpy(),
+            slide_size=covered,
+            map_size=map_size,
+        )
+        title = f"{slide.slide_id}: {name}"
+        images[name] = encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=rings))
+    return Drawn(images, doubts)
+
+
+def _thumbnail(
+    slide: Slide, *, size: tuple[int, int], max_px: int, reader: str, doubts: list[str]
+) -> tuple[NDArray[np.uint8], float]:
+    """Return the slide's overview and its reduction; a white one, and a doubt, where the file cannot be read now."""
+    try:
+        with open_slide(slide.path, reader=reader) as image:
+            return overview(image, max_px=max_px)
+    except SlideError as error:
+        doubts.append(f"its maps are drawn on white: {error}")
+        scale = max(1.0, max(size) / max_px)
+        return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
+
+
+def _drawable(outlines: Callable[[], Annotation | None], doubts: list[str]) -> list[NDArray[np.float64]]:
+    """Return the outlines; none, and a doubt, where they cannot be read."""
+    try:
+        return rings_of(outlines())
+    except (SlideError, OSError) as error:
+        reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
+        doubts.append(f"its outlines are not drawn in its maps: {reason}")
+        return []
+
+
+def rings_of(annotation: Annotation | None) -> list[NDArray[np.float64]]:
+    """Return the rings of an annotation's outlines in level-0 pixels, N x 2 each."""
+    if annotation is None:
+        return []
+    polygons = [part for region in annotation.regions.values() for part in shapely.get_parts(region)]
+    return [np.asarray(ring.coords) for part in polygons for ring in (part.exterior, *part.interiors)]
