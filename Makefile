@@ -37,8 +37,8 @@ demo: $(STAMP)
 	@$(BIN)/python jobs/train.py --config jobs/configs/demo.yaml
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/integration/test_submit.py
-	@$(BIN)/python -m pytest tests/integration/test_submit.py  # alone: Ray's job agent has one port a machine
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/jobs/test_submit.py
+	@$(BIN)/python -m pytest tests/jobs/test_submit.py  # alone: Ray's job agent has one port a machine
 
 test-all: export DISTMIL_TEST_ALL = 1
 test-all: test

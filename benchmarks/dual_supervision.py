@@ -40,7 +40,7 @@ import torch
 
 from benchmarks.dualrows import FOLDS, NARROW_TABLE, PAIRS, RECIPES, STAINS, TABLE, VIEWS, Setting
 from benchmarks.inprocess import spread, train_here
-from benchmarks.pcambags import Cohort, default_data, folds, load_cohort, with_budget, with_fewer_positives
+from benchmarks.pcambags import Cohort, folds, load_cohort, with_budget, with_fewer_positives
 from benchmarks.stainfolds import NUM_GROUPS, Groups, cut_down, stain_groups
 from distmil.bags.bag import Bag
 from distmil.config.loading import build_config
@@ -48,6 +48,7 @@ from distmil.config.root import Config
 from distmil.inference.metrics import PATCH_SCORES, auc, average_precision
 from distmil.inference.scoring import READ_OUTS, BagScores, score_bag
 from distmil.training.learner import Learner
+from tests.support.data import PCAM_COHORT
 
 COLUMNS = [
     *(f"{measure}_{score}" for measure in ("patch_auc", "patch_ap") for score in PATCH_SCORES),
@@ -303,7 +304,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--share", type=float, default=0.25)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--data", type=Path, default=PCAM_COHORT)
     parser.add_argument("--root", type=Path, default=None, help="store to use again; default: a temporary one")
     parser.add_argument("--out", type=Path, default=None)
     parser.add_argument("--png", type=Path, default=None)

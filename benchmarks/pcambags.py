@@ -5,7 +5,6 @@ patch's middle only.
 """
 
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,9 +114,3 @@ def folds(bags: Sequence[Bag]) -> list[tuple[list[int], list[int]]]:
         (np.flatnonzero(fold_of != fold).tolist(), np.flatnonzero(fold_of == fold).tolist())
         for fold in range(NUM_FOLDS)
     ]
-
-
-def default_data() -> Path:
-    """Return where the shared data is."""
-    shared = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    return (shared / "pcam_cohort").resolve()

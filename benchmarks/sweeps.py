@@ -25,9 +25,10 @@ import mlflow
 import torch
 
 from benchmarks.inprocess import train_here
-from benchmarks.pcambags import default_data, load_cohort
+from benchmarks.pcambags import load_cohort
 from distmil.config.loading import build_config
-from tests.integration.jobrunning import ROOT, command, kill_job_when
+from tests.support.data import PCAM_COHORT
+from tests.support.jobs import ROOT, command, kill_job_when
 
 TRIALS = 24
 OVER = {"finished", "stopped"}
@@ -133,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=kinds)
     parser.add_argument("--root", type=Path, required=True, help="store to use")
-    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--data", type=Path, default=PCAM_COHORT)
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--jobs", type=int, default=3, help="`train` jobs to time")
     options = parser.parse_args()

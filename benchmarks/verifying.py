@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 
 from benchmarks.inprocess import train_here
-from benchmarks.pcambags import cohort_config, default_data
+from benchmarks.pcambags import cohort_config
 from benchmarks.sweeps import run_job
 from distmil.bags import bag as bags
 from distmil.bags.bag import BagEntry, open_all_bags, open_bag, open_source
@@ -36,6 +36,7 @@ from distmil.storage import store as storage
 from distmil.storage.store import Part, Store
 from distmil.tiling import shards
 from distmil.tiling.shards import grid_of, patches_folder, read_patches
+from tests.support.data import PCAM_COHORT
 
 RUN = "verifying"
 
@@ -104,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--root", type=Path, help="where the cohort is kept; a temporary folder by default")
-    parser.add_argument("--data", type=Path, default=default_data())
+    parser.add_argument("--data", type=Path, default=PCAM_COHORT)
     parser.add_argument("--jobs", action="store_true", help="run `train` and `predict` too")
     options = parser.parse_args()
     torch.set_num_threads(1)

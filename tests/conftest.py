@@ -1,12 +1,10 @@
 """What several test files share."""
 
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
 from distmil.storage.store import Store
+from tests.support.data import DATA
 
 
 @pytest.fixture
@@ -18,10 +16,9 @@ def store(tmp_path):
 @pytest.fixture(scope="session")
 def data():
     """The shared real data, read in place."""
-    folder = Path(os.environ.get("DISTMIL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"the shared data is not at {folder}; set DISTMIL_DATA")
-    return folder
+    if not DATA.is_dir():
+        pytest.skip(f"the shared data is not at {DATA}; set DISTMIL_DATA")
+    return DATA
 
 
 @pytest.fixture(scope="session")

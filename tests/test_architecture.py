@@ -149,7 +149,7 @@ from distmil.training.workers import Group
 from distmil.training.learner import fit_normaliser, make_learner
 from distmil.bags.sampler import StepPlanner
 from distmil.models.baselines import make_network
-from tests.bagmaking import EMBEDDING, make_bags, small_config
+from tests.support.bags import EMBEDDING, make_bags, small_config
 
 config, bags = small_config(), make_bags(8)
 head = make_network(config.model, embedding_dim=EMBEDDING, num_classes=2)

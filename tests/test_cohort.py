@@ -14,8 +14,8 @@ import pytest
 from distmil.cohort import Cohort, Slide, draw_splits, read_cohort
 from distmil.config.data import CohortConfig
 from distmil.errors import ManifestError
-from tests.dicommaking import save_dicom
-from tests.scale import cases
+from tests.support.dicom import save_dicom
+from tests.support.scale import cases
 
 CLASSES = ["normal", "adenoma", "Carcinoma, in situ"]
 

@@ -130,7 +130,7 @@ SPEC = "spec.rayClusterSpec"
 HEAD_POD, CPU_POD, GPU_POD = (
     f"{SPEC}.{group}.template.spec" for group in ("headGroupSpec", "workerGroupSpecs[0]", "workerGroupSpecs[1]")
 )
-MISTAKES = yaml.safe_load((Path(__file__).parent / "deploy_mistakes.yaml").read_text(encoding="utf-8"))
+MISTAKES = yaml.safe_load((ROOT / "tests" / "support" / "deploy_mistakes.yaml").read_text(encoding="utf-8"))
 BY_KUBERNETES = ("a field of a pod misspelt", "a field of a container misspelt", "a port that is a word")
 
 

@@ -1,0 +1,95 @@
+"""Nothing that names a person is stored, recorded or logged, and what is stored is its user's alone."""
+
+import os
+import stat
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.support.canaries import MARK, find_marks, make_canaries
+from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL = (
+    "tiling.patch_px=256", "tiling.default_mpp=0.5", "tiling.max_bad_fraction=0.9", "training.run=net",
+    "training.epochs=3", "model.feature_dim=32", "tracking.registered_model=net",
+)  # fmt: skip
+JOBS = {
+    "tile": SMALL,
+    "train": SMALL,
+    "predict": ("prediction.model=net", "tiling.default_mpp=0.5", "tiling.max_bad_fraction=0.9"),
+    "evaluate": (
+        "prediction.model=net", "prediction.split=test", "tiling.default_mpp=0.5", "tiling.max_bad_fraction=0.9",
+    ),
+    "tune": (
+        *SMALL[:3], "training.epochs=2", "search.run=found", "search.trials=2", "search.repeats=2",
+        "search.ablations=false",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A home after every job, Ray's own files, and how the jobs ended."""
+
+    home: Path
+    ray: Path
+    done: dict[str, Done]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    manifest = make_canaries(tmp_path_factory.mktemp("cohort"))
+    home = tmp_path_factory.mktemp("outer") / "home"
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray:  # a short path: sockets lie in it
+        found = {}
+        for job, arguments in JOBS.items():
+            done = subprocess.run(
+                command(job, f"cohort.manifest={manifest}", *arguments),
+                cwd=ROOT, env={**environment(home), "RAY_TMPDIR": ray}, capture_output=True, text=True,
+                timeout=TIMEOUT_S, check=False,
+            )  # fmt: skip
+            found[job] = Done(done.returncode, done.stdout, done.stderr)
+        yield Ran(home, Path(ray), found)
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_the_jobs_use_the_good_slides_and_drop_the_bad_ones(ran: Ran, job: str) -> None:
+    done = ran.done[job]
+    assert done.code == 0, done.err
+    assert "dropped" in done.err
+
+
+def test_no_mark_is_in_the_store_the_record_or_the_logs(ran: Ran) -> None:
+    assert list(ran.home.rglob("*_fused.png"))
+    assert (ran.home / "mlflow.db").exists()
+    assert list(ran.ray.rglob("*.out"))
+    assert find_marks(ran.home) == []
+    assert find_marks(ran.ray) == []
+
+
+def test_the_search_finds_marks(ran: Ran, tmp_path: Path) -> None:
+    """What is searched for is found in a compressed table, too."""
+    pq.write_table(pa.table({"text": [f"{MARK}X"] * 1000}), tmp_path / "a.parquet", compression="zstd")
+    (tmp_path / "b.txt").write_text(MARK, encoding="utf-16")
+    (tmp_path / f"{MARK}.txt").touch()
+    assert len(find_marks(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_no_mark_is_in_the_answer(ran: Ran, job: str) -> None:
+    assert MARK not in ran.done[job].out
+
+
+def test_what_is_stored_is_its_users_alone(ran: Ran) -> None:
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (ran.home, *ran.home.rglob("*"))}
+    assert [path for path, mode in modes.items() if mode & 0o077] == []
+    assert len(modes) > 100
+    assert os.environ.get("DISTMIL_HOME") != str(ran.home)

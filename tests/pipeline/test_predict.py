@@ -1,0 +1,59 @@
+"""What becomes of slides that have no scores: they are left out, counted and named, and the others stay."""
+
+import pytest
+
+from distmil.bags.bag import BagEntry
+from distmil.config.loading import build_config
+from distmil.config.root import Config
+from distmil.errors import BundleError, TooManyBadSlides
+from distmil.inference.bundle import save_bundle
+from distmil.pipeline.job import Job
+from distmil.pipeline.predict import _without_failed, bundle_place, judge_slides, open_bundle
+from distmil.pipeline.prepare import Prepared
+from distmil.storage.store import Record
+from tests.inference.test_bundle import make_old
+from tests.inference.test_mlflow_model import make_bundle
+
+
+def prepared(count):
+    ids = [f"s{i}" for i in range(count)]
+    entries = [BagEntry(i, None, None, False, "", (), None) for i in ids]
+    return Prepared(entries, {i: Record(i, {}) for i in ids}, {}, {"ok": count, "unreadable": 2})
+
+
+def records(count, *failed):
+    return {
+        f"s{i}": Record(f"s{i}", {}, *(("failed", "the slide's scores are not finite") if i in failed else ()))
+        for i in range(count)
+    }
+
+
+def test_a_slide_without_scores_is_left_out_and_counted(store):
+    job = Job(build_config({"tiling": {"max_bad_fraction": 0.5}}), store)
+    left = _without_failed(job, prepared(4), records(4, 1))
+    assert [entry.slide_id for entry in left.entries] == ["s0", "s2", "s3"]
+    assert left.statuses == {"ok": 3, "unreadable": 2, "failed": 1}
+    assert _without_failed(job, prepared(4), records(4)).statuses == {"ok": 4, "unreadable": 2}
+
+
+def test_too_many_slides_without_scores_end_the_job(store):
+    job = Job(build_config({"tiling": {"max_bad_fraction": 0.5}}), store)
+    with pytest.raises(TooManyBadSlides):
+        _without_failed(job, prepared(4), records(4, 0, 1, 2))
+
+
+def test_a_bundle_whose_network_does_not_fit_its_encoder_is_refused_before_any_work(store):
+    with pytest.raises(BundleError, match="takes embeddings of width 12, its encoder gives"):
+        judge_slides(Job(Config(), store), None, [], make_bundle(), place="", run="r", with_labels=False)
+
+
+@pytest.mark.parametrize("is_old", [True, False])
+def test_a_bundle_of_an_earlier_version_is_said(store, capsys, is_old):
+    save_bundle(store, make_bundle())
+    if is_old:
+        make_old(store, make_bundle(), run="a-run")
+    job = Job(build_config({"prediction": {"model": "a-run"}}), store)
+    inner, bundle = open_bundle(job)
+    assert inner.config.cohort.classes == bundle.classes == ["normal", "tumour"]
+    assert ("a-run is of an earlier distmil: no checksum protects its settings" in capsys.readouterr().err) == is_old
+    assert bundle_place(job) == "a-run"

@@ -1,0 +1,142 @@
+"""The course of a search, without Ray: what is compared at its end, and what a failure costs."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from distmil.bags.bag import BagEntry
+from distmil.cohort import Cohort, Slide
+from distmil.config.loading import build_config
+from distmil.encoders.registry import EncoderSpec
+from distmil.errors import ConfigError, TrainingError
+from distmil.pipeline.job import Job
+from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.tuning import job as tune
+from distmil.pipeline.tuning.trials import Sweep
+from distmil.search.queue import Agenda
+from distmil.search.space import TrialRecord, read_space
+from distmil.storage.store import Store
+from distmil.tracking.tracker import Tracker
+from tests.support.bags import make_bags
+
+SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}
+
+
+class NoBook:
+    def trial_book(self, agenda: Agenda) -> Agenda:
+        """Keep nothing."""
+        return agenda
+
+
+def repeat(monkeypatch: pytest.MonkeyPatch, root: str, fails: str) -> tune.Repeats:
+    config = build_config({"search": {"repeats": 2}})
+    sweep = Sweep("s", root, config.model_dump(), None, "slide_auc", False, [], [], 0, "claim")  # type: ignore[arg-type]
+
+    def train(_sweep: Any, _config: Any, agenda: Any, **_: Any) -> None:
+        for number, task in enumerate(iter(agenda.next, None)):
+            record = TrialRecord(dict(task.values), task.seed, True, number, claim=task.claim)
+            if task.values == SETTINGS[fails]:
+                record.status, record.error = "failed", "no loss is left"
+            else:
+                record.status, record.score, record.rows = "finished", 0.8, [{"val_slide_auc": 0.8}]
+            sweep.store.write_json(sweep.record_file(task), record.to_json())
+
+    monkeypatch.setattr(tune, "run_agenda", train)
+    return tune._repeat(Job(config, Store(root)), sweep, SETTINGS, NoBook())  # type: ignore[arg-type]
+
+
+def test_a_failed_ablation_costs_its_row_alone(monkeypatch, tmp_path):
+    found = repeat(monkeypatch, str(tmp_path), fails="best without bag")
+    assert set(found.spreads) == {"default", "best"}
+    assert "no loss is left" in found.failed["best without bag"]
+
+
+def test_the_default_must_not_fail(monkeypatch, tmp_path):
+    with pytest.raises(TrainingError, match="no loss is left"):
+        repeat(monkeypatch, str(tmp_path), fails="default")
+
+
+def split(folds: int, *, val: bool = True) -> Any:
+    splits = ["train"] * 8 + (["val"] * 2 if val else []) + ["test"] * 2
+    slides = [Slide(f"s{i}", "x.svs", label=i % 2, split=name) for i, name in enumerate(splits)]
+    entries = [BagEntry(s.slide_id, s.label, s.split, False, "", (), None) for s in slides if s.slide_id != "s0"]
+    config = build_config({"search": {"folds": folds}})
+    return tune._split(config.search, slides, Prepared(entries, {}, {}, {}), config)
+
+
+def test_folds_leave_val_and_test_unseen():
+    folds, held_out = split(folds=3)
+    assert held_out == ["s8", "s9", "s10", "s11"]
+    assert len(folds) == 3
+    assert sorted(i for _, judging in folds for i in judging) == [f"s{i}" for i in range(1, 8)]  # s0 is not usable
+    assert all(not {*learning, *judging} & set(held_out) for learning, judging in folds)
+
+
+def test_without_folds_val_judges_and_test_is_unseen():
+    assert split(folds=0) == ([([f"s{i}" for i in range(1, 8)], ["s8", "s9"])], ["s10", "s11"])
+    with pytest.raises(ConfigError, match="no val slide to judge trials on"):
+        split(folds=0, val=False)
+
+
+def test_val_slides_of_one_class_are_refused_at_the_start():
+    slides = [Slide(f"s{i}", "x.svs", label=1, split="val") for i in range(3)]
+    search = build_config({"search": {"metric": "slide_auc"}}).search
+    with pytest.raises(ConfigError, match=r"val has slides of one kind only \(3 of class 1\)"):
+        tune._check_val(search, Cohort(slides, ["negative", "positive"]))
+
+
+def test_a_search_that_cannot_be_judged_takes_no_name(monkeypatch, tmp_path):
+    bags = {bag.slide_id: bag for bag in make_bags(8)}
+    entries = [
+        BagEntry(i, bag.label, "val" if i in ("slide-01", "slide-03") else "train", False, "", (), None)
+        for i, bag in bags.items()
+    ]
+    monkeypatch.setattr(tune, "open_encoder", lambda *_: None)
+    monkeypatch.setattr(tune, "prepare", lambda *_, **__: Prepared(entries, {}, {}, {}))
+    monkeypatch.setattr(tune, "open_all_bags", lambda *_, **__: list(bags.values()))
+    job = Job(build_config({"search": {"metric": "slide_auc", "run": "s"}}), Store(str(tmp_path)))
+    with pytest.raises(ConfigError, match="val has slides of one kind only"):
+        tune._run(job, Cohort([], ["negative", "positive"]), {}, tune.Book(job, Tracker(None, "x")))
+    assert not job.store.exists("checkpoints/s")
+
+
+@pytest.mark.parametrize("is_wanted", [True, False])
+def test_the_machine_is_watched_while_trials_run_if_that_is_wanted(monkeypatch, tmp_path, is_wanted):
+    watched: list[Any] = []
+
+    @contextmanager
+    def watch(tracker, *, is_wanted):
+        watched.append(is_wanted)
+        yield
+        watched.append("over")
+
+    monkeypatch.setattr(tune, "system_metrics", watch)
+    monkeypatch.setattr(tune, "_search", lambda *_: watched.append("searched") or [])
+    job = Job(build_config({"tracking": {"system_metrics": is_wanted}}), Store(str(tmp_path)))
+    sweep = Sweep("s", str(tmp_path), {}, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    book = tune.Book(job, Tracker(None, "x"))
+    with pytest.raises(TrainingError, match="no trial has a slide_auc after its last epoch"):
+        tune._outcome(job, sweep, {}, [], book)
+    assert watched[:2] == [is_wanted, "searched"]
+
+
+def test_a_space_with_fewer_settings_than_trials_is_said_and_gone_through(monkeypatch, tmp_path, capsys):
+    config = build_config({"search": {"space": {"bags.top_k": [1, 8]}, "trials": 24}})
+    job = Job(config, Store(str(tmp_path)))
+    sweep = Sweep("s", str(tmp_path), config.model_dump(), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(tune, "concurrency", lambda *_: 2)
+    monkeypatch.setattr(
+        tune, "run_agenda", lambda _sweep, _config, book, **_: starts.extend(iter(book.agenda.next, None))
+    )
+    starts: list[Any] = []
+    book = tune.Book(job, Tracker(None, "x"))
+    book.open(sweep_with_encoder(sweep), {}, Cohort([], ["a", "b"]))
+    tune._search(job, sweep, read_space(config), book)
+    assert [task.values["bags.top_k"] for task in starts] == [8, 1]  # the default first
+    assert "the space has 2 settings, fewer than search.trials = 24: all are tried" in capsys.readouterr().err
+
+
+def sweep_with_encoder(sweep: Sweep) -> Sweep:
+    return replace(sweep, spec=EncoderSpec(name="texture", digest="", dimension=12, weights_file=None))
