@@ -8,6 +8,7 @@ import json
 import re
 import textwrap
 from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -250,14 +251,35 @@ def _bounds_text(field: FieldInfo) -> str:
     return " " + " and ".join(bounds) if bounds else ""
 
 
+@dataclass(frozen=True)
+class Key:
+    """One key of a section, in words."""
+
+    name: str
+    type: str
+    default: str
+    """As JSON."""
+    meaning: str
+
+
+def describe_section(name: str) -> tuple[str, list[Key]]:
+    """Describe a section of the configuration: its sentence, and every key with type, bounds, default and meaning."""
+    outer = Config.model_fields[name]
+    assert outer.annotation is not None
+    keys = [
+        Key(key, _type_text(field), json.dumps(field.get_default(call_default_factory=True)), field.description or "")
+        for key, field in outer.annotation.model_fields.items()
+    ]
+    return (outer.annotation.__doc__ or "").strip(), keys
+
+
 def describe_keys() -> str:
-    """Return the help text: every key with type, bounds, default and meaning."""
+    """Write the help text: every key with type, bounds, default and meaning."""
     lines: list[str] = []
-    for name, outer in Config.model_fields.items():
-        assert outer.annotation is not None
-        lines.append(f"\n{name}: {(outer.annotation.__doc__ or '').strip()}")
-        for key, field in outer.annotation.model_fields.items():
-            default = json.dumps(field.get_default(call_default_factory=True))
-            lines.append(f"  {name}.{key}  ({_type_text(field)}; default {default})")
-            lines.append(textwrap.indent(field.description or "", 6 * " "))
+    for name in Config.model_fields:
+        sentence, keys = describe_section(name)
+        lines.append(f"\n{name}: {sentence}")
+        for key in keys:
+            lines.append(f"  {name}.{key.name}  ({key.type}; default {key.default})")
+            lines.append(textwrap.indent(key.meaning, 6 * " "))
     return "\n".join(lines).strip()
