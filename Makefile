@@ -10,13 +10,14 @@ UV_VERSION := 0.13.9
 STAMP := $(VENV)/.lock-installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all check lock audit clean
+.PHONY: help setup demo test test-all check docs lock audit clean
 
 help:
 	@echo "make demo    train on a small synthetic cohort and draw its maps (a few minutes)"
 	@echo "make test    run every test"
 	@echo "make test-all  the same with thousands of random cases where make test has hundreds (hours)"
 	@echo "make check   ruff and mypy"
+	@echo "make docs    the site, into site/"
 	@echo "make setup   make .venv from requirements.lock (demo, test and check do this themselves)"
 	@echo "make lock    resolve both locks again from pyproject.toml: requirements.lock, and that of the image without dev"
 	@echo "make audit   look the image's packages up in the OSV database of vulnerabilities"
@@ -47,6 +48,10 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+docs: $(STAMP)
+	@$(BIN)/python docs/generate.py
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 lock: $(STAMP)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

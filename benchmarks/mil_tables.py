@@ -3,8 +3,8 @@
     python -m benchmarks.mil_tables [musk1 fox elephant mnist] --data FOLDER [--repeats 5] [--seeds 5] --out FILE.json
 
 Every network is trained in process by the library's own engine to its last epoch, from one configuration for all
-models and data sets that is fixed beforehand: no fold or bag that is scored has a say in it. docs/evidence/mil_tables.md has
-the figures and what they show.
+models and data sets that is fixed beforehand: no fold or bag that is scored has a say in it. The figures are in
+docs/evidence/mil_tables.md.
 """
 
 import argparse

@@ -1,4 +1,7 @@
-"""Writes docs/reference/configuration.md from the typed configuration: `python docs/generate.py`. A test compares them."""
+"""Writes docs/reference/configuration.md from the typed configuration; a test compares the two.
+
+python docs/generate.py
+"""
 
 from pathlib import Path
 

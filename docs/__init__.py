@@ -1,0 +1,1 @@
+"""The site: pages, and what is generated of them."""
