@@ -15,7 +15,7 @@ from values import dotted, mapping, sequence, walk
 TOKEN = "/home/ray/.ray/auth_token"  # noqa: S105 (a path; deploy/Dockerfile makes that home)
 OPEN_PORT = "the job port runs code for whoever reaches it"
 _MODE, _TOKEN = "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"
-_SET = re.compile(rf"(?<![\w${{]){_MODE}['\"]?(?:=|:\s*)['\"]?([^\s'\";&|,}}]*)")
+_SET = re.compile(rf"(?<![\w$])(?<!\${{){_MODE}['\"]?(?:=|:\s*)['\"]?([^\s'\";&|,}}]*)")
 _UNSET = re.compile(rf"(?:\bunset\s+(?:-v\s+)?|\s-u\s*|--unset[=\s])['\"]?({_MODE})\b")
 _WRITTEN = re.compile(rf"(?<!\w){_TOKEN}['\"]?(?:=|:\s*)['\"]?[^\s'\"$`]")
 

@@ -52,6 +52,7 @@ NODE_CONFIG = {
 def cluster_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with a cluster file."""
     schema, defaults = _ray_data()
+    config = json.loads(json.dumps(config, default=str))  # keys of a schema are texts; YAML also has numbers and dates
     for error in jsonschema.Draft7Validator(schema).iter_errors(config):
         yield from schema_problems(error)
     values = {**defaults, **config}  # as Ray does it
@@ -67,7 +68,7 @@ def cluster_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
     images = {dotted(path): str(text) for path, text in walk(values) if "docker" in path[-2:-1] and path[-1] in keys}
     yield from image_problems(images)
     nodes, head = mapping(values, "available_node_types"), values.get("head_node_type")
-    if head not in nodes:
+    if head not in list(nodes):
         yield Problem("head_node_type", head, f"expected one of available_node_types: {', '.join(map(str, nodes))}")
     for name in nodes:
         place, node = f"available_node_types.{name}", mapping(nodes, name)

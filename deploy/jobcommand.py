@@ -45,13 +45,7 @@ class JobCommand:
         return next((text.partition("=")[2] for text in self.arguments[::-1] if text.startswith(f"{key}=")), None)
 
     def problems(self, place: str, text: str, *, is_in_image: bool) -> Iterator[Problem]:
-        """Yield what is wrong with the command.
-
-        Args:
-            place: Where it stands.
-            text: All of what stands there.
-            is_in_image: It runs in the image's working folder, without files that were submitted along.
-        """
+        """Yield what is wrong with the command; in the image it runs without files that were submitted along."""
         jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
         if self.job not in jobs:
             yield Problem(place, text, f"expected one of the jobs {', '.join(jobs)}: there is no jobs/{self.job}.py")

@@ -39,6 +39,10 @@ FILE_RULES: tuple[Rule, ...] = (
         "nothing: KubeRay reaches the job port over the pods",
     ),
 )
+NEEDED = {
+    "spec.backoffLimit": "expected at least 1: the second try after a lost head goes on where the first stopped",
+    f"{CLUSTER}.workerGroupSpecs": "expected at least one group: the head takes no work",
+}
 _OLD_NAME = "Never: a restarted pod would be a new Ray node under an old name"
 _SECCOMP = "RuntimeDefault: system calls that no program here needs are refused"
 _NO_TOKEN = "false: a worker has nothing to ask of Kubernetes, and runs code on strangers' files"  # noqa: S105
@@ -56,9 +60,9 @@ def rayjob_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     """Yield what is wrong with a RayJob."""
     yield from rule_problems(values, FILE_RULES)
     yield from authentication_problems(values)
-    if not at(values, "spec.backoffLimit"):
-        expected = "expected at least 1: a lost head is a lost job, and a second try goes on where it stopped"
-        yield Problem("spec.backoffLimit", at(values, "spec.backoffLimit"), expected)
+    for path, expected in NEEDED.items():
+        if not at(values, path):
+            yield Problem(path, at(values, path), expected)
     text = str(at(values, "spec.entrypoint"))
     command = JobCommand.parse(text)
     if command is None:
@@ -150,13 +154,16 @@ def _gpus(pod: Mapping[str, Any]) -> Iterator[Problem]:
     resources = mapping(pod, "containers.0.resources")
     limits, requests = mapping(resources, "limits"), mapping(resources, "requests")
     given = [mapping(one) for one in sequence(pod.get("tolerations"))]
-    keys = {one.get("key") for one in given if one.get("effect") in (None, "NoSchedule")}  # the key None stands for all
+    keys = [one.get("key") for one in given if one.get("effect") in (None, "NoSchedule")]  # the key None stands for all
     place = f"containers.0.resources.limits.{GPU}"
     if GPU in keys and GPU not in limits:
         yield Problem(place, None, "expected the GPUs of a pod: its toleration lets it onto GPU nodes")
-    if GPU in limits and not keys & {GPU, None}:
+    if GPU in limits and GPU not in keys and None not in keys:
         expected = f"expected one of {GPU}: GPU nodes carry that taint, and the pods would wait for ever"
         yield Problem("tolerations", pod.get("tolerations"), expected)
+    if "memory" not in limits:
+        expected = "expected a size such as 26Gi: a pod without a limit is the first to be evicted"
+        yield Problem("containers.0.resources.limits.memory", None, expected)
     for key in ("memory", GPU):
         if requests.get(key) != limits.get(key):
             expected = f"expected the limit, {limits.get(key)}: Ray plans with that, on a node that may have less"
