@@ -1,9 +1,9 @@
-"""Look the packages of a lock up in the OSV database, which holds PyPI's advisories as well.
+"""Look up the packages of a lock in the OSV database, which has PyPI's advisories too.
 
     python deploy/audit.py requirements-image.lock
 
-Exit codes: 0 no known vulnerability, or the database cannot be reached, which is said; 1 a package has one; 2 the lock
-cannot be read. It asks by name and version alone: nothing of this machine is told.
+Exit codes: 0 no known vulnerability, or no answer from the database, which is reported; 1 a vulnerable package; 2 the
+lock cannot be read. The query has names and versions of packages, and nothing else.
 """
 
 import argparse
@@ -48,24 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def pinned(text: str) -> dict[str, str]:
-    """Return name and version of every package that a lock pins."""
+    """Find the name and version of every package that a lock pins."""
     return {name.lower(): version for name, version in _PINNED.findall(text)}
 
 
 def vulnerabilities(packages: Mapping[str, str], database: str) -> dict[str, list[str]]:
-    """Ask a database in the manner of OSV.
-
-    Args:
-        packages: Versions by name.
-        database: Where its batch queries go.
-
-    Returns:
-        Ids of the advisories on each package that has any.
-
-    Raises:
-        OSError: If there is no answer.
-        ValueError: If the answer is not one of OSV's.
-    """
+    """Find the ids of the advisories on each package that has any. Raises: OSError, ValueError if no answer."""
     queries = [
         {"package": {"name": name, "ecosystem": "PyPI"}, "version": version} for name, version in packages.items()
     ]

@@ -2,8 +2,8 @@
 
     python deploy/check.py [FILE.yaml ...]      (default: cluster.yaml and deploy/rayjob.yaml)
 
-One line for each problem: the file, the place, the value, and what was expected. Exit codes: 0 no errors (there may be
-warnings), 1 errors, 2 a file that cannot be read or is neither of the two.
+Each problem is a line with the file, the place, the value, and what was expected. Exit codes: 0 no errors (warnings are
+possible), 1 errors, 2 a file that cannot be read or is of another kind.
 """
 
 import argparse
@@ -15,19 +15,20 @@ from typing import Any
 
 import yaml
 from clusterfile import cluster_problems
+from images import ROOT
 from jobcommand import example_problems
-from problems import ROOT, Problem, placeholders
+from problems import Problem, warnings
 from rayjobfile import rayjob_problems
 
 GOOD, BAD, UNREADABLE = 0, 1, 2
 
 
 class UnreadableFile(Exception):
-    """A file is not there, is not YAML, or is of another kind."""
+    """A file does not exist, is not YAML, or is of another kind."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Check files, say what is wrong, and return the exit code."""
+    """Check files, write what is wrong, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE.yaml")
     default = [Path(os.path.relpath(ROOT / name)) for name in ("cluster.yaml", "deploy/rayjob.yaml")]
@@ -47,27 +48,19 @@ def _check(file: Path) -> int:
 
 
 def check_values(values: Any) -> list[Problem]:
-    """Return what is wrong with a file's content, errors first.
-
-    Raises:
-        UnreadableFile: If it is neither a cluster file nor a RayJob.
-    """
+    """Find what is wrong with a file's content, errors first. Raises: UnreadableFile if it is of another kind."""
     if isinstance(values, dict) and "kind" in values:
         found = rayjob_problems(values)
     elif isinstance(values, dict) and isinstance(values.get("provider"), dict):
         found = cluster_problems(values)
     else:
         raise UnreadableFile("expected a cluster file (with provider:) or a RayJob (with kind:)")
-    once = {(problem.place, problem.expected): problem for problem in [*found, *placeholders(values)]}
+    once = {(problem.place, problem.expected): problem for problem in [*found, *warnings(values)]}
     return sorted(once.values(), key=lambda problem: not problem.is_error)
 
 
 def read_yaml(file: Path) -> Any:
-    """Return a YAML file's content.
-
-    Raises:
-        UnreadableFile: If it cannot be read, or has a key twice.
-    """
+    """Read a YAML file. Raises: UnreadableFile if that fails, or if a key is there twice."""
     try:
         return yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
@@ -77,13 +70,14 @@ def read_yaml(file: Path) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would take the last without a word."""
+    """Refuse a key that is there twice; YAML itself takes the last without a warning."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        names = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for index, key in enumerate(names) if key.value in {earlier.value for earlier in names[:index]}]
-        for key in twice:
-            raise UnreadableFile(f"{key.value} is there twice, again in line {key.start_mark.line + 1}")
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise UnreadableFile(f"{key.value} is there twice, again in line {key.start_mark.line + 1}")
+            seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
 

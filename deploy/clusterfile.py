@@ -1,214 +1,172 @@
-"""The rules for cluster.yaml, on AWS.
+"""Check cluster.yaml, on AWS.
 
-Ray's own validator knows the file's own keys, and nothing of what goes to EC2, to Docker or into a shell. What it lets
-through costs money, a failed start or an open port, and shows only on a running cluster.
+Ray's schema knows the file's own keys, and botocore's model of EC2 knows the parameters of a node. The rules here are
+about what both let through: it costs money, a failed start or an open port, and shows only on a running cluster.
 """
 
-import copy
+import importlib
+import importlib.resources
+import json
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import jsonschema
-from authentication import command_problems, option_problems, token_file_problems
-from cluster import Cluster, Node, option
-from ec2 import GPU_FAMILIES, MARKETS, cores, has_gpu, memory_bytes, unknown_keys
-from problems import (
-    FROM_ZERO,
-    IDLE,
-    LONGEST_IDLE_S,
-    LOOPBACK,
-    Problem,
-    image_problems,
-    in_gib,
-    mapping,
-    schema_problem,
-    sequence,
-    size_bytes,
-)
-from ray.autoscaler._private.util import fillout_defaults, prepare_config, validate_config
+import yaml
+from authentication import OPEN_PORT, authentication_problems, option_problems, token_file_problems
+from images import image_problems
+from problems import Problem, Rule, count_problems, rule_problems, schema_problems
+from values import at, dotted, mapping, sequence, walk
 
-ANYWHERE = ("0.0.0.0/0", "::/0")
+# With x86-64 and an NVIDIA GPU that CUDA 13 still runs on: Turing and later, so not p2, p3 and g3.
+_FAMILIES = "g4dn g5 g6 g6e g6f g7 g7e gr6 gr6f p4d p4de p5 p5e p5en p6-b200 p6-b300"
+GPU_FAMILIES = frozenset(_FAMILIES.split())
+MARKETS = ("spot", "capacity-block", "interruptible-capacity-reservation", "on-demand")
+_RAY_START = re.compile(r"\bray\s+start\b[^;&|\n]*")
 _INSTALLS_RAY = re.compile(r"\bpip3?\s+install\b[^;&|]*(?:(?<![\w./-])ray(?![\w-])|ray-wheels)")
 _DOWNLOADS = re.compile(r"\b(curl|wget)\b.*https?://", re.DOTALL)
 _COMPARES = re.compile(r"\bsha(256|512)sum\b[^|;&]*\s(-c|--check)\b")
 
-
-def cluster_problems(config: Mapping[str, Any]) -> list[Problem]:
-    """Return what is wrong with a cluster file."""
-    found = list(_ray_problems(config))
-    try:
-        cluster = Cluster(fillout_defaults(copy.deepcopy(dict(config))))
-    except Exception:  # noqa: BLE001 (Ray's private code, on a file that it has refused above)
-        return found
-    for rule in (_provider, _commands, command_problems, _start, token_file_problems, _idle, _images):
-        found += rule(cluster)
-    for node in cluster.nodes:
-        for node_rule in (_counts, _resources, _instance, _memory):
-            found += node_rule(cluster, node)
-        found += option_problems(node)
-    return found
-
-
-def _ray_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
-    """Yield what Ray itself refuses, by private functions: the project pins Ray's version."""
-    try:
-        validate_config(prepare_config(copy.deepcopy(dict(config))))
-    except jsonschema.ValidationError as error:
-        yield from schema_problem(error)
-    except Exception as error:  # noqa: BLE001 (whatever that code raises on a file it cannot use)
-        yield Problem("", f"{type(error).__name__}: {error}", "Ray refuses the file")
+_MARKET = "node_config.InstanceMarketOptions.MarketType"
+_STARVES = "0: work on the head can starve what holds the cluster together"
+_CACHED = "false: a stopped node keeps costing its disk, and comes back with an old container"
+FILE_RULES: tuple[Rule, ...] = (
+    ("provider.type", ("aws",), "aws: the node types are checked as EC2's"),
+    ("provider.cache_stopped_nodes", (False,), _CACHED),
+)
+HEAD_RULES: tuple[Rule, ...] = (
+    ("resources.CPU", (0,), _STARVES),  # Ray takes the machine's, where the file has no number
+    ("max_workers", (None, 0), "0: more nodes of the head's type could do no work"),
+    (_MARKET, (None, *MARKETS[1:]), "no spot instance: with the head goes the job's driver"),
+)
+WORKER_RULES: tuple[Rule, ...] = ((_MARKET, (None, *MARKETS), f"one of {', '.join(MARKETS)}, as EC2 writes them"),)
+NODE_CONFIG = {
+    "IamInstanceProfile": "expected {Name: ...}: without it the node cannot reach the bucket",
+    "InstanceType": "expected a type, such as c6i.4xlarge",
+    "ImageId": "expected an image: Ray's own is an Ubuntu 18.04",
+    "SecurityGroupIds": "expected a group of your own: the group that Ray makes opens port 22 to the world",
+}
 
 
-def _provider(cluster: Cluster) -> Iterator[Problem]:
-    provider = mapping(cluster.values, "provider")
-    if provider.get("type") != "aws":
-        yield Problem("provider.type", provider.get("type"), "expected aws: the node types are checked as EC2's")
-    cached = provider.get("cache_stopped_nodes")
-    if cached is not False:
-        expected = "expected false: a stopped node keeps costing its disk, and comes back with an old container"
-        yield Problem("provider.cache_stopped_nodes", cached, expected)
-    for index, rule in enumerate(sequence(mapping(provider, "security_group").get("IpPermissions"))):
-        ranges = [*sequence(mapping(rule).get("IpRanges")), *sequence(mapping(rule).get("Ipv6Ranges"))]
-        for address in {address for one in ranges for address in mapping(one).values() if address in ANYWHERE}:
-            place = f"provider.security_group.IpPermissions[{index}]"
+def cluster_problems(config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield what is wrong with a cluster file."""
+    schema, defaults = _ray_data()
+    config = json.loads(json.dumps(config, default=str))  # keys of a schema are texts; YAML also has numbers and dates
+    for error in jsonschema.Draft7Validator(schema).iter_errors(config):
+        yield from schema_problems(error)
+    values = {**defaults, **config}  # as Ray does it
+    yield from rule_problems(values, FILE_RULES)
+    yield from authentication_problems(values)
+    yield from token_file_problems(values)
+    yield from _commands(values)
+    for path, address in walk(at(values, "provider.security_group")):
+        if address in ("0.0.0.0/0", "::/0"):
+            place = f"provider.security_group.{dotted(path[:2])}"
             yield Problem(place, address, "expected your own addresses: this opens the port to the world")
-
-
-def _commands(cluster: Cluster) -> Iterator[Problem]:
-    for place, command in cluster.commands:
-        if _INSTALLS_RAY.search(command):
-            yield Problem(
-                place, command, "expected no other Ray than the image's; set the list: Ray's own is a nightly"
-            )
-        if _DOWNLOADS.search(command) and not _COMPARES.search(command):
-            expected = "expected a comparison with its checksum (sha256sum -c) before anything of it runs"
-            yield Problem(place, command, expected)
-        host = option(command, "--dashboard-host")
-        if host not in (None, *LOOPBACK):
-            expected = (
-                "expected 127.0.0.1: the job port runs code for whoever reaches it; `ray dashboard` is the way in"
-            )
-            yield Problem(f"{place} --dashboard-host", host, expected)
-
-
-def _start(cluster: Cluster) -> Iterator[Problem]:
-    for place, command in cluster.starts(is_head=True):
-        if option(command, "--autoscaling-config") is None:
-            expected = "expected --autoscaling-config=~/ray_bootstrap_config.yaml: without it the cluster does not grow"
-            yield Problem(place, command or None, expected)
-    for place, command in cluster.starts(is_head=False):
-        if option(command, "--address") is None:
-            yield Problem(place, command or None, "expected ray start --address=$RAY_HEAD_IP:6379")
-
-
-def _idle(cluster: Cluster) -> Iterator[Problem]:
-    """Yield where nodes are kept long after their work."""
-    minutes = {"idle_timeout_minutes": cluster.values.get("idle_timeout_minutes")}
-    for node in cluster.nodes:
-        seconds = node.values.get("idle_timeout_s")
-        minutes[f"{node.place}.idle_timeout_s"] = seconds / 60 if isinstance(seconds, int | float) else None
-    for place, idle in minutes.items():
-        if isinstance(idle, int | float) and idle > LONGEST_IDLE_S / 60:
-            yield Problem(place, f"{idle:g} minutes", IDLE, is_error=False)
-
-
-def _images(cluster: Cluster) -> Iterator[Problem]:
-    docker = mapping(cluster.values, "docker")
-    images = {f"docker.{key}": docker[key] for key in ("image", "head_image", "worker_image") if docker.get(key)}
-    for node in cluster.nodes:
-        if image := mapping(node.values, "docker").get("worker_image"):
-            images[f"{node.place}.docker.worker_image"] = image
-    if not images:
-        yield Problem("docker.image", None, "expected the image that deploy/Dockerfile makes")
+    keys = {"image", "head_image", "worker_image"}
+    images = {dotted(path): str(text) for path, text in walk(values) if "docker" in path[-2:-1] and path[-1] in keys}
     yield from image_problems(images)
+    nodes, head = mapping(values, "available_node_types"), values.get("head_node_type")
+    if head not in list(nodes):
+        yield Problem("head_node_type", head, f"expected one of available_node_types: {', '.join(map(str, nodes))}")
+    for name in nodes:
+        place, node = f"available_node_types.{name}", mapping(nodes, name)
+        yield from rule_problems(node, HEAD_RULES if name == head else WORKER_RULES, place)
+        yield from _node(place, node, is_head=name == head)
+        docker = {**mapping(values, "docker"), **mapping(node, "docker")}
+        options = [docker.get("run_options"), docker.get(f"{'head' if name == head else 'worker'}_run_options")]
+        yield from option_problems(f"docker.run_options ({name})", options)
+        total = values.get("max_workers")
+        most = node.get("max_workers", 0 if name == head else total)
+        yield from count_problems(place, ("min_workers", "max_workers"), node.get("min_workers", 0), most)
+        if isinstance(most, int) and isinstance(total, int) and most > total:
+            expected = f"expected at most the cluster's max_workers, {total}: the rest never starts"
+            yield Problem(f"{place}.max_workers", most, expected)
 
 
-def _counts(cluster: Cluster, node: Node) -> Iterator[Problem]:
-    total, fewest = cluster.values.get("max_workers", 0), node.values.get("min_workers", 0)
-    most = node.values.get("max_workers", 0 if node.is_head else total)
-    if not all(isinstance(count, int) for count in (total, fewest, most)):
-        return  # the schema says so
-    if most > total:
-        expected = f"expected at most the cluster's max_workers, {total}: the rest never starts"
-        yield Problem(f"{node.place}.max_workers", most, expected)
-    if fewest > most:
-        yield Problem(f"{node.place}.min_workers", fewest, f"expected at most the type's max_workers, {most}")
-    if node.is_head and most > 0:
-        yield Problem(f"{node.place}.max_workers", most, "expected 0: more nodes of the head's type could do no work")
-    elif fewest > 0:
-        yield Problem(f"{node.place}.min_workers", fewest, f"expected 0: {FROM_ZERO}", is_error=False)
+@cache
+def _ray_data() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read the schema and the defaults for AWS that Ray ships."""
+    folder = importlib.resources.files("ray.autoscaler")
+    schema = json.loads((folder / "ray-schema.json").read_text(encoding="utf-8"))
+    return schema, yaml.safe_load((folder / "aws" / "defaults.yaml").read_text(encoding="utf-8"))
 
 
-def _resources(_cluster: Cluster, node: Node) -> Iterator[Problem]:
-    place, kind = f"{node.place}.resources", node.instance
-    cpus, gpus = node.resources.get("CPU"), node.resources.get("GPU")
-    if node.is_head:
-        expected = "expected 0: work on the head can starve what holds the cluster together"
-        if cpus != 0:  # where it says nothing, Ray takes the machine's
-            yield Problem(f"{place}.CPU", cpus, expected)
-        if gpus or has_gpu(kind):
-            yield Problem(f"{place}.GPU", gpus, expected)
-        return
-    most = cores(kind)
-    if not cpus:
-        yield Problem(f"{place}.CPU", cpus, "expected at least 1: every task and every worker asks for one")
-    elif most is not None and isinstance(cpus, int) and cpus > most:
-        yield Problem(f"{place}.CPU", cpus, f"expected at most {most}, which {kind} has")
-    if has_gpu(kind) and not gpus:
-        yield Problem(f"{place}.GPU", gpus, f"expected the number of GPUs of {kind}: nothing would use them")
-    if gpus and not has_gpu(kind):
-        families = ", ".join(sorted(GPU_FAMILIES))
-        yield Problem(f"{place}.GPU", gpus, f"expected none on {kind}; the families with a usable GPU are {families}")
-
-
-def _instance(_cluster: Cluster, node: Node) -> Iterator[Problem]:
-    place = f"{node.place}.node_config"
-    yield from unknown_keys(place, node.config)
-    reasons = {
-        "IamInstanceProfile": "expected {Name: ...}: without it the node cannot reach the bucket",
-        "InstanceType": "expected one, such as c6i.4xlarge",
-        "ImageId": "expected one: Ray's own is an Ubuntu 18.04",
-        "SecurityGroupIds": "expected a group of your own: the one that Ray makes opens port 22 to the world",
+def _commands(values: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the commands that open the job port, run what nobody compared, or start no Ray that can grow."""
+    for path, text in walk(values):
+        if not isinstance(text, str) or not any(str(key).endswith("_commands") for key in path):
+            continue
+        if _INSTALLS_RAY.search(text):
+            expected = "expected no other Ray than the image's; set the list: Ray's own is a nightly"
+            yield Problem(dotted(path), text, expected)
+        if _DOWNLOADS.search(text) and not _COMPARES.search(text):
+            expected = "expected a comparison with its checksum (sha256sum -c) before anything of it runs"
+            yield Problem(dotted(path), text, expected)
+        host = _option(text, "--dashboard-host")
+        if host not in (None, "127.0.0.1", "localhost", "::1"):
+            expected = f"expected 127.0.0.1: {OPEN_PORT}; `ray dashboard` is the way in"
+            yield Problem(f"{dotted(path)} --dashboard-host", host, expected)
+    needed = {
+        "head_start_ray_commands": (
+            "--autoscaling-config",
+            "~/ray_bootstrap_config.yaml, with which the cluster grows",
+        ),
+        "worker_start_ray_commands": ("--address", "$RAY_HEAD_IP:6379"),
     }
-    given = set(node.config)
-    if "LaunchTemplate" in given:
-        given |= reasons.keys()
-    if "NetworkInterfaces" in given:
-        given.add("SecurityGroupIds")
-    yield from (Problem(f"{place}.{key}", None, reason) for key, reason in reasons.items() if key not in given)
-    market = mapping(node.config, "InstanceMarketOptions").get("MarketType")
-    where = f"{place}.InstanceMarketOptions.MarketType"
-    if market is not None and market not in MARKETS:
-        yield Problem(where, market, f"expected one of {', '.join(MARKETS)}, as EC2 writes them")
-    elif node.is_head and market == "spot":
-        yield Problem(where, market, "expected no spot instance: with the head goes the job's driver")
+    for place, (option, value) in needed.items():
+        starts = [start for text in sequence(values.get(place)) for start in _RAY_START.findall(str(text))]
+        for start in starts or [""]:
+            if _option(start, option) is None:
+                yield Problem(place, start or None, f"expected ray start {option}={value}")
 
 
-def _memory(cluster: Cluster, node: Node) -> Iterator[Problem]:
-    given = option(node.run_options, "--shm-size")
-    shared = None if given is None else size_bytes(given)
-    place = f"docker.run_options ({node.name}) --shm-size"
-    if shared is None:
-        yield Problem(place, given, "expected a size such as 6g: Docker's own 64 MB hold no object store")
-    declared = node.resources.get("memory")
-    sizes = {place: (given, shared), f"{node.place}.resources.memory": (declared, size_bytes(str(declared)))}
-    most = memory_bytes(node.instance)
-    for where, (value, size) in sizes.items():
-        if None not in (size, most) and size > most:
-            yield Problem(where, value, f"expected at most {in_gib(most)}, which {node.instance} has")
-    for where, stored in _stores(cluster, node):
-        store = None if stored is None else size_bytes(stored)
-        if store is None:
-            yield Problem(where, stored, "expected a size in bytes: Ray's own is 30 % of the machine's memory")
-        elif shared is not None and store > shared:
-            expected = f"expected at most --shm-size, {in_gib(shared)}: Ray would use the disk instead"
-            yield Problem(where, stored, expected)
+def _option(command: str, name: str) -> str | None:
+    """Read an option of a command line; of several the last counts, and None stands for none."""
+    found = re.findall(rf"(?:^|\s){re.escape(name)}[=\s]\s*(\S+)", command)
+    return found[-1].strip("'\"") if found else None
 
 
-def _stores(cluster: Cluster, node: Node) -> list[tuple[str, str | None]]:
-    """Return where the size of a node's object store stands, and what it is."""
-    if "object_store_memory" in node.resources:  # which Ray prefers
-        return [(f"{node.place}.resources.object_store_memory", str(node.resources["object_store_memory"]))]
-    name = "--object-store-memory"
-    return [(f"{place} {name}", option(text, name)) for place, text in cluster.starts(is_head=node.is_head)]
+def _node(place: str, node: Mapping[str, Any], *, is_head: bool) -> Iterator[Problem]:
+    """Yield where a node's instance lacks what it needs, or has no GPU where one is declared."""
+    config = mapping(node, "node_config")
+    kind = str(config.get("InstanceType"))
+    has_gpu, gpus = kind.partition(".")[0] in GPU_FAMILIES, at(node, "resources.GPU")
+    if is_head and (gpus or has_gpu):
+        yield Problem(f"{place}.resources.GPU", gpus, f"expected {_STARVES}")
+    elif has_gpu and not gpus:
+        expected = f"expected the number of GPUs of {kind}: nothing would use them"
+        yield Problem(f"{place}.resources.GPU", gpus, expected)
+    elif gpus and not has_gpu:
+        expected = f"expected none on {kind}; the families with a usable GPU are {', '.join(sorted(GPU_FAMILIES))}"
+        yield Problem(f"{place}.resources.GPU", gpus, expected)
+    if not is_head and not at(node, "resources.CPU"):
+        expected = "expected at least 1: every task and every worker asks for one"
+        yield Problem(f"{place}.resources.CPU", at(node, "resources.CPU"), expected)
+    given = set(NODE_CONFIG) if "LaunchTemplate" in config else set(config)
+    given |= {"SecurityGroupIds"} if "NetworkInterfaces" in config else set()
+    for key, reason in NODE_CONFIG.items():
+        if key not in given:
+            yield Problem(f"{place}.node_config.{key}", None, reason)
+    yield from _ec2_problems(f"{place}.node_config", config)
+
+
+def _ec2_problems(place: str, config: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield the parameters that EC2 does not take: Ray passes them on, and no node starts."""
+    try:
+        parameters = ec2_model().operation_model("RunInstances").input_shape
+    except ImportError:
+        yield Problem(place, "...", "not compared with EC2's parameters; pip install boto3 does that", is_error=False)
+        return
+    own = {key: value for key, value in config.items() if key != "SubnetIds"}  # Ray's, in place of SubnetId
+    validator = importlib.import_module("botocore.validate").ParamValidator()
+    report = validator.validate({**own, "MinCount": 1, "MaxCount": 1}, parameters).generate_report()
+    for line in report.splitlines():
+        yield Problem(place, line.partition(", must be")[0], "expected the parameters of EC2's RunInstances")
+
+
+@cache
+def ec2_model() -> Any:
+    """Load botocore's model of EC2. Raises: ImportError."""
+    return importlib.import_module("botocore.session").get_session().get_service_model("ec2")

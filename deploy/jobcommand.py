@@ -1,4 +1,4 @@
-"""A command that runs one of the jobs, and what the job would make of it: found out here, by the job's own code."""
+"""Check a command that runs one of the jobs, by the job's own parser and configuration."""
 
 import contextlib
 import io
@@ -7,9 +7,9 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Any
 
-from problems import ROOT, Problem
+from images import ROOT
+from problems import Problem
 
 from distmil.cli import job_parser
 from distmil.config.loading import load_config
@@ -25,14 +25,14 @@ _EXAMPLE = re.compile(r"\bpython3? jobs/\w+\.py.*")
 
 @dataclass(frozen=True)
 class JobCommand:
-    """The job's name, and what it is given."""
+    """A job's name and its arguments."""
 
     job: str
     arguments: tuple[str, ...]
 
     @classmethod
     def parse(cls, text: str) -> "JobCommand | None":
-        """Return the command that a text is, None if it is no job of ours with arguments."""
+        """Parse a text; None if it is not a job of ours with arguments."""
         found = _JOB.fullmatch(text.strip())
         try:
             arguments = shlex.split(found[2]) if found else []
@@ -41,54 +41,43 @@ class JobCommand:
         return cls(found[1], tuple(arguments)) if found and arguments else None
 
     def override(self, key: str) -> str | None:
-        """Return the value that it gives to a key of the configuration; of several the last one counts."""
+        """Find the value that the command gives to a key of the configuration; of several the last counts."""
         return next((text.partition("=")[2] for text in self.arguments[::-1] if text.startswith(f"{key}=")), None)
 
     def problems(self, place: str, text: str, *, is_in_image: bool) -> Iterator[Problem]:
-        """Yield what is wrong with it.
-
-        Args:
-            place: Where it stands.
-            text: All of what stands there.
-            is_in_image: It runs in the image's working folder, without files that were submitted along.
-        """
+        """Yield what is wrong with the command; in the image it runs without files that were submitted along."""
         jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
         if self.job not in jobs:
             yield Problem(place, text, f"expected one of the jobs {', '.join(jobs)}: there is no jobs/{self.job}.py")
             return
         try:
-            config, is_whole = self._config()
-            if is_whole:
-                _check(self.job, config, is_in_image=is_in_image)
-            else:
+            config = self._config()
+            if config is None:
                 expected = "its --config cannot be read from here; what is in it was not checked"
                 yield Problem(place, text, expected, is_error=False)
+            else:
+                _check(self.job, config, is_in_image=is_in_image)
         except ConfigError as error:
-            yield Problem(place, text, f"expected what the job understands: {error}")
+            yield Problem(place, text, f"expected what the job understands: {' '.join(str(error).split())}")
         if self.override("storage.root") is None:
             expected = "expected storage.root=, on a volume or a bucket: a pod's own disk goes with the pod"
             yield Problem(place, text, expected)
 
-    def _config(self) -> tuple[Config, bool]:
-        """Return the configuration, and whether its file is part of it. Raises: ConfigError."""
-        options = self._options()
-        if options.config is None:
-            return load_config(None, options.overrides), True
-        path = PurePosixPath(options.config)
+    def _config(self) -> Config | None:
+        """Load the configuration; None if its file is not here. Raises: ConfigError."""
+        output = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(output):
+                options = job_parser(self.job, None).parse_args(self.arguments)
+        except SystemExit:
+            raise ConfigError(output.getvalue().strip().rpartition(": error: ")[2] or "no call for help") from None
+        path = PurePosixPath(options.config or "")
         if path.is_relative_to(IMAGE_FOLDER):
             path = path.relative_to(IMAGE_FOLDER)
-        if path.is_absolute() or "://" in options.config:
-            return load_config(None, options.overrides), False
-        return load_config(ROOT / path, options.overrides), True
-
-    def _options(self) -> Any:
-        """Return its arguments as the job's own parser takes them. Raises: ConfigError."""
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stderr(said):
-                return job_parser(self.job, None).parse_args(self.arguments)
-        except SystemExit:
-            raise ConfigError(said.getvalue().strip().rpartition(": error: ")[2] or "no call for help") from None
+        is_elsewhere = path.is_absolute() or "://" in (options.config or "")
+        file = ROOT / path if options.config and not is_elsewhere else None
+        config = load_config(file, options.overrides)
+        return None if is_elsewhere else config
 
 
 def _check(job: str, config: Config, *, is_in_image: bool) -> None:
