@@ -25,7 +25,7 @@ FLOORS = [
     ["search", "pipeline"],
     ["pipeline.training"],
     ["pipeline.tuning"],
-    ["cli", "completion", "pipeline.doctor"],
+    ["pipeline.doctor", "cli", "completion"],
     ["__main__"],
 ]
 
