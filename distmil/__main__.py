@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 def _print_completion(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="distmil completion",
-        description=f"{TOOLS['completion']} Load it in the shell's start-up file:\n\n"
+        description=f"{TOOLS['completion']}\nLoad it in the shell's start-up file:\n\n"
         "  bash  source <(distmil completion bash)\n"
         "  zsh   source <(distmil completion zsh)      # after compinit\n"
         "  fish  distmil completion fish | source",

@@ -28,7 +28,7 @@ STAGES = {
 }
 """The module of each job, which has ``run(job)``."""
 PATIENCE_S = 0.5
-_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
+_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input;\n130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 

@@ -6,6 +6,7 @@ import os
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
@@ -32,13 +33,12 @@ class Finding:
         """Write the finding for a terminal of that width; None: in one line."""
         level = f"\033[{_COLOURS[self.level]}m{self.level}\033[0m" if has_colour else self.level
         start = level + " " * (_INDENT - len(self.level))
-        told = f"{self.name}: {self.text}"
+        result = f"{self.name}: {self.text}"
         if width is None:
-            return start + " ".join([told + ";" * bool(self.advice), self.advice]).strip()
-        indent = " " * _INDENT
-        body = textwrap.wrap(told, width - _INDENT, break_on_hyphens=False)
-        body += textwrap.wrap(self.advice, width - _INDENT, break_on_hyphens=False)
-        return start + f"\n{indent}".join(body)
+            return start + result + f"; {self.advice}" * bool(self.advice)
+        wrap = partial(textwrap.wrap, width=width - _INDENT, break_on_hyphens=False)
+        body = [*wrap(result), *wrap(self.advice, initial_indent="-> ", subsequent_indent="   ")]
+        return start + f"\n{' ' * _INDENT}".join(body)
 
 
 def reason(error: BaseException) -> str:

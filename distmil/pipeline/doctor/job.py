@@ -65,9 +65,10 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
 def _parser(description: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="distmil doctor",
-        description=f"{description} Each check is reported in a line: ok, warning or FAILED.",
-        epilog="Exit codes: 0 no check failed, 1 a check failed, 2 bad arguments. The last line on stdout is JSON.\n"
-        "With RAY_ADDRESS, every node of that cluster is checked. On a cluster:\n"
+        description=f"{description}\nEach check is reported in a line: ok, warning or FAILED.",
+        epilog="Exit codes: 0 no check failed, 1 a check failed, 2 bad arguments.\n"
+        "The last line on stdout is JSON.\n\n"
+        "If RAY_ADDRESS is set, every node of that cluster is checked. On a cluster:\n"
         "  ray job submit --working-dir . -- distmil doctor --config FILE.yaml",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

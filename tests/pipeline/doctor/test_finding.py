@@ -14,7 +14,8 @@ def test_a_finding_is_wrapped_under_its_name(width: int) -> None:
     lines = LONG.lines(width).splitlines()
     assert lines[0].startswith("FAILED   storage: cannot write")
     assert len(lines) > 1
-    assert all(line.startswith(" " * 9 + line.strip()[:1]) for line in lines[1:])
+    assert all(line.startswith(" " * 9) for line in lines[1:])
+    assert sum(line.startswith(" " * 9 + "-> make it") for line in lines) == 1
     assert max(map(len, lines)) <= width
 
 
