@@ -10,12 +10,12 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from distmil.pipeline.doctor import libraries, machine
-from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Check, Finding
+from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Check, Finding, reason
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.processes.tree import end_descendants
 
@@ -87,7 +87,9 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
     reading = executor.submit(SETTINGS.call, path=options.config, overrides=options.overrides)
     running = [start(_library(name), distribution=name) for name in libraries.MAIN]
     running += [start(OPENSLIDE), start(SMALL)]
-    yield from (machine.check_python(), machine.check_distmil(), machine.check_memory())
+    yield from _here("Python", machine.check_python)
+    yield from _here("distmil", machine.check_distmil)
+    yield from _here("machine", machine.check_memory)
     value, failures = reading.result()
     settings |= value or {"error": failures[0].text}
     root, address = settings.get("root"), os.environ.get("RAY_ADDRESS", "")
@@ -112,15 +114,24 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
         yield Finding(OK, "cluster", "not checked: RAY_ADDRESS is not set; --ray tries a local Ray")
 
 
+def _here(name: str, check: Callable[..., list[Finding]], *arguments: Any) -> list[Finding]:
+    """Run a quick check of the standard library in this process; an exception is a finding."""
+    try:
+        return check(*arguments)
+    except Exception as error:  # noqa: BLE001 (the doctor reports whatever is wrong)
+        return [Finding(WARNING, name, reason(error))]
+
+
 def _library(name: str) -> Check:
     return Check(name, f"{_HERE}.libraries:check_library", 120, libraries.install_advice(name))
 
 
 def _disks(root: str | None) -> Iterator[Finding]:
     if root is not None and "://" not in root:
-        yield machine.check_disk("storage disk", root, "free some space, or choose another storage.root")
-    yield machine.check_temporary()
-    yield from machine.check_shared_memory()
+        advice = "free some space, or choose another storage.root"
+        yield from _here("storage disk", machine.check_disk, "storage disk", root, advice)
+    yield from _here("temporary files", machine.check_temporary)
+    yield from _here("shared memory", machine.check_shared_memory)
 
 
 def _configuration(options: argparse.Namespace, error: str) -> Iterator[Finding]:

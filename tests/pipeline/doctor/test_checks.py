@@ -62,9 +62,9 @@ class TestLibraries:
 
 class TestMachine:
     def test_this_python_is_supported(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert machine.check_python().level == OK
+        assert machine.check_python()[0].level == OK
         monkeypatch.setattr(sys, "version_info", (3, 10, 2))
-        assert machine.check_python().level == FAILED
+        assert machine.check_python()[0].level == FAILED
 
     @pytest.mark.parametrize(
         ("free_gb", "total_gb", "level"), [(50, 100, OK), (5, 100, WARNING), (40, 1000, WARNING), (60, 1000, OK)]
@@ -74,7 +74,7 @@ class TestMachine:
     ) -> None:
         usage = Usage(total_gb * 10**9, (total_gb - free_gb) * 10**9, free_gb * 10**9)
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
-        found = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
+        (found,) = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
         assert found.level == level
         assert found.text.startswith(f"{free_gb}.0 GB free of {total_gb}.0 GB")
         assert bool(found.advice) == (level == WARNING)
@@ -88,7 +88,7 @@ class TestMachine:
     def test_a_container_limits_the_memory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text("2000000000\n")
         monkeypatch.setattr(machine, "_CGROUP_MEMORY", (str(tmp_path / "absent"), str(tmp_path / "memory.max")))
-        found = machine.check_memory()
+        (found,) = machine.check_memory()
         assert found.level == WARNING
         assert "2.0 GB of memory" in found.text
 
@@ -204,3 +204,10 @@ def test_gpus_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
         (found,) = libraries.check_gpus(True, has_cluster=False)
         assert found == Finding(FAILED, "GPUs", found.text, "set training.use_gpu=auto")
         assert libraries.check_gpus(True, has_cluster=True)[0].level == OK
+
+
+def test_a_quick_check_that_raises_is_a_finding() -> None:
+    def fail(folder: str) -> list[Finding]:
+        raise OSError(f"{folder} is gone")
+
+    assert job._here("disk", fail, "/data") == [Finding(WARNING, "disk", "OSError: /data is gone")]
