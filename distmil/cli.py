@@ -1,4 +1,4 @@
-"""Command line in, JSON line and exit code out.
+"""Running a job from its command line: arguments in, a JSON line and an exit code out.
 
 Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
 """
@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from distmil.config.loading import describe_keys, load_config
 from distmil.console import Console, set_up_logging
@@ -27,48 +28,27 @@ STAGES = {
 }
 """The module of each job, which has ``run(job)``."""
 PATIENCE_S = 0.5
-_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
+_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input;\n130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 
-def main(name: str, description: str | None, argv: Sequence[str] | None = None) -> int:
-    """Run the stage of that name from its command line and return the exit code.
+def main(name: str, description: str | None, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
+    """Run a job from its command line and return the exit code.
 
     Args:
         name: One of ``STAGES``.
         description: For ``--help``.
         argv: Arguments without the program's name; default: the process's.
+        program: The program's name for ``--help``; see ``job_parser``.
     """
-    options = job_parser(name, description).parse_args(argv)
+    options = job_parser(name, description, program=program).parse_args(argv)
     console = Console()
     set_up_logging(console)
     mask = os.umask(0o077)
     interruption = Interruption(f"{name}: {_INTERRUPTED}")
     interruption.install()
     try:
-        config = load_config(options.config, options.overrides)
-        store = Store(resolve_root(config.storage.root))
-        store.check(access=config.storage.access)
-        os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
-        console.note(f"storage: {store.root}")
-        # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
-        runtime = importlib.import_module("distmil.pipeline.cluster")
-        stage = importlib.import_module(STAGES[name])
-        job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
-        runtime.after_start(interruption.install)
-        try:
-            runtime.check_cluster(job)
-            answer = stage.run(job)
-        except KeyboardInterrupt:
-            runtime.stop_ray()
-            raise
-        except BaseException:
-            runtime.stop_ray()
-            job.ledger.tell(console)
-            raise
-        runtime.stop_ray()
-        job.ledger.tell(console)
-        job.ledger.check_defects()
+        answer = _run(name, options, console, interruption)
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code
@@ -86,15 +66,38 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
     finally:
         interruption.remove()
         os.umask(mask)
-    sys.stdout.write(json.dumps({"job": name, "storage": store.root, **answer}) + "\n")
+    sys.stdout.write(json.dumps(answer) + "\n")
     sys.stdout.flush()
     return DONE
 
 
-def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """Return what reads a job's command line."""
+def _run(name: str, options: argparse.Namespace, console: Console, interruption: Interruption) -> dict[str, Any]:
+    """Run a job, then end Ray and, unless it was interrupted, list its dropped slides; return the job's answer."""
+    config = load_config(options.config, options.overrides)
+    store = Store(resolve_root(config.storage.root))
+    store.check(access=config.storage.access)
+    os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
+    console.note(f"storage: {store.root}")
+    # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
+    runtime = importlib.import_module("distmil.pipeline.cluster")
+    stage = importlib.import_module(STAGES[name])
+    job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
+    runtime.after_start(interruption.install)
+    try:
+        runtime.check_cluster(job)
+        answer = stage.run(job)
+    finally:
+        runtime.stop_ray()
+        if not isinstance(sys.exception(), KeyboardInterrupt):
+            job.ledger.tell(console)
+    job.ledger.check_defects()
+    return {"job": name, "storage": store.root, **answer}
+
+
+def job_parser(name: str, description: str | None, *, program: str | None = None) -> argparse.ArgumentParser:
+    """Return the argument parser of a job; without ``program`` for its file under ``jobs/``."""
     parser = argparse.ArgumentParser(
-        prog=f"jobs/{name}.py",
+        prog=program or f"jobs/{name}.py",
         description=description,
         epilog=f"{_EXIT_CODES}\n\nKeys, in the YAML file by section or as overrides:\n\n{describe_keys()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -102,5 +105,5 @@ def job_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="configuration file, or its s3:// or gs:// URI; without it, every default"
     )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="laid over the file")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces the file's value")
     return parser

@@ -1,4 +1,4 @@
-"""What a job says while it runs, on stderr: rich where a terminal is there, plain lines where not."""
+"""A job's messages on stderr: with rich on a terminal, as plain lines elsewhere."""
 
 import contextlib
 import logging
@@ -24,11 +24,11 @@ class Console:
     rich: RichConsole = field(default_factory=lambda: RichConsole(stderr=True, highlight=False, soft_wrap=True))
 
     def note(self, text: str) -> None:
-        """Say one line."""
+        """Print one message."""
         self.rich.print(text, markup=False, emoji=False)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Show a table; the last column may be long."""
+        """Print a table; the last column may be long."""
         shown = rows[:_MAX_ROWS]
         more = [f"... and {len(rows) - len(shown)} more"] if len(rows) > len(shown) else []
         if self.rich.is_terminal:
@@ -48,7 +48,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, label: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-        """Show how far a piece of work is; call what this yields once per finished unit."""
+        """Show the progress of some work; yields a function to call once per finished unit."""
         if self.rich.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
             with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.rich) as bar:
@@ -60,7 +60,7 @@ class Console:
 
 @dataclass
 class _PlainProgress:
-    """A line every few seconds, and one at the end."""
+    """Progress as a line every few seconds, and a last line at the end."""
 
     console: Console
     label: str
@@ -80,7 +80,7 @@ class _PlainProgress:
 
 
 def set_up_logging(console: Console) -> None:
-    """Send distmil's own log lines to the console, and only warnings of other libraries."""
+    """Send distmil's own log lines to the console, and of other libraries only warnings."""
     handler: logging.Handler
     if console.rich.is_terminal:
         handler = RichHandler(console=console.rich, show_time=False, show_path=False, markup=False)

@@ -25,7 +25,8 @@ FLOORS = [
     ["search", "pipeline"],
     ["pipeline.training"],
     ["pipeline.tuning"],
-    ["cli"],
+    ["pipeline.doctor", "cli", "completion"],
+    ["__main__"],
 ]
 
 # Who may import what, at the top of the file or hidden inside a function.

@@ -42,7 +42,10 @@ def manifest(tmp_path: Path) -> Path:
         (["tiling.patch_px=big"], "tiling.patch_px = 'big': expected an integer >= 8 and <= 4096"),
         (["tiling.patch_px=2"], "tiling.patch_px = 2: expected an integer >= 8 and <= 4096"),
         (["losses.bag=-1"], "losses.bag = -1: expected a number >= 0 and <= 1000"),
-        (["training.run=../up"], "training.run = '../up': expected text or null of letters, digits"),
+        (
+            ["training.run=../up"],
+            "training.run = '../up': expected text of 1 to 128 letters, digits, . _ -, without a leading dot, or null",
+        ),
         (["encoder.name=texture", "encoder.weights=DEFAULT"], "the texture encoder has no weights; leave it out"),
         (["storage.root=ftp://host/x"], "storage.root = 'ftp://host/x': expected an absolute folder, s3://"),
         ([], "cohort.manifest: set it to a CSV or Parquet file"),

@@ -14,7 +14,7 @@ class CohortConfig(Section):
     manifest: str | None = None
     """CSV or Parquet file of the slides, absolute or relative to the current folder."""
     synthetic: int = Field(default=0, ge=0, le=10_000)
-    """Number of synthetic slides to make under the storage root where no manifest is given; 0 = none."""
+    """Number of synthetic slides to make under the storage root if no manifest is given; 0: none."""
     classes: list[str] = Field(default_factory=lambda: ["negative", "positive"], min_length=2, max_length=100)
     """Class names in index order; the first is normal."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
@@ -22,7 +22,7 @@ class CohortConfig(Section):
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of patients drawn into `test` where the manifest has no split column."""
     split_seed: int = Field(default=0, ge=0)
-    """Seed of that draw; it does not follow training.seed, so that repeats compare on the same slides."""
+    """Seed of that draw. It does not follow training.seed, so that repeats compare on the same slides."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -37,13 +37,13 @@ class CohortConfig(Section):
 
 
 class StorageConfig(Section):
-    """Where everything is kept."""
+    """The storage root."""
 
     root: str | None = None
     """Absolute local or shared folder, or s3:// or gs:// URI; default $DISTMIL_HOME, else ~/.distmil."""
     access: Literal["private", "group"] = Field(default="private", json_schema_extra=NO_IDENTITY)
-    """Who may read a root that is made now: this user alone, or the root's group too. A root that is there already says
-    it by its mode: what its group may write is shared."""
+    """Who may read a new root: this user alone, or the root's group too. An existing root keeps its access: it is
+    shared if its group may write it."""
 
 
 class TilingConfig(Section):
@@ -60,7 +60,7 @@ class TilingConfig(Section):
     mpp_tolerance: float = Field(default=0.02, ge=0, le=0.5)
     """Relative difference up to which a level's resolution counts as the wanted one and is not resampled."""
     default_mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
-    """Resolution in um per pixel to take for slides that state none; null refuses them with `no_mpp`."""
+    """Resolution in um per pixel of slides whose file states none; null refuses them with `no_mpp`."""
     min_tissue: Fraction = 0.1
     """Smallest share of tissue a patch needs under `foreground`; 0 keeps the whole rectangle."""
     snap: bool = False
@@ -76,11 +76,11 @@ class TilingConfig(Section):
     chunk_patches: int = Field(default=1024, ge=16, le=65_536)
     """Patches per shard, the unit of work."""
     chunk_timeout_s: int = Field(default=600, ge=1, le=86_400, json_schema_extra=PER_JOB)
-    """Seconds after which a chunk that is not done is given up, and its slide for this run."""
+    """Seconds after which an unfinished chunk is given up, and with it the slide for this run."""
     checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
-    """Of each slide's file, beside size and time: none, samples all over it (fast), or SHA-256 of all of it (full)."""
+    """Checksum of each slide's file, beside its size and time: none; fast: of samples; full: SHA-256 of the whole."""
     verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
-    """In `tile`: check every committed shard again; true reports damage, repair makes damaged slides anew."""
+    """In `tile`: check every committed shard again; true reports damage, repair tiles damaged slides again."""
     max_bad_fraction: Fraction = Field(default=0.1, json_schema_extra=PER_JOB)
     """Share of slides that may end in another status than `ok` before the job fails."""
 
@@ -100,13 +100,14 @@ class LabelsConfig(Section):
     form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
     """Train on the class, or on the covered share as a soft target."""
     groups: dict[str, str] = Field(default_factory=dict)
-    """Annotation group name, or value of a mask (`"2"`), -> class name, or `exclude` for carve-outs; lies over the
-    built-in names. `none` stands for outlines without a group."""
+    """Annotation group name, or value of a mask (`"2"`), -> class name, or `exclude` for carve-outs; added to the
+    built-in names, which it may replace. `none` stands for outlines without a group."""
     origin: Literal["auto", "slide", "bounds"] = "auto"
-    """Where (0, 0) of outlines is: the slide's corner, or that of the scanned area (OpenSlide's bounds), from which
-    QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by which one fits the tissue."""
+    """Where (0, 0) of outlines is. slide: the slide's corner; bounds: the corner of the scanned area (OpenSlide's
+    bounds), as QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by the fit to the
+    tissue."""
     timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
-    """Seconds after which an annotation that is not read is given up, and its slide with it."""
+    """Seconds after which an annotation that is not read yet is given up, and its slide with it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -125,20 +126,20 @@ class EncoderConfig(Section):
     """texture: built-in colour and texture statistics, no weights; resnet18, resnet50: torchvision's."""
     weights: str = "auto"
     """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or `random`,
-    which is no use but for tests; auto: DEFAULT for a ResNet, and none for texture, which has no weights."""
+    which is for tests only; auto: DEFAULT for a ResNet, and none for texture, which has no weights."""
     trainable: bool = False
-    """Adjust the encoder too, from the patches themselves; needs a ResNet."""
+    """Train the encoder too, on the patches themselves; needs a ResNet."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
     """Patches per forward pass."""
     views: int = Field(default=0, ge=0, le=32)
-    """Copies of each training patch with its H&E stains shifted at random, embedded beside it. A step sees one of them,
-    or the patch itself, slide by slide, so that another laboratory's stains are nothing new; 0: none."""
+    """Number of copies of each training patch with randomly shifted H&E stains, embedded beside it; 0: none. In a step,
+    each slide shows one of these copies or the patches themselves, so that the network learns to ignore stain."""
     stain_shift: float = Field(default=0.15, gt=0, le=1)
-    """Standard deviation of those shifts, as the logarithm of a stain's strength."""
+    """Standard deviation of these shifts, in the logarithm of a stain's strength."""
 
     @property
     def weights_name(self) -> str:
-        """Return what the weights are called, without a folder, which would tell of the machine."""
+        """Return the name of the weights without their folder, which would name the machine."""
         if self.name == "texture":
             return "none"
         return "DEFAULT" if self.weights == "auto" else Path(self.weights).name

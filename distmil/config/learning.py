@@ -8,12 +8,12 @@ from distmil.config.section import NAME_PATTERN, NO_IDENTITY, Section, Weight
 
 
 class BagsConfig(Section):
-    """What one training step sees. Sizes are of the step as a whole, over all workers."""
+    """The bags of one training step. Sizes count the whole step, over all workers."""
 
     mixed: Literal["per_class", "per_slide", "pooled"] = "per_class"
-    """How mixed bags are drawn: positives and negatives apart, some of every slide in play, or from all at once.
-    A mixed bag comes from two slides at least where two have patch labels; under `per_slide` it has a positive patch,
-    and where the slides in play lack either, other annotated slides are drawn for it."""
+    """How mixed bags are drawn. per_class: positive and negative patches apart; per_slide: some patches of every slide
+    of the step; pooled: from all patches at once. A mixed bag comes from at least two slides if two have patch labels.
+    Under `per_slide` it has a positive patch. Where the step's slides cannot give this, other annotated slides do."""
     n: int = Field(default=128, ge=2, le=1_000_000)
     """Patches in a mixed bag under `per_slide` and `pooled`."""
     k_positive: int = Field(default=32, ge=1, le=1_000_000)
@@ -21,31 +21,31 @@ class BagsConfig(Section):
     k_negative: int = Field(default=96, ge=1, le=1_000_000)
     """Negative patches in a mixed bag under `per_class`."""
     top_k: int = Field(default=8, ge=1, le=1_000_000)
-    """Patches of highest attention that take the slide's label; at least one, and at most ``bags.top_k_share``."""
+    """Patches of highest attention that get the slide's label: at least one, at most ``bags.top_k_share`` of a bag."""
     top_k_share: float = Field(default=0.1, gt=0, le=1)
-    """Largest share of a bag that its top-K patches may be; 1: a small bag may have top_k of them as well."""
+    """Largest share of a bag that its top-K patches may make up; 1: no limit but the bag."""
     mixed_bag_loss: bool = False
-    """Put the bag loss on the mixed bag as well."""
+    """Apply the bag loss to the mixed bag too."""
     slides_per_step: int = Field(default=4, ge=1, le=65_536)
     """Most slide bags in a step."""
     patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
-    """Most slide-bag patches that pass through the network at once; a larger bag is trained on in chunks, exactly."""
+    """Most slide-bag patches in one pass of the network; a larger bag passes in chunks, with exact gradients."""
     sample: int = Field(default=0, ge=0, le=100_000_000)
-    """Patches drawn anew in every epoch from a bag that has more; 0: every bag whole. Evaluation never samples."""
+    """Patches drawn in every epoch from a larger bag; 0: every bag whole. Evaluation never samples."""
     oversample: float = Field(default=1.0, ge=1, le=100)
-    """How often annotated slides come in the first epoch; falls to once in the last."""
+    """How often annotated slides appear in the first epoch; falls to once in the last."""
     paired: bool = False
-    """Take positive and negative slides in turn, repeating those of the smaller class; a slide larger than
-    patches_per_step is a step of its own all the same."""
+    """Take positive and negative slides in turn, repeating those of the smaller class. A slide larger than
+    patches_per_step is still a step of its own."""
 
 
 class ModelConfig(Section):
     """The network."""
 
     name: Literal["dual", "attention", "gated_attention", "max", "mean", "instance", "patches"] = "dual"
-    """dual: sigmoid attention pooling with two classifiers. The others are baselines of one loss each: softmax
-    attention (plain or gated), max and mean pooling, a classifier of patches that all take the slide's label, and one
-    of labelled patches alone."""
+    """dual: sigmoid attention pooling with two classifiers. The others are baselines of one loss each. attention,
+    gated_attention: softmax attention; max, mean: pooling; instance: a classifier of patches that all get the slide's
+    label; patches: a classifier of labelled patches alone."""
     feature_dim: int = Field(default=512, ge=1, le=65_536)
     """Width F of the patch feature."""
     attention_dim: int = Field(default=256, ge=1, le=65_536)
@@ -55,11 +55,11 @@ class ModelConfig(Section):
     input_dropout: float = Field(default=0.25, ge=0, lt=1)
     """Dropout on the normalised embedding: whole dimensions, the same for all patches of a step."""
     patch_feature: Literal["plain", "attended"] = "plain"
-    """What C1 judges of a single patch: f, or sigmoid(a) f."""
+    """Input of C1 for a single patch: f, or sigmoid(a) f."""
     topk_feature: Literal["plain", "attended"] = "plain"
-    """What C2 judges of a top-K patch: f, or sigmoid(a) f."""
+    """Input of C2 for a top-K patch: f, or sigmoid(a) f."""
     topk_detach: bool = False
-    """Keep the top-K loss from training the attention block."""
+    """Stop the gradient of the top-K loss before the attention block."""
 
 
 class LossesConfig(Section):
@@ -78,7 +78,7 @@ class LossesConfig(Section):
     )
     """Epochs in which a loss's weight grows from 0 to its full value, by loss."""
     class_weights: Literal["none", "balanced"] = "none"
-    """balanced: slide losses count each class alike, whatever its number of training slides."""
+    """balanced: slide losses weigh each class equally, whatever its number of training slides."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -91,7 +91,7 @@ class TrainingConfig(Section):
     """How the network is trained."""
 
     run: str | None = Field(default=None, pattern=NAME_PATTERN, json_schema_extra=NO_IDENTITY)
-    """Name of the run; the same name goes on where it stopped. Default: made from the configuration and the cohort."""
+    """Name of the run; the same name continues where it stopped. Default: made from the configuration and cohort."""
     epochs: int = Field(default=40, ge=1, le=100_000)
     """Passes over the training slides."""
     lr: float = Field(default=1e-3, gt=0, le=10)
@@ -103,32 +103,32 @@ class TrainingConfig(Section):
     warmup_steps: int = Field(default=20, ge=0, le=1_000_000)
     """Steps of linear warm-up."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """What the learning rate does after the warm-up: fall to 0 along a cosine over all epochs, or stay."""
+    """Learning rate after the warm-up. cosine: falls to 0 over all epochs; constant: stays."""
     clip_norm: float = Field(default=5.0, gt=0, le=1e6)
     """Largest gradient norm."""
     seed: int = Field(default=0, ge=0, le=2**32 - 1)
-    """Seed of initialisation, order, draws and dropout."""
+    """Seed of initialisation, order, sampling and dropout."""
     num_workers: int = Field(default=1, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
-    """Workers of the training group; the result does not depend on it but for dropout and rounding."""
+    """Number of training workers. It changes nothing in the result but dropout and rounding."""
     use_gpu: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
-    """One GPU per worker; auto takes them where the cluster has or can start enough."""
+    """One GPU per worker; auto: if the cluster has enough or can start them."""
     start_timeout_s: int = Field(default=900, ge=1, le=86_400, json_schema_extra=NO_IDENTITY)
     """Seconds to wait for an autoscaling cluster's workers to start."""
     min_workers: int | None = Field(default=None, ge=1, le=10_000, json_schema_extra=NO_IDENTITY)
-    """Go on with as few workers as this when nodes are gone, and grow back to num_workers; null: always num_workers."""
+    """Fewest workers to continue with when nodes are lost, until there are num_workers again; null: num_workers."""
     precision: Literal["fp32", "bf16", "auto"] = Field(default="auto", json_schema_extra=NO_IDENTITY)
     """Precision of the wide products; auto: bf16 on GPUs that have it. Attention scores and losses are always fp32."""
     resident: Literal["auto"] | bool = Field(default="auto", json_schema_extra=NO_IDENTITY)
-    """Keep all training embeddings in the GPU's memory; auto: where they fill at most half of what is free."""
+    """Keep all training embeddings in the GPU's memory; auto: if they fill at most half of what is free."""
     cuda_graphs: bool = Field(default=True, json_schema_extra=NO_IDENTITY)
-    """Replay a step's kernels in one launch on a GPU; false: launch each, several times as slowly, to look into one."""
+    """Replay a step's kernels on a GPU in one launch; false: launch each, several times slower, for debugging."""
     ema: float = Field(default=0.0, ge=0, lt=1)
-    """Decay a step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
+    """Decay per step of the moving average of weights that is evaluated and kept; 0: the weights themselves."""
     max_failures: int = Field(default=3, ge=0, le=1000, json_schema_extra=NO_IDENTITY)
-    """Worker failures after which training gives up; each restart goes on from the last checkpoint. Nodes that are
-    taken away by announcement do not count; failures while a group starts count apart."""
+    """Worker failures after which training gives up; each restart continues from the last checkpoint. Announced
+    removals of nodes do not count; failures while workers start are counted separately."""
     select_by: Literal["patch_ap_probability", "slide_auc", "slide_ap", "loss"] = "slide_auc"
-    """Validation metric that early stopping and the choice of the epoch go by; `loss` where it is not known."""
+    """Validation metric of early stopping and of the choice of the epoch; `loss` where it is undefined."""
     patience: int = Field(default=0, ge=0, le=100_000)
     """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
 

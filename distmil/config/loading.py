@@ -1,6 +1,6 @@
-"""A job's configuration from one YAML file and dotted overrides, and what is wrong with it in words.
+"""Reading a job's configuration from one YAML file and dotted overrides, and explaining its errors.
 
-Unknown keys, wrong types and values out of range are refused together, each with the value and what was expected.
+All unknown keys, wrong types and values out of range are refused together, each with the value and what was expected.
 """
 
 import difflib
@@ -10,7 +10,8 @@ import textwrap
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
 from pydantic import ValidationError
@@ -28,9 +29,11 @@ def per_job_keys() -> set[str]:
 
 
 MAX_NODES, MAX_DEPTH = 20_000, 50
-"""Values that a configuration may hold, aliases counted as often as they stand there, and how deep they may lie."""
+"""The most values of a configuration, each alias counted with all its values, and the deepest nesting."""
 _MAX_SHOWN = 200
 _MAX_LINES = 50
+_TYPE_STEP = re.compile(r"bool|literal\[.*\]|\[key\]")
+"""Steps of pydantic's path to a value that name a type, not a key."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -42,7 +45,7 @@ class _Loader(yaml.SafeLoader):
         self._sizes: dict[yaml.Node, int] = {}
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        """Compose a node, and count what it stands for. Raises: ConfigError if it is too large or too deep."""
+        """Compose a node and count its values. Raises: ConfigError if it is too large or too deep."""
         event = self.peek_event()  # type: ignore[no-untyped-call]
         line, is_alias = event.start_mark.line + 1, isinstance(event, yaml.AliasEvent)
         if self._depth == MAX_DEPTH:
@@ -51,11 +54,11 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         self._depth -= 1
         if is_alias and node not in self._sizes:
-            raise ConfigError(f"line {line}: an alias stands inside of what it stands for")
+            raise ConfigError(f"line {line}: an alias is inside the value that it refers to")
         if node is not None and not is_alias:
             self._sizes[node] = 1 + sum(self._sizes[child] for child in _children(node))
             if self._sizes[node] > MAX_NODES:
-                raise ConfigError(f"line {line}: more than {MAX_NODES} values, aliases counted as what they stand for")
+                raise ConfigError(f"line {line}: more than {MAX_NODES} values, each alias counted with all its values")
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -81,7 +84,7 @@ def _shown(value: Any) -> str:
 
 
 def _cut(text: str) -> str:
-    """Return a text as a message shows it."""
+    """Shorten a text for a message."""
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
@@ -104,7 +107,7 @@ def to_yaml(values: Mapping[str, Any]) -> str:
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
-    """Read a YAML file, lay dotted overrides over it, and validate.
+    """Read a YAML file, apply dotted overrides, and validate.
 
     Args:
         path: The file, or its URI on an object store.
@@ -138,7 +141,7 @@ def _read_text(path: str | Path) -> str:
 
 
 def build_config(values: Mapping[str, Any]) -> Config:
-    """Validate nested values into a Config; an empty section has its defaults. Raises: ConfigError."""
+    """Validate nested values as a Config; an empty section gets its defaults. Raises: ConfigError."""
     try:
         return Config.model_validate({name: {} if section is None else section for name, section in values.items()})
     except ValidationError as error:
@@ -171,15 +174,15 @@ def _set(values: dict[str, Any], override: str) -> None:
 
 
 def _explain(item: dict[str, Any]) -> str:
-    """Return one line for a validation error: the key, the value, what was expected."""
-    where = [str(part) for part in item["loc"] if part not in {"bool", "literal['auto']", "[key]"}]
+    """Explain a validation error in one line: the key, the value, what was expected."""
+    where = [str(part) for part in item["loc"] if not _TYPE_STEP.fullmatch(str(part))]
     key = _cut(".".join(where))
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}{_suggest(where)}"
     if item["type"] == "value_error":
         return str(item["ctx"]["error"])
     if len(where) == 1 and where[0] in Config.model_fields:
-        return f"{key} = {_shown(item['input'])}: expected a section of `key: value` lines"
+        return f"{key} = {_shown(item['input'])}: expected a section with `key: value` lines"
     field = _field(where)
     expected = f"expected {_type_text(field)}" if field else str(item["msg"]).replace("Input should be", "expected")
     return f"{key} = {_shown(item['input'])}: {expected}"
@@ -199,7 +202,7 @@ def _suggest(where: list[str]) -> str:
 
 
 def _fields() -> list[tuple[str, str, FieldInfo]]:
-    """Return (section, key, field) of every key."""
+    """List every key as (section, key, field)."""
     found = []
     for section, outer in Config.model_fields.items():
         assert outer.annotation is not None
@@ -212,42 +215,58 @@ def _field(where: list[str]) -> FieldInfo | None:
 
 
 def _type_text(field: FieldInfo) -> str:
-    """Return a field's type and bounds in words, such as `int >= 1 and <= 4096`."""
-    kinds = get_args(field.annotation) if type(None) in get_args(field.annotation) else [field.annotation]
-    return " or ".join(_kind_text(kind) for kind in kinds) + _bounds_text(field)
+    """Describe a field's type and bounds, such as ``an integer >= 1 and <= 4096, or null``."""
+    if choices := _choices(field.annotation):
+        return " | ".join(choices)
+    kind, *others = _alternatives(field.annotation)
+    bounds = _bounds_text(field, is_list=get_origin(kind) is list)
+    return _kind_text(kind) + bounds + (f"{',' if bounds else ''} or null" if others else "")
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """List the members of a union; another type is its own only member."""
+    return list(get_args(annotation)) if get_origin(annotation) in {Union, UnionType} else [annotation]
+
+
+def _choices(annotation: Any) -> list[str]:
+    """List the values of a field that takes a few words or true and false; none for other types."""
+    found: list[str] = []
+    for kind in _alternatives(annotation):
+        if get_origin(kind) is Literal:
+            found += get_args(kind)
+        elif kind is bool:
+            found += ["true", "false"]
+        elif kind is type(None) and found:
+            found.append("null")
+    return found
 
 
 def _kind_text(kind: Any) -> str:
-    words = {
-        int: "an integer",
-        float: "a number",
-        bool: "true or false",
-        str: "text",
-        type(None): "null",
-        Any: "anything",
-    }
-    choices = get_args(kind)
+    words = {int: "an integer", float: "a number", str: "text", Any: "anything"}
     if kind in words:
         return words[kind]
+    arguments = get_args(kind)
     if get_origin(kind) is Annotated:
-        return _kind_text(choices[0])
+        return _kind_text(arguments[0])
     if get_origin(kind) is list:
-        return "a list of text"
+        return "a list"
     if get_origin(kind) is dict:
-        return f"pairs of {_kind_text(choices[0])}: {_kind_text(choices[1])}"
-    return "auto | true | false" if bool in choices else " | ".join(choices)
+        return f"pairs of {_kind_text(arguments[0])}: {_kind_text(arguments[1])}"
+    return " | ".join(arguments)
 
 
-def _bounds_text(field: FieldInfo) -> str:
-    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<", "min_length": "length >=", "max_length": "length <="}
-    bounds = [
-        f"{sign} {getattr(mark, name)}"
-        for mark in field.metadata
-        for name, sign in signs.items()
-        if getattr(mark, name, None) is not None
-    ]
-    if any(getattr(mark, "pattern", None) for mark in field.metadata):
-        bounds.append("of letters, digits, . _ - (128 at most)")
+def _bounds_text(field: FieldInfo, *, is_list: bool) -> str:
+    """Describe the bounds of a field, such as `` >= 8 and <= 4096``."""
+
+    def bound(name: str) -> Any:
+        return next((getattr(mark, name) for mark in field.metadata if getattr(mark, name, None) is not None), None)
+
+    if bound("pattern"):
+        return " of 1 to 128 letters, digits, . _ -, without a leading dot"
+    if bound("max_length") is not None:
+        return f" of {bound('min_length')} to {bound('max_length')} {'texts' if is_list else 'characters'}"
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    bounds = [f"{sign} {bound(name)}" for name, sign in signs.items() if bound(name) is not None]
     return " " + " and ".join(bounds) if bounds else ""
 
 
@@ -271,6 +290,11 @@ def describe_section(name: str) -> tuple[str, list[Key]]:
         for key, field in outer.annotation.model_fields.items()
     ]
     return (outer.annotation.__doc__ or "").strip(), keys
+
+
+def key_choices() -> dict[str, list[str]]:
+    """List every dotted key with the words it may have as its value; no words where any value fits its type."""
+    return {f"{section}.{key}": _choices(field.annotation) for section, key, field in _fields()}
 
 
 def describe_keys() -> str:

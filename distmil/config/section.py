@@ -1,4 +1,4 @@
-"""What every section of the configuration is: strict, frozen, its keys marked by what they decide."""
+"""The base of every section of the configuration, and the marks of its fields."""
 
 from typing import Annotated, Any
 
@@ -10,7 +10,7 @@ NAME_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}$"
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0, le=1000)]
 
-# Marks for fields: NO_IDENTITY does not change what a stage makes; PER_JOB may differ from the bundle's at prediction.
+# Marks of fields: NO_IDENTITY does not change a stage's output; PER_JOB may differ from the bundle's at prediction.
 NO_IDENTITY: JsonDict = {"identity": False}
 PER_JOB: JsonDict = {"identity": False, "per_job": True}
 
@@ -23,7 +23,7 @@ class Section(BaseModel):
     )
 
     def identity(self) -> dict[str, Any]:
-        """Return the fields that decide what this section's stage makes."""
+        """Return the fields that decide the output of this section's stage."""
         fields = type(self).model_fields
         return {
             name: getattr(self, name) for name, field in fields.items() if has_mark(field, "identity", default=True)

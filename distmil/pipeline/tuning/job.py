@@ -7,7 +7,8 @@ from typing import Any
 from distmil.bags.bag import Bag, open_all_bags
 from distmil.bags.sampler import StepPlanner
 from distmil.cohort import Cohort, Slide
-from distmil.config.root import Config, SearchConfig, fingerprint
+from distmil.config.jobs import SearchConfig
+from distmil.config.root import Config, fingerprint
 from distmil.errors import ConfigError, TrainingError
 from distmil.models.losses import LOSSES
 from distmil.pipeline.cluster import start_ray, wants_gpu

@@ -1,0 +1,116 @@
+"""Completion scripts for shells: the jobs, their options, and the keys of the configuration with their choices.
+
+A script holds all words itself, so that completing starts no Python.
+"""
+
+from collections.abc import Mapping
+
+from distmil.config.loading import key_choices
+
+_BASH = r"""# bash completion of distmil: source <(distmil completion bash)
+_distmil() {
+    local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} key= prefix= words
+    if [[ $word == *=* && $word != = ]]; then  # "=" does not split words in this shell
+        key=${word%%=*} prefix=${word%%=*}= word=${word#*=}
+    elif [[ $word == = ]]; then
+        key=$before word=
+    elif [[ $before == = ]]; then
+        key=${COMP_WORDS[COMP_CWORD-2]}
+    elif [[ $before == --config ]]; then
+        key=$before
+    fi
+    COMPREPLY=()
+    if (( COMP_CWORD == 1 )); then
+        words="@names@ --help --version"
+    elif [[ ${COMP_WORDS[1]} == completion ]]; then
+        words="bash zsh fish"
+    elif [[ $key == --config ]]; then
+        compopt -o filenames 2>/dev/null
+        mapfile -t COMPREPLY < <(compgen -f -- "$word")
+        return
+    elif [[ -n $key ]]; then
+        case $key in
+@cases@
+        esac
+    elif [[ $word == -* ]]; then
+        words="--config --help"
+        [[ ${COMP_WORDS[1]} == doctor ]] && words+=" --ray"
+    else
+        words="@keys@"
+        compopt -o nospace 2>/dev/null
+    fi
+    mapfile -t COMPREPLY < <(compgen -P "$prefix" -W "$words" -- "$word")
+}
+complete -F _distmil distmil
+"""
+
+_ZSH = r"""#compdef distmil
+# zsh completion of distmil: source <(distmil completion zsh), after compinit
+_distmil() {
+    local -a names values
+    names=(@described@)
+    if (( CURRENT == 2 )); then
+        _describe job names
+        compadd -- --help --version
+    elif [[ $words[2] == completion ]]; then
+        compadd -- bash zsh fish
+    elif [[ $words[CURRENT-1] == --config ]]; then
+        _files
+    elif [[ $PREFIX == *=* ]]; then
+        local key=${PREFIX%%=*}
+        compset -P '*='
+        case $key in
+            --config) _files; return ;;
+@cases@
+        esac
+        compadd -- $values
+    elif [[ $PREFIX == -* ]]; then
+        compadd -- --config --help
+        [[ $words[2] == doctor ]] && compadd -- --ray
+    else
+        compadd -S '' -- @keys@
+    fi
+}
+if [[ $zsh_eval_context[-1] == loadautofunc ]]; then _distmil "$@"; else compdef _distmil distmil; fi
+"""
+
+_FISH = r"""# fish completion of distmil: distmil completion fish | source
+complete -c distmil -f
+@described@
+complete -c distmil -n __fish_use_subcommand -l version -d 'Print the version'
+complete -c distmil -l help -s h -d 'Print the help'
+complete -c distmil -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
+complete -c distmil -n '__fish_seen_subcommand_from @jobs@' -l config -r -F -d 'Configuration file'
+complete -c distmil -n '__fish_seen_subcommand_from doctor' -l ray -d 'Start a local Ray too'
+complete -c distmil -n '__fish_seen_subcommand_from @jobs@' -a '@keys@'
+"""
+
+
+def script(shell: str, jobs: Mapping[str, str], tools: Mapping[str, str]) -> str:
+    """Write the completion script of a shell.
+
+    Args:
+        shell: ``bash``, ``zsh`` or ``fish``.
+        jobs: Description of each job by its name.
+        tools: The same of each tool; ``doctor`` takes the jobs' arguments.
+    """
+    choices = key_choices()
+    everything = {**jobs, **tools}
+    values = {key: " ".join(words) for key, words in choices.items() if words}
+    if shell == "bash":
+        cases = [f"            {key}) words={words!r} ;;" for key, words in values.items()]
+        return _fill(_BASH, names=" ".join(everything), cases="\n".join(cases), keys=" ".join(f"{k}=" for k in choices))
+    if shell == "zsh":
+        cases = [f"            {key}) values=({words}) ;;" for key, words in values.items()]
+        described = " ".join(f"'{name}:{text}'" for name, text in everything.items())
+        return _fill(_ZSH, described=described, cases="\n".join(cases), keys=" ".join(f"{k}=" for k in choices))
+    lines = [f"complete -c distmil -n __fish_use_subcommand -a {n} -d '{text}'" for n, text in everything.items()]
+    pairs = [f"{key}={word}" for key, words in choices.items() for word in words or [""]]
+    return _fill(_FISH, described="\n".join(lines), jobs=" ".join([*jobs, "doctor"]), keys=" ".join(pairs))
+
+
+def _fill(template: str, **words: str) -> str:
+    """Put words into a template in place of their names between two @."""
+    for name, text in words.items():
+        template = template.replace(f"@{name}@", text)
+    return template

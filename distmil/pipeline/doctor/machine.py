@@ -1,0 +1,91 @@
+"""Checks of this machine: Python, processors, memory and disks. Only the standard library is needed."""
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import distmil
+from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding
+
+GB = 1e9
+MIN_MEMORY_GB = 4.0
+MIN_DISK_GB = 10.0
+MIN_SHARED_GB = 1.0
+FULL_SHARE = 0.95
+"""Ray starts no work that writes to a disk with less than 5 % free."""
+_LOWEST, _HIGHEST = (3, 11), (3, 14)
+_CGROUP_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+def check_python() -> list[Finding]:
+    """Check the version of Python."""
+    text = f"{platform.python_version()} ({sys.executable}), on {platform.platform(terse=True)}"
+    if _LOWEST <= sys.version_info[:2] < _HIGHEST:
+        return [Finding(OK, "Python", text)]
+    return [Finding(FAILED, "Python", text, "use Python 3.11, 3.12 or 3.13")]
+
+
+def check_distmil() -> list[Finding]:
+    """Name distmil's version and folder."""
+    return [Finding(OK, "distmil", f"{distmil.__version__} in {Path(distmil.__file__).parent}")]
+
+
+def check_memory() -> list[Finding]:
+    """Check processors and memory, as far as this process's container may use them."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory_gb = min([total, *_limits()]) / GB
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = f"{cpus} CPUs, {memory_gb:.1f} GB of memory"
+    if memory_gb < MIN_MEMORY_GB:
+        return [Finding(WARNING, "machine", text, f"Ray and one worker need about {MIN_MEMORY_GB:g} GB")]
+    return [Finding(OK, "machine", text)]
+
+
+def _limits() -> list[int]:
+    """Read the memory limit of this process's container, if it has one."""
+    found = []
+    for name in _CGROUP_MEMORY:
+        try:
+            text = Path(name).read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            found.append(int(text))
+    return found
+
+
+def check_disk(name: str, folder: str, advice: str) -> list[Finding]:
+    """Check the free space of a folder's disk; of a folder that is absent, its nearest parent's."""
+    path = Path(folder)
+    try:
+        while not path.exists() and path != path.parent:
+            path = path.parent
+        usage = shutil.disk_usage(path)
+    except OSError as error:
+        return [Finding(WARNING, name, f"{folder}: {error.strerror}", advice)]
+    free_gb = usage.free / GB
+    text = f"{free_gb:.1f} GB free of {usage.total / GB:.1f} GB in {folder}"
+    is_full = free_gb < MIN_DISK_GB or usage.used > FULL_SHARE * (usage.used + usage.free)
+    return [Finding(WARNING, name, text, advice) if is_full else Finding(OK, name, text)]
+
+
+def check_temporary() -> list[Finding]:
+    """Check the disk of temporary files."""
+    advice = "Ray writes its sessions and objects that do not fit into memory there; free some space, or set RAY_TMPDIR"
+    return check_disk("temporary files", os.environ.get("RAY_TMPDIR") or tempfile.gettempdir(), advice)
+
+
+def check_shared_memory(folder: str = "/dev/shm") -> list[Finding]:  # noqa: S108 (Ray's own place)
+    """Check the shared memory of Ray's object store, which containers often limit to 64 MB."""
+    try:
+        total_gb = shutil.disk_usage(folder).total / GB
+    except OSError:  # not Linux
+        return []
+    text = f"{total_gb:.1f} GB in {folder}"
+    if total_gb >= MIN_SHARED_GB:
+        return [Finding(OK, "shared memory", text)]
+    advice = "Ray moves its objects to the disk, which is slow; start the container with --shm-size=8g"
+    return [Finding(WARNING, "shared memory", text, advice)]

@@ -1,0 +1,110 @@
+"""``distmil doctor`` as a user runs it: fine, without write access, with a broken library, on a cluster, and Ctrl-C."""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from distmil.pipeline.doctor.finding import FAILED, OK, WARNING
+from distmil.processes.tree import descendants
+
+ROOT = Path(__file__).parents[3]
+PR_CAPBSET_DROP, DAC_OVERRIDE, DAC_READ_SEARCH = 24, 1, 2
+LIMIT_S = 400
+
+pytestmark = [pytest.mark.slow]
+
+
+def environment(home: Path, *paths: Path) -> dict[str, str]:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "AWS_"))}
+    path = os.pathsep.join(map(str, (*paths, ROOT)))
+    return {**kept, "DISTMIL_HOME": str(home), "PYTHONPATH": path, "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+
+
+def doctor(*arguments: str, **more: Any) -> tuple[int, dict[str, dict[str, str]], str]:
+    """Run the doctor; return its exit code, its findings by name, and its words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "distmil", "doctor", *arguments],
+        capture_output=True, text=True, timeout=LIMIT_S, check=False, **more,
+    )  # fmt: skip
+    assert done.stdout, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["job"] == "doctor"
+    assert sum(answer[level] for level in ("ok", "warning", "FAILED")) == len(answer["checks"])
+    lines = done.stderr.splitlines()
+    assert len(lines) == len(answer["checks"]) + 1
+    assert lines[-1] == f"doctor: {answer['ok']} ok, {answer['warning']} warning, {answer['FAILED']} FAILED"
+    return done.returncode, {check["name"]: check for check in answer["checks"]}, done.stderr
+
+
+def failed(found: dict[str, dict[str, str]]) -> list[str]:
+    return [name for name, check in found.items() if check["level"] == FAILED]
+
+
+@pytest.mark.ray
+def test_all_is_fine(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    code, found, words = doctor("--ray", cwd=tmp_path, env=environment(home))
+    assert (code, failed(found)) == (0, []), words
+    for name in ("Python", "distmil", "torch", "ray", "openslide", "storage", "MLflow", "GPUs", "configuration"):
+        assert found[name]["level"] == OK
+    (node,) = [check for name, check in found.items() if name.startswith("node ")]
+    assert node["text"].endswith("equal versions; can use the storage")
+    assert list(home.iterdir()) == []
+
+
+def test_without_openslide_with_a_wrong_key_and_without_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "openslide").mkdir()
+    (tmp_path / "openslide" / "__init__.py").write_text("raise ImportError('openslide is blocked')")
+    values = environment(tmp_path / "home", tmp_path) | {"RAY_ADDRESS": "127.0.0.1:9"}
+    code, found, words = doctor("tiling.patch=3", cwd=tmp_path, env=values)
+    assert (code, failed(found)) == (1, ["openslide", "configuration", "cluster"]), words
+    assert "openslide is blocked" in found["openslide"]["text"]
+    assert "pip install openslide-bin" in found["openslide"]["advice"]
+    assert found["configuration"]["text"] == "unknown key tiling.patch; did you mean patch_px or losses.patch?"
+    assert found["cluster"]["text"] == "RAY_ADDRESS = '127.0.0.1:9': Connection refused"
+    assert not (tmp_path / "home").exists()
+
+
+def heed_permissions() -> None:
+    """Take from a process of root, once it starts its program, the right to write where permissions forbid it."""
+    for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
+        ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+
+
+def test_a_root_without_write_access(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir(mode=0o555)
+    code, found, words = doctor(cwd=tmp_path, env=environment(root), preexec_fn=heed_permissions)
+    assert (code, failed(found)) == (1, ["storage"]), words
+    assert found["storage"]["text"].startswith(f"cannot write {root}")
+    assert "Permission denied" in found["storage"]["text"]
+    assert "set storage.root" in found["storage"]["advice"]
+    assert found["MLflow"]["level"] == WARNING
+    assert "RAY_ADDRESS is not set" in found["cluster"]["text"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_doctor_and_its_checks(tmp_path: Path, number: int, code: int) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "distmil", "doctor"],
+        cwd=tmp_path, env=environment(tmp_path / "home"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 (background jobs ignore it)
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while len(started := descendants([process.pid])) < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    out, words = process.communicate(timeout=60)
+    assert (process.returncode, out) == (code, ""), words
+    assert "doctor: interrupted" in words
+    assert "Traceback" not in words
+    assert [child for child in started if child.is_alive] == []
