@@ -37,6 +37,7 @@ OWNERS = {
     "pydantic": {"config"},
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},
+    "jinja2": {"visualization.tiling_page"},
     "matplotlib": {"visualization.heatmap", "search.plots"},
     "sklearn": {"inference.metrics", "search.folds"},
     "defusedxml": {"annotations.asap"},

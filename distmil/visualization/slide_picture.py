@@ -20,11 +20,14 @@ MIN_BOX_PX = 6
 """Patches that are smaller on the picture are drawn as one tinted area with an edge."""
 JPEG_QUALITY = 75
 
-TISSUE = (0, 168, 84)
-GRID = (0, 128, 255)
-POSITIVE = (228, 26, 28)
-NEGATIVE = (90, 160, 255)
-OUTLINE, OUTLINE_EDGE = (255, 221, 0), (0, 0, 0)
+COLOURS = {
+    "tissue": (0, 168, 84),
+    "patch": (0, 128, 255),
+    "positive": (228, 26, 28),
+    "negative": (90, 160, 255),
+    "outline": (255, 221, 0),
+}
+_BLACK = (0, 0, 0)
 
 _TINT_OPACITY, _GRID_OPACITY, _POSITIVE_OPACITY, _NEGATIVE_OPACITY = 0.25, 0.7, 0.4, 0.22
 _TISSUE_PX, _OUTLINE_PX, _OUTLINE_EDGE_PX = 2, 2, 5
@@ -83,7 +86,7 @@ def draw_slide(
     picture = _fit(overview)
     zoom = (picture.shape[1] / overview.shape[1] / scale, picture.shape[0] / overview.shape[0] / scale)
     _draw_patches(picture, _boxes(x, y, extent_px, zoom=zoom), edge_px=extent_px * min(zoom), label_N=label_N)
-    _blend(picture, _border(_fit(mask.astype(np.uint8) * 255) > 127), TISSUE, opacity=1)
+    _blend(picture, _border(_fit(mask.astype(np.uint8) * 255) > 127), COLOURS["tissue"], opacity=1)
     _draw_outlines(picture, outlines, zoom=zoom)
     file = io.BytesIO()
     # thin coloured lines need their colour at full resolution
@@ -117,14 +120,14 @@ def _draw_patches(picture: Pixels, boxes: Boxes, *, edge_px: float, label_N: NDA
     if label_N is not None and (label_N > 0).any():
         positive = _cover(Boxes(*(side[label_N > 0] for side in boxes)), shape)
         negative = _cover(Boxes(*(side[label_N == 0] for side in boxes)), shape)
-        _blend(picture, negative & ~positive, NEGATIVE, opacity=_NEGATIVE_OPACITY)
-        _blend(picture, positive, POSITIVE, opacity=_POSITIVE_OPACITY)
+        _blend(picture, negative & ~positive, COLOURS["negative"], opacity=_NEGATIVE_OPACITY)
+        _blend(picture, positive, COLOURS["positive"], opacity=_POSITIVE_OPACITY)
     if edge_px >= MIN_BOX_PX:
         opacity = _GRID_OPACITY * min(1.0, 0.4 + edge_px / 40)  # narrow meshes would hide what is under them
-        _blend(picture, _cover(_sides(boxes, shape), shape), GRID, opacity=opacity)
+        _blend(picture, _cover(_sides(boxes, shape), shape), COLOURS["patch"], opacity=opacity)
     else:
-        _blend(picture, covered & ~positive, GRID, opacity=_TINT_OPACITY)
-        _blend(picture, _border(covered, line_px=1), GRID, opacity=_GRID_OPACITY)
+        _blend(picture, covered & ~positive, COLOURS["patch"], opacity=_TINT_OPACITY)
+        _blend(picture, _border(covered, line_px=1), COLOURS["patch"], opacity=_GRID_OPACITY)
 
 
 def _sides(boxes: Boxes, shape: tuple[int, ...]) -> Boxes:
@@ -168,5 +171,5 @@ def _draw_outlines(picture: Pixels, outlines: Sequence[NDArray[np.float64]], *, 
     # OpenCV counts from the centre of the first pixel, slides from its corner
     points = [((ring * zoom - 0.5).clip(-_FAR_PX, _FAR_PX) * 2**_SUBPIXEL_BITS) for ring in outlines if len(ring)]
     rings = [np.rint(ring).astype(np.int32) for ring in points]
-    for colour, line_px in ((OUTLINE_EDGE, _OUTLINE_EDGE_PX), (OUTLINE, _OUTLINE_PX)):
+    for colour, line_px in ((_BLACK, _OUTLINE_EDGE_PX), (COLOURS["outline"], _OUTLINE_PX)):
         cv2.polylines(picture, rings, True, colour, line_px, cv2.LINE_AA, _SUBPIXEL_BITS)
