@@ -34,7 +34,7 @@ OWNERS = {
     "mlflow": {"tracking", "inference.mlflow_model"},
     "openslide": {"slides.reader"},
     "torchvision": {"encoders.resnet"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "cohort.row"},
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},
     "jinja2": {"visualization.tiling_page"},
