@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from distmil.defects import without_paths
 from distmil.errors import MissingSlide, UnreadableSlide
+from distmil.slides.image import SlideImage
 from distmil.slides.jpeg import IS_RGB, IS_YCBCR, Header, decode, is_whole_scan, read_header
-from distmil.slides.reader import Closing, SlideImage
 from distmil.slides.tiff_pages import every_page
 
 logger = logging.getLogger(__name__)
@@ -110,11 +110,10 @@ def _table(page: Any, *, file_bytes: int) -> TileTable | None:
     )
 
 
-class TileLevel(Closing):
+class TileLevel(SlideImage):
     """One level of a slide, read tile by tile; a slide image with this level only."""
 
     reader = "rawtiles"
-    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: Path, place: LevelPlace, *, table: TileTable, size: tuple[int, int]) -> None:
         self._place = place
