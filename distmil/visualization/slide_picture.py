@@ -1,16 +1,17 @@
-"""What tiling made of a slide, in one picture: the overview with its tissue, patches, labels and outlines drawn in.
+"""The outcome of tiling for a slide in one picture: its overview with tissue, patches, labels and outlines drawn in.
 
 Arrays are indexed [row, column]; boxes are (left, top, right, bottom) in pixels of the picture, the last two excluded.
 """
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from distmil.visualization.boxes import Boxes, sum_boxes
 
 MAX_EDGE_PX = 1400
 """Longest edge of a picture; a larger overview is reduced."""
@@ -36,15 +37,6 @@ _FAR_PX = 2**20  # outlines that run off the slide are bent this far outside, wh
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-
-
-class Boxes(NamedTuple):
-    """Boxes in pixels of the picture, each field N."""
-
-    left: NDArray[np.intp]
-    top: NDArray[np.intp]
-    right: NDArray[np.intp]
-    bottom: NDArray[np.intp]
 
 
 def draw_slide(
@@ -95,7 +87,7 @@ def draw_slide(
 
 
 def _fit(image: Pixels) -> Pixels:
-    """Return a copy enlarged by a whole number, repeating pixels, or reduced by area averaging, to a readable size."""
+    """Copy an image to a readable size: enlarged by a whole number, repeating pixels, or reduced by area averaging."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if longest > MAX_EDGE_PX:
@@ -106,7 +98,7 @@ def _fit(image: Pixels) -> Pixels:
 
 
 def _boxes(x: NDArray[np.int32], y: NDArray[np.int32], extent_px: int, *, zoom: tuple[float, float]) -> Boxes:
-    """Return the patches in pixels of the picture, at least one pixel each; neighbours share their edges."""
+    """Place the patches on the picture, at least one pixel each; neighbours share their edges."""
     left, top = (np.rint(start * times).astype(np.intp) for start, times in zip((x, y), zoom, strict=True))
     edge = float(extent_px)
     right, bottom = (np.rint((start + edge) * times).astype(np.intp) for start, times in zip((x, y), zoom, strict=True))
@@ -131,7 +123,7 @@ def _draw_patches(picture: Pixels, boxes: Boxes, *, edge_px: float, label_N: NDA
 
 
 def _sides(boxes: Boxes, shape: tuple[int, ...]) -> Boxes:
-    """Return the four one-pixel sides of every box; a side on the picture's far rim is drawn just inside it."""
+    """List the four one-pixel sides of every box; a side on the picture's far rim is drawn just inside it."""
     left, top, right, bottom = boxes
     right = np.where(right == shape[1], right - 1, right)
     bottom = np.where(bottom == shape[0], bottom - 1, bottom)
@@ -144,18 +136,12 @@ def _sides(boxes: Boxes, shape: tuple[int, ...]) -> Boxes:
 
 
 def _cover(boxes: Boxes, shape: tuple[int, ...]) -> Mask:
-    """Return which pixels lie in a box: marks on the corners, then running sums along both axes."""
-    height, width = shape
-    left, right = boxes.left.clip(0, width), boxes.right.clip(0, width)
-    top, bottom = boxes.top.clip(0, height), boxes.bottom.clip(0, height)
-    step = np.zeros((height + 1, width + 1), np.int32)
-    for row, column, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
-        np.add.at(step, (row, column), sign)
-    return np.asarray(step.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0)
+    """Mark the pixels that lie in a box."""
+    return sum_boxes(boxes, 1, shape) > 0
 
 
 def _border(mask: Mask, *, line_px: int = _TISSUE_PX) -> Mask:
-    """Return the outermost pixels of a mask, those on the picture's rim too."""
+    """Mark the outermost pixels of a mask, those on the picture's rim too."""
     kernel = np.ones((2 * line_px + 1, 2 * line_px + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(mask & (inner == 0))
