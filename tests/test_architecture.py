@@ -41,8 +41,8 @@ OWNERS = {
     "matplotlib": {"visualization.heatmap", "search.plots"},
     "sklearn": {"inference.metrics", "search.folds"},
     "defusedxml": {"annotations.asap"},
-    "simplejpeg": {"slides.jpeg", "demo"},
-    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo"},
+    "simplejpeg": {"slides.jpeg", "demo.cohort"},
+    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort"},
 }
 MAX_FILES = 12
 """Of a package, its __init__ included."""
