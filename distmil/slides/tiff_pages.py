@@ -20,7 +20,7 @@ GREY = {0, 1}
 RGB, PALETTE, YCBCR = 2, 3, 6
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # by the tag ResolutionUnit; 1 is no unit
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # by the tag ResolutionUnit; 1 has no unit
 _UM_PER_NAME = {"pm": 1e-6, "nm": 1e-3, "um": 1.0, "µm": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "in": 25_400.0}
 _MAX_OME_CHARACTERS = 2**20
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
@@ -67,7 +67,7 @@ def read_pages(path: Path) -> tuple[TiffPage, ...]:
 
     Returns:
         The pages in the file's order, each followed by its nested ones, up to the first damaged one; none if the file
-        is no TIFF.
+        is not a TIFF.
 
     Raises:
         OSError: If the file cannot be read.
@@ -124,7 +124,7 @@ def _chain(pages: Any, seen: set[int], *, is_strict: bool) -> Iterator[Any]:
 
 
 def _described(page: Any, *, is_nested: bool) -> TiffPage:
-    """Take what matters out of a page's tags."""
+    """Describe a page by its tags."""
     ome = _ome_pixels(page)
     return TiffPage(
         size=(int(page.imagewidth), int(page.imagelength)),

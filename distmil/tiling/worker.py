@@ -26,7 +26,7 @@ _FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 @dataclass(frozen=True)
 class Answer:
-    """The outcome of one or more steps of a slide."""
+    """The result of one or more steps of a slide."""
 
     record: Record | None = None
     """The slide's record, once there is one."""
