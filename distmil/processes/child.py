@@ -114,6 +114,7 @@ def _serve(name: str) -> None:
     module, _, function = name.partition(":")
     work = getattr(importlib.import_module(module), function)
     with Connection(os.dup(_INPUT)) as pipe, contextlib.suppress(EOFError):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), _INPUT)  # a process that the work starts does not hold the pipe
         pipe.send("ready")
         while True:
             pipe.send(work(pipe.recv()))
