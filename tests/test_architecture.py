@@ -35,14 +35,15 @@ OWNERS = {
     "mlflow": {"tracking", "inference.mlflow_model"},
     "openslide": {"slides.reader"},
     "torchvision": {"encoders.resnet"},
-    "pydantic": {"config"},
+    "pydantic": {"config", "cohort.row"},
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},
+    "jinja2": {"visualization.tiling_page"},
     "matplotlib": {"visualization.heatmap", "search.plots"},
     "sklearn": {"inference.metrics", "search.folds"},
     "defusedxml": {"annotations.asap"},
-    "simplejpeg": {"slides.jpeg", "demo"},
-    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo"},
+    "simplejpeg": {"slides.jpeg", "demo.cohort"},
+    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort"},
 }
 MAX_FILES = 12
 """Of a package, its __init__ included."""

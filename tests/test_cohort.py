@@ -60,7 +60,7 @@ def wrong(folder, text, **options):
         ("slide_id,slide_path,label", "..,a.tif,0", ["slide_id '..'"]),
         ("slide_id,slide_path,label", "../a,a.tif,0", ["slide_id '../a'"]),
         ("slide_id,slide_path,label", f"{'a' * 129},a.tif,0", ["128"]),
-        ("slide_id,slide_path,label", ",a.tif,0", ["slide_id ''"]),
+        ("slide_id,slide_path,label", ",a.tif,0", ["slide_id is empty", "letters"]),
         ("slide_id,slide_path,label", "a,absent.tif,0", ["'absent.tif'", "no such file"]),
         ("slide_id,slide_path,label", "a,,0", ["slide_path is empty"]),
         ("slide_id,slide_path,label", "a,s3://bucket/a.tif,0", ["s3://bucket/a.tif", "mount"]),

@@ -13,8 +13,7 @@ import pytest
 import shapely
 import tifffile
 
-from distmil import demo
-from distmil.demo import make_cohort
+from distmil.demo import drawing, make_cohort
 from distmil.errors import ConfigError
 
 NUM_SLIDES = 6  # the fewest that hold ASAP XML, GeoJSON, an island in each, and a positive slide without annotation
@@ -170,7 +169,7 @@ def test_every_positive_slide_has_a_lesion_and_outlines_never_cross():
     shape = (200, 310)
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        lesions = demo._lesions(rng, demo._tissue(rng, shape), has_island=True)
+        lesions = drawing._lesions(rng, drawing._tissue(rng, shape), has_island=True)
         polygons = [shapely.Polygon(each.outline, [] if each.island is None else [each.island]) for each in lesions]
         assert lesions[0].island is not None
         assert all(polygon.is_valid for polygon in polygons)
@@ -205,7 +204,8 @@ def test_a_crash_leaves_no_manifest_and_the_next_call_finishes(monkeypatch, tmp_
         if made == 1:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(demo, "draw_slide", lambda *_args, **_options: (np.full((300, 500, 3), 240, np.uint8), []))
+    blank = np.full((300, 500, 3), 240, np.uint8)
+    monkeypatch.setattr("distmil.demo.cohort.draw_slide", lambda *_args, **_options: (blank, []))
     with pytest.raises(KeyboardInterrupt):
         make_cohort(tmp_path, num_slides=2, progress=crash)
     assert not (tmp_path / "manifest.csv").exists()

@@ -30,7 +30,7 @@ def read_asap(content: bytes, outlines: Outlines) -> None:
     """Gather the outlines of ASAP XML; entities are refused, so that none can grow without end.
 
     Raises:
-        AnnotationError: If it is no ASAP XML, damaged, too large or nested too deeply.
+        AnnotationError: If it is not ASAP XML, damaged, too large or nested too deeply.
     """
     if len(content) > MAX_XML_BYTES:
         raise AnnotationError(
@@ -97,7 +97,7 @@ def _check_root(element: Any) -> None:
 
 
 def _order(item: tuple[int, Any]) -> float:
-    """Return a coordinate's place in its outline: @Order, or where it stands in the file."""
+    """Find a coordinate's place in its outline: @Order, or where it stands in the file."""
     position, element = item
     text = element.get("Order")
     try:
@@ -107,5 +107,5 @@ def _order(item: tuple[int, Any]) -> float:
 
 
 def _number(text: str | None) -> str:
-    """Return a number's text with a decimal point, whichever country's program wrote it."""
+    """Write a number with a decimal point, whichever country's program wrote it."""
     return (text or "missing").replace(",", ".")

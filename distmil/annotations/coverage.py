@@ -15,7 +15,7 @@ _SPLIT = 4
 
 
 def polygonal(geometry: BaseGeometry) -> BaseGeometry:
-    """Return the areas of a geometry, without the points and lines that clipping and repair leave behind."""
+    """Keep the areas of a geometry, without the points and lines that clipping and repair leave behind."""
     if geometry.geom_type in {"Polygon", "MultiPolygon"}:
         return geometry
     parts = shapely.get_parts(geometry)
@@ -23,14 +23,14 @@ def polygonal(geometry: BaseGeometry) -> BaseGeometry:
 
 
 def united(areas: Sequence[BaseGeometry]) -> BaseGeometry:
-    """Return the union of valid polygons; a single one is left as it is, which spares large outlines seconds."""
+    """Unite valid polygons; a single polygon is left as it is, which spares large outlines seconds."""
     return areas[0] if len(areas) == 1 else shapely.disjoint_subset_union_all(areas)
 
 
 def polygon_shares(
     geometry: BaseGeometry, *, x: NDArray[np.int32], y: NDArray[np.int32], extent_px: NDArray[np.int32]
 ) -> NDArray[np.float64]:
-    """Return which share of every patch lies inside a polygon.
+    """Compute the share of every patch that lies inside a polygon.
 
     The patches are split into ever smaller groups of neighbours, and the polygon is cut to what each group spans: a
     group that it misses or fills is done at once, so that only patches on its border are intersected one by one, with a

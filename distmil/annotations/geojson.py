@@ -47,7 +47,7 @@ def read_geojson(content: bytes, outlines: Outlines) -> None:
     """Gather the outlines of GeoJSON: a collection, a feature, a list of either, or a bare geometry.
 
     Raises:
-        AnnotationError: If it is no GeoJSON, damaged, or has no property that is known to hold the class.
+        AnnotationError: If it is not GeoJSON, damaged, or has no property that is known to hold the class.
     """
     try:
         found = json.loads(content)
@@ -70,7 +70,7 @@ def read_geojson(content: bytes, outlines: Outlines) -> None:
 
 @dataclass(frozen=True)
 class _Feature:
-    """A geometry and what is said of it."""
+    """A geometry and its properties."""
 
     geometry: Any
     properties: Mapping[str, Any]
@@ -98,7 +98,7 @@ class _Feature:
         return is_typed or (isinstance(self.identifier, str) and self.identifier in _IDS)
 
     def text(self, key: str) -> str:
-        """Return the class that a property holds, "" if it holds none."""
+        """Read the class that a property holds, "" if it holds none."""
         value = self.properties.get(key) if key else None
         if isinstance(value, Mapping):
             names = value.get("names") or [value.get("name")]
@@ -109,7 +109,7 @@ class _Feature:
 
 
 def _plain(value: Any) -> str:
-    """Return a text or a whole number as text, "" for anything else."""
+    """Convert a text or a whole number to text, "" for anything else."""
     if isinstance(value, bool) or not isinstance(value, (str, int)):
         return ""
     return str(value).strip()
@@ -137,7 +137,7 @@ def _features(item: Any, depth: int) -> Iterator[_Feature]:
 
 
 def _class_property(features: list[_Feature]) -> str:
-    """Return the property that holds the class, "" where no feature has one. Raises: AnnotationError."""
+    """Find the property that holds the class, "" where no feature has one. Raises: AnnotationError."""
     for key in ("classification", *CLASS_PROPERTIES):
         if any(feature.text(key) for feature in features):
             return key

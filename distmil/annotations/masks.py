@@ -4,6 +4,7 @@ Value 0 is not marked; ``distmil.labels.rules`` decides about the other values. 
 and values above 255 are kept as 255. Of a tiled pyramid the finest level within ``MAX_MASK_PX`` is read.
 """
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from distmil.errors import AnnotationError
+from distmil.slides.tiff_pages import EndlessPages, every_page
 
 MAX_MASK_PX = 89_478_485
 """Most pixels a mask may have: Pillow's own default limit against decompression bombs, which stays on."""
-
-MAX_PAGES = 1000
-"""Most pages of a TIFF that are looked at."""
 
 Size = tuple[int, int]
 _LOSSY = {6, 7, 34892, 33007}
@@ -57,7 +56,7 @@ def read_mask(path: Path, *, slide_size: Size) -> tuple[NDArray[np.uint8], tuple
 
 
 def mask_scale(mask_size: Size, slide_size: Size) -> tuple[float, float]:
-    """Return the level-0 pixels per mask pixel, (x, y).
+    """Compute the level-0 pixels per mask pixel, (x, y).
 
     Level sizes are cut off or rounded up, so a whole number that explains both sides wins over their plain ratios.
     """
@@ -96,10 +95,12 @@ def _read_tiff(path: Path, slide_size: Size) -> tuple[NDArray[Any], bool]:
 
 
 def _choose_page(file: tifffile.TiffFile, slide_size: Size) -> tuple[int | None, Any]:
-    """Return the finest page in the slide's proportions that is small enough, and its number unless it is nested."""
-    pages: list[tuple[int | None, Any]] = list(enumerate(_chain(file.pages)))
-    nested = [page for _, parent in pages for page in (_chain(parent.pages) if parent.pages else ())]
-    pages += [(None, page) for page in nested[:MAX_PAGES]]
+    """Choose the finest page in the slide's proportions that is small enough, with its number unless it is nested."""
+    numbers = itertools.count()
+    try:
+        pages = [(None if is_nested else next(numbers), page) for page, is_nested in every_page(file, is_strict=True)]
+    except EndlessPages as error:
+        raise AnnotationError(f"the mask {error}") from error
     sizes = [(page.imagewidth, page.imagelength) for _, page in pages]
     fitting = [i for i, size in enumerate(sizes) if _fits(size, slide_size)]
     if not fitting:
@@ -115,22 +116,8 @@ def _choose_page(file: tifffile.TiffFile, slide_size: Size) -> tuple[int | None,
     return pages[best]
 
 
-def _chain(pages: Any) -> list[Any]:
-    """Return the pages of a chain. Raises: AnnotationError if it leads back to itself or does not end."""
-    found: dict[int, Any] = {}
-    for number in range(MAX_PAGES + 1):
-        try:
-            page = pages[number]
-        except IndexError:
-            return list(found.values())
-        if page.offset in found:
-            raise AnnotationError("the mask is damaged: its pages lead back to an earlier page; save it again")
-        found[page.offset] = page
-    raise AnnotationError(f"the mask has more than {MAX_PAGES} pages; expected one image whose values are classes")
-
-
 def _grey(pixels: NDArray[Any], *, has_alpha: bool) -> NDArray[np.uint8]:
-    """Return the values of an image as uint8, if it is one image of whole numbers."""
+    """Convert one image of whole numbers to uint8 values."""
     if pixels.dtype.kind not in "bui" or (pixels.dtype.kind == "i" and pixels.min() < 0):
         raise AnnotationError(
             f"the mask's values are {pixels.dtype} with fractions or signs; expected whole numbers from 0"

@@ -92,7 +92,7 @@ def _mask_doubt(mask: NDArray[np.uint8] | None, bounds: Bounds) -> str:
 def _fit(
     still: Sequence[BaseGeometry], moved: Sequence[BaseGeometry], slide_size: tuple[int, int], tissue: Tissue | None
 ) -> tuple[str, bool, str]:
-    """Return the origin that fits better, whether that is clear, and the numbers."""
+    """Find the origin that fits better, whether that is clear, and the numbers."""
     outside = [_share_outside(regions, slide_size) for regions in (still, moved)]
     if (outside[0] > _OUTSIDE) != (outside[1] > _OUTSIDE):
         shown = f"{outside[0]:.0%} of their area lies outside the slide from (0, 0), {outside[1]:.0%} from the bounds"

@@ -55,7 +55,7 @@ class Annotation:
 
     @property
     def num_dropped(self) -> int:
-        """Return the number of marks that were left out."""
+        """Number of marks that were left out."""
         return sum(self.dropped.values())
 
     @property
@@ -102,11 +102,11 @@ class Outlines:
         self._parts.setdefault(group, []).append(polygon)
 
     def drop(self, kind: str) -> None:
-        """Count a mark that encloses nothing or is no annotation."""
+        """Count a mark that encloses nothing or is not an annotation."""
         self._dropped[kind] += 1
 
     def gathered(self) -> Annotation:
-        """Return the union of each group."""
+        """Unite the areas of each group."""
         return Annotation(
             {group: united(parts) for group, parts in self._parts.items()},
             num_repaired=self._num_repaired,
@@ -117,7 +117,7 @@ class Outlines:
 
 
 def to_points(values: Sequence[Any]) -> NDArray[np.float64]:
-    """Return coordinates as N x 2. Raises: AnnotationError if a value is not a level-0 pixel."""
+    """Convert coordinates to N x 2. Raises: AnnotationError if a value is not a level-0 pixel."""
     try:
         point_N2 = np.array([(float(x), float(y)) for x, y, *_ in values], dtype=np.float64).reshape(-1, 2)
     except (TypeError, ValueError, OverflowError):

@@ -1,4 +1,7 @@
-"""Areas to pixels: which pixels of a grid lie inside an outline."""
+"""Areas to pixels: which pixels of a grid lie inside an outline.
+
+OpenCV's ``fillPoly`` also marks the pixels that an edge touches, which widens every area.
+"""
 
 from typing import Any
 
@@ -11,7 +14,7 @@ Mask = NDArray[np.bool_]
 
 
 def inside(position_N: NDArray[Any], ratio: float, length: int) -> NDArray[np.intp]:
-    """Return the pixels that positions fall on, those on the far border the last."""
+    """Find the pixels that positions fall on; a position on the far border falls on the last pixel."""
     return np.minimum((position_N * ratio).astype(np.intp), length - 1)
 
 

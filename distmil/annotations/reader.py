@@ -1,7 +1,7 @@
 """What people marked on a slide: outlines from ASAP XML or GeoJSON, or a mask image, in level-0 pixels.
 
-A file is told by its content, not by its extension; GeoJSON may be packed by gzip or zip, as QuPath writes it. Only an
-AnnotationError leaves the reader, whatever the file holds. Messages name neither the file nor what is written in it.
+A file is recognised by its content, not by its extension. GeoJSON may be packed by gzip or zip, as QuPath writes it.
+Only an AnnotationError leaves the reader, whatever the file holds. Messages name neither the file nor its content.
 """
 
 import gzip
@@ -21,7 +21,7 @@ SUPPORTED = "ASAP XML, GeoJSON (also .gz and .zip) and mask images (PNG, TIFF)"
 MAX_FILE_BYTES = 256 * 2**20
 """Largest GeoJSON file that is read, unpacked."""
 MAX_HASHED_BYTES = 4 * 2**30
-"""A larger file is told by its size and time."""
+"""A larger file is identified by its size and time."""
 
 _IMAGES = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
@@ -56,7 +56,7 @@ def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
 
 
 def annotation_checksum(path: str | Path) -> str:
-    """Return a checksum of an annotation file.
+    """Compute a checksum of an annotation file.
 
     A file that is not regular (a pipe, a device) is not opened: it might never end.
 
@@ -95,7 +95,7 @@ def _read(path: Path, slide_size: tuple[int, int]) -> Annotation:
 
 
 def _content(path: Path, head: bytes) -> bytes:
-    """Return what a file holds, unpacked, refusing what is too large to be outlines."""
+    """Read the content of a file, unpacked; refuse content too large to be outlines."""
     if path.stat().st_size > MAX_FILE_BYTES:
         raise _too_large()
     try:

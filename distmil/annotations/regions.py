@@ -3,9 +3,10 @@
 Two forms with one face: outlines, and a mask image whose values are classes.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import shapely
@@ -21,58 +22,60 @@ TOUCH = 1e-6
 _SLIVER_PX2 = 1e-6
 
 Size = tuple[int, int]
-Grid = tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]
-"""x, y and extent_px of the patches, N each, level-0 pixels."""
 Cover = tuple[NDArray[np.float64], NDArray[np.bool_]]
 """Per patch the share of every class (N x C, column 0: marked normal), and whether unmapped groups touch it (N)."""
 
 
-class Marks(Protocol):
+class Grid(NamedTuple):
+    """The patches of a slide in level-0 pixels, each field N."""
+
+    x: NDArray[np.int32]
+    """Left edges."""
+    y: NDArray[np.int32]
+    """Top edges."""
+    extent_px: NDArray[np.int32]
+    """Edge lengths."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarkedRegions(ABC):
     """What label rules ask of an annotation in either form."""
 
+    target_groups: tuple[str, ...]
+    """Groups, or values of a mask, that mean a target."""
+    unmapped: tuple[str, ...] = ()
+    """Groups whose meaning is unknown."""
+    num_mapped: int = 0
+    """Number of groups whose meaning is known."""
+    is_loose_target: bool = False
+    """Outlines without a group are the target, because the file has no group at all."""
+    num_interest: int = 0
+    """Outlines without a group that a grouped one touches: they mark nothing."""
+    num_apart: int = 0
+    """Outlines without a group that no grouped one touches: what lies inside is unknown."""
+
     @property
+    @abstractmethod
     def has_target(self) -> bool:
-        """Say whether any target is left once carve-outs are taken away."""
+        """Whether any target is left once carve-outs are taken away."""
 
-    @property
-    def unmapped(self) -> tuple[str, ...]:
-        """Return the groups whose meaning is unknown."""
-
-    @property
-    def num_mapped(self) -> int:
-        """Return the number of groups whose meaning is known."""
-
-    @property
-    def target_groups(self) -> tuple[str, ...]:
-        """Return the groups, or values of a mask, that mean a target."""
-
-    @property
-    def is_loose_target(self) -> bool:
-        """Say whether outlines without a group are taken as the target."""
-
-    @property
-    def num_interest(self) -> int:
-        """Return the number of outlines without a group that mark nothing."""
-
-    @property
-    def num_apart(self) -> int:
-        """Return the number of outlines without a group inside which nothing is known."""
-
+    @abstractmethod
     def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
-        """Refuse marks that cannot belong to this slide and these classes."""
+        """Refuse regions that cannot belong to this slide and these classes."""
 
+    @abstractmethod
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
-        """Return what covers each patch."""
+        """Compute what covers each patch."""
 
 
 def group_key(name: str) -> str:
-    """Return a group's or class's name as it is compared: without case, "" for ungrouped."""
+    """Normalise a group's or class's name for comparison: without case, "" for ungrouped."""
     key = name.strip().casefold()
     return "" if key == "none" else key
 
 
 def value_key(name: str) -> str | None:
-    """Return the key by which ``read_marks`` knows a mask's value that a user names, None if the name is no number.
+    """Make the key of a mask's value that a user names, as ``read_regions`` takes it; None if it is not a number.
 
     It differs from the key of a group: a class may have a number as its name.
     """
@@ -80,7 +83,9 @@ def value_key(name: str) -> str | None:
     return f"mask value {int(text)}" if text.isascii() and text.isdigit() else None
 
 
-def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], exclude: int, num_classes: int) -> Marks:
+def read_regions(
+    annotation: Annotation, *, values: Mapping[str, int | None], exclude: int, num_classes: int
+) -> MarkedRegions:
     """Sort an annotation by the meaning of its groups; the groups of a mask are its values.
 
     Outlines without a group are targets only where the file has no group at all. Beside groups, and unless ``values``
@@ -88,7 +93,7 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
     unclear.
 
     Args:
-        annotation: The marks of the file.
+        annotation: The content of the file.
         values: Group, or ``value_key`` of a mask's value, -> class index, ``exclude``, or None for unmapped; case does
             not matter.
         exclude: The value that stands for a carve-out.
@@ -100,7 +105,8 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
     meaning = {group_key(name): value for name, value in values.items()}
     if annotation.mask is not None:
         found = _mask_meaning(annotation.mask, meaning, num_classes=num_classes)
-        return MaskMarks(annotation.mask, annotation.mask_scale, found)
+        targets = tuple(str(value) for value, given in found.items() if given > 0)
+        return MaskRegions(mask=annotation.mask, scale=annotation.mask_scale, meaning=found, target_groups=targets)
     grouped = {name: region for name, region in annotation.regions.items() if group_key(name)}
     loose = [region for name, region in annotation.regions.items() if not group_key(name)]
     is_loose_target = bool(loose) and not grouped and num_classes == 2 and meaning.get("") is None
@@ -109,7 +115,7 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
     if loose and (not grouped or meaning.get("") is not None):
         grouped[""], loose = united(loose), []
     num_interest, apart = _regions_of_interest(loose, list(grouped.values()))
-    return _outline_marks(
+    return _outline_regions(
         grouped,
         meaning,
         exclude=exclude,
@@ -121,14 +127,14 @@ def read_marks(annotation: Annotation, *, values: Mapping[str, int | None], excl
     )
 
 
-def _outline_marks(
+def _outline_regions(
     regions: Mapping[str, BaseGeometry],
     meaning: Mapping[str, int | None],
     *,
     exclude: int,
     apart: Sequence[BaseGeometry],
     **about: Any,
-) -> "OutlineMarks":
+) -> "OutlineRegions":
     """Sort outlines by meaning, targets without what is carved out, marked normal, or of a later class."""
     by_value: dict[int | None, list[BaseGeometry]] = {}
     unmapped = []
@@ -145,7 +151,7 @@ def _outline_marks(
         target = united(by_value[value])
         targets[value] = _without(target, taken)
         taken.append(target)
-    return OutlineMarks(
+    return OutlineRegions(
         targets={value: target for value, target in targets.items() if target.area > _SLIVER_PX2},
         normal=_without(normal, [carved]),
         unclear=unclear,
@@ -158,7 +164,7 @@ def _outline_marks(
 def _regions_of_interest(
     loose: Sequence[BaseGeometry], grouped: Sequence[BaseGeometry]
 ) -> tuple[int, list[BaseGeometry]]:
-    """Return how many outlines without a group touch one with a group, and those that do not."""
+    """Count the outlines without a group that touch one with a group, and return those that do not."""
     if not loose:
         return 0, []
     parts = shapely.get_parts(np.asarray(loose))
@@ -169,7 +175,7 @@ def _regions_of_interest(
 
 
 def _mask_meaning(mask: NDArray[np.uint8], meaning: Mapping[str, int | None], *, num_classes: int) -> dict[int, int]:
-    """Return the class or carve-out of every value of a mask.
+    """Find the class or carve-out of every value of a mask.
 
     A value means what its group says, else the class of that index. With two classes a single value means the target.
 
@@ -200,27 +206,17 @@ def _without(area: BaseGeometry, others: Sequence[BaseGeometry]) -> BaseGeometry
     return area
 
 
-@dataclass(frozen=True)
-class OutlineMarks:
+@dataclass(frozen=True, kw_only=True)
+class OutlineRegions(MarkedRegions):
     """Outlines by class; no two of the targets overlap."""
 
     targets: Mapping[int, BaseGeometry]
     normal: BaseGeometry
     unclear: BaseGeometry
-    unmapped: tuple[str, ...]
-    num_mapped: int
-    target_groups: tuple[str, ...]
-    """Groups that mean a target."""
-    is_loose_target: bool
-    """Outlines without a group are the target, because the file has no group at all."""
-    num_interest: int
-    """Outlines without a group that a grouped one touches: they mark nothing."""
-    num_apart: int
-    """Outlines without a group that no grouped one touches: what lies inside is unknown."""
 
     @property
     def has_target(self) -> bool:
-        """Say whether any target is left once carve-outs are taken away."""
+        """Whether any target is left once carve-outs are taken away."""
         return bool(self.targets)
 
     def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
@@ -238,7 +234,7 @@ class OutlineMarks:
             )
 
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
-        """Return what covers each patch; what lies beyond the slide's edge covers nothing."""
+        """Compute what covers each patch; what lies beyond the slide's edge covers nothing."""
         x, y, extent_px = grid
         frame = shapely.box(0, 0, *slide_size)
         share_NC = np.zeros((len(x), num_classes))
@@ -249,29 +245,19 @@ class OutlineMarks:
         return share_NC, polygon_shares(self.unclear, x=x, y=y, extent_px=extent_px) >= TOUCH
 
 
-@dataclass(frozen=True)
-class MaskMarks:
+@dataclass(frozen=True, kw_only=True)
+class MaskRegions(MarkedRegions):
     """A mask image and what each of its values means."""
 
     mask: NDArray[np.uint8]
     scale: tuple[float, float]
     meaning: Mapping[int, int]
     """Value -> class, or a negative number for a carve-out."""
-    unmapped: tuple[str, ...] = ()
-    num_mapped: int = 0
-    is_loose_target: bool = False
-    num_interest: int = 0
-    num_apart: int = 0
 
     @property
     def has_target(self) -> bool:
-        """Say whether any pixel is marked as a target."""
+        """Whether any pixel is marked as a target."""
         return bool(self.target_groups)
-
-    @property
-    def target_groups(self) -> tuple[str, ...]:
-        """Return the values that mean a target."""
-        return tuple(str(value) for value, given in self.meaning.items() if given > 0)
 
     def check(self, *, num_classes: int, slide_id: str, slide_size: Size) -> None:
         """Refuse a value of a class that does not exist."""
@@ -279,7 +265,7 @@ class MaskMarks:
             raise ValueError(f"{slide_id}: a value maps to class {max(self.meaning.values())} of {num_classes}")
 
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
-        """Return what covers each patch; a value that means nothing else is not marked."""
+        """Compute what covers each patch; a value that means nothing else is not marked."""
         x, y, extent_px = grid
         share_NC = np.zeros((len(x), num_classes))
         for given in sorted(set(self.meaning.values())):

@@ -87,7 +87,7 @@ def _painted(annotation: Annotation, *, shape: tuple[int, int], scale: float) ->
 
 
 def _whereabouts(annotation: Annotation, slide_size: tuple[int, int]) -> str:
-    """Say what outlines that mark nothing on the slide do instead."""
+    """Word why the outlines mark nothing on the slide."""
     if not annotation.regions:
         return f"it holds no area ({annotation.dropped_text or 'it is empty'})"
     if all(group_key(group) in IGNORED for group in annotation.regions):

@@ -13,7 +13,7 @@ import shapely
 from numpy.typing import NDArray
 
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.regions import TOUCH, Marks, group_key, read_marks, value_key
+from distmil.annotations.regions import TOUCH, Grid, MarkedRegions, group_key, read_regions, value_key
 from distmil.errors import AnnotationError
 
 UNKNOWN = -1
@@ -39,7 +39,7 @@ class LabelRule:
     """Covered share below which a patch is negative; None = ``positive_at``, which leaves no gap."""
 
     def __post_init__(self) -> None:
-        """Refuse limits that are no shares, or cross."""
+        """Refuse limits that are not shares, or cross."""
         low = self.positive_at if self.negative_below is None else self.negative_below
         if not 0 <= low <= self.positive_at <= 1:
             raise ValueError(f"expected 0 <= negative_below <= positive_at <= 1, got {low} and {self.positive_at}")
@@ -59,13 +59,13 @@ class PatchLabels:
 
 @dataclass(frozen=True)
 class LabelledPatches:
-    """Patch labels and what a user should know about how they came about."""
+    """Patch labels, and what a user should know about them."""
 
     labels: PatchLabels
     num_repaired: int = 0
     """Outlines that were made valid."""
     num_dropped: int = 0
-    """Marks without an area, and objects that are no annotations."""
+    """MarkedRegions without an area, and objects that are not annotations."""
     unmapped: tuple[str, ...] = ()
     """Groups that ``labels.groups`` does not map; patches they touch are never negative."""
     is_target_missed: bool = False
@@ -75,10 +75,10 @@ class LabelledPatches:
 
 
 def default_groups(classes: Sequence[str]) -> dict[str, int]:
-    """Return what annotation groups mean by their names: every class's own, and CAMELYON's.
+    """List the groups that have a meaning by their names: every class's own, and CAMELYON's.
 
     QuPath's ``Ignore*`` stays unmapped on purpose, so that nothing is claimed about the patches it touches. Ungrouped
-    outlines have no meaning of their own here; see ``read_marks``.
+    outlines have no meaning of their own here; see ``read_regions``.
 
     Returns:
         Group name in lower case -> class index, or ``EXCLUDE``.
@@ -98,26 +98,24 @@ def resolve_groups(classes: Sequence[str], configured: Mapping[str, str]) -> dic
             stands for ungrouped.
 
     Raises:
-        ValueError: Naming a key whose value is no class.
+        ValueError: Naming a key whose value is not a class.
     """
     values = {"exclude": EXCLUDE} | {group_key(name): index for index, name in enumerate(classes)}
     groups = default_groups(classes)
     for name, value in configured.items():
         if group_key(value) not in values:
             choices = ", ".join([*classes, "exclude"])
-            raise ValueError(f"labels.groups.{name}: {value!r} is no class; expected one of {choices}")
+            raise ValueError(f"labels.groups.{name}: {value!r} is not a class; expected one of {choices}")
         groups |= dict.fromkeys({group_key(name), value_key(name) or group_key(name)}, values[group_key(value)])
     return groups
 
 
 def label_patches(
+    grid: Grid,
+    annotation: Annotation | None,
     *,
     slide_label: int,
     num_classes: int,
-    x: NDArray[np.int32],
-    y: NDArray[np.int32],
-    extent_px: NDArray[np.int32],
-    annotation: Annotation | None,
     annotation_complete: bool,
     groups: Mapping[str, int | None],
     rule: LabelRule,
@@ -131,12 +129,10 @@ def label_patches(
     the covered share of a patch that the target touches is kept, as far as it is marked.
 
     Args:
-        slide_label: The slide's class.
-        num_classes: How many classes there are, normal included.
-        x: Left edge of the patches in level-0 pixels, N.
-        y: Top edge, N.
-        extent_px: Edge length, N.
+        grid: Where the patches are.
         annotation: What is marked; None where there is no file.
+        slide_label: The slide's class.
+        num_classes: Number of classes, normal included.
         annotation_complete: True where every target of the slide is marked.
         groups: Group name -> class index, ``EXCLUDE``, or None for unmapped; see ``resolve_groups``.
         rule: How much of a patch the target must cover.
@@ -150,55 +146,55 @@ def label_patches(
     if not 0 <= slide_label < num_classes:
         raise ValueError(f"{slide_id}: slide_label {slide_label} is none of {num_classes} classes")
     if annotation is None:
-        labels = _normal(len(x), num_classes) if slide_label == 0 else _unknown(len(x), num_classes)
+        labels = _normal(len(grid.x), num_classes) if slide_label == 0 else _unknown(len(grid.x), num_classes)
         return LabelledPatches(labels)
     try:
-        marks = read_marks(annotation, values=groups, exclude=EXCLUDE, num_classes=num_classes)
+        regions = read_regions(annotation, values=groups, exclude=EXCLUDE, num_classes=num_classes)
         if slide_label == 0:
-            _check_negative(marks, slide_id)
-            labels, is_missed = _normal(len(x), num_classes), False
+            _check_negative(regions, slide_id)
+            labels, is_missed = _normal(len(grid.x), num_classes), False
         else:
-            _check_positive(marks, annotation, slide_label, slide_id, is_complete=annotation_complete)
-            marks.check(num_classes=num_classes, slide_id=slide_id, slide_size=slide_size)
-            share_NC, is_unclear_N = marks.cover((x, y, extent_px), num_classes=num_classes, slide_size=slide_size)
-            labels = _judge(share_NC, is_unclear_N, rule=rule, is_complete=annotation_complete)
-            is_missed = marks.has_target and not (share_NC[:, 1:].sum(axis=1) >= TOUCH).any()
+            _check_positive(regions, annotation, slide_label, slide_id, is_complete=annotation_complete)
+            regions.check(num_classes=num_classes, slide_id=slide_id, slide_size=slide_size)
+            share_NC, is_unclear_N = regions.cover(grid, num_classes=num_classes, slide_size=slide_size)
+            labels = _apply_rule(share_NC, is_unclear_N, rule=rule, is_complete=annotation_complete)
+            is_missed = regions.has_target and not (share_NC[:, 1:].sum(axis=1) >= TOUCH).any()
     except shapely.errors.GEOSException as error:
         raise AnnotationError(
             f"{slide_id}: the outlines cannot be laid over the patches; simplify them, or use a mask image"
         ) from error
-    doubts = tuple(_doubts(annotation, marks))
-    return LabelledPatches(labels, annotation.num_repaired, annotation.num_dropped, marks.unmapped, is_missed, doubts)
+    doubts = tuple(_doubts(annotation, regions))
+    return LabelledPatches(labels, annotation.num_repaired, annotation.num_dropped, regions.unmapped, is_missed, doubts)
 
 
-def _doubts(annotation: Annotation, marks: Marks) -> Iterator[str]:
+def _doubts(annotation: Annotation, regions: MarkedRegions) -> Iterator[str]:
     """Yield what a person should know; group names without a known meaning may name people and are only counted."""
     if annotation.dropped_text:
         yield f"annotation: {annotation.dropped_text}"
     if annotation.class_property:
         yield f"annotation: the class of its outlines was read from the property {annotation.class_property!r}"
-    if marks.is_loose_target:
+    if regions.is_loose_target:
         yield "annotation: none of its outlines has a class, so all of them are taken as the target"
-    if marks.num_interest:
+    if regions.num_interest:
         yield (
-            f"annotation: {marks.num_interest} outlines without a class, which lie around or on classified ones, mark "
-            "nothing; `labels.groups.none` says what they are"
+            f"annotation: {regions.num_interest} outlines without a class, which lie around or on classified ones, "
+            "mark nothing; `labels.groups.none` says what they are"
         )
-    if marks.num_apart:
+    if regions.num_apart:
         yield (
-            f"annotation: patches in {marks.num_apart} outlines without a class are unknown, because other outlines "
+            f"annotation: patches in {regions.num_apart} outlines without a class are unknown, because other outlines "
             "have one; `labels.groups.none` says what they are"
         )
-    if marks.unmapped:
+    if regions.unmapped:
         yield (
-            f"annotation: {len(marks.unmapped)} of its groups are not in labels.groups; patches that they touch are "
+            f"annotation: {len(regions.unmapped)} of its groups are not in labels.groups; patches that they touch are "
             "unknown"
         )
 
 
-def _check_negative(marks: Marks, slide_id: str) -> None:
-    if marks.has_target:
-        found = ", ".join(repr(name) if name else "outlines without a class" for name in marks.target_groups)
+def _check_negative(regions: MarkedRegions, slide_id: str) -> None:
+    if regions.has_target:
+        found = ", ".join(repr(name) if name else "outlines without a class" for name in regions.target_groups)
         raise AnnotationError(
             f"{slide_id}: the annotation marks a target ({found}), but the slide is labelled 0 (normal); correct the "
             "label, leave the annotation out, or map groups that mark something else in `labels.groups`"
@@ -206,16 +202,16 @@ def _check_negative(marks: Marks, slide_id: str) -> None:
 
 
 def _check_positive(
-    marks: Marks, annotation: Annotation, slide_label: int, slide_id: str, *, is_complete: bool
+    regions: MarkedRegions, annotation: Annotation, slide_label: int, slide_id: str, *, is_complete: bool
 ) -> None:
-    if marks.unmapped and not marks.num_mapped:
-        loose = " (its outlines have no class)" if marks.unmapped == ("",) else ""
+    if regions.unmapped and not regions.num_mapped:
+        loose = " (its outlines have no class)" if regions.unmapped == ("",) else ""
         where = f"; the class was read from {annotation.class_property!r}" if annotation.class_property else ""
         raise AnnotationError(
-            f"{slide_id}: none of the annotation's {len(marks.unmapped)} groups is known{loose}{where}; "
+            f"{slide_id}: none of the annotation's {len(regions.unmapped)} groups is known{loose}{where}; "
             "`labels.groups` maps names to classes (or to exclude)"
         )
-    if is_complete and not marks.has_target:
+    if is_complete and not regions.has_target:
         left_out = f" ({annotation.dropped_text})" if annotation.dropped_text else ""
         raise AnnotationError(
             f"{slide_id}: the slide is labelled {slide_label} and annotation_complete is true, but the annotation "
@@ -223,7 +219,7 @@ def _check_positive(
         )
 
 
-def _judge(
+def _apply_rule(
     share_NC: NDArray[np.float64], is_unclear_N: NDArray[np.bool_], *, rule: LabelRule, is_complete: bool
 ) -> PatchLabels:
     """Apply the rule to what is covered.
@@ -248,13 +244,13 @@ def _judge(
 
 
 def _normal(num: int, num_classes: int) -> PatchLabels:
-    """Return labels that say every patch is normal."""
+    """Label every patch as normal."""
     fractions = np.zeros((num, num_classes), np.float32)
     fractions[:, 0] = 1
     return PatchLabels(np.zeros(num, np.int8), np.zeros(num, np.float32), fractions if num_classes > 2 else None)
 
 
 def _unknown(num: int, num_classes: int) -> PatchLabels:
-    """Return labels that say nothing is known of any patch."""
+    """Label every patch as unknown."""
     fractions = np.full((num, num_classes), np.nan, np.float32) if num_classes > 2 else None
     return PatchLabels(np.full(num, UNKNOWN, np.int8), np.full(num, np.nan, np.float32), fractions)

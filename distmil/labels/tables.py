@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.annotations.reader import annotation_checksum
+from distmil.annotations.regions import Grid
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.errors import AnnotationError
@@ -103,12 +104,10 @@ class SlideLabeller:
         size = (self.patches.info["width_px"], self.patches.info["height_px"])
         grid = grid_of(self.store, self.config.tiling, self.patches)
         return label_patches(
+            Grid(*(grid[name].to_numpy() for name in Grid._fields)),
+            found.annotation if found else None,
             slide_label=self.slide.label or 0,
             num_classes=len(self.config.cohort.classes),
-            x=grid["x"].to_numpy(),
-            y=grid["y"].to_numpy(),
-            extent_px=grid["extent_px"].to_numpy(),
-            annotation=found.annotation if found else None,
             annotation_complete=self.slide.annotation_complete,
             groups=groups_of(self.config),
             rule=LabelRule(self.config.labels.positive_at, self.config.labels.negative_below),

@@ -1,24 +1,27 @@
 """A child process for work that native code may crash or hang: it may die, the caller may not.
 
-The child runs one function of JSON values to JSON values, call after call, so that its imports are paid once. A call
-that outlives its time limit is killed with its process; the next call starts another.
+The child runs one function, call after call, which pays for its imports once. A call that outlives its time limit is
+killed with its process; the next call starts another. The child is a plain interpreter at the other end of a pipe:
+``multiprocessing``, and Pebble's pools on it, would import the caller's main module (a job's script, Ray's worker) in
+the child again, and wait for the time limit where a library ends the process with exit code 0.
 """
 
 import contextlib
 import importlib
-import json
+import multiprocessing
 import os
-import select
 import signal
 import subprocess
 import sys
 import threading
 import time
+from multiprocessing.connection import Connection
 from typing import Any
 
 _PARENT_CHECK_S = 1.0
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 5.0
+_INPUT, _ERRORS = 0, 2
 
 
 class ChildCrashed(Exception):
@@ -33,70 +36,60 @@ class Child:
     """A process that serves calls of one function.
 
     Args:
-        function: ``module:function``, from a JSON-ready dict to a JSON-ready dict.
+        function: ``module:function``, of one argument. Arguments and results travel by pickle.
     """
 
     def __init__(self, function: str) -> None:
         self._function = function
-        self._process: subprocess.Popen[bytes] | None = None
+        self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
-    def call(self, request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
+    def call(self, request: Any, *, timeout_s: float) -> Any:
         """Call the function in the child, starting one where there is none.
 
         Raises:
             ChildCrashed: If the process died.
             ChildTimedOut: If no answer came in time.
         """
-        process = self._process or self._start()
-        self._process = None  # whatever interrupts this call, a half-read answer is never taken for the next one's
+        process, pipe = self._running or self._start()
+        self._running = None  # whatever interrupts this call, its answer is never taken for the next call's
         try:
-            answer = _converse(process, json.dumps(request).encode() + b"\n", timeout_s=timeout_s)
+            with contextlib.suppress(BrokenPipeError):
+                pipe.send(request)
+            answer = _receive(process, pipe, timeout_s=timeout_s)
         except BaseException:
-            _end(process)
+            _end(process, pipe)
             raise
-        self._process = process
-        return dict(json.loads(answer))
+        self._running = process, pipe
+        return answer
 
     def close(self) -> None:
         """End the child if there is one."""
-        if self._process is not None:
-            _end(self._process)
-        self._process = None
+        if self._running is not None:
+            _end(*self._running)
+        self._running = None
 
-    def _start(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> tuple[subprocess.Popen[bytes], Connection]:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-        process = subprocess.Popen(  # noqa: S603 (this very interpreter and module)
-            [sys.executable, "-m", __name__, self._function],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-        )
+        command = [sys.executable, "-m", __name__, self._function]
+        pipe, other_end = multiprocessing.Pipe()
+        with other_end:  # what libraries print goes where errors go
+            process = subprocess.Popen(command, stdin=other_end.fileno(), stdout=_ERRORS, env=environment)  # noqa: S603
         try:
-            _converse(process, b"", timeout_s=_START_LIMIT_S)
+            _receive(process, pipe, timeout_s=_START_LIMIT_S)
         except BaseException:
-            _end(process)
+            _end(process, pipe)
             raise
-        return process
+        return process, pipe
 
 
-def _converse(process: subprocess.Popen[bytes], line: bytes, *, timeout_s: float) -> bytes:
-    """Send a line and return the line that comes back."""
-    assert process.stdin is not None
-    assert process.stdout is not None
-    deadline = time.monotonic() + timeout_s
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(line)
-        process.stdin.flush()
-    answer, output = b"", process.stdout.fileno()
-    while not answer.endswith(b"\n"):
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([output], [], [], left)[0]:
-            raise ChildTimedOut(f"it took more than {timeout_s:g} s")
-        block = os.read(output, 2**16)
-        if not block:
-            raise ChildCrashed(_reason(process.wait()))
-        answer += block
-    return answer
+def _receive(process: subprocess.Popen[bytes], pipe: Connection, *, timeout_s: float) -> Any:
+    """Wait for the next object that comes out of the pipe."""
+    if not pipe.poll(timeout_s):
+        raise ChildTimedOut(f"it took more than {timeout_s:g} s")
+    try:
+        return pipe.recv()
+    except (EOFError, ConnectionError):
+        raise ChildCrashed(_reason(process.wait())) from None
 
 
 def _reason(code: int) -> str:
@@ -107,29 +100,24 @@ def _reason(code: int) -> str:
     return f"exit code {code}"
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], pipe: Connection) -> None:
     process.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a dead disk cannot end yet
         process.wait(_END_LIMIT_S)
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with contextlib.suppress(OSError):
-                pipe.close()
+    pipe.close()
 
 
 def _serve(name: str) -> None:
-    """Answer calls on the standard streams until the caller is gone."""
+    """Answer calls until the caller is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the caller, which ends this process
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print does not mix with the answers
     module, _, function = name.partition(":")
     work = getattr(importlib.import_module(module), function)
-    answers.write(b"ready\n")
-    answers.flush()
-    for line in sys.stdin.buffer:
-        answers.write(json.dumps(work(json.loads(line))).encode() + b"\n")
-        answers.flush()
+    with Connection(os.dup(_INPUT)) as pipe, contextlib.suppress(EOFError):
+        os.dup2(os.open(os.devnull, os.O_RDONLY), _INPUT)  # a process that the work starts does not hold the pipe
+        pipe.send("ready")
+        while True:
+            pipe.send(work(pipe.recv()))
 
 
 def _follow_parent(parent: int) -> None:

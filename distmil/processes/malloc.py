@@ -1,4 +1,4 @@
-"""How this process's memory allocator deals with large tensors."""
+"""The memory allocator of this process: how it treats large tensors."""
 
 import ctypes
 import platform
@@ -13,7 +13,7 @@ _TOP_PAD_BYTES = 64 * 2**20
 def keep_freed_memory() -> bool:
     """Have freed memory reused instead of returned to the system, and say whether that could be arranged.
 
-    By default glibc maps every large tensor anew: each page of it is cleared and faulted in at first touch, in every
+    By default glibc maps every large tensor again: each page of it is cleared and faulted in at first touch, in every
     step again. Only Linux with glibc; elsewhere nothing changes.
 
     Source: mallopt(3).

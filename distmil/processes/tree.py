@@ -21,14 +21,14 @@ _SET_CHILD_SUBREAPER = 36
 
 @dataclass(frozen=True)
 class Process:
-    """One process; another one that gets its number later is told apart by its start."""
+    """One process; a process that gets its number later differs by its start."""
 
     pid: int
     start_ticks: int
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether it still runs."""
+        """Whether it still runs."""
         found = _read(self.pid)
         return found is not None and found[1] == self.start_ticks and found[2] != "Z"
 
@@ -93,7 +93,7 @@ def end_processes(processes: Collection[Process], *, patience_s: float) -> None:
 
 
 def _read(pid: int) -> tuple[int, int, str] | None:
-    """Return the parent, the start and the state of a process, None if it is gone."""
+    """Read the parent, the start and the state of a process, None if it is gone."""
     try:
         fields = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from distmil.slides.tiff_pages import GREY, PALETTE, RGB, YCBCR, Size, TiffPage
 
 _TURNED = range(2, 9)
-"""Orientation: 1 is upright, and what is no orientation at all counts for no reader."""
+"""Orientation: 1 is upright, and other values count for no reader."""
 FINEST_UM, COARSEST_UM = 0.01, 20.0
 """Smallest and largest pixel that a microscope or a slide scanner makes; 72 or 96 per inch is a screen's resolution."""
 SQUARE_WITHIN = 0.05
@@ -40,7 +40,7 @@ def pixel_fault(pages: Sequence[TiffPage], *, level_sizes: Iterable[Size]) -> st
     """Find out why a TIFF's pixels would be read wrongly.
 
     Args:
-        pages: All of them; none for a file that is no TIFF.
+        pages: All of them; none for a file that is not a TIFF.
         level_sizes: Width and height of the levels that are read.
 
     Returns:
@@ -90,7 +90,7 @@ def _page_fault(page: TiffPage) -> str | None:
 
 
 def _alphas(page: TiffPage) -> tuple[int, ...]:
-    """Return the samples that are said to be alpha, one at most."""
+    """List the samples that are declared as alpha, one at most."""
     return page.alphas if len(page.alphas) == 1 and page.alphas[0] in _ALPHAS else ()
 
 
@@ -103,7 +103,7 @@ def page_doubts(pages: Sequence[TiffPage], *, size: Size) -> list[str]:
     """Say what a person should know of a TIFF whose first page of the slide's size is read.
 
     Args:
-        pages: All of them; none for a file that is no TIFF.
+        pages: All of them; none for a file that is not a TIFF.
         size: Width and height of level 0.
     """
     same = [page for page in pages if page.size == size and not page.is_nested]

@@ -6,7 +6,7 @@ from typing import Literal
 
 _MAGIC = b"DICM"
 _PREAMBLE = 128
-_MOST_HEADER_BYTES = 2**18
+_MAX_HEADER_BYTES = 2**18
 _SERIES = (0x0020, 0x000E)
 """Group and element of SeriesInstanceUID."""
 _LONG_LENGTHS = {b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV"}
@@ -26,7 +26,7 @@ def series_uid(path: Path, size: int, mtime_ns: int) -> str | None:
         mtime_ns: Its modification time, which with the size tells versions apart.
 
     Returns:
-        The UID, or None if the file is no DICOM file or states none.
+        The UID, or None if the file is not DICOM or states none.
 
     Raises:
         OSError: If it cannot be read.
@@ -35,7 +35,7 @@ def series_uid(path: Path, size: int, mtime_ns: int) -> str | None:
         head = file.read(_PREAMBLE + len(_MAGIC))
         if not head.endswith(_MAGIC) or len(head) < _PREAMBLE:
             return None
-        value = _element(file.read(_MOST_HEADER_BYTES), _SERIES)
+        value = _element(file.read(_MAX_HEADER_BYTES), _SERIES)
     return value.decode("ascii", "replace") if value else None
 
 

@@ -20,14 +20,14 @@ CHECKSUMS = {"fast": "sample_sha256", "full": "sha256"}
 """Name in the key by ``tiling.checksum``."""
 SLIDE_SUFFIXES = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".czi"})
 """Endings of whole-slide formats."""
-MOST_SIBLINGS = 20_000
+MAX_SIBLINGS = 20_000
 """Most files of a folder that are looked at for a DICOM series."""
 _BLOCK = 2**20
 _SAMPLE, _NUM_SAMPLES = 2**16, 64
 _NEVER_DICOM = SLIDE_SUFFIXES - {".dcm"} | {".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp"}
 """Endings of files that need not be opened to see it."""
 _INDEX_SUFFIXES = {".vms", ".vmu"}
-_MOST_INDEX_BYTES = 2**20
+_MAX_INDEX_BYTES = 2**20
 _SETTLED_NS = 2 * 10**9
 """Age of a folder's last change from which its time tells the next change apart: clocks of shares are coarse."""
 _KINDS = {
@@ -55,7 +55,7 @@ def unusable(path: str | Path) -> str | None:
 
 
 def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
-    """Return size, modification time and, if asked for, a checksum of a slide's file or files.
+    """Read size, modification time and, if asked for, a checksum of a slide's file or files.
 
     Args:
         path: The file.
@@ -106,7 +106,7 @@ def _regular(path: Path) -> os.stat_result:
 
 
 def has_checksum(source: Mapping[str, Any], checksum: str) -> bool:
-    """Return whether a key holds the checksum asked for."""
+    """Test whether a key holds the checksum asked for."""
     return checksum == "none" or CHECKSUMS[checksum] in source
 
 
@@ -117,14 +117,14 @@ def is_same_version(source: Mapping[str, Any], path: str | Path) -> bool:
 
 
 def is_unchanged(source: Mapping[str, Any], path: str | Path) -> bool:
-    """Return whether a file is the one of a key: by size and time, else by the key's checksum. Raises: OSError."""
+    """Test whether a file is that of a key: by size and time, else by the key's checksum. Raises: OSError."""
     if source["size_bytes"] != source_key(path)["size_bytes"]:
         return False
     return is_same_version(source, path) or is_intact(source, path) is True
 
 
 def is_intact(source: Mapping[str, Any], path: str | Path) -> bool | None:
-    """Return whether a file still has the checksum of a key, None where the key has none. Raises: OSError."""
+    """Test whether a file still has the checksum of a key, None where the key has none. Raises: OSError."""
     for checksum, name in reversed(CHECKSUMS.items()):
         if name in source:
             return bool(source_key(path, checksum=checksum)[name] == source[name])
@@ -199,13 +199,13 @@ def _listed(folder: Path) -> list[Path]:
     """List a folder's regular files by name, as many as are looked at."""
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())
-    return [folder / name for name in names[:MOST_SIBLINGS]]
+    return [folder / name for name in names[:MAX_SIBLINGS]]
 
 
 def _named_by(index: Path) -> list[Path]:
     """Find the files beside a Hamamatsu index that it names as values."""
     with index.open("rb") as file:
-        text = file.read(_MOST_INDEX_BYTES).decode("utf-8", "replace")
+        text = file.read(_MAX_INDEX_BYTES).decode("utf-8", "replace")
     names = {Path(line.partition("=")[2].strip()).name for line in text.splitlines() if "=" in line}
     beside = (index.parent / name for name in sorted(names) if name and "\0" not in name)
     return [file for file in beside if file != index and file.is_file()]

@@ -84,7 +84,7 @@ def plan_read(
 def lay_grid(
     size: tuple[int, int], *, strategy: str, extent_px: int, stride: float, foreground: Box | None = None
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the patches' corners x and y, row by row.
+    """Lay out the patches' corners x and y, row by row.
 
     Args:
         size: Slide (width, height).
@@ -112,13 +112,13 @@ def lay_grid(
 
 
 def _inside(length: int, edge: int, stride: float) -> list[int]:
-    """Return the corners whose patches end inside."""
+    """Keep the corners whose patches end inside."""
     count = max(0, math.floor((length - edge) / stride) + 2)
     return [corner for corner in (round(i * stride) for i in range(count)) if corner + edge <= length]
 
 
 def _covering(start: int, stop: int, edge: int, stride: float) -> list[int]:
-    """Return the fewest grid corners whose patches cover [start, stop)."""
+    """Find the fewest grid corners whose patches cover [start, stop)."""
     first = math.floor(start / stride) + 1
     while round(first * stride) > start:
         first -= 1
@@ -130,7 +130,7 @@ def _covering(start: int, stop: int, edge: int, stride: float) -> list[int]:
 
 
 def snapped(box: Box, *, tile: tuple[float, float], size: tuple[int, int]) -> Box:
-    """Return the smallest rectangle of whole tiles, cut at the slide's edge, that holds another.
+    """Find the smallest rectangle of whole tiles, cut at the slide's edge, that holds another rectangle.
 
     Args:
         box: Left, top, right, bottom.
@@ -143,7 +143,7 @@ def snapped(box: Box, *, tile: tuple[float, float], size: tuple[int, int]) -> Bo
 
 
 def banded(x: NDArray[np.int32], y: NDArray[np.int32], *, width_px: float) -> NDArray[np.intp]:
-    """Return an order of patches that walks down one band of columns after the other.
+    """Order patches so that they walk down one band of columns after the other.
 
     Neighbours in the order are neighbours on the slide in both directions, so that a run of them touches few of the
     file's tiles, however wide the slide is.

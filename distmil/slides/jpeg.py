@@ -40,12 +40,12 @@ class Header:
     frame: Frame
 
     def complete(self, tile: bytes) -> bytes:
-        """Return a tile of this header as a JPEG that stands alone."""
+        """Make a tile of this header a JPEG that stands alone."""
         return b"".join((self.whole, memoryview(tile)[len(self.stored) :]))
 
 
 def read_header(tile: bytes, *, tables: bytes, colours: int) -> Header:
-    """Return the header of a TIFF's tile, made whole.
+    """Make the header of a TIFF's tile whole.
 
     Args:
         tile: The tile as the file holds it.
@@ -53,7 +53,7 @@ def read_header(tile: bytes, *, tables: bytes, colours: int) -> Header:
         colours: IS_RGB or IS_YCBCR, by the tag Photometric; it overrules what the tile itself says, as in libtiff.
 
     Raises:
-        ValueError: If it is no JPEG.
+        ValueError: If it is not a JPEG.
     """
     shared, _, _ = _segments(tables[: -len(EOI)], start=len(SOI)) if tables else (b"", 0, None)
     own, end, frame = _segments(tile, start=len(SOI))
@@ -64,7 +64,7 @@ def read_header(tile: bytes, *, tables: bytes, colours: int) -> Header:
 
 
 def _segments(data: bytes, *, start: int) -> tuple[bytes, int, Frame | None]:
-    """Return the segments up to and with the start of a scan, metadata left out, where they end, and the frame."""
+    """Split off the segments up to and with the start of a scan, metadata left out, where they end, and the frame."""
     kept, position, frame = [], start, None
     while position + 4 <= len(data):
         if data[position] != 0xFF:
@@ -89,7 +89,7 @@ def _segments(data: bytes, *, start: int) -> tuple[bytes, int, Frame | None]:
 
 
 def is_whole_scan(data: bytes, *, start: int) -> bool:
-    """Return whether nothing but one coded scan stands between ``start`` and an end-of-image marker that ends the data.
+    """Test whether nothing but one coded scan stands between ``start`` and an end-of-image marker that ends the data.
 
     It finds cut-off and many damaged tiles without decoding them, and metadata hidden behind the scan.
     """

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from distmil.defects import without_paths
 from distmil.errors import MissingSlide, UnreadableSlide
+from distmil.slides.image import SlideImage
 from distmil.slides.jpeg import IS_RGB, IS_YCBCR, Header, decode, is_whole_scan, read_header
-from distmil.slides.reader import Closing, SlideImage
 from distmil.slides.tiff_pages import every_page
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class LevelPlace:
 
 
 def read_tile_table(path: Path, size: tuple[int, int]) -> TileTable | None:
-    """Return the tiles of the page of that size, or None if there is no such page that is plain tiled JPEG."""
+    """Read where the tiles of the page of that size stand; None if no such page is plain tiled JPEG."""
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for page, _ in every_page(file)]
@@ -78,7 +78,7 @@ def read_tile_table(path: Path, size: tuple[int, int]) -> TileTable | None:
 
 
 def _is_plain(page: Any) -> bool:
-    """Return whether a page is 8-bit RGB or YCbCr in JPEG tiles, all channels in one."""
+    """Test whether a page is 8-bit RGB or YCbCr in JPEG tiles, all channels in one."""
     return bool(
         page.is_tiled
         and page.compression == _JPEG
@@ -110,11 +110,10 @@ def _table(page: Any, *, file_bytes: int) -> TileTable | None:
     )
 
 
-class TileLevel(Closing):
+class TileLevel(SlideImage):
     """One level of a slide, read tile by tile; a slide image with this level only."""
 
     reader = "rawtiles"
-    bounds: tuple[int, int, int, int] | None = None
 
     def __init__(self, path: Path, place: LevelPlace, *, table: TileTable, size: tuple[int, int]) -> None:
         self._place = place
@@ -156,7 +155,7 @@ class TileLevel(Closing):
         return region
 
     def stored(self, x: int, y: int, *, edge_px: int) -> bytes | None:
-        """Return the tile that is exactly the square at level-0 (x, y), as a JPEG without metadata.
+        """Find the tile that is exactly the square at level-0 (x, y), as a JPEG without metadata.
 
         Returns:
             None where there is no such tile, where part of it lies beyond the image, and where it is not a plain
@@ -187,7 +186,7 @@ class TileLevel(Closing):
         self._file = -1
 
     def _compressed(self, row: int, column: int) -> bytes:
-        """Return a tile as the file holds it. Raises: UnreadableSlide if the file ends before it, OSError."""
+        """Read a tile as the file holds it. Raises: UnreadableSlide if the file ends before it, OSError."""
         count = int(self._table.byte_counts[row, column])
         data = os.pread(self._file, count, int(self._table.offsets[row, column]))
         if len(data) != count:
@@ -195,13 +194,13 @@ class TileLevel(Closing):
         return data
 
     def _header_of(self, data: bytes) -> Header:
-        """Return a tile's header; those of one slide are mostly the same bytes."""
+        """Parse a tile's header; the headers of one slide are mostly the same bytes."""
         if self._header is None or not data.startswith(self._header.stored):
             self._header = read_header(data, tables=self._table.tables, colours=self._table.colours)
         return self._header
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8]:
-        """Return a decoded tile after reduction, white beyond the image and where the file has nothing."""
+        """Decode a tile after reduction, white beyond the image and where the file has nothing."""
         slot = self._slots.get((row, column))
         if slot is None:
             slot = len(self._slots)
@@ -258,14 +257,14 @@ def open_level(path: str | Path, place: LevelPlace, *, size: tuple[int, int]) ->
 
 
 def can_reduce(table: TileTable, factor: int) -> bool:
-    """Return whether whole tiles shrink to whole tiles."""
+    """Test whether whole tiles shrink to whole tiles."""
     return factor in REDUCTIONS and all(edge % factor == 0 for edge in table.tile_size)
 
 
 def agrees(
     tiles: SlideImage, image: SlideImage, *, level: int, places: Sequence[tuple[int, int]], edge_px: int
 ) -> bool:
-    """Return whether both readers give the same pixels at these level-0 places.
+    """Test whether both readers give the same pixels at these level-0 places.
 
     At an integer downsample they are the same to the last bit; else OpenSlide interpolates between the level's pixels,
     and only the picture is compared.

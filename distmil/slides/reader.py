@@ -1,4 +1,4 @@
-"""Files to pixels: whole-slide formats through OpenSlide, PNG, JPEG, BMP and plain TIFF through Pillow.
+"""Files to pixels: whole-slide formats through OpenSlide, other images through Pillow.
 
 Only technical properties are ever read: size, levels, resolution, vendor. Label and macro images are never opened.
 Messages never hold a file's name, which may name a person.
@@ -7,20 +7,17 @@ Messages never hold a file's name, which may name a person.
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Protocol, Self
 
 import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
-from PIL import Image as PillowImage
-from PIL import ImageOps, UnidentifiedImageError
 
-from distmil.defects import without_paths
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
-from distmil.slides.checks import GREY_DOUBT, Resolution, page_doubts, pixel_fault, resolution_of
+from distmil.slides.checks import Resolution, page_doubts, pixel_fault, resolution_of
 from distmil.slides.file_version import SLIDE_SUFFIXES, unusable
+from distmil.slides.image import SlideImage, nameless, over_white
+from distmil.slides.plain_image import PlainImage
 from distmil.slides.tiff_pages import TiffPage, read_pages
 
 _BLOCK_PX = 4096
@@ -35,53 +32,7 @@ _MAGIC = {
 }
 _PNG_DEPTH = 24
 """Byte of a PNG that says the bits of a sample."""
-_PLAIN_FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-_GREY_MODES = {"1", "L", "LA", "La"}
-_PLAIN_MODES = {"1", "L", "P", "RGB", "YCbCr"}
 _GENERIC = "generic-tiff"
-
-
-class SlideImage(Protocol):
-    """An open slide. Sizes are (width, height) in level-0 pixels."""
-
-    size: tuple[int, int]
-    downsamples: tuple[float, ...]
-    level_sizes: tuple[tuple[int, int], ...]
-    """Width and height of each level in its own pixels."""
-    mpp: float | None
-    resolution: Resolution
-    """What the file states of it, and why that may not count."""
-    doubts: tuple[str, ...]
-    """What a person should know of the file's pixels."""
-    vendor: str
-    reader: str
-    bounds: tuple[int, int, int, int] | None
-    """(x, y, width, height) of the scanned area, None where the file states none."""
-
-    def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region as RGB, height x width x 3; white where the file has nothing.
-
-        Args:
-            x: Left edge, level-0 pixels.
-            y: Top edge, level-0 pixels.
-            level: Level to read from.
-            width: Pixels of that level.
-            height: Pixels of that level.
-
-        Raises:
-            UnreadableSlide: If the pixels cannot be decoded.
-        """
-        ...
-
-    def close(self) -> None:
-        """Close the file."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
 
 
 def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False) -> SlideImage:
@@ -106,7 +57,7 @@ def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False
         start = _start(path)
         pages = () if is_known else read_pages(path)
     except (openslide.OpenSlideError, OSError) as error:
-        raise UnreadableSlide(f"the slide cannot be read ({_reason(error, path)})") from error
+        raise UnreadableSlide(f"the slide cannot be read ({nameless(error, path)})") from error
     if known is not None or reader == "openslide":
         return WholeSlide(path, pages, is_known=is_known)
     kind = next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
@@ -141,15 +92,8 @@ def _unfit_name(path: Path) -> str | None:
     return None
 
 
-def _reason(error: Exception, path: Path) -> str:
-    """Return an error's text without the file's name."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return without_paths(str(error), hidden=(str(path),))
-
-
 def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None) -> float:
-    """Return um per level-0 pixel: the manifest's, else the file's, else the default.
+    """Find um per level-0 pixel: the manifest's, else the file's, else the default.
 
     Raises:
         NoResolution: If none of them states it, or if the file's pixels are not square.
@@ -169,9 +113,9 @@ def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None
 
 
 def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], float]:
-    """Return the slide reduced by area averaging to at most ``max_px`` on its longer edge, and the reduction.
+    """Reduce the slide by area averaging to at most ``max_px`` on its longer edge.
 
-    It is read block by block, so that memory is bounded for a huge slide of one level too.
+    It is read block by block, which bounds the memory for a huge slide of one level too.
 
     Returns:
         RGB, H x W x 3, and level-0 pixels per pixel of it.
@@ -212,26 +156,8 @@ def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]
     return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC))
 
 
-class Closing:
-    """The with-statement of a file."""
-
-    resolution = Resolution()
-    doubts: tuple[str, ...] = ()
-
-    def close(self) -> None:
-        """Close the file."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class WholeSlide(Closing):
-    """A slide that OpenSlide reads. One handle a process, never pickled, opened anew after an error."""
+class WholeSlide(SlideImage):
+    """A slide that OpenSlide reads. One handle a process, never pickled, opened again after an error."""
 
     reader = "openslide"
 
@@ -261,7 +187,7 @@ class WholeSlide(Closing):
         return pixel_fault(pages, level_sizes=self.level_sizes)
 
     def _resolution(self, pages: Sequence[TiffPage]) -> Resolution:
-        """Judge the file's resolution: by its tags or its OME-XML in a generic TIFF, else as OpenSlide finds it."""
+        """Find the file's resolution: by its tags or its OME-XML in a generic TIFF, else as OpenSlide finds it."""
         if self.vendor == _GENERIC and pages:
             level_0 = [page for page in pages if page.size == self.size and page.is_tiled]
             return resolution_of(level_0[0].pixel_um if level_0 else None)
@@ -285,9 +211,9 @@ class WholeSlide(Closing):
             self.close()
             self._handle = self._open()  # the old handle stays in its error
             self._is_open = True
-            reason = _reason(error, self._path)
+            reason = nameless(error, self._path)
             raise UnreadableSlide(f"the slide is damaged at x={x}, y={y}, level {level}: {reason}") from error
-        return _over_white(region)
+        return over_white(region)
 
     def close(self) -> None:
         """Close the file."""
@@ -299,87 +225,22 @@ class WholeSlide(Closing):
         try:
             return openslide.OpenSlide(self._path)
         except openslide.OpenSlideError as error:
-            raise UnreadableSlide(f"the slide cannot be opened: {_reason(error, self._path)}") from error
-
-
-class PlainImage(Closing):
-    """An ordinary image held in memory, upright by its EXIF orientation, as one level."""
-
-    reader = "image"
-    bounds: tuple[int, int, int, int] | None = None
-
-    def __init__(self, path: Path, pages: Sequence[TiffPage] = (), *, is_known: bool = False) -> None:
-        self.downsamples: tuple[float, ...] = (1.0,)
-        fault = None if is_known else _plain_fault(pages)
-        if fault:
-            raise UnreadableSlide(fault)
-        self.resolution = resolution_of(pages[0].pixel_um if pages else None)
-        self.mpp = self.resolution.mpp
-        try:
-            with PillowImage.open(path, formats=_PLAIN_FORMATS) as file:
-                self.vendor = (file.format or "image").lower()
-                is_grey = file.mode in _GREY_MODES and not pages  # the pages of a TIFF say so themselves
-                self._pixels = _to_rgb(ImageOps.exif_transpose(file))
-        except PillowImage.DecompressionBombError:
-            raise UnreadableSlide(
-                "the slide is a plain image of more pixels than are held in memory; save it as a tiled pyramid TIFF"
-            ) from None
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            codec = f"its compression is {pages[0].compression}: save it as JPEG or LZW; " if pages else ""
-            raise UnreadableSlide(
-                f"the slide is a plain image that cannot be decoded ({codec}{_reason(error, path)})"
-            ) from error
-        first = page_doubts(pages, size=pages[0].size) if pages else []
-        self.doubts = (*self.resolution.doubts, *first, *((GREY_DOUBT,) if is_grey else ()))
-        self.size = (self._pixels.shape[1], self._pixels.shape[0])
-        self.level_sizes: tuple[tuple[int, int], ...] = (self.size,)
-
-    def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region; see SlideImage."""
-        if level != 0:
-            raise ValueError(f"level {level}: a plain image has level 0 only")
-        region = np.full((height, width, 3), 255, np.uint8)
-        left, top = max(0, x), max(0, y)
-        inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]
-        region[top - y : top - y + inside.shape[0], left - x : left - x + inside.shape[1]] = inside
-        return region
+            raise UnreadableSlide(f"the slide cannot be opened: {nameless(error, self._path)}") from error
 
 
 def read_bounds(path: str | Path) -> tuple[int, int, int, int] | None:
-    """Return the scanned area of a slide; see ``SlideImage.bounds``. Raises: SlideError."""
+    """Read the scanned area of a slide; see ``SlideImage.bounds``. Raises: SlideError."""
     with open_slide(path) as image:
         return image.bounds
 
 
 def _bounds(texts: Sequence[str | None]) -> tuple[int, int, int, int] | None:
-    """Return the scanned area, None unless it is stated in whole numbers."""
+    """Parse the scanned area; None unless it is stated in whole numbers."""
     try:
         x, y, width, height = (int(text or "") for text in texts)
     except ValueError:
         return None
     return (x, y, width, height) if width > 0 and height > 0 else None
-
-
-def _over_white(region: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Lay RGBA over white: OpenSlide leaves transparent what the file does not have."""
-    rgb, alpha = region[..., :3], region[..., 3:]
-    if alpha.min() == 255:
-        return np.ascontiguousarray(rgb)
-    blended = (rgb.astype(np.uint16) * alpha + 255 * (255 - alpha.astype(np.uint16)) + 127) // 255
-    return blended.astype(np.uint8)
-
-
-def _plain_fault(pages: Sequence[TiffPage]) -> str | None:
-    """Find out why Pillow would read a TIFF wrongly, the first page of which it takes."""
-    if not pages:
-        return "the slide is a TIFF whose tags cannot be read; the file may be cut off"
-    first, largest = pages[0].size, max(pages, key=lambda page: page.size[0] * page.size[1]).size
-    if first != largest:
-        return (
-            f"the slide's first page is {first[0]} x {first[1]} px, another one {largest[0]} x {largest[1]} px, and "
-            "OpenSlide does not know the file; save the largest page alone, in tiles"
-        )
-    return pixel_fault(pages, level_sizes=[first])
 
 
 def _positive(text: str | None) -> float | None:
@@ -388,16 +249,3 @@ def _positive(text: str | None) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < 1e6 else None
-
-
-def _to_rgb(image: PillowImage.Image) -> NDArray[np.uint8]:
-    """Return 8-bit RGB, transparent pixels over white. Raises: UnreadableSlide if the image is of another kind."""
-    if image.mode.startswith(("I", "F")):
-        raise UnreadableSlide("the slide's samples have more than 8 bit; convert them to 8 bit")
-    if image.mode in {"RGBa", "La"}:
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    if image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info:
-        return _over_white(np.asarray(image.convert("RGBA")))
-    if image.mode not in _PLAIN_MODES:
-        raise UnreadableSlide(f"the slide's colours are {image.mode}; save it as RGB with 8 bit per sample")
-    return np.asarray(image.convert("RGB"))

@@ -1,7 +1,7 @@
 """The pages of a TIFF by their tags: how pixels are stored, and how large they are. No pixel is decoded.
 
 A damaged file may chain its pages in a circle or without end: reading stops at a page seen before, and after
-``MOST_PAGES``.
+``MAX_PAGES``.
 """
 
 import html
@@ -13,20 +13,24 @@ from typing import Any
 
 import tifffile
 
-MOST_PAGES = 1000
+MAX_PAGES = 1000
 """Most pages of a file that are looked at."""
 GREY = {0, 1}
 """Photometric of pages whose samples are brightness: MinIsWhite, MinIsBlack."""
 RGB, PALETTE, YCBCR = 2, 3, 6
 _MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _ORIENTATION, _X_RESOLUTION, _Y_RESOLUTION, _RESOLUTION_UNIT = 274, 282, 283, 296
-_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # by the tag ResolutionUnit; 1 is no unit
+_UM_PER_UNIT = {2: 25_400.0, 3: 10_000.0}  # by the tag ResolutionUnit; 1 has no unit
 _UM_PER_NAME = {"pm": 1e-6, "nm": 1e-3, "um": 1.0, "µm": 1.0, "mm": 1e3, "cm": 1e4, "dm": 1e5, "m": 1e6, "in": 25_400.0}
-_MOST_OME_CHARACTERS = 2**20
+_MAX_OME_CHARACTERS = 2**20
 _PIXELS = re.compile(r"<(?:\w+:)?Pixels\b[^<>]*>")
 _ATTRIBUTE = re.compile(r"""(\w+)\s*=\s*("[^"]*"|'[^']*')""")
 
 Size = tuple[int, int]
+
+
+class EndlessPages(Exception):
+    """The pages of a TIFF form a circle or are too many; the text continues "the file ..."."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ def read_pages(path: Path) -> tuple[TiffPage, ...]:
 
     Returns:
         The pages in the file's order, each followed by its nested ones, up to the first damaged one; none if the file
-        is no TIFF.
+        is not a TIFF.
 
     Raises:
         OSError: If the file cannot be read.
@@ -83,30 +87,44 @@ def read_pages(path: Path) -> tuple[TiffPage, ...]:
     return tuple(pages)
 
 
-def every_page(tiff: tifffile.TiffFile) -> Iterator[tuple[Any, bool]]:
-    """Yield the pages of an open TIFF, each followed by its nested ones, and whether they are nested."""
+def every_page(tiff: tifffile.TiffFile, *, is_strict: bool = False) -> Iterator[tuple[Any, bool]]:
+    """Yield the pages of an open TIFF, each followed by its nested ones, and whether they are nested.
+
+    Args:
+        tiff: The file.
+        is_strict: Damage is an error; otherwise the pages before it are all there are.
+
+    Raises:
+        EndlessPages: If is_strict, and pages form a circle or are more than ``MAX_PAGES``.
+    """
     seen: set[int] = set()
-    for page in _chain(tiff.pages, seen):
+    for page in _chain(tiff.pages, seen, is_strict=is_strict):
         yield page, False
-        for nested in _chain(page.pages or (), seen):
+        for nested in _chain(page.pages or (), seen, is_strict=is_strict):
             yield nested, True
 
 
-def _chain(pages: Any, seen: set[int]) -> Iterator[Any]:
+def _chain(pages: Any, seen: set[int], *, is_strict: bool) -> Iterator[Any]:
     """Yield pages one after the other, as long as they are new and not too many."""
-    for i in range(MOST_PAGES):
+    for i in range(MAX_PAGES + 1):
         try:
             page = pages[i]
-        except Exception:  # noqa: BLE001 (the chain ends here, as it should or by damage)
+        except Exception as error:
+            if is_strict and not isinstance(error, IndexError):
+                raise
             return
-        if page.offset in seen or len(seen) >= MOST_PAGES:
-            return
+        if page.offset in seen or len(seen) == MAX_PAGES:
+            if not is_strict:
+                return
+            if page.offset in seen:
+                raise EndlessPages("is damaged: its pages lead back to an earlier page; save it again")
+            raise EndlessPages(f"has more than {MAX_PAGES} pages; save its image alone")
         seen.add(page.offset)
         yield page
 
 
 def _described(page: Any, *, is_nested: bool) -> TiffPage:
-    """Take what matters out of a page's tags."""
+    """Describe a page by its tags."""
     ome = _ome_pixels(page)
     return TiffPage(
         size=(int(page.imagewidth), int(page.imagelength)),
@@ -152,7 +170,7 @@ def _ome_pixels(page: Any) -> Mapping[str, str]:
 
     A pattern is enough for one element, and needs no defence against what XML can do.
     """
-    text = str(page.description or "")[:_MOST_OME_CHARACTERS]
+    text = str(page.description or "")[:_MAX_OME_CHARACTERS]
     if not text.lstrip().startswith("<") or not (found := _PIXELS.search(text)):
         return {}
     return {name: html.unescape(value[1:-1]) for name, value in _ATTRIBUTE.findall(found[0])}

@@ -29,7 +29,10 @@ _BOUNDS = ((0.035, 0.07), (0.03, 0.05))  # of both thresholds in pass 2; the upp
 _SPECK_PX, _HOLE_PX, _INK_PX = 25, 256, 256  # smaller pieces are dropped, smaller holes filled, smaller ink is none
 _EVEN_GLASS, _EVEN_INK, _GREY = 8, 12, 25  # largest range of grey in 5 x 5 px, and of a glass's colour channels
 _YELLOW, _TINT = (60, 0.05), (45, 0.2)  # tinted glass: largest range of its channels, least share of the picture
-_EVEN_TINT, _WHITE = 12, 254  # largest spread of a tinted glass's channels (8 in 10 pixels); what is no colour of glass
+_EVEN_TINT, _WHITE = (
+    12,
+    254,
+)  # largest spread of a tinted glass's channels (8 in 10 pixels); beyond them a colour is not glass
 _SAMPLE_PX = 2**18
 _5_PX, _7_PX, _9_PX = (np.ones((edge, edge), np.uint8) for edge in (5, 7, 9))
 
@@ -54,7 +57,7 @@ def detect_tissue(image: Bytes) -> Tissue:
 
     Tinted glass, as of aged slides, is first balanced to grey, tissue with it, so that both lie as on a clear slide.
     Pass 1 takes the brightest even grey for glass and what is denser or more tinted for tissue, permissively. Pass 2
-    measures the glass and its noise on the rest and divides anew by Otsu's thresholds, held between bounds so that no
+    measures the glass and its noise on the rest and divides again by Otsu's thresholds, held between bounds so that no
     empty or full slide tips over and faint tissue beside dark tissue is kept. Then gaps and holes of up to 128 um
     across (``_HOLE_PX``) are closed, larger lumina stay holes, and ink, black and specks are taken out.
 
@@ -90,7 +93,7 @@ def detect_tissue(image: Bytes) -> Tissue:
 
 
 def bounding_box(mask: NDArray[np.bool_], *, scale: float, size: tuple[int, int]) -> Box | None:
-    """Return the smallest level-0 rectangle (left, top, right, bottom) that holds the mask, or None if it is empty.
+    """Find the smallest level-0 rectangle (left, top, right, bottom) that holds the mask, or None if it is empty.
 
     Args:
         mask: H x W.
@@ -106,7 +109,7 @@ def bounding_box(mask: NDArray[np.bool_], *, scale: float, size: tuple[int, int]
 
 
 def _divide(smooth: Bytes, relief: Bytes, usable: Mask) -> tuple[Mask, float, float]:
-    """Return what is denser or more tinted than the glass, the glass's brightness, and Otsu's density."""
+    """Find the pixels denser or more tinted than the glass, the glass's brightness, and Otsu's density."""
     step = math.ceil(math.sqrt(usable.size / _SAMPLE_PX))
     sample, is_usable = smooth[::step, ::step], usable[::step, ::step]
     glass = _first_glass(sample[is_usable], relief[::step, ::step][is_usable] <= _EVEN_GLASS)
@@ -125,7 +128,7 @@ def _divide(smooth: Bytes, relief: Bytes, usable: Mask) -> tuple[Mask, float, fl
 
 
 def _relief(smooth: Bytes) -> Bytes:
-    """Return the range of grey around every pixel."""
+    """Measure the range of grey around every pixel."""
     grey = cv2.cvtColor(smooth, cv2.COLOR_RGB2GRAY)
     return np.asarray(cv2.morphologyEx(grey, cv2.MORPH_GRADIENT, _5_PX), np.uint8)
 
@@ -169,7 +172,7 @@ def _rgb(colour: NDArray[np.float64] | None) -> str:
 
 
 def _first_glass(colours: Bytes, is_even: Mask) -> NDArray[np.float64]:
-    """Return the colour of the brightest even grey that fills 3 % of N x 3 pixels, pure white only for want of another.
+    """Find the colour of the brightest even grey that fills 3 % of N x 3 pixels, pure white only for want of another.
 
     White fills what scanners left out, glass is seldom as bright; 245 stands for glass that is not to be seen.
     """
@@ -186,7 +189,7 @@ def _first_glass(colours: Bytes, is_even: Mask) -> NDArray[np.float64]:
 
 
 def _densities(smooth: Bytes, glass: NDArray[np.float64]) -> tuple[Bytes, Bytes]:
-    """Return density and tint as levels of 1 / _UNIT."""
+    """Convert to density and tint, as levels of 1 / _UNIT."""
     table = np.log10((glass + 1) / np.arange(1, 257)[:, None]) * _UNIT
     red, green, blue = cv2.split(cv2.LUT(smooth, np.rint(table).clip(0, 255).astype(np.uint8)[None]))
     most, least = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
@@ -194,7 +197,7 @@ def _densities(smooth: Bytes, glass: NDArray[np.float64]) -> tuple[Bytes, Bytes]
 
 
 def _vetoes(smooth: Bytes, relief: Bytes) -> tuple[Mask, Mask]:
-    """Return pen ink (wide, even strokes, black or in colours that are no stain's) and black that reaches an edge."""
+    """Find pen ink (wide, even strokes, black or in colours that are no stain's) and black that reaches an edge."""
     hsv = cv2.cvtColor(smooth, cv2.COLOR_RGB2HSV)
     framed = cv2.copyMakeBorder(_within(hsv, _BLACKS).view(np.uint8), 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=1)
     cv2.floodFill(framed, None, (0, 0), 2)
@@ -221,7 +224,7 @@ def _spread(core: Mask, hsv: Bytes, soft: Ranges) -> Mask:
 
 
 def _pieces(mask: Mask, *, least_px: int, connectivity: int = 8) -> tuple[Mask, int, int]:
-    """Return the connected pieces of at least ``least_px``, and the number and pixels of the others."""
+    """Keep the connected pieces of at least ``least_px``, and the number and pixels of the others."""
     if not mask.any():
         return mask, 0, 0
     _, pieces = cv2.connectedComponents(mask.view(np.uint8), connectivity=connectivity)

@@ -1,4 +1,4 @@
-"""Files on this machine's disks: written whole or not at all, and kept as copies of what is far away."""
+"""Files on this machine's disks: written whole or not at all, and kept as copies of far files."""
 
 import contextlib
 import errno
@@ -28,7 +28,7 @@ SETTLED_S = 1.0
 """A file that changed within this time is not remembered as verified: its next change might have the same time."""
 
 _verified: set[tuple[str, int, int, int, str]] = set()
-"""What this process has verified: path, size, time in ns, inode and checksum of each file."""
+"""Files that this process has verified: path, size, time in ns, inode and checksum of each file."""
 
 
 def has_checksum(path: Path, *, sha256: str, size_bytes: int) -> bool:
@@ -84,13 +84,13 @@ def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool, acce
 
 
 def cache_folder() -> Path:
-    """Return where copies are kept: ``$DISTMIL_CACHE``, else a folder of this user's among the temporary files."""
+    """Find the folder of the copies: ``$DISTMIL_CACHE``, else a folder of this user's among the temporary files."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given).expanduser() if given else Path(tempfile.gettempdir()) / f"distmil-cache-{os.getuid()}"
 
 
 def keep_copy(sha256: str, size_bytes: int, fetch: Callable[[], bytes]) -> Path:
-    """Return a local copy of a file that is known by its checksum, fetching it unless there is a whole one.
+    """Keep a local copy of a file that is known by its checksum, fetching it unless there is a whole copy.
 
     A process verifies a copy when it meets it first. Of several processes that want the same file at once one fetches
     it. When its disk is full the cache gives up what was not used for longest; nothing else bounds it.
@@ -159,7 +159,7 @@ def _make_room(folder: Path, size_bytes: int) -> None:
 
 
 def _copies(folder: Path) -> Iterator[tuple[float, int, Path]]:
-    """Yield when each copy was used last, its size and its path; what else lies there is not the cache's."""
+    """Yield when each copy was used last, its size and its path; other files there are not the cache's."""
     for path in folder.iterdir():
         if re.fullmatch("[0-9a-f]{64}", path.name):
             with contextlib.suppress(FileNotFoundError):  # another process made room

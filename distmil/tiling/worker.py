@@ -1,12 +1,9 @@
-"""One step of tiling a slide at a time, and what becomes of a slide or a store that fails at it.
-
-A step is asked for and answered in JSON-ready values, so that it can be done in a child process.
-"""
+"""Tiling by steps in a child process, and the outcome for a slide or a store that fails at a step."""
 
 import errno
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -29,7 +26,7 @@ _FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 @dataclass(frozen=True)
 class Answer:
-    """What one or more steps of a slide came to."""
+    """The result of one or more steps of a slide."""
 
     record: Record | None = None
     """The slide's record, once there is one."""
@@ -49,17 +46,27 @@ class Answer:
         return cls(record, values["chunks"], values["fatal"])
 
 
-def work(request: dict[str, Any]) -> dict[str, Any]:
-    """Do one step: ``{"slide", "config", "root", "chunk"}``, chunk None for the plan; the child process's function."""
+@dataclass(frozen=True)
+class Step:
+    """What the child process is asked to do."""
+
+    slide: Slide
+    config: TilingConfig
+    store: Store
+    chunk: int | None
+    """None for the plan."""
+
+
+def work(step: Step) -> Answer:
+    """Do one step; the child process's function."""
     cv2.setNumThreads(1)
-    slide = Slide(**request["slide"])
-    tiler = SlideTiler(slide, TilingConfig(**request["config"]), Store(request["root"]))
+    tiler = SlideTiler(step.slide, step.config, step.store)
     try:
-        return do_step(tiler, request["chunk"]).to_json()
+        return do_step(tiler, step.chunk)
     except StorageError as error:
-        return Answer(fatal=str(error)).to_json()
+        return Answer(fatal=str(error))
     except Exception as error:  # noqa: BLE001 (it would look as if the file had crashed this process)
-        return Answer(failure_record(slide.slide_id, error, hidden=(slide.path, slide.tissue_path))).to_json()
+        return Answer(failure_record(step.slide.slide_id, error, hidden=(step.slide.path, step.slide.tissue_path)))
 
 
 def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:
@@ -120,17 +127,14 @@ class SlideWorker:
 
     def step(self, slide: Slide, chunk: int | None) -> Answer:
         """Do one step in the child; one that dies twice, or does not end, becomes the slide's status."""
-        request = {
-            "slide": asdict(slide),
-            "config": self._config.model_dump(),
-            "root": self._store.root,
-            "chunk": chunk,
-        }
         where = "its survey" if chunk is None else f"chunk {chunk}"
         crash = ""
         for _ in range(2):
             try:
-                return Answer.from_json(self._child.call(request, timeout_s=self._config.chunk_timeout_s))
+                answer: Answer = self._child.call(
+                    Step(slide, self._config, self._store, chunk), timeout_s=self._config.chunk_timeout_s
+                )
+                return answer
             except ChildTimedOut:
                 return self._failed(
                     slide,

@@ -13,6 +13,8 @@ from matplotlib import colormaps
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from distmil.visualization.boxes import Boxes, sum_boxes
+
 MIN_EDGE_PX = 480
 """A thumbnail whose longer edge is shorter is enlarged by a whole number."""
 TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -72,11 +74,10 @@ def score_grid(
     if (extent <= 0).any():
         raise ValueError(f"extent_px must be positive, not {extent.min()}")
     _check_scores(score)
-    columns = _span(x, extent, slide_size[0], map_size[0])
-    rows = _span(y, extent, slide_size[1], map_size[1])
-    shape = (map_size[1], map_size[0])
-    total = _sum_boxes(columns, rows, score, shape)
-    count = _sum_boxes(columns, rows, np.ones_like(score), shape)
+    left, right = _span(x, extent, slide_size[0], map_size[0])
+    top, bottom = _span(y, extent, slide_size[1], map_size[1])
+    boxes, shape = Boxes(left, top, right, bottom), (map_size[1], map_size[0])
+    total, count = sum_boxes(boxes, score, shape), sum_boxes(boxes, 1, shape)
     grid = np.full(shape, np.nan, np.float32)
     covered = count > 0  # exact, while the total carries errors of about 1e-12, which must not leave the scores' range
     grid[covered] = (total[covered] / count[covered]).clip(score.min(initial=1), score.max(initial=0))
@@ -91,23 +92,12 @@ def _check_scores(score: NDArray[np.floating]) -> None:
 
 
 def _span(start: Values, extent: Values, slide_px: int, map_px: int) -> tuple[Indices, Indices]:
-    """Return each patch's first map pixel along an axis and the one after its last; equal where it is off the slide."""
+    """Find each patch's first map pixel along an axis and the pixel after its last; equal where it is off the slide."""
     scale = map_px / slide_px
     first = np.rint(start * scale).clip(0, map_px - 1)
     last = np.rint((start + extent) * scale).clip(first + 1, map_px)
     is_inside = (start < slide_px) & (start + extent > 0)
     return first.astype(np.intp), np.where(is_inside, last, first).astype(np.intp)
-
-
-def _sum_boxes(
-    columns: tuple[Indices, Indices], rows: tuple[Indices, Indices], value: Values, shape: tuple[int, int]
-) -> Values:
-    """Add each value to all pixels of its box: marks on the corners, then running sums along both axes."""
-    step = np.zeros((shape[0] + 1, shape[1] + 1))
-    for row, row_sign in zip(rows, (1, -1), strict=True):
-        for column, sign in zip(columns, (row_sign, -row_sign), strict=True):
-            np.add.at(step, (row, column), sign * value)
-    return step.cumsum(axis=0).cumsum(axis=1)[:-1, :-1]
 
 
 def plan_layout(thumbnail_size: tuple[int, int], *, has_subtitle: bool) -> Layout:

@@ -70,7 +70,7 @@ def draw_maps(
 def _thumbnail(
     slide: Slide, *, size: tuple[int, int], max_px: int, reader: str, doubts: list[str]
 ) -> tuple[NDArray[np.uint8], float]:
-    """Return the slide's overview and its reduction; a white one, and a doubt, where the file cannot be read now."""
+    """Read the slide's overview and its reduction; a white overview, and a doubt, where the file cannot be read now."""
     try:
         with open_slide(slide.path, reader=reader) as image:
             return overview(image, max_px=max_px)
@@ -81,7 +81,7 @@ def _thumbnail(
 
 
 def _drawable(outlines: Callable[[], Annotation | None], doubts: list[str]) -> list[NDArray[np.float64]]:
-    """Return the outlines; none, and a doubt, where they cannot be read."""
+    """Read the outlines; none, and a doubt, where they cannot be read."""
     try:
         return rings_of(outlines())
     except (SlideError, OSError) as error:
@@ -91,7 +91,7 @@ def _drawable(outlines: Callable[[], Annotation | None], doubts: list[str]) -> l
 
 
 def rings_of(annotation: Annotation | None) -> list[NDArray[np.float64]]:
-    """Return the rings of an annotation's outlines in level-0 pixels, N x 2 each."""
+    """List the rings of an annotation's outlines in level-0 pixels, N x 2 each."""
     if annotation is None:
         return []
     polygons = [part for region in annotation.regions.values() for part in shapely.get_parts(region)]

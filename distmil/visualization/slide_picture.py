@@ -1,16 +1,17 @@
-"""What tiling made of a slide, in one picture: the overview with its tissue, patches, labels and outlines drawn in.
+"""The outcome of tiling for a slide in one picture: its overview with tissue, patches, labels and outlines drawn in.
 
 Arrays are indexed [row, column]; boxes are (left, top, right, bottom) in pixels of the picture, the last two excluded.
 """
 
 import io
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from distmil.visualization.boxes import Boxes, sum_boxes
 
 MAX_EDGE_PX = 1400
 """Longest edge of a picture; a larger overview is reduced."""
@@ -20,11 +21,14 @@ MIN_BOX_PX = 6
 """Patches that are smaller on the picture are drawn as one tinted area with an edge."""
 JPEG_QUALITY = 75
 
-TISSUE = (0, 168, 84)
-GRID = (0, 128, 255)
-POSITIVE = (228, 26, 28)
-NEGATIVE = (90, 160, 255)
-OUTLINE, OUTLINE_EDGE = (255, 221, 0), (0, 0, 0)
+COLOURS = {
+    "tissue": (0, 168, 84),
+    "patch": (0, 128, 255),
+    "positive": (228, 26, 28),
+    "negative": (90, 160, 255),
+    "outline": (255, 221, 0),
+}
+_BLACK = (0, 0, 0)
 
 _TINT_OPACITY, _GRID_OPACITY, _POSITIVE_OPACITY, _NEGATIVE_OPACITY = 0.25, 0.7, 0.4, 0.22
 _TISSUE_PX, _OUTLINE_PX, _OUTLINE_EDGE_PX = 2, 2, 5
@@ -33,15 +37,6 @@ _FAR_PX = 2**20  # outlines that run off the slide are bent this far outside, wh
 
 Pixels = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
-
-
-class Boxes(NamedTuple):
-    """Boxes in pixels of the picture, each field N."""
-
-    left: NDArray[np.intp]
-    top: NDArray[np.intp]
-    right: NDArray[np.intp]
-    bottom: NDArray[np.intp]
 
 
 def draw_slide(
@@ -83,7 +78,7 @@ def draw_slide(
     picture = _fit(overview)
     zoom = (picture.shape[1] / overview.shape[1] / scale, picture.shape[0] / overview.shape[0] / scale)
     _draw_patches(picture, _boxes(x, y, extent_px, zoom=zoom), edge_px=extent_px * min(zoom), label_N=label_N)
-    _blend(picture, _border(_fit(mask.astype(np.uint8) * 255) > 127), TISSUE, opacity=1)
+    _blend(picture, _border(_fit(mask.astype(np.uint8) * 255) > 127), COLOURS["tissue"], opacity=1)
     _draw_outlines(picture, outlines, zoom=zoom)
     file = io.BytesIO()
     # thin coloured lines need their colour at full resolution
@@ -92,7 +87,7 @@ def draw_slide(
 
 
 def _fit(image: Pixels) -> Pixels:
-    """Return a copy enlarged by a whole number, repeating pixels, or reduced by area averaging, to a readable size."""
+    """Copy an image to a readable size: enlarged by a whole number, repeating pixels, or reduced by area averaging."""
     height, width = image.shape[:2]
     longest = max(height, width)
     if longest > MAX_EDGE_PX:
@@ -103,7 +98,7 @@ def _fit(image: Pixels) -> Pixels:
 
 
 def _boxes(x: NDArray[np.int32], y: NDArray[np.int32], extent_px: int, *, zoom: tuple[float, float]) -> Boxes:
-    """Return the patches in pixels of the picture, at least one pixel each; neighbours share their edges."""
+    """Place the patches on the picture, at least one pixel each; neighbours share their edges."""
     left, top = (np.rint(start * times).astype(np.intp) for start, times in zip((x, y), zoom, strict=True))
     edge = float(extent_px)
     right, bottom = (np.rint((start + edge) * times).astype(np.intp) for start, times in zip((x, y), zoom, strict=True))
@@ -117,18 +112,18 @@ def _draw_patches(picture: Pixels, boxes: Boxes, *, edge_px: float, label_N: NDA
     if label_N is not None and (label_N > 0).any():
         positive = _cover(Boxes(*(side[label_N > 0] for side in boxes)), shape)
         negative = _cover(Boxes(*(side[label_N == 0] for side in boxes)), shape)
-        _blend(picture, negative & ~positive, NEGATIVE, opacity=_NEGATIVE_OPACITY)
-        _blend(picture, positive, POSITIVE, opacity=_POSITIVE_OPACITY)
+        _blend(picture, negative & ~positive, COLOURS["negative"], opacity=_NEGATIVE_OPACITY)
+        _blend(picture, positive, COLOURS["positive"], opacity=_POSITIVE_OPACITY)
     if edge_px >= MIN_BOX_PX:
         opacity = _GRID_OPACITY * min(1.0, 0.4 + edge_px / 40)  # narrow meshes would hide what is under them
-        _blend(picture, _cover(_sides(boxes, shape), shape), GRID, opacity=opacity)
+        _blend(picture, _cover(_sides(boxes, shape), shape), COLOURS["patch"], opacity=opacity)
     else:
-        _blend(picture, covered & ~positive, GRID, opacity=_TINT_OPACITY)
-        _blend(picture, _border(covered, line_px=1), GRID, opacity=_GRID_OPACITY)
+        _blend(picture, covered & ~positive, COLOURS["patch"], opacity=_TINT_OPACITY)
+        _blend(picture, _border(covered, line_px=1), COLOURS["patch"], opacity=_GRID_OPACITY)
 
 
 def _sides(boxes: Boxes, shape: tuple[int, ...]) -> Boxes:
-    """Return the four one-pixel sides of every box; a side on the picture's far rim is drawn just inside it."""
+    """List the four one-pixel sides of every box; a side on the picture's far rim is drawn just inside it."""
     left, top, right, bottom = boxes
     right = np.where(right == shape[1], right - 1, right)
     bottom = np.where(bottom == shape[0], bottom - 1, bottom)
@@ -141,18 +136,12 @@ def _sides(boxes: Boxes, shape: tuple[int, ...]) -> Boxes:
 
 
 def _cover(boxes: Boxes, shape: tuple[int, ...]) -> Mask:
-    """Return which pixels lie in a box: marks on the corners, then running sums along both axes."""
-    height, width = shape
-    left, right = boxes.left.clip(0, width), boxes.right.clip(0, width)
-    top, bottom = boxes.top.clip(0, height), boxes.bottom.clip(0, height)
-    step = np.zeros((height + 1, width + 1), np.int32)
-    for row, column, sign in ((top, left, 1), (top, right, -1), (bottom, left, -1), (bottom, right, 1)):
-        np.add.at(step, (row, column), sign)
-    return np.asarray(step.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0)
+    """Mark the pixels that lie in a box."""
+    return sum_boxes(boxes, 1, shape) > 0
 
 
 def _border(mask: Mask, *, line_px: int = _TISSUE_PX) -> Mask:
-    """Return the outermost pixels of a mask, those on the picture's rim too."""
+    """Mark the outermost pixels of a mask, those on the picture's rim too."""
     kernel = np.ones((2 * line_px + 1, 2 * line_px + 1), np.uint8)
     inner = cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     return np.asarray(mask & (inner == 0))
@@ -168,5 +157,5 @@ def _draw_outlines(picture: Pixels, outlines: Sequence[NDArray[np.float64]], *, 
     # OpenCV counts from the centre of the first pixel, slides from its corner
     points = [((ring * zoom - 0.5).clip(-_FAR_PX, _FAR_PX) * 2**_SUBPIXEL_BITS) for ring in outlines if len(ring)]
     rings = [np.rint(ring).astype(np.int32) for ring in points]
-    for colour, line_px in ((OUTLINE_EDGE, _OUTLINE_EDGE_PX), (OUTLINE, _OUTLINE_PX)):
+    for colour, line_px in ((_BLACK, _OUTLINE_EDGE_PX), (COLOURS["outline"], _OUTLINE_PX)):
         cv2.polylines(picture, rings, True, colour, line_px, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -1,4 +1,4 @@
-"""The report on tiling: what became of every slide, as JSON-ready values."""
+"""The report on tiling: the outcome of every slide, as JSON-ready values."""
 
 import math
 import statistics
@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SlideSummary:
-    """What tiling made of one slide."""
+    """The outcome of tiling for one slide."""
 
     slide_id: str
     status: str
@@ -51,12 +51,12 @@ class SlideSummary:
 def summarise(
     slides: Sequence[SlideSummary], *, run: str, settings: Mapping[str, object], wall_s: float, version: str
 ) -> dict[str, Any]:
-    """Return the report as JSON-ready values: the totals, and the slides by id. What is not finite becomes None.
+    """Return the report as JSON-ready values: totals, and slides by id. A number that is not finite becomes None.
 
     Args:
         slides: All slides of the cohort, in any order.
         run: Name of the run.
-        settings: What was asked for, in the order to show.
+        settings: The settings of the run, in the order to show.
         wall_s: How long the run took.
         version: Of distmil.
 
@@ -77,7 +77,7 @@ def summarise(
 
 
 def _totals(slides: Sequence[SlideSummary], *, wall_s: float) -> dict[str, Any]:
-    """Add the slides up; rates and distributions are None where there is nothing to take them of."""
+    """Add the slides up; a rate or distribution of no values is None."""
     count = Counter(slide.status for slide in slides)
     tiled = [slide for slide in slides if slide.status == "ok"]
     now = [slide for slide in tiled if slide.seconds is not None]
@@ -112,7 +112,7 @@ def _distribution(values: Sequence[float]) -> dict[str, float] | None:
 
 
 def _plain(value: object) -> Any:
-    """Return a value as JSON has it; what JSON does not have becomes text, and a number that is none becomes None."""
+    """Convert a value to JSON's types: other types become text, NaN and infinity become None."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, str)):
@@ -127,7 +127,7 @@ def _plain(value: object) -> Any:
 
 
 def choose_cards(slides: Mapping[int, Row]) -> list[int]:
-    """Return which slides get a card: the doubtful, the noted, then the others; those with nothing to see last."""
+    """Choose the slides that get a card: the doubtful, the noted, then the others; those with nothing to see last."""
 
     def rank(slide: Row) -> int:
         return 0 if slide["doubts"] else 1 if slide["note"] else 2 if slide["status"] == "ok" or slide["picture"] else 3

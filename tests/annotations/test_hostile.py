@@ -200,7 +200,7 @@ def ask(child, path, folder, **more):
 
 
 def peak_bytes(child):
-    text = Path(f"/proc/{child._process.pid}/status").read_text()
+    text = Path(f"/proc/{child._running[0].pid}/status").read_text()
     return int(text.split("VmHWM:")[1].split()[0]) * 1024
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from distmil.annotations.coverage import mask_shares, polygon_shares
 from distmil.annotations.outlines import Annotation
 from distmil.annotations.reader import read_annotation
+from distmil.annotations.regions import Grid
 from distmil.errors import AnnotationError
 from distmil.labels.rules import EXCLUDE, LabelRule, default_groups, label_patches, resolve_groups
 from tests.support.data import DATA
@@ -25,7 +26,7 @@ def grid(size=SLIDE, *, extent, stride=None):
     """x, y and extent_px of a gapless grid over a size, row by row."""
     stride = stride or extent
     x, y = np.meshgrid(np.arange(0, size[0], stride, dtype=np.int32), np.arange(0, size[1], stride, dtype=np.int32))
-    return x.ravel(), y.ravel(), np.full(x.size, extent, np.int32)
+    return Grid(x.ravel(), y.ravel(), np.full(x.size, extent, np.int32))
 
 
 def label(
@@ -34,14 +35,11 @@ def label(
     """Label a gapless grid; regions are boxes or geometries by group, an Annotation, or None."""
     if isinstance(regions, dict):
         regions = Annotation({name: shapely.box(*r) if isinstance(r, tuple) else r for name, r in regions.items()})
-    x, y, extent_px = grid(size, extent=extent)
     return label_patches(
+        grid(size, extent=extent),
+        regions,
         slide_label=slide_label,
         num_classes=len(classes),
-        x=x,
-        y=y,
-        extent_px=extent_px,
-        annotation=regions,
         annotation_complete=complete,
         groups=default_groups(classes) if groups is None else groups,
         rule=rule or LabelRule(),
@@ -120,9 +118,9 @@ def test_a_gapless_grid_over_real_outlines_adds_up_to_their_area(name, extent):
     assert shares.sum() * extent**2 == pytest.approx(target.area, rel=1e-9)
 
     done = label_patches(
-        slide_label=1, num_classes=2, x=x.ravel(), y=y.ravel(), extent_px=np.full(x.size, extent, np.int32),
-        annotation=found, annotation_complete=True, groups=default_groups(TWO), rule=LabelRule(), slide_id=name,
-        slide_size=size,
+        Grid(x.ravel(), y.ravel(), np.full(x.size, extent, np.int32)), found,
+        slide_label=1, num_classes=2, annotation_complete=True, groups=default_groups(TWO), rule=LabelRule(),
+        slide_id=name, slide_size=size,
     )  # fmt: skip
     np.testing.assert_allclose(done.labels.target_fraction, np.where(shares < 1e-6, 0, shares), rtol=1e-6)
     np.testing.assert_array_equal(done.labels.label, shares >= 1e-6)
@@ -381,7 +379,7 @@ def test_configured_groups_lie_over_the_defaults():
 
 
 def test_a_configured_group_of_no_class_names_key_and_choices():
-    message = "labels.groups.Tumor: 'cancer' is no class; expected one of normal, adenoma, carcinoma, exclude"
+    message = "labels.groups.Tumor: 'cancer' is not a class; expected one of normal, adenoma, carcinoma, exclude"
     with pytest.raises(ValueError, match=message):
         resolve_groups(THREE, {"Tumor": "cancer"})
 
@@ -581,8 +579,8 @@ def test_a_slide_label_that_is_no_class_is_a_programming_error():
 def test_no_patches_give_empty_labels():
     nothing = np.zeros(0, np.int32)
     done = label_patches(
-        slide_label=1, num_classes=3, x=nothing, y=nothing, extent_px=nothing,
-        annotation=Annotation({"adenoma": shapely.box(0, 0, 5, 5)}), annotation_complete=True,
+        Grid(nothing, nothing, nothing), Annotation({"adenoma": shapely.box(0, 0, 5, 5)}),
+        slide_label=1, num_classes=3, annotation_complete=True,
         groups=default_groups(THREE), rule=LabelRule(), slide_id="s1", slide_size=SLIDE,
     )  # fmt: skip
     assert (done.labels.label.shape, done.labels.fractions.shape, done.is_target_missed) == ((0,), (0, 3), True)
@@ -600,8 +598,8 @@ def test_real_cohort_outlines_equal_its_truth():
         x, y = np.array(list(cells), np.int32).T
         size = (int(x.max()) + 192, int(y.max()) + 192)
         done = label_patches(
-            slide_label=1, num_classes=2, x=x, y=y, extent_px=np.full(len(x), 96, np.int32),
-            annotation=read_annotation(path, slide_size=size), annotation_complete=True, groups=default_groups(TWO),
+            Grid(x, y, np.full(len(x), 96, np.int32)), read_annotation(path, slide_size=size),
+            slide_label=1, num_classes=2, annotation_complete=True, groups=default_groups(TWO),
             rule=LabelRule(), slide_id=path.stem, slide_size=size,
         )  # fmt: skip
         if path.stem.startswith("val"):

@@ -10,6 +10,8 @@ import pytest
 
 from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture
 def child():
@@ -41,11 +43,18 @@ def test_what_is_printed_does_not_mix_with_the_answers(child):
     echo(child)
 
 
-@pytest.mark.parametrize(("do", "reason"), [("crash", "SIGSEGV"), ("exit", "exit code 7")])
-def test_a_crash_is_named_and_the_next_call_starts_anew(child, do, reason):
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        ({"do": "crash"}, "SIGSEGV"),
+        ({"do": "exit"}, "exit code 7"),
+        ({"do": "exit", "code": 0}, "exit code 0"),  # a library that ends the process is noticed at once
+    ],
+)
+def test_a_crash_is_named_and_the_next_call_starts_another_process(child, request_, reason):
     first = echo(child)
     with pytest.raises(ChildCrashed, match=reason):
-        child.call({"do": do}, timeout_s=20)
+        child.call(request_, timeout_s=20)
     assert not is_alive(first)
     assert echo(child) != first
 
@@ -59,6 +68,27 @@ def test_a_call_that_does_not_end_is_ended(child, request_):
     assert time.monotonic() - started < 5
     assert not is_alive(first)
     assert echo(child) != first
+
+
+def test_a_child_inherits_no_file(child, tmp_path):
+    with (tmp_path / "open").open("w") as file:
+        os.set_inheritable(file.fileno(), True)
+        assert str(tmp_path / "open") not in child.call({"do": "files"}, timeout_s=20)["files"]
+
+
+def test_a_script_without_a_guard_is_not_run_again(tmp_path):
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "print('run', flush=True)\n"
+        "from distmil.processes.child import Child\n"
+        "child = Child('tests.support.child_work:act')\n"
+        "print(child.call({'do': 'echo', 'text': 'hello'}, timeout_s=20)['said'])\n"
+        "child.close()\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == ["run", "hello"]
 
 
 def test_closing_ends_the_process(child):
@@ -76,8 +106,7 @@ def test_a_child_does_not_outlive_a_killed_parent(tmp_path):
         "print(child.call({'do': 'echo', 'text': ''}, timeout_s=20)['pid'], flush=True)\n"
         "child.call({'do': 'sleep', 'seconds': 60}, timeout_s=60)\n"
     )
-    root = Path(__file__).parents[2]
-    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=root)
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=ROOT)
     try:
         pid = int(parent.stdout.readline())
         time.sleep(0.2)

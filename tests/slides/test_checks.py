@@ -11,7 +11,7 @@ from PIL import Image, ImageCms
 from distmil.errors import NoResolution, UnreadableSlide
 from distmil.slides.checks import mpp_doubts, resolution_of
 from distmil.slides.reader import open_slide, resolve_mpp
-from distmil.slides.tiff_pages import MOST_PAGES, read_pages
+from distmil.slides.tiff_pages import MAX_PAGES, read_pages
 from tests.support.scale import cases
 from tests.support.slides import save_image, tissue_image
 
@@ -223,9 +223,9 @@ def test_pages_in_a_circle_end(tmp_path, pixels):
 
 def test_a_file_of_many_pages_is_read_to_a_limit(tmp_path):
     with tifffile.TiffWriter(tmp_path / "a.tif") as file:
-        for _ in range(MOST_PAGES + 20):
+        for _ in range(MAX_PAGES + 20):
             file.write(np.zeros((1, 1, 3), np.uint8), photometric="rgb", metadata=None)
-    assert len(read_pages(tmp_path / "a.tif")) == MOST_PAGES
+    assert len(read_pages(tmp_path / "a.tif")) == MAX_PAGES
 
 
 # --- resolution

@@ -4,6 +4,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from distmil.labels import annotation_worker
@@ -20,7 +21,9 @@ def act(request: dict[str, Any]) -> dict[str, Any]:
         case "crash":
             ctypes.string_at(0)
         case "exit":
-            os._exit(7)
+            os._exit(request.get("code", 7))
+        case "files":
+            return {"files": [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]}
         case "sleep":
             time.sleep(request["seconds"])
         case "block":

@@ -127,8 +127,7 @@ def test_a_message_tells_neither_the_slides_name_nor_its_folder(tiler, monkeypat
 def test_what_breaks_around_a_step_is_a_defect_and_no_damaged_file(tiler, monkeypatch):
     failing(monkeypatch, UnreadableSlide("damaged"), times=99, name="plan")
     failing(monkeypatch, KeyError("oh"), times=99, name="fail")
-    request = {"slide": vars(tiler.slide), "config": tiler.config.model_dump(), "root": tiler.store.root, "chunk": None}
-    answer = Answer.from_json(tilework.work(request))
+    answer = tilework.work(tilework.Step(tiler.slide, tiler.config, tiler.store, None))
     assert answer.record.status == "failed"
     assert answer.record.info[DEFECT].startswith("KeyError: 'oh'")
 

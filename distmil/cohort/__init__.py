@@ -1,0 +1,6 @@
+"""The slides of a job: what the manifest says of them, and how they are split."""
+
+from distmil.cohort.manifest import read_cohort
+from distmil.cohort.slides import Cohort, Slide, draw_splits
+
+__all__ = ["Cohort", "Slide", "draw_splits", "read_cohort"]
