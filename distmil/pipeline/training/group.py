@@ -8,8 +8,8 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ray.train.v2.api.callback import UserCallback
+from ray.train import UserCallback
 
 from distmil.config.root import Config
 from distmil.errors import StorageError
