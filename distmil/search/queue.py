@@ -3,21 +3,9 @@
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
+from distmil.search.samplers import OptunaSampler
 from distmil.search.space import Task, TrialRecord, Values
-
-
-class Sampler(Protocol):
-    """Draws settings from the results of others."""
-
-    def ask(self, is_new: Callable[[Values], bool]) -> Values:
-        """Draw the next setting that is new."""
-        ...
-
-    def tell(self, values: Values, score: float | None) -> None:
-        """Take in a result."""
-        ...
 
 
 class TrialQueue:
@@ -29,7 +17,7 @@ class TrialQueue:
         *,
         known: Mapping[str, TrialRecord],
         max_lost: int,
-        sampler: Sampler | None = None,
+        sampler: OptunaSampler | None = None,
         make: Callable[[Values], Task] | None = None,
         count: int | None = None,
     ) -> None:

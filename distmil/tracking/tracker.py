@@ -35,12 +35,6 @@ BATCH = 1000
 _MAX_VALUE = 500
 
 
-def recorded_values(config: Config) -> dict[str, Any]:
-    """List every key of a configuration, dotted, with its value; paths are left out."""
-    values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
-    return values | {"encoder.weights": config.encoder.weights_name}
-
-
 class _RunGone(Exception):
     """The run was deleted in MLflow."""
 
@@ -104,7 +98,8 @@ class Tracker:
 
     def log_params(self, config: Config, **more: Any) -> None:
         """Record every key of the configuration except paths, and other values; a resumed run keeps those it has."""
-        self.log_values(recorded_values(config) | more)
+        values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
+        self.log_values(values | {"encoder.weights": config.encoder.weights_name} | more)
 
     def log_values(self, values: Mapping[str, Any]) -> None:
         """Record values by dotted key as the run's parameters; a resumed run keeps those it has."""

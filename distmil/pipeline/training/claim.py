@@ -89,16 +89,7 @@ def check_settings(
     job: Job, spec: EncoderSpec, cohort: Cohort, *, name: str | None, kind: str, more: Mapping[str, Any] | None = None,
     folders: Sequence[str] = (),
 ) -> None:  # fmt: skip
-    """Compare the settings with those of an earlier run of that name, before a slide is tiled.
-
-    Args:
-        job: Its configuration is compared.
-        spec: The encoder.
-        cohort: The manifest.
-        name: The run's name; None: the run gets a name of its own.
-        kind: "train" or "tune".
-        more: Other settings that the run depends on, dotted.
-        folders: Where else a run of that name leaves files, for messages.
+    """Compare the settings with those of an earlier run of that name, before a slide is tiled; see ``claim_run``.
 
     Raises:
         ConfigError: If the earlier run had other settings.

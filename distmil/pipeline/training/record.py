@@ -1,4 +1,4 @@
-"""What a finished training leaves in MLflow: metrics, the bundle, the configuration, some maps, and the model."""
+"""The record of a finished training in MLflow: metrics, bundle, configuration, some maps, and the model."""
 
 import logging
 import tempfile
@@ -76,7 +76,7 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
 
 
 def _shareable(job: Job) -> dict[str, Any]:
-    """Return the configuration without paths."""
+    """List the configuration without paths, as sections."""
     values = job.config.model_dump()
     for section, _, key in (dotted.partition(".") for dotted in PRIVATE_KEYS):
         values[section][key] = None

@@ -73,7 +73,7 @@ def _run_epochs(
 def fetch(store: Store, run: str, group: Group) -> None:
     """Copy the files that the group reads from a far store to this machine's disk, on all workers before any goes on.
 
-    Workers tell each other every so often that they are still at it: no collective waits longer than it may.
+    Workers meet every ``FETCH_TURN_S`` seconds, so that no collective waits longer than its timeout.
 
     Raises:
         StorageError: If a file is damaged or gone, or there is no room for it.

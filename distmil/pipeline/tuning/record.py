@@ -71,14 +71,23 @@ class SearchRecord:
         assert self._plan is not None
         return TrialRecords(self._plan, queue, self.start, self.row, Progress(self, queue.total))
 
-    def start(self, record: TrialRecord) -> None:
-        """Open a trial's run, or go on with it where the trial was lost."""
-        self._open_child(record)
+    def start(self, record: TrialRecord) -> Tracker:
+        """Open a trial's run, or go on with it, where the parent is open, and return its tracker."""
+        child = self.children.setdefault(record.task.key, Tracker(self.parent.uri, self.parent.experiment))
+        if not child.is_recording and self._is_open():
+            kind = "repeat" if record.is_repeat else "trial"
+            child.start(
+                f"{kind}-{record.task.key}", artifacts=self.job.store.path("mlflow-artifacts"), resume=record.mlflow,
+                tags={**self._tags, "mlflow.parentRunId": str(self.parent.run_id), "distmil.kind": kind},
+            )  # fmt: skip
+            child.log_values({**record.values, "training.seed": record.seed, **self._facts})
+        record.mlflow = child.run_id or record.mlflow
+        return child
 
     def row(self, record: TrialRecord) -> None:
         """Send a trial's rows now and then."""
         if record.task.key in self.children:
-            self._open_child(record).sync(record.rows, interval_s=INTERVAL_S)
+            self.start(record).sync(record.rows, interval_s=INTERVAL_S)
 
     def end(self, record: TrialRecord) -> None:
         """Close a trial's run, or leave that for later while MLflow does not answer."""
@@ -123,20 +132,6 @@ class SearchRecord:
             self._noted = self.parent.run_id
         return True
 
-    def _open_child(self, record: TrialRecord) -> Tracker:
-        """Return a trial's tracker, and open its run where the parent is open."""
-        new = Tracker(self.parent.uri, self.parent.experiment)
-        child = self.children.setdefault(record.task.key, new)
-        if not child.is_recording and self._is_open():
-            kind = "repeat" if record.is_repeat else "trial"
-            child.start(
-                f"{kind}-{record.task.key}", artifacts=self.job.store.path("mlflow-artifacts"), resume=record.mlflow,
-                tags={**self._tags, "mlflow.parentRunId": str(self.parent.run_id), "distmil.kind": kind},
-            )  # fmt: skip
-            child.log_values({**record.values, "training.seed": record.seed, **self._facts})
-        record.mlflow = child.run_id or record.mlflow
-        return child
-
     def _sync_ended(self) -> int:
         """Record the trials that ended, one by one while MLflow answers, and count those that are left."""
         left = [key for key in self.ended if key not in self._recorded]
@@ -151,7 +146,7 @@ class SearchRecord:
             return not self.parent.is_recording
         if record.mlflow is not None and record.mlflow in self._closed_before():
             return True
-        child = self._open_child(record)
+        child = self.start(record)
         child.sync(record.rows)
         child.set_tags({"distmil.status": record.status})
         is_done = child.finish(_end_of(record))

@@ -19,7 +19,7 @@ class TrialRecords:
 
     plan: SearchPlan
     queue: TrialQueue
-    on_start: Callable[[TrialRecord], None]
+    on_start: Callable[[TrialRecord], object]
     on_row: Callable[[TrialRecord], None]
     on_end: Callable[..., None]
     """Takes the record, and whether the trial was over before this search began."""
