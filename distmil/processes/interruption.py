@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: a job says so at once, ends what it started, and leaves by the signal's exit code."""
+"""Ctrl-C, SIGTERM and SIGHUP: a job reports one at once, ends its processes, and exits by the signal's code."""
 
 import os
 import signal
@@ -68,7 +68,7 @@ class Interruption:
             signal.signal(number, usual if self.number is None else signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """Say the sentence at once, by a plain write: what was interrupted may hold locks, and time may be short."""
+        """Write the sentence at once by a plain write: the interrupted code may hold locks, and time may be short."""
         now = time.monotonic()
         if self._first_s is None:
             self._first_s, self.number = now, number
@@ -115,7 +115,7 @@ def signals_held() -> Iterator[None]:
 
 
 def exit_code(number: int) -> int:
-    """Return the exit code that shells give to a process which a signal ended."""
+    """Compute the exit code that shells give to a process which a signal ended."""
     return 128 + number
 
 

@@ -1,4 +1,4 @@
-"""Settings that are trained again over fresh seeds: which, and what comes of comparing them."""
+"""Settings that are trained again over fresh seeds, and their comparison."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -23,12 +23,12 @@ class Spread:
 
     @property
     def mean(self) -> float:
-        """Return their mean."""
+        """Mean of the scores."""
         return float(np.mean(self.values))
 
     @property
     def sd(self) -> float:
-        """Return their standard deviation."""
+        """Standard deviation of the scores."""
         return float(np.std(self.values, ddof=1)) if len(self.values) > 1 else 0.0
 
     def __str__(self) -> str:
@@ -45,23 +45,23 @@ class Difference:
     """Lower end of the mean's 95 % confidence interval."""
     high: float
     p: float | None
-    """Of a two-sided paired t-test; None where all differences are the same, which no test can judge."""
+    """Of a two-sided paired t-test; None where all differences are equal, so that no test is possible."""
     wins: int
     """Seeds with a positive difference."""
 
     @property
     def is_better(self) -> bool:
-        """Return whether the first is better by more than seeds explain."""
+        """Whether the first is better by more than seeds explain."""
         return self.mean > 0 and self.p is not None and self.p < SIGNIFICANT
 
     @property
     def is_worse(self) -> bool:
-        """Return whether the first is worse by more than seeds explain."""
+        """Whether the first is worse by more than seeds explain."""
         return self.mean < 0 and self.p is not None and self.p < SIGNIFICANT
 
 
 def spread_of(rows: Sequence[Mapping[str, float | None]], metric: str, prefix: str = "val_") -> Spread | None:
-    """Return the spread of the last rows of one setting over its seeds, None where a score is not defined."""
+    """Collect the scores of a setting's last rows over its seeds, None where a score is not defined."""
     scores = [score_of(row, metric, prefix) for row in rows]
     return Spread(tuple(score for score in scores if score is not None)) if None not in scores else None
 
@@ -78,7 +78,7 @@ def compare(one: Spread, other: Spread) -> Difference:
 
 
 def ablations(active: Config, values: Values) -> dict[str, dict[str, Any]]:
-    """Return the values without each of the losses that they are trained with, by the loss's name, if one is left.
+    """List the values without each of the losses that they are trained with, by the loss's name, if one is left.
 
     Args:
         active: The values' configuration, with the losses off that the network or the labels do not carry.
@@ -89,7 +89,7 @@ def ablations(active: Config, values: Values) -> dict[str, dict[str, Any]]:
 
 
 def repeat_tasks(settings: Mapping[str, Values], seeds: Sequence[int], *, claim: str = "") -> list[Task]:
-    """Return every setting with every seed, seeds in the outer loop; settings that are the same are trained once."""
+    """List every setting with every seed, seeds in the outer loop; equal settings are trained once."""
     pairs = itertools.product(seeds, settings.values())
     tasks = [Task(values, seed, is_repeat=True, claim=claim) for seed, values in pairs]
     return list({task.key: task for task in tasks}.values())

@@ -53,7 +53,7 @@ def check_judged(folds: Sequence[Sequence[Bag]], metric: str) -> None:
 
 
 def patient_folds(slides: Sequence[Slide], *, count: int, seed: int) -> list[tuple[list[str], list[str]]]:
-    """Return the slide ids to train on and to judge on, for each fold.
+    """Split slides into folds by patient: for each fold, the ids to train on and those to validate on.
 
     A slide without a patient is a patient of its own.
 

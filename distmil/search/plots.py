@@ -114,7 +114,7 @@ def comparison_plot(spreads: Mapping[str, Spread], *, metric: str) -> bytes:
 
 
 def _place(domain: Domain, value: object) -> float:
-    """Return where a value lies between 0 and 1 on its axis."""
+    """Place a value between 0 and 1 on its axis."""
     if domain.kind == "choice":
         return domain.values.index(value) / max(1, len(domain.values) - 1) if value in domain else 0.5
     low, high = (_scaled(domain, v) for v in domain.values)
@@ -135,7 +135,7 @@ def _ticks(domain: Domain) -> list[tuple[float, str]]:
 
 
 def _x(domain: Domain, value: object) -> float:
-    """Return a value's place on a plot's axis: itself, or its index among choices."""
+    """Place a value on a plot's axis: a number by itself, a choice by its index."""
     if domain.kind == "choice":
         return float(domain.values.index(value)) if value in domain else -1.0
     return float(value)  # type: ignore[arg-type]

@@ -1,27 +1,15 @@
-"""What a search trains next: every setting once, what was lost again, and nothing that is over. Knows no Ray."""
+"""The queue of a search: every setting once, lost trials again, and none that is over. Knows nothing of Ray."""
 
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Protocol
 
+from distmil.search.samplers import OptunaSampler
 from distmil.search.space import Task, TrialRecord, Values
 
 
-class Draws(Protocol):
-    """Draws settings from the results of others."""
-
-    def ask(self, is_new: Callable[[Values], bool]) -> Values:
-        """Return the next setting that is new."""
-        ...
-
-    def tell(self, values: Values, score: float | None) -> None:
-        """Take in a result."""
-        ...
-
-
-class Agenda:
-    """Hands out what is to be trained, and is told what becomes of it."""
+class TrialQueue:
+    """Hands out the tasks to train, and takes in how they end."""
 
     def __init__(
         self,
@@ -29,7 +17,7 @@ class Agenda:
         *,
         known: Mapping[str, TrialRecord],
         max_lost: int,
-        draws: Draws | None = None,
+        sampler: OptunaSampler | None = None,
         make: Callable[[Values], Task] | None = None,
         count: int | None = None,
     ) -> None:
@@ -38,9 +26,9 @@ class Agenda:
         Args:
             tasks: In order, all different.
             known: Records of earlier calls, by task.
-            max_lost: How often a task may be lost and is tried again.
-            draws: Where more tasks come from.
-            make: Makes a task of what is drawn.
+            max_lost: How often a lost task is tried again.
+            sampler: Draws the settings of more tasks.
+            make: Makes a task of a setting.
             count: Tasks in all; None: the given ones.
         """
         self._numbers = {task.key: number for number, task in enumerate(tasks)}
@@ -53,7 +41,7 @@ class Agenda:
         self._waiting = deque(task for task in tasks if task.key not in done)
         self._running: set[str] = set()
         self._losses: Counter[str] = Counter()
-        self._max_lost, self._draws, self._make = max_lost, draws, make
+        self._max_lost, self._sampler, self._make = max_lost, sampler, make
         self.total = len(tasks) if count is None else count
 
     @property
@@ -62,16 +50,16 @@ class Agenda:
         return not self._waiting and not self._running and len(self._numbers) >= self.total
 
     def number(self, task: Task) -> int:
-        """Return a task's place in the order."""
+        """Look up a task's place in the order."""
         return self._numbers[task.key]
 
     def next(self) -> Task | None:
-        """Return what is to be trained next, None if there is nothing now."""
+        """Hand out the next task, None if there is none now."""
         if self._waiting:
             task = self._waiting.popleft()
-        elif self._draws is not None and self._make is not None and len(self._numbers) < self.total:
+        elif self._sampler is not None and self._make is not None and len(self._numbers) < self.total:
             make, numbers = self._make, self._numbers
-            task = make(self._draws.ask(lambda values: make(values).key not in numbers))
+            task = make(self._sampler.ask(lambda values: make(values).key not in numbers))
             numbers[task.key] = len(numbers)
         else:
             return None
@@ -81,11 +69,11 @@ class Agenda:
     def end(self, task: Task, score: float | None) -> None:
         """Note that a task is over, or failed for good."""
         self._running.discard(task.key)
-        if self._draws is not None:
-            self._draws.tell(task.values, score)
+        if self._sampler is not None:
+            self._sampler.tell(task.values, score)
 
     def lose(self, task: Task) -> bool:
-        """Note that a task's process or node was lost, and return whether it is tried again: then it comes next."""
+        """Note that a task's process or node was lost, and return whether the task comes next, to be tried again."""
         self._losses[task.key] += 1
         if self._losses[task.key] > self._max_lost:
             return False

@@ -1,4 +1,4 @@
-"""Values drawn from a search's space: at random, all of them, or by Optuna. No setting is drawn twice."""
+"""Samplers of a search's space: random, grid and Optuna. No setting is drawn twice."""
 
 import itertools
 import math
@@ -11,12 +11,12 @@ from distmil.config.root import fingerprint
 from distmil.errors import ConfigError
 from distmil.search.space import Domain, TrialRecord, Values
 
-MOST_REPEATED = 200
+MAX_REPEATED = 200
 """Draws by Optuna of what was drawn before, after which a new setting is drawn at random."""
 
 
 def num_settings(space: Mapping[str, Domain]) -> int | None:
-    """Return how many settings there are, None where a range has no end of values."""
+    """Count the settings of a space, None where a range is continuous."""
     sizes = [_size(domain) for domain in space.values()]
     return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
@@ -28,7 +28,7 @@ def _size(domain: Domain) -> int | None:
 
 
 def _numbers(domain: Domain) -> list[Any]:
-    """Return the whole numbers of a range, of the type that the key has."""
+    """List the whole numbers of a range, of the type that the key has."""
     low, high = domain.values
     return [type(low)(number) for number in range(int(low), int(high) + 1)]
 
@@ -36,9 +36,9 @@ def _numbers(domain: Domain) -> list[Any]:
 def draw_ahead(
     space: Mapping[str, Domain], default: Values, *, algorithm: str, count: int, seed: int
 ) -> tuple[list[Values], int]:
-    """Return what is known before any result, and how many settings there will be.
+    """List the settings that are known before any result, and count those that there will be.
 
-    Where the space has no more settings than are wanted, that is all of them.
+    Where the space has no more settings than are wanted, all are listed.
 
     Args:
         space: The domain of each key.
@@ -57,7 +57,7 @@ def draw_ahead(
 
 
 def distinct(settings: Iterable[Values], count: int | None = None) -> list[Values]:
-    """Return settings without those that came before, at most so many."""
+    """List settings without repetitions, at most ``count``."""
     found: dict[str, Values] = {}
     for values in settings:
         if len(found) == count:
@@ -74,7 +74,7 @@ def all_values(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
 
 
 def random_values(space: Mapping[str, Domain], *, seed: int) -> Iterator[dict[str, Any]]:
-    """Yield settings at random without end: the same from the same seed, however many are taken."""
+    """Yield random settings without end. A seed gives the same order, however many are taken."""
     generator = np.random.default_rng(seed)
     while True:
         yield {key: _draw(domain, generator) for key, domain in space.items()}
@@ -91,13 +91,13 @@ def _draw(domain: Domain, generator: np.random.Generator) -> Any:
     return min(max(10 ** float(generator.uniform(math.log10(low), math.log10(high))), low), high)
 
 
-class OptunaDraws:
-    """Optuna's TPE: draws from what it was told.
+class OptunaSampler:
+    """Draw by Optuna's TPE from the results so far.
 
     Choices are known to it by their place, for it takes no lists or mappings.
     """
 
-    def __init__(self, space: Mapping[str, Domain], *, seed: int, told: Sequence[TrialRecord]) -> None:
+    def __init__(self, space: Mapping[str, Domain], *, seed: int, results: Sequence[TrialRecord]) -> None:
         """Begin with the results so far; another number of them draws from another seed. Raises: ConfigError."""
         try:
             import optuna  # noqa: PLC0415  # an extra
@@ -106,17 +106,17 @@ class OptunaDraws:
             raise ConfigError(message) from error
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._optuna, self._space = optuna, space
-        sampler = optuna.samplers.TPESampler(seed=(seed + len(told)) % 2**32)
+        sampler = optuna.samplers.TPESampler(seed=(seed + len(results)) % 2**32)
         self._study = optuna.create_study(direction="maximize", sampler=sampler)
         self._distributions = {key: self._distribution(domain) for key, domain in space.items()}
         self._random = random_values(space, seed=seed)
         self._asked: dict[str, Any] = {}
-        for record in told:
+        for record in results:
             self.tell(record.values, record.score)
 
     def ask(self, is_new: Callable[[Values], bool]) -> Values:
-        """Return the next setting that is new; there must be one."""
-        for _ in range(MOST_REPEATED):
+        """Draw the next setting that is new; there must be one."""
+        for _ in range(MAX_REPEATED):
             trial = self._study.ask(self._distributions)
             values = {key: self._value(domain, trial.params[key]) for key, domain in self._space.items()}
             if is_new(values):

@@ -1,4 +1,4 @@
-"""What a search looks through and how its outcome is judged: domains, trials, and comparisons over seeds."""
+"""The space of a search and its trials: domains, tasks and records."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -45,7 +45,7 @@ def check_folds(config: Config) -> None:
 
 
 def read_space(config: Config) -> dict[str, Domain]:
-    """Return the domain of every searched key.
+    """Read the domain of every searched key.
 
     Raises:
         ConfigError: With every key that cannot be searched and every value that it cannot have.
@@ -70,7 +70,7 @@ def read_space(config: Config) -> dict[str, Domain]:
 
 
 def _flat(space: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Return nested sections as dotted keys."""
+    """Write nested sections as dotted keys."""
     found: dict[str, Any] = {}
     for name, given in space.items():
         key = f"{above}{name}"
@@ -129,7 +129,7 @@ def _check_domain(config: Config, key: str, domain: Domain) -> None:
 
 
 def _settled(config: Config, key: str, domain: Domain) -> Domain:
-    """Return choices and whole numbers as the configuration has them, each once: 1 and 1.0 are the same weight."""
+    """Convert choices and whole numbers to the types of the configuration, each once: 1 and 1.0 are one weight."""
     if domain.kind not in {"choice", "int"}:
         return domain
     values = [with_values(config, {key: value}).flat()[key] for value in domain.values]
@@ -137,7 +137,7 @@ def _settled(config: Config, key: str, domain: Domain) -> Domain:
 
 
 def with_values(config: Config, values: Values) -> Config:
-    """Return the configuration with dotted keys set. Raises: ConfigError."""
+    """Build the configuration with dotted keys set. Raises: ConfigError."""
     nested = config.model_dump()
     for key, value in values.items():
         section, _, name = key.partition(".")
@@ -146,13 +146,13 @@ def with_values(config: Config, values: Values) -> Config:
 
 
 def default_values(config: Config, space: Mapping[str, Domain]) -> dict[str, Any]:
-    """Return what the searched keys are without a search."""
+    """List the values that the searched keys have without a search."""
     known = config.flat()
     return {key: known[key] for key in space}
 
 
 def score_of(row: Mapping[str, float | None], metric: str, prefix: str = "val_") -> float | None:
-    """Return what trials are compared by, higher is better; None where it is not defined."""
+    """Compute the score that trials are compared by, higher is better; None where it is not defined."""
     if metric == "loss":
         loss = row.get(f"{prefix}slide_loss")
         return None if loss is None else -loss
@@ -172,13 +172,13 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Return a name made from what the trial is."""
+        """A name made from everything that the trial is."""
         return fingerprint(asdict(self))
 
 
 @dataclass
 class TrialRecord:
-    """What is known of a trial."""
+    """The course of a trial so far."""
 
     values: dict[str, Any]
     seed: int
@@ -194,20 +194,20 @@ class TrialRecord:
 
     @property
     def task(self) -> Task:
-        """Return what was to be trained."""
+        """The setting and seed that were trained."""
         return Task(self.values, self.seed, self.is_repeat, self.claim)
 
     @property
     def is_over(self) -> bool:
-        """Return whether there is nothing left to train; one that failed is tried again."""
+        """Whether nothing is left to train; a failed trial is tried again."""
         return self.status in {"finished", "stopped"}
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
+        """Convert to JSON-ready values."""
         return asdict(self)
 
 
 def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Return the trial with the best score among those that were trained to the end; the earlier one of equals."""
+    """Choose the trial with the best score of those that were trained to the end; the earlier of equal ones."""
     done = [record for record in records if record.status == "finished" and record.score is not None]
     return max(done, key=lambda record: (record.score or 0.0, -record.number)) if done else None

@@ -63,7 +63,7 @@ class Trial:
         return all(run.is_finished and len(run.history.rows) <= epoch + 1 for run in self._runs)
 
     def judge(self, bags: Sequence[Bag]) -> Row:
-        """Return the metrics of other slides, means over the folds' networks.
+        """Evaluate on other slides, means over the folds' networks.
 
         With early stopping the networks are those of the best epochs, which must have been kept.
         """
@@ -87,7 +87,7 @@ def _run_name(name: str, fold: int) -> str:
 
 
 def kept_row(history: History, training: TrainingConfig, epoch: int) -> Row:
-    """Return the metrics of the network that a run would have kept after an epoch."""
+    """Choose the metrics of the network that a run would have kept after an epoch."""
     rows = history.rows[: epoch + 1]
     if not training.patience:
         return rows[-1]
@@ -98,14 +98,14 @@ def kept_row(history: History, training: TrainingConfig, epoch: int) -> Row:
 
 
 def judge_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: Store, *, name: str) -> Row:
-    """Return what the network that a finished run kept makes of other slides, on the CPU."""
+    """Evaluate the network that a finished run kept on other slides, on the CPU."""
     learner = new_learner(config, spec, store, device=torch.device("cpu"))
     load_checkpoint(store, name, learner, best=config.training.patience > 0)
     return evaluate(learner, bags, config, group=Group())
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
-    """Return the mean of every value over the rows that have it, None where none has."""
+    """Average every value over the rows that have it, None where none has."""
     found: Row = {}
     for name in dict.fromkeys(key for row in rows for key in row):
         values = [value for row in rows if (value := row.get(name)) is not None]

@@ -3,15 +3,26 @@
 import functools
 import logging
 import os
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
 
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 
-from distmil.tracking.outbox import Outage, Row
+from distmil.storage.object_store import s3_endpoint, without_options
+from distmil.storage.store import DEFAULT_ROOT
 
+Row = Mapping[str, float | None]
+
+RETRY_S = 30.0
+# A call that takes long to fail waits longer for its next try: at most this share of the time goes into failing.
+MAX_SHARE = 0.1
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
 REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
 # MLflow's own defaults retry for minutes, print to stdout, and wait for as long as a proxy asks them to.
@@ -23,11 +34,29 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _DATABASE_TRIES = 3
+_S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
+
+
+def resolve_uri(uri: str | None, root: str) -> str | None:
+    """Resolve the tracking URI: the given one, else SQLite under a local storage root, else under ``~/.distmil``."""
+    if uri is not None:
+        return None if uri == "none" else uri
+    folder = Path(DEFAULT_ROOT).expanduser() if "://" in root else Path(root)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def artifact_location(folder: str) -> str:
+    """Write a folder or URI as MLflow takes it, and let MLflow's S3 client find the server that the URI names."""
+    if "://" not in folder:
+        return folder
+    if endpoint := s3_endpoint(folder):
+        os.environ.setdefault(_S3_VARIABLE, endpoint)
+    return without_options(folder)
 
 
 @functools.cache
 def connect(uri: str) -> MlflowClient:
-    """Return this process's client; opening an SQLite store checks its tables, which takes a while."""
+    """Open this process's client; opening an SQLite store checks its tables, which takes a while."""
     for variable, value in _ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
     database.MAX_RETRY_COUNT = min(database.MAX_RETRY_COUNT, _DATABASE_TRIES)  # its ten take minutes
@@ -36,14 +65,38 @@ def connect(uri: str) -> MlflowClient:
     return MlflowClient(tracking_uri=uri)
 
 
+@dataclass
+class Outage:
+    """Since when a server does not answer, and when it is asked again."""
+
+    began: datetime | None = None
+    retry_at_s: float = 0.0
+
+    def fail(self, *, took_s: float) -> bool:
+        """Note a failed call and how long it took, and return whether the outage begins with it."""
+        self.retry_at_s = time.monotonic() + max(RETRY_S, took_s / MAX_SHARE)
+        is_new = self.began is None
+        self.began = self.began or datetime.now().astimezone()
+        return is_new
+
+    def may_try(self) -> bool:
+        """Return whether a call is worth its time."""
+        return self.began is None or time.monotonic() >= self.retry_at_s
+
+    def end(self) -> datetime | None:
+        """Note an answer, and return when the outage began that it ended."""
+        began, self.began = self.began, None
+        return began
+
+
 @functools.cache
 def outage_of(uri: str) -> Outage:
-    """Return what this process knows of a server's silence: many runs of a sweep need not find it out one by one."""
+    """Return the outage of a server, which all runs of this process share."""
     return Outage()
 
 
 def is_active(client: MlflowClient, run_id: str) -> bool:
-    """Return whether a run is there and not deleted. Raises: MlflowException where MLflow does not answer."""
+    """Return whether a run exists and is not deleted. Raises: MlflowException where MLflow does not answer."""
     try:
         return bool(client.get_run(run_id).info.lifecycle_stage == "active")
     except MlflowException as error:
@@ -52,8 +105,21 @@ def is_active(client: MlflowClient, run_id: str) -> bool:
         raise
 
 
+def open_run(
+    client: MlflowClient, *, experiment: str, name: str, artifacts: str | None, resume: str | None, tags: dict[str, str]
+) -> str:
+    """Go on with an earlier run if it is still there, else create a run; return its id."""
+    if resume is not None and is_active(client, resume):
+        client.update_run(resume, status="RUNNING")
+        client.log_batch(resume, tags=[RunTag(*item) for item in tags.items()])
+        return resume
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
+    return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+
+
 def recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> set[int]:
-    """Return the steps of which a run has the metric that is defined in most rows."""
+    """List the steps of which a run has the metric that is defined in most rows."""
     defined = Counter(key for row in rows for key, value in row.items() if value is not None)
     if not defined:
         return set(range(len(rows)))

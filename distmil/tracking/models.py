@@ -19,17 +19,17 @@ LATEST = "latest"
 
 
 def log_model(tracker: Tracker, folder: Path, *, digest: str, step: int, registered: str | None, alias: str) -> None:
-    """Record a saved model with its run and register it; one of the same digest is not recorded or registered again.
+    """Record a saved model with its run and register it, each unless MLflow has a model of that digest.
 
     MLflow's own ``log_model`` works on the process's active run and prints; this calls the client alone.
 
     Args:
         tracker: The run.
-        folder: What ``save_model`` wrote.
+        folder: The files that ``save_model`` wrote.
         digest: The bundle's.
         step: The last epoch.
         registered: Name in the registry, None: not registered.
-        alias: What the new version is called in the registry.
+        alias: Name of the new version in the registry.
     """
     found: list[Any] = []
 
@@ -44,7 +44,7 @@ def log_model(tracker: Tracker, folder: Path, *, digest: str, step: int, registe
 
 
 def _recorded(client: MlflowClient, run_id: str, digest: str) -> Any:
-    """Return the run's model of that digest, None if there is none."""
+    """Look up the run's model of a digest, None if there is none."""
     outputs = client.get_run(run_id).outputs
     for output in outputs.model_outputs if outputs else ():
         model = client.get_logged_model(output.model_id)

@@ -11,7 +11,7 @@ _TIMEOUT_S = 10
 
 
 def code_tags(folder: Path | None = None) -> dict[str, str]:
-    """Return tags that name the code.
+    """Make tags that name the code.
 
     Args:
         folder: A folder that may be a git checkout; default: the current one.
@@ -21,7 +21,7 @@ def code_tags(folder: Path | None = None) -> dict[str, str]:
 
 
 def source_digest(folder: Path | None = None) -> str:
-    """Return a digest of a package's source files, by default distmil's own: their names and what they hold."""
+    """Digest the names and contents of a package's source files, by default of distmil's own."""
     root = folder or Path(distmil.__file__).parent
     found = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
@@ -32,7 +32,7 @@ def source_digest(folder: Path | None = None) -> str:
 
 
 def git_tags(folder: Path) -> dict[str, str]:
-    """Return, by MLflow's names, the commit that a folder has checked out and whether files differ; {} without git."""
+    """Read, by MLflow's names, the commit that a folder has checked out and whether files differ; {} without git."""
     git = shutil.which("git")
     commit = git and _run(git, folder, "rev-parse", "--verify", "HEAD")
     if not git or not commit:

@@ -1,4 +1,4 @@
-"""What the machine does while a run trains: processors, memory, disk, network, and GPUs, in the run's record."""
+"""The load of the machine while a run trains: processors, memory, disk, network, and GPUs, in the run's record."""
 
 import logging
 import threading
@@ -21,7 +21,7 @@ INTERVAL_S = 10.0
 
 @contextmanager
 def system_metrics(tracker: Tracker, *, is_wanted: bool) -> Iterator[None]:
-    """Record what this process's machine does while the block runs, now and then and at its end. Never fails.
+    """Record the load of this machine while the block runs, now and then and at its end. Never fails.
 
     MLflow's monitor takes the samples; its own thread would end with the first call that MLflow does not answer.
     """

@@ -1,12 +1,12 @@
-"""The record of a run in MLflow. It stops nothing: what MLflow does not take is sent when it answers again."""
+"""The record of a run in MLflow: a projection of results that are kept elsewhere. A failed call is made up later."""
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,84 +16,64 @@ from mlflow.exceptions import MlflowException
 
 from distmil.config.root import PRIVATE_KEYS, Config
 from distmil.processes.interruption import interruption_held
-from distmil.storage.object_store import s3_endpoint, without_options
-from distmil.storage.store import DEFAULT_ROOT
-from distmil.tracking.mlflow_client import REFUSED, connect, is_active, outage_of, recorded_steps
-from distmil.tracking.outbox import BATCH, Backlog, Outage, Point, Row, counted
+from distmil.tracking.mlflow_client import (
+    REFUSED,
+    Outage,
+    Row,
+    artifact_location,
+    connect,
+    is_active,
+    open_run,
+    outage_of,
+    recorded_steps,
+)
 
 logger = logging.getLogger(__name__)
 
+MAX_METRICS = 10_000
+BATCH = 1000
 _MAX_VALUE = 500
-_S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
-
-
-def resolve_uri(uri: str | None, root: str) -> str | None:
-    """Return the tracking URI: the given one, else SQLite under a local storage root, else under ``~/.distmil``."""
-    if uri is not None:
-        return None if uri == "none" else uri
-    folder = Path(DEFAULT_ROOT).expanduser() if "://" in root else Path(root)
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def artifact_location(folder: str) -> str:
-    """Return a folder or URI as MLflow takes it, and let MLflow's S3 client find the server that the URI names."""
-    if "://" not in folder:
-        return folder
-    if endpoint := s3_endpoint(folder):
-        os.environ.setdefault(_S3_VARIABLE, endpoint)
-    return without_options(folder)
-
-
-def recorded_values(config: Config) -> dict[str, Any]:
-    """Return every key of a configuration, dotted, with its value, but for paths."""
-    values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
-    return values | {"encoder.weights": config.encoder.weights_name}
-
-
-@dataclass(frozen=True)
-class _Opening:
-    """What it takes to open a run."""
-
-    name: str
-    artifacts: str | None
-    """None: where the server puts them."""
-    resume: str | None
-    tags: dict[str, str]
 
 
 class _RunGone(Exception):
     """The run was deleted in MLflow."""
 
 
-@dataclass
 class Tracker:
-    """One MLflow run. No call raises; after a failure none is tried for a while, and what the run is told waits.
+    """One MLflow run. No call raises, and after a failure MLflow is not asked for a while.
 
-    A pickled copy logs into the same run and takes nothing along that waits. Threads may share a tracker.
+    The tracker holds the values that the run should have and that MLflow has not confirmed; every call sends all of
+    them. A pickled copy logs into the same run and holds no values at first. Threads may share a tracker.
     """
 
-    uri: str | None
-    experiment: str
-    run_id: str | None = None
-    flush_s: float = 0.0
-    """Metrics wait until the last were sent so many seconds ago."""
-    _opening: _Opening | None = field(default=None, init=False, repr=False, compare=False)
-    _backlog: Backlog = field(default_factory=Backlog, init=False, repr=False, compare=False)
-    _sent_at_s: float = field(default=float("-inf"), init=False, repr=False, compare=False)
-    _is_gone: bool = field(default=False, init=False, repr=False, compare=False)
-    _lock: threading.RLock = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
+    def __init__(self, uri: str | None, experiment: str, run_id: str | None = None) -> None:
+        self.uri, self.experiment, self.run_id = uri, experiment, run_id
+        self._open: Callable[[MlflowClient], str] | None = None
+        self._metrics: dict[tuple[str, int], Metric] = {}
+        """By key and step. A metric keeps its time, so that MLflow records it once though it is sent twice."""
+        self._params: dict[str, str] = {}
+        self._tags: dict[str, str] = {}
+        self._rows: Sequence[Row] = ()
+        """Metrics by epoch, of which MLflow may have some."""
+        self._num_lacked = 0
+        self._status: str | None = None
+        self._missing: list[str] = []
+        """Files that MLflow did not take. They are not kept."""
+        self._sent_at_s = float("-inf")
+        self._is_gone = False
+        self._lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type["Tracker"], tuple[str | None, str, str | None, float]]:
-        return Tracker, (self.uri, self.experiment, self.run_id, self.flush_s)
+    def __reduce__(self) -> tuple[type["Tracker"], tuple[str | None, str, str | None]]:
+        return Tracker, (self.uri, self.experiment, self.run_id)
 
     @property
     def is_recording(self) -> bool:
-        """Return whether there is a run to log into, or one that opens when MLflow answers."""
-        return self.uri is not None and not self._is_gone and not (self.run_id is None and self._opening is None)
+        """Whether there is a run to log into, or one that opens when MLflow answers."""
+        return self.uri is not None and not self._is_gone and not (self.run_id is None and self._open is None)
 
     @property
     def is_silent(self) -> bool:
-        """Return whether MLflow failed so short ago that it is not asked now."""
+        """Whether MLflow failed so recently that it is not asked now."""
         return self.uri is not None and not self._outage.may_try()
 
     def start(
@@ -110,40 +90,58 @@ class Tracker:
         with self._lock:
             self.run_id = None
             is_server = str(self.uri).startswith(("http://", "https://"))
-            location = None if is_server else artifact_location(artifacts)
-            self._opening = _Opening(name, location, resume, dict(tags or {}))
+            self._open = partial(
+                open_run, experiment=self.experiment, name=name, resume=resume, tags=dict(tags or {}),
+                artifacts=None if is_server else artifact_location(artifacts),
+            )  # fmt: skip
             self._send()
 
     def log_params(self, config: Config, **more: Any) -> None:
-        """Record every key of the configuration but paths, and what else is given; a resumed run keeps what it has."""
-        self.log_values(recorded_values(config) | more)
+        """Record every key of the configuration except paths, and other values; a resumed run keeps those it has."""
+        values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
+        self.log_values(values | {"encoder.weights": config.encoder.weights_name} | more)
 
     def log_values(self, values: Mapping[str, Any]) -> None:
-        """Record values by dotted key as the run's parameters; a resumed run keeps what it has."""
-        self._add(lambda backlog: backlog.params.update({k: str(v)[:_MAX_VALUE] for k, v in values.items()}))
+        """Record values by dotted key as the run's parameters; a resumed run keeps those it has."""
+        with self._lock:
+            self._params |= {key: str(value)[:_MAX_VALUE] for key, value in values.items()}
+            self._send()
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tag the run."""
-        self._add(lambda backlog: backlog.tags.update(tags))
+        with self._lock:
+            self._tags |= tags
+            self._send()
 
     def log_metrics(self, metrics: Row, *, step: int) -> None:
-        """Record metrics of a step; what is not defined is left out."""
-        self._add(lambda backlog: backlog.add(metrics, step=step), wait_s=self.flush_s)
-
-    def complete(self, rows: Sequence[Row]) -> None:
-        """Record the metrics of every epoch that the run does not have, whoever should have recorded them."""
+        """Record metrics of a step; undefined ones are left out. In an outage the latest ``MAX_METRICS`` are kept."""
         with self._lock:
-            if self.is_recording:
-                self._backlog.rows = rows
+            self._hold(metrics, step)
+            self._send()
+
+    def sync(self, rows: Sequence[Row], *, interval_s: float = 0.0) -> int:
+        """Record the metrics of every epoch that the run does not have, whoever should have recorded them.
+
+        Args:
+            rows: Metrics by epoch, as they are committed elsewhere.
+            interval_s: The rows wait for the next call if MLflow was sent something less than this ago.
+
+        Returns:
+            How many epochs MLflow lacked; 0 where it was not asked or did not answer.
+        """
+        with self._lock:
+            self._rows, self._num_lacked = rows, 0
+            if time.monotonic() >= self._sent_at_s + interval_s:
                 self._send()
+            return self._num_lacked
 
     def flush(self) -> None:
-        """Send what waits, however short ago MLflow failed."""
+        """Send everything, however recently MLflow failed."""
         with self._lock:
             self._send(at_once=True)
 
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
-        """Record a local file, or what a local folder holds."""
+        """Record a local file, or the files of a local folder."""
 
         def send(client: MlflowClient, run_id: str) -> None:
             if path.is_dir():
@@ -154,29 +152,27 @@ class Tracker:
         self.attempt(folder or path.name, send)
 
     def attempt(self, what: str, work: Callable[[MlflowClient, str], None]) -> bool:
-        """Do something with MLflow that cannot wait, after all that waits, and return whether it was done.
+        """Call MLflow for something that cannot wait, and return whether it was done.
 
         Args:
-            what: What is missing where it fails, in words.
-            work: Called with the client and the run's id.
+            what: A name of what is missing if it fails, for the warning at the end of the run.
+            work: Called with the client and the run's id, after everything that was held back is sent.
         """
         with self._lock:
-            if not self.is_recording:
-                return False
             done: list[str] = []
 
-            def call(client: MlflowClient, run_id: str) -> None:
+            def call(run_id: str, client: MlflowClient) -> None:
                 work(client, run_id)
                 done.append(what)
 
             if self._send():
-                self._guard(lambda client: self._ask(client, lambda run_id: call(client, run_id)))
+                self._guard(lambda client: self._ask(client, partial(call, client=client)))
             if not done and self.is_recording:
-                self._backlog.files.append(what)
+                self._missing.append(what)
             return bool(done)
 
     def finish(self, status: str) -> bool:
-        """Send what waits, however short ago MLflow failed, and close the run as FINISHED, FAILED or KILLED.
+        """Send everything, however recently MLflow failed, and close the run as FINISHED, FAILED or KILLED.
 
         Returns:
             Whether nothing is left to send: MLflow took it all, or there is no run.
@@ -184,48 +180,46 @@ class Tracker:
         with self._lock:
             if not self.is_recording:
                 return True
-            self._backlog.status = status
+            self._status = status
             self._send(at_once=True)
-            if missing := [*self._backlog.waiting(), *self._backlog.lost()]:
+            if self._is_gone:
+                return True
+            held = {"metrics": self._metrics or self._rows, "parameters": self._params, "tags": self._tags}
+            words = [name for name, values in held.items() if values] + (["the end of the run"] if self._status else [])
+            if missing := [*words, *self._missing]:
                 began = self._outage.began
                 since = f"MLflow did not answer from {_clock(began)}: " if began else "MLflow: "
-                logger.warning("%s%s missing in the record", since, _listed(missing))
-            return self._backlog.status is None
+                logger.warning("%smissing in the record: %s", since, ", ".join(missing))
+            self._missing = []
+            return self._status is None
 
     @property
     def _outage(self) -> Outage:
         return outage_of(str(self.uri))
 
-    def _add(self, change: Callable[[Backlog], None], *, wait_s: float = 0.0) -> None:
-        with self._lock:
-            if not self.is_recording:
-                return
-            change(self._backlog)
-            if len(self._backlog.metrics) >= BATCH or time.monotonic() >= self._sent_at_s + wait_s:
-                self._send()
+    def _hold(self, metrics: Row, step: int) -> bool:
+        """Take in the defined metrics of a step, and return whether one was not held already."""
+        time_ms, before = time.time_ns() // 1_000_000, len(self._metrics)
+        for key, value in metrics.items():
+            if value is not None:
+                self._metrics.setdefault((key, step), Metric(key, value, time_ms, step))
+        is_new = len(self._metrics) > before
+        while len(self._metrics) > MAX_METRICS:
+            del self._metrics[next(iter(self._metrics))]
+        return is_new
 
     def _send(self, *, at_once: bool = False) -> bool:
-        """Open the run and send what waits, unless MLflow failed just now; return whether it has everything."""
-        if not self.is_recording or not (at_once or self._outage.may_try()):
-            return False
-        before = self._backlog.num_taken
-        if not self._guard(self._send_backlog):
+        """Open the run and send everything, unless MLflow failed just now; return whether MLflow has it."""
+        if not self.is_recording or not (at_once or self._outage.may_try()) or not self._guard(self._project):
             return False
         self._sent_at_s = time.monotonic()
         if (began := self._outage.end()) is not None:
-            late, lost = self._backlog.num_taken - before, self._backlog.lost()
-            logger.log(
-                logging.WARNING if lost else logging.INFO,
-                "MLflow did not answer from %s to %s; %s sent later%s",
-                _clock(began),
-                _clock(datetime.now().astimezone()),
-                counted(late, "metric was", "metrics were"),
-                f"; {_listed(lost)} missing" if lost else "",
-            )
+            ended = datetime.now().astimezone()
+            logger.info("MLflow did not answer from %s to %s; the record goes on", _clock(began), _clock(ended))
         return True
 
     def _guard(self, work: Callable[[MlflowClient], None]) -> bool:
-        """Do something with MLflow and return whether it went well; say it once where it did not."""
+        """Call MLflow and return whether it went well; the first failure of an outage is logged."""
         started_s = time.monotonic()
         try:
             with interruption_held():
@@ -243,47 +237,34 @@ class Tracker:
             return False
         return True
 
-    def _open(self, client: MlflowClient, opening: _Opening) -> str:
-        """Return the id of the run that goes on, else of a new one."""
-        if opening.resume is not None and is_active(client, opening.resume):
-            client.update_run(opening.resume, status="RUNNING")
-            self._backlog.tags = {**opening.tags, **self._backlog.tags}
-            return opening.resume
-        found = client.get_experiment_by_name(self.experiment)
-        experiment = found.experiment_id if found else client.create_experiment(self.experiment, opening.artifacts)
-        return str(client.create_run(experiment, tags=opening.tags, run_name=opening.name).info.run_id)
-
-    def _send_backlog(self, client: MlflowClient) -> None:
-        waiting = self._backlog
+    def _project(self, client: MlflowClient) -> None:
+        """Make the run equal to the values that it should have."""
         if self.run_id is None:
-            assert self._opening is not None
-            self.run_id = self._open(client, self._opening)
-        if waiting.rows:
-            missing = waiting.add_missing(recorded_steps(client, self.run_id, waiting.rows))
-            if missing and self._outage.began is None:
-                logger.info("MLflow lacked the metrics of %s; they are sent now", counted(missing, "epoch", "epochs"))
-        if waiting.params:  # MLflow refuses another value
+            assert self._open is not None
+            self.run_id = self._open(client)
+        if self._rows:
+            recorded = recorded_steps(client, self.run_id, self._rows)
+            rows = [(epoch, row) for epoch, row in enumerate(self._rows) if epoch not in recorded]
+            self._num_lacked = sum(self._hold(row, epoch) for epoch, row in rows)
+            self._rows = ()
+        if self._params:  # MLflow refuses another value
             known = self._ask(client, lambda run_id: client.get_run(run_id).data.params) or {}
-            waiting.params = {key: value for key, value in waiting.params.items() if key not in known}
-        while waiting.metrics or waiting.params or waiting.tags:
-            batch = waiting.batch()
-            self._send_batch(client, batch)
-            waiting.took(batch)
-        if waiting.status is not None:
-            self._ask(client, lambda run_id: client.set_terminated(run_id, waiting.status))
-            waiting.status = None
-
-    def _send_batch(self, client: MlflowClient, batch: Sequence[Point]) -> None:
-        metrics = [Metric(*point) for point in batch]
-        params = [Param(*item) for item in self._backlog.params.items()]
-        tags = [RunTag(*item) for item in self._backlog.tags.items()]
-        self._ask(
-            client,
-            lambda run_id: client.log_batch(run_id, metrics=metrics, params=params, tags=tags, synchronous=True),
-        )
+            self._params = {key: value for key, value in self._params.items() if key not in known}
+        while self._metrics or self._params or self._tags:
+            batch = dict(islice(self._metrics.items(), BATCH))
+            self._ask(client, partial(
+                client.log_batch, metrics=list(batch.values()), synchronous=True,
+                params=[Param(*item) for item in self._params.items()],
+                tags=[RunTag(*item) for item in self._tags.items()],
+            ))  # fmt: skip
+            self._metrics = {key: metric for key, metric in self._metrics.items() if key not in batch}
+            self._params, self._tags = {}, {}
+        if self._status is not None:
+            self._ask(client, partial(client.set_terminated, status=self._status))
+            self._status = None
 
     def _ask(self, client: MlflowClient, call: Callable[[str], Any]) -> Any:
-        """Return what MLflow answers; what it refuses for good is said, and is not sent again. Raises: _RunGone."""
+        """Call MLflow with the run's id; a value that it refuses for good is logged and dropped. Raises: _RunGone."""
         assert self.run_id is not None
         try:
             return call(self.run_id)
@@ -303,9 +284,3 @@ def _in_short(error: BaseException) -> str:
 
 def _clock(moment: datetime) -> str:
     return f"{moment:%H:%M:%S}"
-
-
-def _listed(words: Sequence[str]) -> str:
-    """Return words as a list with its verb, such as `a, b are`."""
-    is_one = len(words) == 1 and (words[0].startswith("1 ") or not words[0][0].isdigit())
-    return f"{', '.join(words)} {'is' if is_one else 'are'}"

@@ -1,12 +1,20 @@
 """The workers that train together, and what they tell each other."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from distmil.errors import DistmilError
+
+Result = TypeVar("Result")
+
+
+class GroupFailed(Exception):
+    """A worker failed, and every worker of the group knows its error, which is the cause of this one."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,26 @@ class Group:
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value)
         return values
+
+    def together(self, work: Callable[[], Result]) -> Result:
+        """Do a piece of work on every worker at once, and fail on all of them where it fails on one.
+
+        Raises:
+            GroupFailed: From the first worker's error.
+        """
+        failure: DistmilError | None = None
+        try:
+            result = work()
+        except DistmilError as error:
+            failure = error
+        first = next((found for found in self.gather(failure) if found is not None), None)
+        if first is not None:
+            raise GroupFailed from first
+        return result
+
+    def on_rank_0(self, work: Callable[[], object]) -> None:
+        """Do a piece of work on rank 0 while the others wait. Raises: GroupFailed on all of them if it fails."""
+        self.together(work if self.rank == 0 else lambda: None)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Sum gradients over the group in one message; what has none on any worker has none afterwards, either.

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
 from distmil.inference.bundle import bundle_folder
 from distmil.inference.evaluation import judge_predictions
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.training.worker import run_file
-from distmil.pipeline.tuning.trials import Sweep, read_trials, write_trial
+from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial
 from distmil.search.space import TrialRecord
 from distmil.storage.local_files import keep_copy
 from distmil.storage.store import Part, Record
@@ -199,13 +200,13 @@ def listings(made: TrainedStore) -> Kind:
 
 def trials(made: TrainedStore) -> Kind:
     """Records of a search's trials, from which a search goes on."""
-    sweep = Sweep("search", made.store.root, {}, made.spec, "slide_auc", False, [], [], 0, claim="made")
+    plan = SearchPlan("search", made.store.root, Config(), made.spec, "slide_auc", False, [], [], 0, claim="made")
     files: list[tuple[Path, Reader]] = []
     for top_k in (1, 2, 4):
         rows = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
         record = TrialRecord({"bags.top_k": top_k}, 0, False, top_k, status="finished", rows=rows, claim="made")
-        write_trial(sweep, record)
-        files.append((made.path(sweep.record_file(record.task)), lambda: read_trials(sweep)))
+        write_trial(plan, record)
+        files.append((made.path(plan.record_file(record.task)), lambda: read_trials(plan)))
     return Kind("run records: trials", files)
 
 

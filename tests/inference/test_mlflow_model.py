@@ -268,13 +268,13 @@ def test_a_registry_that_refuses_is_named_and_the_run_has_its_model(tracker, sav
     assert (run.info.status, run.data.metrics, len(run.outputs.model_outputs)) == ("FINISHED", {"loss": 0.5}, 1)
     refused, missing = [found.getMessage() for found in caplog.records if found.name.startswith("distmil")]
     assert "MLflow refused a part of the record (MlflowException: " in refused
-    assert missing == "MLflow: the registered model lesions is missing in the record"
+    assert missing == "MLflow: missing in the record: the registered model lesions"
 
 
 def test_a_model_that_mlflow_does_not_take_is_named(tracker, tmp_path, caplog):
     log_model(tracker, tmp_path / "nothing", digest="one", step=0, registered=None, alias="latest")
     tracker.finish("FINISHED")
-    assert caplog.messages[-1] == "MLflow: the model is missing in the record"
+    assert caplog.messages[-1] == "MLflow: missing in the record: the model"
 
 
 def record(tmp_path, tracker, **options):

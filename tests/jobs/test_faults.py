@@ -13,12 +13,11 @@ import torch
 from distmil.bags.bag import BagEntry
 from distmil.errors import SlideError, StorageError
 from distmil.pipeline.training.group import _cores_each
-from distmil.pipeline.training.worker import GroupFailed, together
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.training.run import new_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Group, GroupFailed
 from tests.campaigns.training_runs import SPEC, Run, make_cohort, make_config, worker_pids
 from tests.support.thread_group import run_as_group
 
@@ -120,7 +119,7 @@ def test_a_failure_of_one_worker_is_known_to_all() -> None:
                 raise StorageError("the disk is full")
 
         try:
-            together(group, fail_on_the_last)
+            group.together(fail_on_the_last)
         except GroupFailed as error:
             return f"{type(error.__cause__).__name__}: {error.__cause__}"
         return "went on"

@@ -18,7 +18,7 @@ from PIL import Image
 from distmil.config.loading import build_config
 from distmil.pipeline.job import Job
 from distmil.pipeline.tuning import job
-from distmil.pipeline.tuning.scheduler import concurrency, trial_resources
+from distmil.pipeline.tuning.tune_adapter import concurrency, trial_resources
 from distmil.storage.store import Store
 from tests.campaigns.clusters import free_port
 from tests.jobs.test_mlflow_server import Server

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from distmil.search.samplers import OptunaDraws, all_values, draw_ahead, num_settings, random_values
+from distmil.search.samplers import OptunaSampler, all_values, draw_ahead, num_settings, random_values
 from distmil.search.space import Domain, TrialRecord
 
 SMALL = {"bags.top_k": Domain("choice", (1, 2, 4)), "losses.bag": Domain("int", (0.0, 2.0))}
@@ -62,12 +62,12 @@ def test_a_default_outside_the_space_is_not_tried() -> None:
 
 def test_optuna_learns_from_what_it_is_told() -> None:
     pytest.importorskip("optuna")
-    draws, scores = OptunaDraws(WIDE, seed=0, told=[]), []
+    sampler, scores = OptunaSampler(WIDE, seed=0, results=[]), []
     for _ in range(40):
-        values = draws.ask(lambda _: True)
+        values = sampler.ask(lambda _: True)
         assert all(values[key] in domain for key, domain in WIDE.items())
         scores.append(-abs(np.log(values["losses.bag"] / 5)) - (values["losses.ramp"] == {}))
-        draws.tell(values, scores[-1])
+        sampler.tell(values, scores[-1])
     assert np.mean(scores[20:]) > np.mean(scores[:10]) + 0.3
     known = [TrialRecord({**values}, 0, False, 0, "finished", score=1.0) for values in [values]]
-    OptunaDraws(WIDE, seed=0, told=known).tell(values, None)
+    OptunaSampler(WIDE, seed=0, results=known).tell(values, None)

@@ -17,9 +17,10 @@ from mlflow import MlflowClient
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.processes.interruption import SIGNALS, Interrupted, Interruption
-from distmil.tracking import mlflow_client, outbox
+from distmil.tracking import mlflow_client
 from distmil.tracking import tracker as tracking
-from distmil.tracking.tracker import Tracker, resolve_uri
+from distmil.tracking.mlflow_client import resolve_uri
+from distmil.tracking.tracker import Tracker
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +127,7 @@ def call_everything(tracker, tmp_path):
     tracker.log_metrics({"loss": 0.5}, step=0)
     tracker.log_artifact(tmp_path / "report.html")
     tracker.set_tags({"a": "b"})
-    tracker.complete([{"loss": 0.5}])
+    tracker.sync([{"loss": 0.5}])
     tracker.finish("FINISHED")
 
 
@@ -145,7 +146,7 @@ def test_without_mlflow_the_work_goes_on_and_it_is_said_twice(tmp_path, caplog, 
     first, last = messages(caplog)
     assert "MLflow does not answer" in first
     assert "the work goes on" in first
-    assert "1 tag, metrics of up to 1 epoch, the end of the run, report.html are missing in the record" in last
+    assert "missing in the record: metrics, parameters, tags, the end of the run, report.html" in last
     assert capfd.readouterr().out == ""
 
 
@@ -184,7 +185,7 @@ def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, 
     asked = len(flaky.asked)
     tracker.log_metrics({"loss": 0.6}, step=3)  # too early for another try
     assert len(flaky.asked) == asked
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + outbox.RETRY_S)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + mlflow_client.RETRY_S)
     tracker.log_metrics({"loss": 0.5}, step=4)
     run = run_of(tracker)
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
@@ -192,7 +193,7 @@ def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, 
     assert (run.data.metrics["slide_auc"], run.data.tags["a"], run.data.params["k"]) == (0.6, "b", "1")
     first, last = messages(caplog)
     assert "MLflow does not answer (ConnectionError: nobody there)" in first
-    assert re.fullmatch(r"MLflow did not answer from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d; 5 metrics were sent later", last)
+    assert re.fullmatch(r"MLflow did not answer from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d; the record goes on", last)
 
 
 def test_finish_tries_once_more_whatever_the_wait(flaky, tracker, tmp_path, caplog):
@@ -204,7 +205,7 @@ def test_finish_tries_once_more_whatever_the_wait(flaky, tracker, tmp_path, capl
     tracker.finish("FINISHED")
     run = run_of(tracker)
     assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.8)
-    assert messages(caplog)[-1].endswith("; 1 metric was sent later; maps is missing")
+    assert messages(caplog)[-1] == "MLflow: missing in the record: maps"
 
 
 def test_what_is_missing_at_the_end_is_said(flaky, tracker, caplog):
@@ -213,7 +214,7 @@ def test_what_is_missing_at_the_end_is_said(flaky, tracker, caplog):
         tracker.log_metrics({"loss": 0.8}, step=step)
     tracker.finish("FINISHED")
     assert re.fullmatch(
-        r"MLflow did not answer from \d\d:\d\d:\d\d: 12 metrics, the end of the run are missing in the record",
+        r"MLflow did not answer from \d\d:\d\d:\d\d: missing in the record: metrics, the end of the run",
         messages(caplog)[-1],
     )
     assert flaky.asked.count("log_batch") == 2  # the first that failed, and the last try
@@ -227,7 +228,7 @@ def test_a_run_that_could_not_be_opened_is_opened_later(flaky, uri, tmp_path, ca
     found.log_metrics({"loss": 0.7}, step=0)
     assert found.run_id is None
     flaky.is_down = False
-    found.complete([{"loss": 0.7}, {"loss": 0.6}])
+    found.sync([{"loss": 0.7}, {"loss": 0.6}])
     assert found.run_id is None  # too early for another try
     found.flush()
     run = run_of(found)
@@ -245,7 +246,7 @@ def test_many_runs_find_out_about_an_outage_once(flaky, uri, tmp_path, caplog):
 
 
 def test_a_slow_failure_takes_a_small_share_of_the_time():
-    outage = outbox.Outage()
+    outage = mlflow_client.Outage()
     assert outage.fail(took_s=20)
     assert outage.retry_at_s - time.monotonic() > 190
     assert not outage.may_try()
@@ -253,7 +254,7 @@ def test_a_slow_failure_takes_a_small_share_of_the_time():
 
 
 def test_metrics_of_a_long_outage_are_kept_up_to_a_number(flaky, tracker, caplog, monkeypatch):
-    monkeypatch.setattr(outbox, "MOST_METRICS", 3)
+    monkeypatch.setattr(tracking, "MAX_METRICS", 3)
     flaky.is_down = True
     for step in range(5):
         tracker.log_metrics({"loss": float(step)}, step=step)
@@ -261,32 +262,52 @@ def test_metrics_of_a_long_outage_are_kept_up_to_a_number(flaky, tracker, caplog
     tracker.finish("FINISHED")
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
     assert [m.step for m in history] == [2, 3, 4]
-    assert messages(caplog)[-1].endswith("; 3 metrics were sent later; 2 metrics are missing")
 
 
 def test_metrics_of_many_steps_go_in_few_calls(flaky, uri, tmp_path):
-    found = Tracker(uri, "an experiment", flush_s=60)
+    found = Tracker(uri, "an experiment")
     found.start("a run", artifacts=str(tmp_path))
-    for step in range(2500):
-        found.log_metrics({"loss": float(step)}, step=step)
-    assert flaky.asked.count("log_batch") == 2
+    rows = [{"loss": float(step)} for step in range(2500)]
+    for count in range(1, 2501):
+        found.sync(rows[:count], interval_s=60)
+    assert flaky.asked.count("log_batch") == 0
     found.finish("FINISHED")
     assert flaky.asked.count("log_batch") == 3
     history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
     assert [m.step for m in history] == list(range(2500))
 
 
-def test_what_waits_is_not_taken_for_missing(flaky, uri, tmp_path, caplog):
-    caplog.set_level("INFO")
-    found = Tracker(uri, "an experiment", flush_s=60)
-    found.start("a run", artifacts=str(tmp_path))
+def test_what_waits_is_not_taken_for_missing(flaky, tracker, monkeypatch):
     rows = [{"loss": 0.9, "slide_auc": 0.5}, {"loss": 0.8, "slide_auc": None}]
+    flaky.is_down = True
     for step, row in enumerate(rows):
-        found.log_metrics(row, step=step)
-    found.complete(rows)
-    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+        tracker.log_metrics(row, step=step)
+    flaky.is_down = False
+    assert tracker.sync(rows) == 0  # too early for another try
+    monkeypatch.setattr(mlflow_client.outage_of(tracker.uri), "retry_at_s", 0.0)
+    assert tracker.sync(rows) == 0
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
     assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8)]
-    assert messages(caplog) == []
+
+
+def test_a_call_that_fails_half_way_is_made_up_by_the_next(flaky, tracker, monkeypatch):
+    rows = [{"loss": float(step), "lr": 0.1} for step in range(1200)]
+    real, calls = flaky.client.log_batch, []
+
+    def fail_at_the_second(*args, **options):
+        calls.append(args)
+        if len(calls) == 2:
+            raise ConnectionError("nobody there")
+        return real(*args, **options)
+
+    monkeypatch.setattr(flaky.client, "log_batch", fail_at_the_second)
+    tracker.sync(rows)
+    assert tracker.finish("FINISHED")
+    client = MlflowClient(tracking_uri=tracker.uri)
+    for key, value in (("loss", None), ("lr", 0.1)):
+        history = client.get_metric_history(tracker.run_id, key)
+        assert [m.step for m in history] == list(range(1200))
+        assert value is None or {m.value for m in history} == {value}
 
 
 @pytest.mark.parametrize("is_erased", [False, True])
@@ -320,11 +341,10 @@ def test_epochs_that_nobody_recorded_are_added(tracker, caplog):
     tracker.log_metrics({"loss": 0.9, "epoch_s": 1.0}, step=0)
     tracker.log_metrics({"loss": 0.7, "epoch_s": 1.0}, step=2)
     rows = [{"loss": value, "val_loss": None} for value in (0.9, 0.8, 0.7, 0.6)]
-    tracker.complete(rows)
-    tracker.complete(rows)
+    assert [tracker.sync(rows), tracker.sync(rows)] == [2, 0]
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
     assert sorted((m.step, m.value) for m in history) == [(0, 0.9), (1, 0.8), (2, 0.7), (3, 0.6)]
-    assert messages(caplog) == ["MLflow lacked the metrics of 2 epochs; they are sent now"]
+    assert messages(caplog) == []
 
 
 def test_a_child_names_its_parent(uri, tmp_path, tracker):
@@ -367,7 +387,7 @@ def test_a_server_that_is_busy_holds_nothing_up(busy_server, tmp_path, caplog):
     call_everything(tracker, tmp_path)
     assert time.monotonic() - started_s < 20
     assert "503" in messages(caplog)[0]
-    assert "are missing in the record" in messages(caplog)[1]
+    assert "missing in the record: metrics" in messages(caplog)[1]
 
 
 def test_without_a_record_nothing_is_called(tmp_path, monkeypatch, caplog):
@@ -415,11 +435,11 @@ def test_the_record_is_where_it_was_asked_for(monkeypatch, tmp_path, uri, root, 
 def test_artifacts_go_where_the_root_is(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "")
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
-    assert tracking.artifact_location(f"{tmp_path}/why?") == f"{tmp_path}/why?"
-    assert tracking.artifact_location("gs://bucket/a?scheme=http") == "gs://bucket/a"
+    assert mlflow_client.artifact_location(f"{tmp_path}/why?") == f"{tmp_path}/why?"
+    assert mlflow_client.artifact_location("gs://bucket/a?scheme=http") == "gs://bucket/a"
     assert "MLFLOW_S3_ENDPOINT_URL" not in os.environ
     for server in ("http://first:9000", "http://second:9000"):  # what is set stays: it may be the user's
-        assert tracking.artifact_location(f"s3://bucket/a?endpoint_override={server}") == "s3://bucket/a"
+        assert mlflow_client.artifact_location(f"s3://bucket/a?endpoint_override={server}") == "s3://bucket/a"
         assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://first:9000"
 
 

@@ -1,4 +1,4 @@
-"""What training and search do first: claim the run's name, and show what there is to learn from."""
+"""The first steps of training and search: claim the run's name, and show the supervision of the slides."""
 
 import json
 from collections import Counter
@@ -26,7 +26,7 @@ KINDS = ("negative", "annotated", "part annotated", "label only")
 
 
 def read_claim(store: Store, run: str, *, folders: Sequence[str] = ()) -> Any:
-    """Read what a run was started with.
+    """Read the settings and the fingerprint of the data that a run was started with.
 
     Args:
         store: Where the run is.
@@ -57,7 +57,7 @@ def read_claim(store: Store, run: str, *, folders: Sequence[str] = ()) -> Any:
 
 
 def read_record_id(job: Job, run: str) -> str | None:
-    """Read which MLflow run goes on with a run, None if there is none; a damaged note costs the record's continuity."""
+    """Read the id of a run's MLflow run, None if there is none; a damaged note costs the record's continuity."""
     try:
         found = job.store.read_checked(run_file(run, "mlflow"), owner=run)
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def read_record_id(job: Job, run: str) -> str | None:
 
 
 def write_record_id(store: Store, run: str, run_id: str) -> None:
-    """Note which MLflow run goes on with a run."""
+    """Note the id of a run's MLflow run."""
     store.write_checked(run_file(run, "mlflow"), run_id, owner=run)
 
 
@@ -83,6 +83,21 @@ def check_classes(prepared: Prepared, cohort: Cohort) -> None:
     if len(counts) < 2:
         found = ", ".join(f"{count} {cohort.classes[label or 0]}" for label, count in counts.items()) or "none"
         raise TrainingError(f"training needs usable train slides of at least two classes; there are: {found}")
+
+
+def check_settings(
+    job: Job, spec: EncoderSpec, cohort: Cohort, *, name: str | None, kind: str, more: Mapping[str, Any] | None = None,
+    folders: Sequence[str] = (),
+) -> None:  # fmt: skip
+    """Compare the settings with those of an earlier run of that name, before a slide is tiled; see ``claim_run``.
+
+    Raises:
+        ConfigError: If the earlier run had other settings.
+        StorageError: If the claim of an earlier run is damaged or gone.
+    """
+    earlier = read_claim(job.store, name, folders=folders) if name else None
+    if name and earlier and (changed := _changes(_settings(job.config, spec, cohort, more), earlier["settings"])):
+        raise _refusal(job.store, name, kind, changed, folders)
 
 
 def claim_run(
@@ -96,24 +111,36 @@ def claim_run(
     more: Mapping[str, Any] | None = None,
     folders: Sequence[str] = (),
 ) -> str:
-    """Return the run's name, and note what it was started with.
+    """Claim the run's name for its settings and data, and return the name.
 
     Args:
         job: Its configuration is noted.
         prepared: The slides' patches, embeddings and labels.
         spec: The encoder.
         cohort: The manifest.
-        name: The run's name; None: made from everything that is noted.
-        kind: The job, for made names and messages.
-        more: What else the run depends on, dotted.
-        folders: What else an earlier run of that name left, for the message.
+        name: The run's name; None: made from the settings and data.
+        kind: "train" or "tune", for made names and messages.
+        more: Other settings that the run depends on, dotted.
+        folders: Where else a run of that name leaves files, for messages.
 
     Raises:
         ConfigError: If an earlier run of that name had other settings or other data.
-        StorageError: If what an earlier run of that name was started with is damaged or gone.
+        StorageError: If the claim of an earlier run is damaged or gone.
     """
-    config = job.config
-    settings = {
+    settings = _settings(job.config, spec, cohort, more)
+    claim = {"settings": settings, "data": _data_fingerprint(prepared, cohort)}
+    run = name or f"{kind}-{fingerprint(claim, length=10)}"
+    earlier = read_claim(job.store, run, folders=folders)
+    if earlier is not None and earlier != json.loads(json.dumps(claim)):
+        changed = _changes(settings, earlier["settings"]) or ["the slides, labels or outlines changed"]
+        raise _refusal(job.store, run, kind, changed, folders)
+    job.store.write_checked(run_file(run, "run"), claim, owner=run)
+    return run
+
+
+def _settings(config: Config, spec: EncoderSpec, cohort: Cohort, more: Mapping[str, Any] | None) -> dict[str, Any]:
+    """List every setting that a run's result depends on, dotted."""
+    return {
         **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
            for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
         **{f"training.{key}": value for key, value in config.training.identity().items()},
@@ -124,31 +151,33 @@ def claim_run(
         "cohort.classes": list(cohort.classes),
         **(more or {}),
     }  # fmt: skip
+
+
+def _data_fingerprint(prepared: Prepared, cohort: Cohort) -> str:
     data = {
         "cohort": cohort.fingerprint,
         "slides": {entry.slide_id: [part.sha256 for _, part in entry.files] for entry in prepared.entries},
         "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
     }
-    claim = {"settings": settings, "data": fingerprint(data)}
-    run = name or f"{kind}-{fingerprint(claim, length=10)}"
-    earlier = read_claim(job.store, run, folders=folders)
-    if earlier is not None and earlier != json.loads(json.dumps(claim)):
-        changed = [
-            f"{key}: {earlier['settings'].get(key)!r} then, {value!r} now"
-            for key, value in settings.items()
-            if earlier["settings"].get(key) != value
-        ] or ["the slides, labels or outlines changed"]
-        places = " and ".join(job.store.path(folder) for folder in (checkpoint_folder(run), *folders))
-        raise ConfigError(
-            f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
-            f"another name, or delete {places}\n  " + "\n  ".join(changed)
-        )
-    job.store.write_checked(run_file(run, "run"), claim, owner=run)
-    return run
+    return fingerprint(data)
+
+
+def _changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Word each setting that differs from an earlier run's, which was read from JSON."""
+    pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
+    return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
+
+
+def _refusal(store: Store, run: str, kind: str, changed: Sequence[str], folders: Sequence[str]) -> ConfigError:
+    places = " and ".join(store.path(folder) for folder in (checkpoint_folder(run), *folders))
+    return ConfigError(
+        f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
+        f"another name, or delete {places}\n  " + "\n  ".join(changed)
+    )
 
 
 def announce(job: Job, prepared: Prepared) -> Config:
-    """Show what there is to learn from and which losses are active, and return the configuration to train with."""
+    """Show the slides' supervision and the active losses, and return the configuration to train with."""
     classes, form = len(job.config.cohort.classes), job.config.labels.form
     bags = [open_bag(job.store, entry, num_classes=classes, form=form, labels_alone=True) for entry in prepared.entries]
     columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
@@ -165,7 +194,7 @@ def announce(job: Job, prepared: Prepared) -> Config:
 
 
 def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
-    """Return a split's slides by kind of supervision and patches by label."""
+    """Count a split's slides by kind of supervision, and its patches by label."""
     kinds = Counter(_supervision(bag.label or 0, bag.label_N) for bag in bags)
     negative, positive, unknown = (
         sum(int((np.sign(bag.label_N) == sign).sum()) for bag in bags) for sign in (0, 1, -1)
@@ -175,7 +204,7 @@ def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
 
 
 def _supervision(label: int, label_N: NDArray[Any]) -> str:
-    """Return which kind of supervision a slide brings."""
+    """Name the kind of supervision that a slide brings."""
     if label == 0:
         return "negative"
     known = (label_N >= 0).mean()

@@ -8,8 +8,8 @@ from typing import Any
 import ray
 import ray.exceptions
 import ray.train
+from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.callback import UserCallback
 
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
@@ -73,7 +73,7 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
 
 
 def check_finished(history: History | None, config: Config, run: str) -> History:
-    """Give a finished run's history back, and refuse any other.
+    """Check that a run's history is finished, and return it.
 
     Raises:
         TrainingError: If epochs are missing.
@@ -88,16 +88,16 @@ def check_finished(history: History | None, config: Config, run: str) -> History
 
 
 def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> ray.train.Result:
-    """Train, and anew where a worker died in a moment that Ray's own limits of failures do not know of.
+    """Train, and try again after the death of a worker that Ray's own retries do not cover.
 
-    Ray starts a group again whose worker dies while it is made or while it trains. A death in the second between, while
-    workers are handed their work, ends the training, and the group keeps its cores as long as the driver is connected
-    (Ray 2.60): so this one connects anew.
+    Ray starts a group again if a worker dies while the group is made or trains. If a worker dies in between, while the
+    workers get their work, the training ends, and the group keeps its cores until the driver disconnects (Ray 2.60).
+    Therefore the driver connects again before it tries again.
 
     Args:
         attempt: Trains, going on from the run's own checkpoints.
         starts: How often to try again.
-        note: Told when it does.
+        note: Takes a line for the terminal at each further try.
 
     Raises:
         ray.train.TrainingFailedError: For any other failure, or once more than ``starts`` times.
@@ -106,7 +106,7 @@ def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Cal
         try:
             return attempt()
         except ray.train.ControllerError as error:
-            is_main = threading.current_thread() is threading.main_thread()  # another one cannot connect anew
+            is_main = threading.current_thread() is threading.main_thread()  # no other can connect again
             if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
                 raise
         note("a worker died while its group was starting; the group starts again")
@@ -132,14 +132,14 @@ def make_trainer(
     lease: Lease,
     cores: int | None = None,
 ) -> TorchTrainer:
-    """Return the worker group of a run whose ``cohort`` file is written.
+    """Make the worker group of a run whose ``cohort`` file is written.
 
     Args:
         store: Where the run is.
         config: The configuration to train with.
         run: The run's name.
         spec: The encoder.
-        callbacks: Told of what workers report.
+        callbacks: Take the reports of the workers.
         lease: The job's right to write the run's checkpoints.
         cores: CPU cores of each worker, for groups that share a cluster; None: as many as the nodes have for it.
 
@@ -169,7 +169,7 @@ def make_trainer(
 
 
 def _scaling_config(config: Config, resources: dict[str, float], *, is_gpu: bool) -> ray.train.ScalingConfig:
-    """Return how many workers there are, and how often an elastic group looks whether there could be more."""
+    """Set the number of workers, and how often an elastic group looks for more."""
     fewest, most = config.training.min_workers, config.training.num_workers
     return ray.train.ScalingConfig(
         num_workers=most if fewest is None else (fewest, most),
@@ -180,7 +180,7 @@ def _scaling_config(config: Config, resources: dict[str, float], *, is_gpu: bool
 
 
 def _failure_config(config: Config) -> ray.train.FailureConfig:
-    """Return how often training starts again.
+    """Set how often training starts again.
 
     Nodes that are taken away by announcement do not count. What Ray calls failures of the controller are failures
     while a group starts, as when a worker dies before its first step: they count apart, by the same limit.
@@ -193,7 +193,7 @@ def _failure_config(config: Config) -> ray.train.FailureConfig:
 
 
 def _starts(config: Config) -> int:
-    """Return how often a group that fails while it starts is started again."""
+    """Count the starts that a group may fail in."""
     if config.training.min_workers is not None:
         return ELASTIC_STARTS
     limit = config.training.max_failures
@@ -206,7 +206,7 @@ def _is_cluster() -> bool:
 
 
 def _set_environment(config: Config) -> None:
-    """Set what Ray Train reads from the environment alone."""
+    """Set the options that Ray Train reads from the environment only."""
     timeout_s = config.training.start_timeout_s
     if config.training.min_workers is not None:
         timeout_s = min(timeout_s, ELASTIC_START_TIMEOUT_S)
@@ -218,7 +218,7 @@ def _set_environment(config: Config) -> None:
 
 
 def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dict[str, float]:
-    """Return what one worker asks for.
+    """List the resources of one worker.
 
     Raises:
         ConfigError: If a cluster that cannot grow does not have it.
@@ -242,12 +242,12 @@ def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dic
 
 
 def _cores_each(cores: Sequence[int], workers: int) -> int:
-    """Return the most cores that each worker can have on nodes of so many, at least one."""
+    """Count the most cores that each worker can have on nodes with given cores, at least one."""
     return next((each for each in range(max(cores), 1, -1) if sum(n // each for n in cores) >= workers), 1)
 
 
 def _root_cause(error: BaseException) -> str:
-    """Return the last line of the deepest failure."""
+    """Read the last line of the deepest failure."""
     failures = getattr(error, "worker_failures", None)
     cause = next(iter(failures.values())) if failures else error
     lines = [line for line in str(cause).strip().splitlines() if line.strip()]

@@ -17,13 +17,21 @@ from distmil.pipeline.evaluate import measure, metrics_file
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import judge_slides
 from distmil.pipeline.prepare import prepare
-from distmil.pipeline.training.claim import announce, check_classes, claim_run, read_record_id, write_record_id
+from distmil.pipeline.training.claim import (
+    announce,
+    check_classes,
+    check_settings,
+    claim_run,
+    read_record_id,
+    write_record_id,
+)
 from distmil.pipeline.training.group import fit
 from distmil.pipeline.training.record import record_training
 from distmil.pipeline.training.worker import run_file
+from distmil.tracking.mlflow_client import resolve_uri
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.system_metrics import system_metrics
-from distmil.tracking.tracker import Tracker, resolve_uri
+from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import load_checkpoint
 from distmil.training.engine import History
 from distmil.training.run import new_learner
@@ -85,7 +93,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training made."""
+    """A finished training."""
 
     run: str
     bundle: Bundle
@@ -101,6 +109,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
         StorageError: If the store cannot be written.
     """
     spec = open_encoder(job)
+    check_settings(job, spec, cohort, name=job.config.training.run, kind="train")
     used = cohort.of_split("train", "val")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: its epochs in MLflow and on the terminal, and that it waits for nodes."""
+"""The progress of a run: its epochs in MLflow and on the terminal, and its waits for nodes."""
 
 import threading
 import time
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from ray.train.v2.api.callback import UserCallback
+from ray.train import UserCallback
 
 from distmil.config.root import Config
 from distmil.errors import StorageError
@@ -19,8 +19,7 @@ from distmil.tracking.tracker import Tracker
 
 POLL_S = 1.0
 NODES_INTERVAL_S = 10.0
-"""Between looks at the nodes: a node that is replaced at once, or a cluster that is just starting, is not worth a word
-before the second look."""
+"""Between looks at the nodes. A lack is reported at the second look, for a node may just be replaced."""
 
 Row = Mapping[str, float | None]
 
@@ -40,7 +39,7 @@ class MetricsCallback(UserCallback):  # type: ignore[misc]  # Ray ships no types
 
 @contextmanager
 def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> Iterator[None]:
-    """Show what happens to a run until the block ends.
+    """Show a run's epochs and its waits until the block ends.
 
     Args:
         job: Whose store and console it is.
@@ -69,7 +68,7 @@ class _Epochs:
         self._shown = len(_rows(job.store, run))
 
     def show(self, *, is_last: bool) -> None:
-        """Show what has come since."""
+        """Show the epochs that are new."""
         rows = _rows(self._job.store, self._run)
         every = max(1, self._count // 10)
         for epoch in range(self._shown, len(rows)):
@@ -79,34 +78,34 @@ class _Epochs:
 
 
 class _Room:
-    """Says when the cluster's nodes cannot carry the group, which waits for them without a word of its own."""
+    """Reports when the cluster's nodes cannot carry the group, which waits for them silently."""
 
     def __init__(self, job: Job, worker: Mapping[str, float], *, needed: int) -> None:
         self._job, self._worker, self._needed = job, worker, needed
         self._next_look, self._was_short = 0.0, False
-        self._said: int | None = None
+        self._reported: int | None = None
 
     def show(self) -> None:
-        """Look at the nodes now and then, and speak when they are too few twice in a row, or enough again."""
+        """Look at the nodes now and then, and report when they are too few twice in a row, or enough again."""
         if time.monotonic() < self._next_look:
             return
         self._next_look = time.monotonic() + NODES_INTERVAL_S
         there = workers_that_fit(node_resources(), self._worker)
         is_short = there < self._needed
-        if is_short and self._was_short and there != self._said:
+        if is_short and self._was_short and there != self._reported:
             each = ", ".join(f"{amount:g} {name}" for name, amount in self._worker.items())
             self._job.console.note(
                 f"waiting for nodes: those that are there carry {there} of {self._needed} worker(s) of {each}"
             )
-            self._said = there
-        elif not is_short and self._said is not None:
+            self._reported = there
+        elif not is_short and self._reported is not None:
             self._job.console.note(f"nodes for {self._needed} worker(s) are there again")
-            self._said = None
+            self._reported = None
         self._was_short = is_short
 
 
 def workers_that_fit(nodes: Sequence[Mapping[str, Any]], worker: Mapping[str, float]) -> int:
-    """Return how many workers of given resources nodes of given resources carry when nothing else runs there."""
+    """Count the workers of given resources that nodes of given resources carry when nothing else runs there."""
     asked = {name: amount for name, amount in worker.items() if amount > 0}
     return sum(min(int(node.get(name, 0) // amount) for name, amount in asked.items()) for node in nodes)
 

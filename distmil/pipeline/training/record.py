@@ -1,4 +1,4 @@
-"""What a finished training leaves in MLflow: metrics, the bundle, the configuration, some maps, and the model."""
+"""The record of a finished training in MLflow: metrics, bundle, configuration, some maps, and the model."""
 
 import logging
 import tempfile
@@ -30,10 +30,11 @@ def record_training(
     predictions: Predictions | None,
     metrics: dict[str, Any],
 ) -> None:
-    """Record what every epoch came to, final metrics, the bundle, the configuration, some maps and the model."""
+    """Record every epoch's metrics, final metrics, the bundle, the configuration, some maps and the model."""
     step = len(history.rows) - 1
     tracker.flush()  # files do not wait: whether MLflow answers is worth finding out now
-    tracker.complete(history.rows)
+    if num_lacked := tracker.sync(history.rows):
+        logger.info("MLflow lacked the metrics of %d epoch(s); they are recorded now", num_lacked)
     for split, values in metrics.items():
         tracker.log_metrics({f"final_{split}_{name}": value for name, value in values.items()}, step=step)
     thresholds = {**bundle.slide_thresholds, "patch": bundle.patch_threshold}
@@ -75,7 +76,7 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
 
 
 def _shareable(job: Job) -> dict[str, Any]:
-    """Return the configuration without paths."""
+    """List the configuration without paths, as sections."""
     values = job.config.model_dump()
     for section, _, key in (dotted.partition(".") for dotted in PRIVATE_KEYS):
         values[section][key] = None

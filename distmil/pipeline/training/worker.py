@@ -1,10 +1,9 @@
-"""What runs in each training worker."""
+"""The work of each training worker."""
 
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import ray.train
 import ray.train.torch
@@ -21,18 +20,17 @@ from distmil.training.checkpoints import checkpoint_folder, read_latest, save_ch
 from distmil.training.engine import History
 from distmil.training.ownership import Lease
 from distmil.training.run import Run, open_run
-from distmil.training.workers import Group
+from distmil.training.workers import Group, GroupFailed
 
 FETCHERS = 8
 FETCH_TURN_S = 30.0
-Result = TypeVar("Result")
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker: every worker holds the same plan and takes its share of each step.
 
-    What is wrong for the whole group is returned, for every retry would end in it as well. What a worker meets alone,
-    in the middle of a step, is raised: the others wait for it, and only its failure ends them.
+    An error of the whole group is returned, for every retry would end in it as well. An error that a worker meets
+    alone, in the middle of a step, is raised: the others wait for it, and only its failure ends them.
     """
     config, store, run = build_config(settings["config"]), Store(settings["root"]), settings["run"]
     torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
@@ -49,30 +47,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         return {"error": error}
 
 
-class GroupFailed(Exception):
-    """Every worker knows of the failure that is this one's cause."""
-
-
-def together(group: Group, work: Callable[[], Result]) -> Result:
-    """Do something on every worker at once, and fail on all of them where it fails on one.
-
-    Raises:
-        GroupFailed: From the first worker's failure.
-    """
-    failure: DistmilError | None = None
-    try:
-        result = work()
-    except DistmilError as error:
-        failure = error
-    first = next((found for found in group.gather(failure) if found is not None), None)
-    if first is not None:
-        raise GroupFailed from first
-    return result
-
-
 def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: bool) -> Run:
     """Open the bags and go on from the latest checkpoint."""
-    bags = open_bags(config, store, run)
+    bags = open_bags(store, run, form=config.labels.form, num_classes=len(config.cohort.classes))
     learning = [bag for bag in bags if bag.split == "train"]
     judging = [bag for bag in bags if bag.split == "val"]
     return open_run(config, learning, judging, spec, store, name=run, device=choose_device(is_gpu=is_gpu))
@@ -82,22 +59,21 @@ def _run_epochs(
     config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, lease: Lease, is_gpu: bool
 ) -> dict[str, Any]:
     fetch(store, name, group)
-    run = together(group, lambda: _open(config, store, name, spec, is_gpu=is_gpu))
+    run = group.together(lambda: _open(config, store, name, spec, is_gpu=is_gpu))
     check_same_start(run.history, group)
     while not run.is_finished:
         started = time.monotonic()
         is_best = run.advance(group)
-        save = partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease)
-        together(group, save if group.rank == 0 else _nothing)
+        group.on_rank_0(partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease))
         epoch = len(run.history.rows) - 1
         ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
     return {"epochs": len(run.history.rows)}
 
 
 def fetch(store: Store, run: str, group: Group) -> None:
-    """Copy what the group reads from a far store to this machine's disk, on all workers before any goes on.
+    """Copy the files that the group reads from a far store to this machine's disk, on all workers before any goes on.
 
-    Workers tell each other every so often that they are still at it: no collective waits longer than it may.
+    Workers meet every ``FETCH_TURN_S`` seconds, so that no collective waits longer than its timeout.
 
     Raises:
         StorageError: If a file is damaged or gone, or there is no room for it.
@@ -109,7 +85,7 @@ def fetch(store: Store, run: str, group: Group) -> None:
         copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
         while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
             pass
-    together(group, lambda: [copy.result() for copy in copies])
+    group.together(lambda: [copy.result() for copy in copies])
 
 
 def check_same_start(history: History, group: Group) -> None:
@@ -123,27 +99,30 @@ def check_same_start(history: History, group: Group) -> None:
         )
 
 
-def _nothing() -> None:
-    """Leave it to rank 0."""
+def open_bags(store: Store, run: str, *, form: str, num_classes: int) -> list[Bag]:
+    """Open the bags that a run was started with.
 
-
-def open_bags(config: Config, store: Store, run: str) -> list[Bag]:
-    """Return the bags that a run was started with."""
+    Args:
+        store: Where the run is.
+        run: The run's name.
+        form: ``labels.form``.
+        num_classes: Of slides.
+    """
     entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
-    return open_all_bags(store, entries, num_classes=len(config.cohort.classes), form=config.labels.form)
+    return open_all_bags(store, entries, num_classes=num_classes, form=form)
 
 
 def choose_device(*, is_gpu: bool) -> torch.device:
-    """Return the GPU that Ray gave this worker, or the CPU."""
+    """Choose the GPU that Ray gave this worker, or the CPU."""
     return ray.train.torch.get_device() if is_gpu and torch.cuda.is_available() else torch.device("cpu")
 
 
 def read_history(store: Store, run: str) -> History | None:
-    """Return the history of a run's latest checkpoint, None if there is none."""
+    """Read the history of a run's latest checkpoint, None if there is none."""
     record = read_latest(store, run)
     return History(**record.info["history"]) if record else None
 
 
 def run_file(run: str, what: str) -> str:
-    """Return the name of a file beside a run's checkpoints."""
+    """Name a file beside a run's checkpoints."""
     return f"{checkpoint_folder(run)}/{what}.json"

@@ -1,4 +1,4 @@
-"""Searches K, the loss weights or any other key of the network's training, and makes sure of what it finds."""
+"""The search job: searches K, the loss weights or any other key of the training, and checks the best values again."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,16 +14,17 @@ from distmil.models.losses import LOSSES
 from distmil.pipeline.cluster import start_ray, wants_gpu
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.pipeline.training.claim import announce, check_classes, claim_run
+from distmil.pipeline.training.claim import announce, check_classes, check_settings, claim_run
 from distmil.pipeline.training.worker import run_file
-from distmil.pipeline.tuning.record import Book
-from distmil.pipeline.tuning.report import Outcome, write_report
-from distmil.pipeline.tuning.scheduler import check_any_finished, concurrency, run_agenda, trial_resources
-from distmil.pipeline.tuning.trials import HELD_OUT, Sweep, read_trial, read_trials, search_folder
+from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials, search_folder
+from distmil.pipeline.tuning.record import SearchRecord
+from distmil.pipeline.tuning.trials import HELD_OUT
+from distmil.pipeline.tuning.tune_adapter import concurrency, run_trials, trial_resources
 from distmil.search.comparison import Spread, ablations, repeat_tasks, spread_of
 from distmil.search.folds import check_judged, check_labels, patient_folds
-from distmil.search.queue import Agenda
-from distmil.search.samplers import OptunaDraws, distinct, draw_ahead
+from distmil.search.queue import TrialQueue
+from distmil.search.report import Outcome, write_report
+from distmil.search.samplers import OptunaSampler, distinct, draw_ahead
 from distmil.search.space import (
     Domain,
     Task,
@@ -36,8 +37,9 @@ from distmil.search.space import (
     with_values,
 )
 from distmil.search.trial import Row
+from distmil.tracking.mlflow_client import resolve_uri
 from distmil.tracking.system_metrics import system_metrics
-from distmil.tracking.tracker import Tracker, resolve_uri
+from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config
 from distmil.training.ownership import take_over
 
@@ -54,17 +56,17 @@ def run(job: Job) -> dict[str, Any]:
     cohort = open_cohort(job, needs_labels=True, needs_splits=True)
     _check_val(job.config.search, cohort)
     uri = resolve_uri(job.config.tracking.uri, job.store.root)
-    book = Book(job, Tracker(uri, job.config.tracking.experiment))
+    record = SearchRecord(job, Tracker(uri, job.config.tracking.experiment))
     status = "FAILED"
     try:
-        answer = _run(job, cohort, space, book)
+        answer = _run(job, cohort, space, record)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
-        book.finish(status)
-    return answer | {"tracking": {"uri": uri, "experiment": book.parent.experiment, "run_id": book.parent.run_id}}
+        record.finish(status)
+    return answer | {"tracking": {"uri": uri, "experiment": record.parent.experiment, "run_id": record.parent.run_id}}
 
 
 def _check_val(search: SearchConfig, cohort: Cohort) -> None:
@@ -74,9 +76,11 @@ def _check_val(search: SearchConfig, cohort: Cohort) -> None:
         check_labels(labels, search.metric, where="val")
 
 
-def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict[str, Any]:
+def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecord) -> dict[str, Any]:
     search = job.config.search
     spec = open_encoder(job)
+    folders = [search_folder(search.run)] if search.run else []
+    check_settings(job, spec, cohort, name=search.run, kind="tune", more=settings_of(search), folders=folders)
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
@@ -86,47 +90,53 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], book: Book) -> dict
     metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
     run = claim_run(
         job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
-        folders=[search_folder(search.run)] if search.run else [],
+        folders=folders,
     )  # fmt: skip
     job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
     space = _without_inactive(job, announce(job, prepared), space)
     start_ray()
-    sweep = Sweep(
-        run=run, root=job.store.root, values=job.config.model_dump(), spec=spec, metric=metric,
+    plan = SearchPlan(
+        run=run, root=job.store.root, config=job.config, spec=spec, metric=metric,
         is_gpu=wants_gpu(job.config), folds=folds, held_out=held_out, seed=job.config.training.seed,
         claim=fingerprint(job.store.read_checked(run_file(run, "run"), owner=run)),
         lease=take_over(job.store, search_folder(run), run=run),
     )  # fmt: skip
-    book.open(sweep, space, cohort)
-    outcome = _outcome(job, sweep, space, [bag for bag in bags.values() if bag.split == "train"], book)
-    answer = write_report(job, search_folder(run), outcome)
-    book.record(outcome, search_folder(run))
+    record.open(plan, space, cohort)
+    outcome = _outcome(job, plan, space, [bag for bag in bags.values() if bag.split == "train"], record)
+    answer = write_report(outcome, job.config, job.store, job.console, folder=search_folder(run))
+    record.record(outcome, search_folder(run))
     return answer
 
 
-def _outcome(job: Job, sweep: Sweep, space: dict[str, Domain], learning: Sequence[Bag], book: Book) -> Outcome:
-    """Search, and compare the best values with the default ones. Raises: TrainingError if nothing came of it."""
-    with system_metrics(book.parent, is_wanted=job.config.tracking.system_metrics):
-        records = _search(job, sweep, space, book)
+def _outcome(
+    job: Job, plan: SearchPlan, space: dict[str, Domain], learning: Sequence[Bag], record: SearchRecord
+) -> Outcome:
+    """Search, and compare the best values with the default ones. Raises: TrainingError if no trial has a score."""
+    with system_metrics(record.parent, is_wanted=job.config.tracking.system_metrics):
+        records = _search(job, plan, space, record)
         winner = best_trial(records)
         if winner is None:
-            raise TrainingError(f"no trial has a {sweep.metric} after its last epoch: nothing to compare")
+            raise TrainingError(f"no trial has a {plan.metric} after its last epoch: nothing to compare")
         default = default_values(job.config, space)
-        best = f"{sweep.metric} {winner.score:.4f} with {_words(winner.values)}"
+        best = f"{plan.metric} {winner.score:.4f} with {_words(winner.values)}"
         job.console.note(f"best of {len(records)} trials: {best}")
-        repeats = _repeat(job, sweep, _settings(job.config, winner.values, default, learning), book)
+        repeats = _repeat(job, plan, _settings(job.config, winner.values, default, learning), record)
     return Outcome(
-        run=sweep.run, metric=sweep.metric, space=space, default=default, winner=winner, records=records,
+        run=plan.run, metric=plan.metric, space=space, default=default, winner=winner, records=records,
         spreads=repeats.spreads, held_out=repeats.held_out, failed=repeats.failed,
         seconds=sum(record.seconds for record in records),
     )  # fmt: skip
 
 
 def identity(search: SearchConfig, folds: Sequence[FoldIds], held_out: Sequence[str]) -> dict[str, Any]:
-    """Return what a search depends on; more trials or repeats go on with it."""
+    """List the settings and slides that a search depends on; more trials or repeats go on with it."""
+    return settings_of(search) | {"slides of the folds": fingerprint({"folds": folds, "held_out": held_out})}
+
+
+def settings_of(search: SearchConfig) -> dict[str, Any]:
+    """List the settings of ``search`` that a search depends on."""
     keys = ("space", "algorithm", "metric", "stopping", "grace_epochs", "reduction", "folds")
-    slides = fingerprint({"folds": folds, "held_out": held_out})
-    return {f"search.{key}": getattr(search, key) for key in keys} | {"slides of the folds": slides}
+    return {f"search.{key}": getattr(search, key) for key in keys}
 
 
 def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> dict[str, Domain]:
@@ -144,10 +154,10 @@ def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> 
 def _split(
     search: SearchConfig, slides: Sequence[Slide], prepared: Prepared, config: Config
 ) -> tuple[list[FoldIds], list[str]]:
-    """Return each fold's slides to train on and to judge on, and the slides that no trial sees.
+    """List each fold's slides to train on and to validate on, and the slides that no trial sees.
 
     Raises:
-        ConfigError: If there is nothing to judge on, or the folds cannot be made.
+        ConfigError: If there is no slide to validate on, or the folds cannot be made.
     """
     ids: dict[str, list[str]] = {"train": [], "val": [], "test": []}
     for entry in prepared.entries:
@@ -162,7 +172,7 @@ def _split(
 
 
 def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
-    """Return what trials are compared by: as configured, or by slides where no patch label is positive.
+    """Choose the metric that trials are compared by: as configured, or of slides where no patch label is positive.
 
     Raises:
         ConfigError: If a fold cannot tell trials apart by it.
@@ -176,86 +186,88 @@ def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
     return metric
 
 
-def _search(job: Job, sweep: Sweep, space: Mapping[str, Domain], book: Book) -> list[TrialRecord]:
+def _search(job: Job, plan: SearchPlan, space: Mapping[str, Domain], record: SearchRecord) -> list[TrialRecord]:
     """Run the trials and return their records."""
     search = job.config.search
-    agenda = search_agenda(job.config, sweep, space)
-    at_once = concurrency(job.config, trial_resources(job.config, is_gpu=sweep.is_gpu))
-    if search.algorithm != "grid" and agenda.total < search.trials:
+    queue = search_queue(job.config, plan, space)
+    at_once = concurrency(job.config, trial_resources(job.config, is_gpu=plan.is_gpu))
+    if search.algorithm != "grid" and queue.total < search.trials:
         job.console.note(
-            f"the space has {agenda.total} settings, fewer than search.trials = {search.trials}: all are tried"
+            f"the space has {queue.total} settings, fewer than search.trials = {search.trials}: all are tried"
         )
     job.console.note(
-        f"search {sweep.run}: {agenda.total} trials ({search.algorithm}), {min(at_once, agenda.total)} at once on "
-        f"{'GPU' if sweep.is_gpu else 'CPU'}, {job.config.training.epochs} epochs"
-        + (f" on {len(sweep.folds)} folds" if search.folds else "")
+        f"search {plan.run}: {queue.total} trials ({search.algorithm}), {min(at_once, queue.total)} at once on "
+        f"{'GPU' if plan.is_gpu else 'CPU'}, {job.config.training.epochs} epochs"
+        + (f" on {len(plan.folds)} folds" if search.folds else "")
         + (", those behind are ended early" if search.stopping == "asha" else "")
     )
-    trials = book.trial_book(agenda)
-    run_agenda(sweep, job.config, trials, stops_early=True)
+    trials = record.trial_records(queue)
+    run_trials(plan, trials, stops_early=True)
     records = sorted(trials.records.values(), key=lambda record: record.number)
-    check_any_finished(records)
+    if records and all(record.status == "failed" for record in records):
+        raise TrainingError(f"every trial failed; the first: {records[0].error}")
     return records
 
 
-def search_agenda(config: Config, sweep: Sweep, space: Mapping[str, Domain]) -> Agenda:
-    """Return what is to be trained: what is drawn already, less what is over, and what Optuna will draw."""
+def search_queue(config: Config, plan: SearchPlan, space: Mapping[str, Domain]) -> TrialQueue:
+    """Build the queue of the search: settings drawn ahead that no earlier call finished, then those of Optuna."""
     search, default = config.search, default_values(config, space)
     settings, count = draw_ahead(
         space, default, algorithm=search.algorithm, count=search.trials, seed=config.training.seed
     )
-    known, draws = read_trials(sweep), None
+    known, sampler = read_trials(plan), None
     if search.algorithm == "optuna" and len(settings) < count:
         earlier = sorted((r for r in known.values() if not r.is_repeat), key=lambda record: record.number)
         settings = distinct([*settings, *(record.values for record in earlier)], count)
-        told = [record for record in earlier if record.is_over]
-        draws = OptunaDraws(space, seed=config.training.seed, told=told)
+        results = [record for record in earlier if record.is_over]
+        sampler = OptunaSampler(space, seed=config.training.seed, results=results)
 
     def make(values: Values) -> Task:
-        return Task(values, sweep.seed, claim=sweep.claim)
+        return Task(values, plan.seed, claim=plan.claim)
 
     tasks = [make(values) for values in settings]
-    return Agenda(tasks, known=known, max_lost=search.max_failures, draws=draws, make=make, count=count)
+    return TrialQueue(tasks, known=known, max_lost=search.max_failures, sampler=sampler, make=make, count=count)
 
 
 @dataclass
 class Repeats:
-    """What training some settings again came to, by setting."""
+    """Scores of the settings that were trained again, by setting."""
 
     spreads: dict[str, Spread] = field(default_factory=dict)
     held_out: dict[str, Spread] = field(default_factory=dict)
-    """On slides that no trial sees."""
+    """Scores on slides that no trial sees."""
     failed: dict[str, str] = field(default_factory=dict)
+    """Why a setting is not compared."""
 
 
-def _repeat(job: Job, sweep: Sweep, settings: Mapping[str, Values], book: Book) -> Repeats:
+def _repeat(job: Job, plan: SearchPlan, settings: Mapping[str, Values], record: SearchRecord) -> Repeats:
     """Train settings with fresh seeds. Raises: TrainingError if the best or the default values fail."""
-    seeds = [sweep.seed + FIRST_REPEAT + i for i in range(job.config.search.repeats)]
+    seeds = [plan.seed + FIRST_REPEAT + i for i in range(job.config.search.repeats)]
     found = Repeats()
     if not seeds:
         return found
-    tasks = repeat_tasks(settings, seeds, claim=sweep.claim)
+    tasks = repeat_tasks(settings, seeds, claim=plan.claim)
     job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
-    agenda = Agenda(tasks, known=read_trials(sweep), max_lost=job.config.search.max_failures)
-    run_agenda(sweep, job.config, book.trial_book(agenda), stops_early=False)
+    queue = TrialQueue(tasks, known=read_trials(plan), max_lost=job.config.search.max_failures)
+    run_trials(plan, record.trial_records(queue), stops_early=False)
     for name, values in settings.items():
         try:
-            rows = [_last_row(sweep, task) for task in repeat_tasks({name: values}, seeds, claim=sweep.claim)]
+            rows = [_last_row(plan, task) for task in repeat_tasks({name: values}, seeds, claim=plan.claim)]
         except TrainingError as error:
             if name in NEEDED:
                 raise
             found.failed[name] = str(error)
             job.console.note(f"{name} is not compared: {error}")
             continue
-        if spread := spread_of(rows, sweep.metric):
+        if spread := spread_of(rows, plan.metric):
             found.spreads[name] = spread
-        if unseen := spread_of(rows, sweep.metric, HELD_OUT):
+        if unseen := spread_of(rows, plan.metric, HELD_OUT):
             found.held_out[name] = unseen
     return found
 
 
 def _settings(config: Config, winner: Values, default: Values, learning: Sequence[Bag]) -> dict[str, Values]:
-    """Return what is compared by name: the default and the best values, and the best without each of its losses."""
+    """List the settings to compare by name: the default and the best values, and the best without each loss."""
     settings: dict[str, Values] = {"default": default, "best": winner}
     if config.search.ablations:
         best = with_values(config, winner)
@@ -265,12 +277,12 @@ def _settings(config: Config, winner: Values, default: Values, learning: Sequenc
     return settings
 
 
-def _last_row(sweep: Sweep, task: Task) -> Row:
-    """Return the last row of a setting that was trained again. Raises: TrainingError if it failed."""
-    record = read_trial(sweep, task)
+def _last_row(plan: SearchPlan, task: Task) -> Row:
+    """Read the last row of a setting that was trained again. Raises: TrainingError if it failed."""
+    record = read_trial(plan, task)
     if record is None or not record.is_over or record.score is None:
         raise TrainingError(
-            f"a training of the comparison has no {sweep.metric}: {(record and record.error) or 'lost'}; "
+            f"a training of the comparison has no {plan.metric}: {(record and record.error) or 'lost'}; "
             f"training.seed={task.seed}, {_words(task.values)}; the same command tries it again"
         )
     return record.rows[-1]

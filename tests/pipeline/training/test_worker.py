@@ -9,8 +9,9 @@ from distmil.bags.bag import BagEntry, Shards
 from distmil.config.loading import build_config
 from distmil.pipeline import cluster
 from distmil.pipeline.training import worker
-from distmil.pipeline.training.worker import GroupFailed, fetch, run_file
+from distmil.pipeline.training.worker import fetch, run_file
 from distmil.storage.store import Part, Store
+from distmil.training.workers import GroupFailed
 from tests.support.thread_group import run_as_group
 
 

@@ -9,42 +9,45 @@ import pytest
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
 from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import ConfigError, TrainingError
+from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.training.claim import claim_run
 from distmil.pipeline.tuning import job as tune
-from distmil.pipeline.tuning.trials import Sweep
-from distmil.search.queue import Agenda
+from distmil.pipeline.tuning.plan import SearchPlan
+from distmil.search.queue import TrialQueue
 from distmil.search.space import TrialRecord, read_space
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
 from tests.support.bags import make_bags
 
+SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}
 
 
-class NoBook:
-    def trial_book(self, agenda: Agenda) -> Agenda:
+class NoRecord:
+    def trial_records(self, queue: TrialQueue) -> TrialQueue:
         """Keep nothing."""
-        return agenda
+        return queue
 
 
 def repeat(monkeypatch: pytest.MonkeyPatch, root: str, fails: str) -> tune.Repeats:
     config = build_config({"search": {"repeats": 2}})
-    sweep = Sweep("s", root, config.model_dump(), None, "slide_auc", False, [], [], 0, "claim")  # type: ignore[arg-type]
+    plan = SearchPlan("s", root, config, None, "slide_auc", False, [], [], 0, "claim")  # type: ignore[arg-type]
 
-    def train(_sweep: Any, _config: Any, agenda: Any, **_: Any) -> None:
-        for number, task in enumerate(iter(agenda.next, None)):
+    def train(_plan: Any, queue: Any, **_: Any) -> None:
+        for number, task in enumerate(iter(queue.next, None)):
             record = TrialRecord(dict(task.values), task.seed, True, number, claim=task.claim)
             if task.values == SETTINGS[fails]:
                 record.status, record.error = "failed", "no loss is left"
             else:
                 record.status, record.score, record.rows = "finished", 0.8, [{"val_slide_auc": 0.8}]
-            sweep.store.write_json(sweep.record_file(task), record.to_json())
+            plan.store.write_json(plan.record_file(task), record.to_json())
 
-    monkeypatch.setattr(tune, "run_agenda", train)
-    return tune._repeat(Job(config, Store(root)), sweep, SETTINGS, NoBook())  # type: ignore[arg-type]
+    monkeypatch.setattr(tune, "run_trials", train)
+    return tune._repeat(Job(config, Store(root)), plan, SETTINGS, NoRecord())  # type: ignore[arg-type]
 
 
 def test_a_failed_ablation_costs_its_row_alone(monkeypatch, tmp_path):
@@ -93,12 +96,12 @@ def test_a_search_that_cannot_be_judged_takes_no_name(monkeypatch, tmp_path):
         BagEntry(i, bag.label, "val" if i in ("slide-01", "slide-03") else "train", False, "", (), None)
         for i, bag in bags.items()
     ]
-    monkeypatch.setattr(tune, "open_encoder", lambda *_: None)
+    monkeypatch.setattr(tune, "open_encoder", lambda *_: SPEC)
     monkeypatch.setattr(tune, "prepare", lambda *_, **__: Prepared(entries, {}, {}, {}))
     monkeypatch.setattr(tune, "open_all_bags", lambda *_, **__: list(bags.values()))
     job = Job(build_config({"search": {"metric": "slide_auc", "run": "s"}}), Store(str(tmp_path)))
     with pytest.raises(ConfigError, match="val has slides of one kind only"):
-        tune._run(job, Cohort([], ["negative", "positive"]), {}, tune.Book(job, Tracker(None, "x")))
+        tune._run(job, Cohort([], ["negative", "positive"]), {}, tune.SearchRecord(job, Tracker(None, "x")))
     assert not job.store.exists("checkpoints/s")
 
 
@@ -115,28 +118,44 @@ def test_the_machine_is_watched_while_trials_run_if_that_is_wanted(monkeypatch, 
     monkeypatch.setattr(tune, "system_metrics", watch)
     monkeypatch.setattr(tune, "_search", lambda *_: watched.append("searched") or [])
     job = Job(build_config({"tracking": {"system_metrics": is_wanted}}), Store(str(tmp_path)))
-    sweep = Sweep("s", str(tmp_path), {}, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
-    book = tune.Book(job, Tracker(None, "x"))
+    plan = SearchPlan("s", str(tmp_path), Config(), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    record = tune.SearchRecord(job, Tracker(None, "x"))
     with pytest.raises(TrainingError, match="no trial has a slide_auc after its last epoch"):
-        tune._outcome(job, sweep, {}, [], book)
+        tune._outcome(job, plan, {}, [], record)
     assert watched[:2] == [is_wanted, "searched"]
 
 
 def test_a_space_with_fewer_settings_than_trials_is_said_and_gone_through(monkeypatch, tmp_path, capsys):
     config = build_config({"search": {"space": {"bags.top_k": [1, 8]}, "trials": 24}})
     job = Job(config, Store(str(tmp_path)))
-    sweep = Sweep("s", str(tmp_path), config.model_dump(), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
     monkeypatch.setattr(tune, "concurrency", lambda *_: 2)
-    monkeypatch.setattr(
-        tune, "run_agenda", lambda _sweep, _config, book, **_: starts.extend(iter(book.agenda.next, None))
-    )
+    monkeypatch.setattr(tune, "run_trials", lambda _plan, records, **_: starts.extend(iter(records.queue.next, None)))
     starts: list[Any] = []
-    book = tune.Book(job, Tracker(None, "x"))
-    book.open(sweep_with_encoder(sweep), {}, Cohort([], ["a", "b"]))
-    tune._search(job, sweep, read_space(config), book)
+    record = tune.SearchRecord(job, Tracker(None, "x"))
+    record.open(plan_with_encoder(plan), {}, Cohort([], ["a", "b"]))
+    tune._search(job, plan, read_space(config), record)
     assert [task.values["bags.top_k"] for task in starts] == [8, 1]  # the default first
     assert "the space has 2 settings, fewer than search.trials = 24: all are tried" in capsys.readouterr().err
 
 
-def sweep_with_encoder(sweep: Sweep) -> Sweep:
-    return replace(sweep, spec=EncoderSpec(name="texture", digest="", dimension=12, weights_file=None))
+def plan_with_encoder(plan: SearchPlan) -> SearchPlan:
+    return replace(plan, spec=SPEC)
+
+
+def test_other_settings_under_an_old_name_are_refused_before_a_slide_is_tiled(monkeypatch, tmp_path):
+    job = Job(build_config({"search": {"run": "s"}}), Store(str(tmp_path)))
+    cohort = Cohort([], ["negative", "positive"])
+    more = tune.identity(job.config.search, [(["a"], ["b"])], [])
+    prepared = Prepared([], {}, {}, {})
+    claim_run(job, prepared, SPEC, cohort, name="s", kind="tune", more=more)
+    monkeypatch.setattr(tune, "open_encoder", lambda *_: SPEC)
+    monkeypatch.setattr(tune, "prepare", lambda *_, **__: pytest.fail("slides were tiled"))
+    other = replace(job, config=build_config({"search": {"run": "s", "folds": 3}, "training": {"lr": 0.5}}))
+    record = tune.SearchRecord(other, Tracker(None, "x"))
+    with pytest.raises(ConfigError, match=r"training.lr: 0.001 then, 0.5 now\n  search.folds: 0 then, 3 now"):
+        tune._run(other, cohort, {}, record)
+    job.store.delete("checkpoints/s/run.json")
+    job.store.write("searches/s/trials/a.json", b"{}")
+    with pytest.raises(StorageError, match="is gone, but results of run s are there"):
+        tune._run(other, cohort, {}, record)

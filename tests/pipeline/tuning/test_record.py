@@ -7,10 +7,11 @@ from mlflow import MlflowClient
 
 from distmil.cohort import Cohort
 from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline.job import Job
-from distmil.pipeline.tuning.record import Book, Progress
-from distmil.pipeline.tuning.trials import Sweep, read_trial
+from distmil.pipeline.tuning.plan import SearchPlan, read_trial
+from distmil.pipeline.tuning.record import Progress, SearchRecord
 from distmil.search.space import Domain, TrialRecord
 from distmil.storage.store import Store
 from distmil.tracking import mlflow_client, tracker
@@ -32,7 +33,7 @@ class Search:
     def __init__(self, root, monkeypatch):
         self.store = Store(str(root))
         self.uri = f"sqlite:///{root / 'mlflow.db'}"
-        self.sweep = Sweep("s", self.store.root, {}, SPEC, "slide_auc", False, [], [], 0)
+        self.plan = SearchPlan("s", self.store.root, Config(), SPEC, "slide_auc", False, [], [], 0)
         self.is_up, self.tries, self._connect = True, 0, tracker.connect
         monkeypatch.setattr(tracker, "connect", self.connect)
         self.records = [TrialRecord({"bags.top_k": k}, 0, False, i) for i, k in enumerate((1, 2, 4))]
@@ -44,22 +45,24 @@ class Search:
         return self._connect(uri)
 
     def open(self):
-        book = Book(Job(build_config({"tracking": {"uri": self.uri}}), self.store), Tracker(self.uri, "an experiment"))
-        book.open(self.sweep, SPACE, Cohort([], ["negative", "positive"]))
-        return book
+        kept = SearchRecord(
+            Job(build_config({"tracking": {"uri": self.uri}}), self.store), Tracker(self.uri, "an experiment")
+        )
+        kept.open(self.plan, SPACE, Cohort([], ["negative", "positive"]))
+        return kept
 
     def write(self, record):
-        self.store.write_json(self.sweep.record_file(record.task), record.to_json())
+        self.store.write_json(self.plan.record_file(record.task), record.to_json())
 
-    def tell(self, book, record, rows=3):
+    def tell(self, kept, record, rows=3):
         for epoch in range(rows):
             record.rows.append({"val_slide_auc": 0.5 + epoch / 10, "val_slide_ap": None})
-            book.row(record)
+            kept.row(record)
 
-    def end(self, book, record, status="finished"):
+    def end(self, kept, record, status="finished"):
         record.status, record.score = status, 0.7
         self.write(record)
-        Progress(book, 3)(record, was_over=False)
+        Progress(kept, 3)(record, was_over=False)
 
     def children(self, parent):
         client = MlflowClient(tracking_uri=self.uri)
@@ -74,7 +77,7 @@ class Search:
         client = MlflowClient(tracking_uri=self.uri)
         for record in self.records:
             run = runs[str(record.values["bags.top_k"])]
-            assert read_trial(self.sweep, record.task).mlflow == run.info.run_id
+            assert read_trial(self.plan, record.task).mlflow == run.info.run_id
             history = client.get_metric_history(run.info.run_id, "val_slide_auc")
             assert sorted({point.step for point in history}) == [0, 1, 2]
 
@@ -86,17 +89,17 @@ def search(empty_database, tmp_path, monkeypatch):
 
 
 def test_parent_and_children_name_code_data_and_encoder(search):
-    book = search.open()
+    kept = search.open()
     for record in search.records:
-        book.start(record)
-        search.tell(book, record)
-        search.end(book, record)
-    book.finish("FINISHED")
-    search.check(book.parent.run_id)
-    parent = MlflowClient(tracking_uri=search.uri).get_run(book.parent.run_id)
+        kept.start(record)
+        search.tell(kept, record)
+        search.end(kept, record)
+    kept.finish("FINISHED")
+    search.check(kept.parent.run_id)
+    parent = MlflowClient(tracking_uri=search.uri).get_run(kept.parent.run_id)
     assert parent.info.status == "FINISHED"
     assert parent.data.params["space.bags.top_k"] == "choice [1, 2, 4]"
-    for run in (parent, *search.children(book.parent.run_id).values()):
+    for run in (parent, *search.children(kept.parent.run_id).values()):
         assert run.data.params["encoder.digest"] == "digest-of-weights"
         assert run.data.params["data.fingerprint"]
         assert run.data.tags["distmil.source_digest"]
@@ -104,97 +107,99 @@ def test_parent_and_children_name_code_data_and_encoder(search):
 
 
 def test_trials_that_end_during_an_outage_are_recorded_at_the_end(search):
-    book = search.open()
+    kept = search.open()
     first, second, third = search.records
     for record in (first, second):
-        book.start(record)
-        search.tell(book, record, rows=1)
+        kept.start(record)
+        search.tell(kept, record, rows=1)
     search.is_up = False
-    book.start(third)
-    search.tell(book, third)
+    kept.start(third)
+    search.tell(kept, third)
     tries = search.tries
     for record in (first, second):
-        search.tell(book, record, rows=2)
+        search.tell(kept, record, rows=2)
     for record in search.records:
-        search.end(book, record)
+        search.end(kept, record)
     assert search.tries == tries  # a silent server is not asked by each of them
     search.is_up = True
-    book.finish("FINISHED")
-    search.check(book.parent.run_id)
+    kept.finish("FINISHED")
+    search.check(kept.parent.run_id)
 
 
 def test_children_open_later_where_the_parent_could_not_be_opened(search, monkeypatch):
     search.is_up = False
-    book = search.open()
+    kept = search.open()
     for record in search.records[:2]:
-        book.start(record)
-        search.tell(book, record)
-    search.end(book, search.records[0])
+        kept.start(record)
+        search.tell(kept, record)
+    search.end(kept, search.records[0])
     search.is_up = True
     monkeypatch.setattr(mlflow_client.outage_of(search.uri), "retry_at_s", 0.0)
-    search.end(book, search.records[1])
-    assert len(search.children(book.parent.run_id)) == 2
-    book.start(search.records[2])
-    search.tell(book, search.records[2])
-    search.end(book, search.records[2])
-    book.finish("FINISHED")
-    search.check(book.parent.run_id)
-    assert search.store.read_checked("checkpoints/s/mlflow.json", owner="s") == book.parent.run_id
+    search.end(kept, search.records[1])
+    assert len(search.children(kept.parent.run_id)) == 2
+    kept.start(search.records[2])
+    search.tell(kept, search.records[2])
+    search.end(kept, search.records[2])
+    kept.finish("FINISHED")
+    search.check(kept.parent.run_id)
+    assert search.store.read_checked("checkpoints/s/mlflow.json", owner="s") == kept.parent.run_id
 
 
 def test_the_next_call_completes_what_an_outage_left(search, caplog):
-    book = search.open()
-    book.start(search.records[0])
-    search.tell(book, search.records[0])
-    search.end(book, search.records[0])
-    book.start(search.records[1])
-    search.tell(book, search.records[1], rows=1)
+    kept = search.open()
+    kept.start(search.records[0])
+    search.tell(kept, search.records[0])
+    search.end(kept, search.records[0])
+    kept.start(search.records[1])
+    search.tell(kept, search.records[1], rows=1)
     search.is_up = False
-    search.tell(book, search.records[1], rows=2)
-    search.end(book, search.records[1])
-    book.start(search.records[2])
-    search.tell(book, search.records[2])
-    search.end(book, search.records[2])
-    book.finish("FINISHED")
+    search.tell(kept, search.records[1], rows=2)
+    search.end(kept, search.records[1])
+    kept.start(search.records[2])
+    search.tell(kept, search.records[2])
+    search.end(kept, search.records[2])
+    kept.finish("FINISHED")
     assert "MLflow lacks the end of 2 trials; the same command records it" in caplog.text
     search.is_up = True
     mlflow_client.outage_of.cache_clear()
     again = search.open()
-    assert again.parent.run_id == book.parent.run_id
-    search.records = [read_trial(search.sweep, record.task) for record in search.records]
+    assert again.parent.run_id == kept.parent.run_id
+    search.records = [read_trial(search.plan, record.task) for record in search.records]
     for record in search.records:
         Progress(again, 3)(record, was_over=True)
     again.finish("FINISHED")
-    search.check(book.parent.run_id)
+    search.check(kept.parent.run_id)
 
 
 def test_trials_that_were_running_or_failed_are_closed_as_such(search):
-    book = search.open()
+    kept = search.open()
     for record, status in zip(search.records, ("finished", "failed", ""), strict=True):
-        book.start(record)
-        search.tell(book, record)
+        kept.start(record)
+        search.tell(kept, record)
         search.write(record)
         if status:
-            search.end(book, record, status)
-    book.finish("KILLED")
-    search.check(book.parent.run_id, ("FINISHED", "FAILED", "KILLED"))
+            search.end(kept, record, status)
+    kept.finish("KILLED")
+    search.check(kept.parent.run_id, ("FINISHED", "FAILED", "KILLED"))
     again = search.open()  # a driver that was killed leaves runs open
     again.start(search.records[2])
     killed = search.open()
     killed.finish("FINISHED")
-    search.check(book.parent.run_id, ("FINISHED", "FAILED", "KILLED"))
+    search.check(kept.parent.run_id, ("FINISHED", "FAILED", "KILLED"))
     late = search.open()
     search.end(late, search.records[2])
     late.finish("FINISHED")
-    search.check(book.parent.run_id, ("FINISHED", "FAILED", "FINISHED"))
+    search.check(kept.parent.run_id, ("FINISHED", "FAILED", "FINISHED"))
 
 
 def test_without_a_record_nothing_waits(tmp_path):
-    book = Book(Job(build_config({}), Store(str(tmp_path))), Tracker(None, "x"))
+    kept = SearchRecord(Job(build_config({}), Store(str(tmp_path))), Tracker(None, "x"))
     record = TrialRecord({"bags.top_k": 1}, 0, False, 0, status="finished", score=0.5)
-    book.open(Sweep("s", str(tmp_path), {}, SPEC, "slide_auc", False, [], [], 0), SPACE, Cohort([], ["a", "b"]))
-    book.start(record)
-    Progress(book, 1)(record, was_over=False)
-    book.finish("FINISHED")
+    kept.open(
+        SearchPlan("s", str(tmp_path), Config(), SPEC, "slide_auc", False, [], [], 0), SPACE, Cohort([], ["a", "b"])
+    )
+    kept.start(record)
+    Progress(kept, 1)(record, was_over=False)
+    kept.finish("FINISHED")
     assert record.mlflow is None
-    assert not book._unsent
+    assert not kept.children

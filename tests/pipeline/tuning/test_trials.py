@@ -1,22 +1,18 @@
-"""What runs in a trial's process, and what its group is told and asked for, without Ray's."""
+"""The training in a trial's process, and its reports and those of its group, without Ray's processes."""
 
 from typing import Any
 
 import pytest
 import torch
+from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from distmil.config.loading import build_config
+from distmil.errors import StorageError, TrainingError
 from distmil.pipeline.training import group
-from distmil.pipeline.tuning import scheduler, trials
-from distmil.pipeline.tuning.trials import (
-    TASK,
-    WORKER_CORES,
-    Sweep,
-    clear_trial,
-    group_report,
-    train_group,
-    trial_device,
-)
+from distmil.pipeline.tuning import trials, tune_adapter
+from distmil.pipeline.tuning.plan import SearchPlan, clear_trial
+from distmil.pipeline.tuning.trials import WORKER_CORES, TrialTraining, group_report, in_words, is_lost, trial_device
+from distmil.pipeline.tuning.tune_adapter import TASK, train_group
 from distmil.search.space import Task
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
@@ -46,27 +42,27 @@ def test_groups_ask_for_the_cores_that_trials_at_once_are_counted_by(monkeypatch
     config = build_config({"training": {"num_workers": 2, "use_gpu": False}})
     monkeypatch.setattr(group.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
     monkeypatch.setattr(group, "is_autoscaling", lambda: False)
-    monkeypatch.setattr(scheduler, "start_ray", lambda: None)
-    monkeypatch.setattr(scheduler, "cluster_resources", lambda: {"CPU": 8.0})
+    monkeypatch.setattr(tune_adapter, "start_ray", lambda: None)
+    monkeypatch.setattr(tune_adapter, "cluster_resources", lambda: {"CPU": 8.0})
     assert group._resources(config, is_gpu=False) == {"CPU": 4.0}  # a training of its own takes the node
     each = group._resources(config, is_gpu=False, cores=WORKER_CORES)["CPU"]
-    assert scheduler.concurrency(config, {"memory": 1}) == 8 / (2 * each) == 4
+    assert tune_adapter.concurrency(config, {"memory": 1}) == 8 / (2 * each) == 4
 
 
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_nothing_is_left_of_a_trial_that_is_over_but_its_record(tmp_path, num_workers):
-    values: dict[str, Any] = {"training": {"num_workers": num_workers}}
-    sweep = Sweep("s", str(tmp_path), values, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    config = build_config({"training": {"num_workers": num_workers}})
+    plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
     store, task, other = Store(str(tmp_path)), Task({"bags.top_k": 8}, 0), Task({"bags.top_k": 2}, 0)
-    left = [sweep.record_file(task), f"checkpoints/{sweep.checkpoint(other)}/fold-0/latest.json"]
-    gone = [f"checkpoints/{sweep.checkpoint(task)}/fold-0/latest.json"]
+    left = [plan.record_file(task), f"checkpoints/{plan.checkpoint(other)}/fold-0/latest.json"]
+    gone = [f"checkpoints/{plan.checkpoint(task)}/fold-0/latest.json"]
     if num_workers > 1:
-        left.append(f"ray-train/{sweep.group(other)}/checkpoint_1/x")
-        gone += [f"{checkpoint_folder(sweep.group(task))}/cohort.json", f"ray-train/{sweep.group(task)}/checkpoint_1/x"]
+        left.append(f"ray-train/{plan.group(other)}/checkpoint_1/x")
+        gone += [f"{checkpoint_folder(plan.group(task))}/cohort.json", f"ray-train/{plan.group(task)}/checkpoint_1/x"]
     for name in (*left, *gone):
         store.write(name, b"x")
-    clear_trial(sweep, task)
-    clear_trial(sweep, task)  # again does no harm
+    clear_trial(plan, task)
+    clear_trial(plan, task)  # again does no harm
     assert all(store.exists(name) for name in left)
     assert not any(store.exists(name) for name in gone)
 
@@ -85,8 +81,8 @@ class Fitted:
 @pytest.mark.parametrize("committed", [0, 2, 3])
 def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_path, committed):
     config = build_config({"training": {"num_workers": 2, "epochs": 3}})
-    sweep = Sweep("s", str(tmp_path), config.model_dump(), None, "slide_auc", False, [], ["x"], 0)  # type: ignore[arg-type]
-    store, task = sweep.store, Task({"bags.top_k": 8}, 0, is_repeat=True)
+    plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], ["x"], 0)  # type: ignore[arg-type]
+    store, task = plan.store, Task({"bags.top_k": 8}, 0, is_repeat=True)
     store.write_json("checkpoints/s/cohort.json", [])
     told: list[dict[str, Any]] = []
     histories = iter([History(ROWS[:committed]), History(ROWS)])
@@ -98,16 +94,104 @@ def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_pat
             callbacks[0].after_report(None, [{**ROWS[epoch], "epoch": epoch, "epoch_s": 1.0}], None)
         return Fitted(store, name, callbacks)
 
-    monkeypatch.setattr(trials.tune, "report", told.append)
-    monkeypatch.setattr(trials.TuneReportCallback, "__init__", lambda _: None)  # it wants a session of Tune
+    monkeypatch.setattr(tune_adapter.tune, "report", told.append)
+    monkeypatch.setattr(tune_adapter.TuneReportCallback, "__init__", lambda _: None)  # it wants a session of Tune
     monkeypatch.setattr(
-        trials.TuneReportCallback, "after_report", lambda _self, _context, rows, _: told.append(rows[0])
+        tune_adapter.TuneReportCallback, "after_report", lambda _self, _context, rows, _: told.append(rows[0])
     )
     monkeypatch.setattr(trials, "make_trainer", make)
     monkeypatch.setattr(trials, "read_history", lambda *_: next(histories))
     monkeypatch.setattr(trials, "_bags", lambda *_: {"x": None})
     monkeypatch.setattr(trials, "judge_run", lambda *_, **__: {"slide_auc": 0.55})
-    train_group({TASK: task}, sweep)
+    train_group({TASK: task}, plan)
     assert [(found["epoch"], found["score"]) for found in told] == [(1, 0.6), (2, 0.9), (3, 0.7), (3, 0.7)]
     assert told[-1]["row"] == {**ROWS[2], "held_out_slide_auc": 0.55}
     assert told[-1]["is_last"]
+
+
+class Failing:
+    """A trial that trains an epoch and fails in the next."""
+
+    def __init__(self, failure):
+        self.failure = failure
+
+    def row(self, epoch):
+        if epoch:
+            raise self.failure
+        return ROWS[0]
+
+    def is_finished(self, epoch):
+        return False
+
+
+@pytest.mark.parametrize(
+    ("failure", "words", "raises"),
+    [
+        (TrainingError("no loss is left"), "no loss is left", False),
+        (StorageError("the disk is full"), "the disk is full", True),
+        (torch.cuda.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory", True),
+    ],
+)
+def test_a_failure_is_reported_and_ends_the_process_that_may_have_suffered(
+    monkeypatch, tmp_path, failure, words, raises
+):
+    plan = SearchPlan("s", str(tmp_path), build_config({}), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
+    monkeypatch.setattr(trials, "search_bags", lambda _: {})
+    monkeypatch.setattr(TrialTraining, "_open", lambda *_: Failing(failure))
+    process = tune_adapter.TrialProcess.__new__(tune_adapter.TrialProcess)
+    process.setup({TASK: Task({"bags.top_k": 8}, 0)}, plan)
+    first, second = process.step(), process.step()
+    assert (first["score"], first["error"], first["done"]) == (0.6, None, False)
+    assert (second["error"], second["is_lost"], second["done"]) == (
+        words,
+        isinstance(failure, StorageError),
+        not raises,
+    )
+    if raises:
+        with pytest.raises(type(failure)):
+            process.step()
+    process.reset_config({TASK: Task({"bags.top_k": 2}, 0)})
+    assert process.step()["score"] == 0.6
+
+
+@pytest.mark.parametrize(("failure", "raises"), [(TrainingError("no"), False), (RuntimeError("a defect"), True)])
+def test_a_groups_failure_is_reported_before_it_is_raised(monkeypatch, failure, raises):
+    told: list[dict[str, Any]] = []
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise failure
+
+    monkeypatch.setattr(tune_adapter.tune, "report", told.append)
+    monkeypatch.setattr(tune_adapter, "fit_group", fail)
+    if raises:
+        with pytest.raises(RuntimeError):
+            train_group({TASK: Task({}, 0)}, None)  # type: ignore[arg-type]
+    else:
+        train_group({TASK: Task({}, 0)}, None)  # type: ignore[arg-type]
+    assert [(found["error"], found["is_lost"]) for found in told] == [(in_words(failure), False)]
+
+
+def task_error(cause):
+    return RayTaskError("step", "Traceback", cause)
+
+
+@pytest.mark.parametrize(
+    ("failure", "lost"),
+    [
+        (None, True),
+        (ActorDiedError(), True),
+        (task_error(ActorDiedError()), True),
+        (task_error(StorageError("the server does not answer")), True),
+        (task_error(StorageError("so it is")).as_instanceof_cause(), True),
+        (task_error(RuntimeError("CUDA out of memory")), False),
+        (task_error(RayError("Ray's word for what cannot be pickled")), False),
+        (RuntimeError("an error that cannot be read"), False),
+    ],
+)
+def test_lost_is_what_may_go_on_elsewhere(failure, lost):
+    assert is_lost(failure) == lost
+
+
+def test_a_failure_is_told_by_its_last_line_in_short():
+    assert in_words(RuntimeError("Traceback\n  somewhere\nCUDA out of memory")) == "CUDA out of memory"
+    assert len(in_words(RuntimeError("the actor died, maybe because " * 40))) <= 300

@@ -1,4 +1,4 @@
-"""What a search leaves behind: its tables, pictures and verdict, and the configuration that won."""
+"""The report of a search: its tables, pictures and verdict, and the configuration that won."""
 
 import csv
 import io
@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from distmil.config.loading import to_yaml
-from distmil.config.root import PRIVATE_KEYS
-from distmil.pipeline.job import Job
+from distmil.config.root import PRIVATE_KEYS, Config
+from distmil.console import Console
 from distmil.search.comparison import SIGNIFICANT, Difference, Spread, compare
 from distmil.search.plots import comparison_plot, parallel_coordinates, parameter_plots
 from distmil.search.space import Domain, TrialRecord, Values
+from distmil.storage.store import Store
 
 SHOWN = 10
 CAVEAT = """The seeds tell whether training would come out so again on these slides, not whether other slides would
@@ -24,7 +25,7 @@ losses without effect {by_chance:.2g} would look as if they had one, on average.
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a search came to."""
+    """The result of a search."""
 
     run: str
     metric: str
@@ -35,32 +36,32 @@ class Outcome:
     spreads: Mapping[str, Spread]
     """Scores of the settings that were trained again, over seeds; empty if none were."""
     held_out: Mapping[str, Spread]
-    """The same on slides that no trial saw, as far as they are there."""
+    """Scores of these settings on slides that no trial saw; empty if there are none."""
     seconds: float
     failed: Mapping[str, str] = field(default_factory=dict)
     """Settings that could not be trained again, and why."""
 
     @property
     def difference(self) -> Difference | None:
-        """Return the best values less the default ones, None if they were not trained again."""
+        """The best values less the default ones, None if they were not trained again."""
         return compare(self.spreads["best"], self.spreads["default"]) if self.spreads else None
 
     @property
     def unseen(self) -> Difference | None:
-        """Return the same on slides that no trial saw, None if there are none."""
+        """The best values less the default ones on slides that no trial saw, None if there are none."""
         if not {"best", "default"} <= set(self.held_out):
             return None
         return compare(self.held_out["best"], self.held_out["default"])
 
     @property
     def is_better(self) -> bool:
-        """Return whether the best values are better by more than seeds explain, and not worse on unseen slides."""
+        """Whether the best values are better by more than seeds explain, and not worse on unseen slides."""
         found, unseen = self.difference, self.unseen
         return found is not None and found.is_better and (unseen is None or unseen.mean >= 0)
 
     @property
     def verdict(self) -> str:
-        """Return in a sentence whether the search was worth it."""
+        """A sentence that says whether the search was worth it."""
         if dict(self.winner.values) == dict(self.default):
             return "the default values are the best that was tried"
         found, unseen = self.difference, self.unseen
@@ -77,7 +78,7 @@ class Outcome:
         return f"{'worse' if found.is_worse else 'no better'} than the default: {facts}"
 
     def numbers(self) -> dict[str, float | None]:
-        """Return the outcome as metrics."""
+        """List the result as metrics."""
         found: dict[str, float | None] = {"search_best_score": self.winner.score}
         for place, spreads in (("", self.spreads), ("held_out_", self.held_out)):
             for name in ("best", "default"):
@@ -95,7 +96,7 @@ def _facts(found: Difference, seeds: int) -> str:
     return f"{found.mean:+.4f} ± {found.sd:.4f} over {seeds} seeds{p}, {found.wins} of {seeds} seeds"
 
 
-def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
+def write_report(outcome: Outcome, config: Config, store: Store, console: Console, *, folder: str) -> dict[str, Any]:
     """Write tables, pictures, the best configuration and the report, show the result, and return the job's answer."""
     space, metric = outcome.space, outcome.metric
     counts: dict[str, int] = dict(Counter(str(record.status) for record in outcome.records))
@@ -103,7 +104,7 @@ def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
         "trials.csv": _csv(_trial_rows(outcome)),
         "parallel.png": parallel_coordinates(outcome.records, space, metric=metric, winner=outcome.winner.values),
         "parameters.png": parameter_plots(outcome.records, space, metric=metric, default=outcome.default),
-        "best.yaml": to_yaml(_best_config(job, outcome.winner.values)).encode(),
+        "best.yaml": to_yaml(_best_config(config, outcome.winner.values)).encode(),
     }
     rows = _comparison_rows(outcome)
     if outcome.spreads:
@@ -111,26 +112,26 @@ def write_report(job: Job, folder: str, outcome: Outcome) -> dict[str, Any]:
         files["comparison.png"] = comparison_plot(outcome.spreads, metric=metric)
     files["report.md"] = _page(outcome, rows, counts).encode()
     for name, data in files.items():
-        job.store.write(f"{folder}/{name}", data)
+        store.write(f"{folder}/{name}", data)
     answer = _answer(outcome, counts) | {
-        "folder": job.store.path(folder),
-        "best_config": job.store.path(f"{folder}/best.yaml"),
+        "folder": store.path(folder),
+        "best_config": store.path(f"{folder}/best.yaml"),
     }
-    job.store.write_json(f"{folder}/result.json", answer)
+    store.write_json(f"{folder}/result.json", answer)
     if rows:
-        job.console.table(f"{metric} over seeds", list(rows[0]), [list(row.values()) for row in rows])
-    job.console.note(outcome.verdict)
-    job.console.note(f"report: {job.store.path(f'{folder}/report.md')}")
-    given = {key: value for key, value in job.config.explicit().items() if key in PRIVATE_KEYS and value is not None}
+        console.table(f"{metric} over seeds", list(rows[0]), [list(row.values()) for row in rows])
+    console.note(outcome.verdict)
+    console.note(f"report: {store.path(f'{folder}/report.md')}")
+    given = {key: value for key, value in config.explicit().items() if key in PRIVATE_KEYS and value is not None}
     paths = "".join(f" {key}={value}" for key, value in given.items())
-    job.console.note(f"train with it: python jobs/train.py --config {job.store.path(f'{folder}/best.yaml')}{paths}")
+    console.note(f"train with it: python jobs/train.py --config {store.path(f'{folder}/best.yaml')}{paths}")
     return answer
 
 
-def _best_config(job: Job, values: Values) -> dict[str, Any]:
-    """Return what the user set, with the best values, as sections; the search itself and paths are left out."""
+def _best_config(config: Config, values: Values) -> dict[str, Any]:
+    """Build sections of the keys that the user set and of the best values, without the search itself and paths."""
     sections: dict[str, dict[str, Any]] = {}
-    for key, value in {**job.config.explicit(), **values}.items():
+    for key, value in {**config.explicit(), **values}.items():
         section, _, name = key.partition(".")
         if section != "search" and key not in {"training.run", *PRIVATE_KEYS}:
             sections.setdefault(section, {})[name] = value
@@ -159,7 +160,7 @@ def _answer(outcome: Outcome, counts: dict[str, int]) -> dict[str, Any]:
 
 
 def _trial_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return a row per trial, the best first, those without a score last."""
+    """Make a row per trial, the best first, those without a score last."""
     order = sorted(outcome.records, key=lambda r: (r.status != "finished", -(r.score if r.score is not None else -1e9)))
     return [
         {
@@ -171,7 +172,7 @@ def _trial_rows(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _comparison_rows(outcome: Outcome) -> list[dict[str, Any]]:
-    """Return a row per setting: its spread, and how it differs from the best or the default values."""
+    """Make a row per setting: its spread, and how it differs from the best or the default values."""
     rows = []
     for name, spread in outcome.spreads.items():
         other = "default" if name == "best" else "best"
@@ -187,7 +188,7 @@ def _comparison_rows(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _p(value: float, *, equals: str = "") -> str:
-    """Return a p value as text: none is nought."""
+    """Write a p value; a small one is not rounded to zero."""
     return "< 0.001" if value < 0.001 else f"{equals}{value:.3f}"
 
 
@@ -200,11 +201,11 @@ def _csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _page(outcome: Outcome, rows: Sequence[Mapping[str, Any]], counts: Mapping[str, int]) -> str:
-    """Return the report in Markdown."""
-    said = ", ".join(f"{count} {status}" for status, count in counts.items())
+    """Write the report in Markdown."""
+    statuses = ", ".join(f"{count} {status}" for status, count in counts.items())
     lines = [f"# Search {outcome.run}", "", f"**{outcome.verdict[0].upper()}{outcome.verdict[1:]}.**", ""]
     lines += [
-        f"{len(outcome.records)} trials ({said}), {outcome.seconds:.0f} s of work, compared by {outcome.metric}.",
+        f"{len(outcome.records)} trials ({statuses}), {outcome.seconds:.0f} s of work, compared by {outcome.metric}.",
         "",
     ]
     values = [

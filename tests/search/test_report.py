@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from distmil.config.loading import build_config, load_config
-from distmil.pipeline.job import Job
-from distmil.pipeline.tuning.report import Outcome, write_report
+from distmil.console import Console
 from distmil.search.comparison import Spread
+from distmil.search.report import Outcome, write_report
 from distmil.search.space import Domain, TrialRecord
 from distmil.storage.store import Store
 
@@ -85,7 +85,7 @@ def test_the_report_has_every_number(tmp_path: Path) -> None:
     held = {"default": Spread((0.6, 0.62)), "best": Spread((0.65, 0.66))}
     outcome = make_outcome((0.8, 0.82), (0.7, 0.71), held_out=held, failed={"best without bag": "no loss is left"})
     outcome.spreads["best without topk"] = Spread((0.8, 0.81))  # type: ignore[index]
-    answer = write_report(Job(config, Store(str(tmp_path))), "searches/r", outcome)
+    answer = write_report(outcome, config, Store(str(tmp_path)), Console(), folder="searches/r")
     folder = tmp_path / "searches" / "r"
     assert {path.name for path in folder.iterdir()} == {
         "report.md", "trials.csv", "comparison.csv", "comparison.png", "parallel.png", "parameters.png", "best.yaml",
