@@ -1,5 +1,7 @@
 """What several test files share."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -29,6 +31,27 @@ def empty_database(tmp_path_factory):
     path = tmp_path_factory.mktemp("mlflow") / "empty.db"
     MlflowClient(tracking_uri=f"sqlite:///{path}").search_experiments()
     return path
+
+
+DEAR = (
+    "jobs/test_canary.py", "jobs/test_jobs.py", "jobs/test_interruption.py", "jobs/test_tune.py", "jobs/test_submit.py",
+    "jobs/",
+)  # fmt: skip
+"""Files of minutes. They come first, so that the many short ones even out at the end what they left uneven."""
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
+def pytest_collection_modifyitems(config, items):
+    """Make a group of each file, for ``--dist loadgroup``: its fixtures are made once, and dear files come first."""
+    folder = Path(__file__).parent
+
+    def place(item):
+        name = item.path.relative_to(folder).as_posix()
+        return next((i for i, start in enumerate(DEAR) if name.startswith(start)), len(DEAR))
+
+    items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(folder).as_posix()))
 
 
 def pytest_configure(config):

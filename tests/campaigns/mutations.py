@@ -32,7 +32,8 @@ class Mutation:
     """A mistake in one place of the core, and the tests that should see it."""
 
     name: str
-    file: str
+    package: str
+    """Under distmil/: the text is once in its modules."""
     before: str
     after: str
     tests: str
@@ -41,83 +42,92 @@ class Mutation:
 
 MUTATIONS = (
     Mutation(
-        "a sign in the attention loss", "distmil/models/losses.py",
+        "a sign in the attention loss", "models",
         "logsigmoid(-attention_N)", "logsigmoid(attention_N)", "models",
     ),
     Mutation(
-        "the bag loss of the mixed bag is of the other class", "distmil/models/losses.py",
+        "the bag loss of the mixed bag is of the other class", "models",
         "if is_positive else -log_C[0]", "if not is_positive else -log_C[0]", "models",
     ),
     Mutation(
-        "K is one too many", "distmil/models/pooling.py",
-        "return min(top_k, max(1, math.ceil(", "return min(top_k, 1 + max(0, math.ceil(", "models",
+        "K is one too many", "models",
+        "- _ROUNDING)", "+ 1 - _ROUNDING)", "models",
     ),
     Mutation(
-        "attention is not normalised by a sigmoid", "distmil/models/pooling.py",
+        "attention is not normalised by a sigmoid", "models",
         "        return logsigmoid(attention_T)\n", "        return attention_T\n", "models",
     ),
     Mutation(
-        "a chunk's peak is forgotten when parts merge", "distmil/models/pooling.py",
+        "a chunk's peak is forgotten when parts merge", "models",
         "mine_B * self.total_B + ", "self.total_B + ", "models training",
     ),
     Mutation(
-        "x and y of corners are swapped", "distmil/slides/grid.py",
+        "x and y of corners are swapped", "slides",
         "return grid_x.ravel(), grid_y.ravel()", "return grid_y.ravel(), grid_x.ravel()", "slides/test_geometry.py",
     ),
     Mutation(
-        "the level is one too coarse", "distmil/slides/grid.py",
+        "the level is one too coarse", "slides",
         "level = max(finer, key=lambda i: ratios[i])", "level = min(len(ratios) - 1, 1 + max(finer))",
         "slides/test_geometry.py",
     ),
     Mutation(
-        "a file is not synced before its rename", "distmil/storage/local_files.py",
+        "a file is not synced before its rename", "storage",
         "os.fsync(file.fileno())", "pass", "storage",
     ),
     Mutation(
-        "a folder is not synced after the rename", "distmil/storage/local_files.py",
+        "a folder is not synced after the rename", "storage",
         "os.fsync(folder)", "pass", "storage",
     ),
     Mutation(
-        "training learns from the validation split", "distmil/pipeline/training/worker.py",
-        'if bag.split == "train"', 'if bag.split == "val"', "pipeline/training",
+        "training learns from the validation split", "pipeline/training",
+        'learning = [bag for bag in bags if bag.split == "train"]\n    judging',
+        'learning = [bag for bag in bags if bag.split == "val"]\n    judging', "pipeline/training/test_worker.py",
     ),
     Mutation(
-        "validation judges the training split", "distmil/pipeline/training/worker.py",
-        'if bag.split == "val"', 'if bag.split == "train"', "pipeline/training",
+        "validation judges the training split", "pipeline/training",
+        'if bag.split == "val"', 'if bag.split == "train"', "pipeline/training/test_worker.py",
     ),
     Mutation(
-        "class weights are of another class", "distmil/training/losses.py",
-        "self.class_weight_C.to(loss_B)[label_B]", "self.class_weight_C.to(loss_B)[label_B - 1]", "training",
+        "class weights are of another class", "training",
+        "self.class_weight_C.to(loss_B)[label_B]", "self.class_weight_C.to(loss_B)[label_B - 1]",
+        "training/test_step.py",
     ),
     Mutation(
-        "a patch at the label's threshold is not positive", "distmil/labels/rules.py",
+        "a patch at the label's threshold is not positive", "labels",
         "(share_N >= rule.positive_at - _ROUNDING)", "(share_N > rule.positive_at + _ROUNDING)",
         "labels/test_rules.py",
     ),
     Mutation(
-        "a checkpoint is read without its checksum", "distmil/training/checkpoints.py",
+        "a checkpoint is read without its checksum", "training",
         "load_safetensors(store.read_part(folder, model))",
         'load_safetensors(bytes(store.read(f"{folder}/{model.name}")))', "training/test_checkpoints.py",
     ),
     Mutation(
-        "a seed is ignored", "distmil/bags/sampler.py",
-        "np.random.default_rng([self._seed, epoch])", "np.random.default_rng([epoch])", "bags training",
+        "a seed is ignored", "bags",
+        "np.random.default_rng([self._seed, epoch])", "np.random.default_rng([epoch])", "bags/test_bag.py",
     ),
     Mutation(
-        "dropout of both passes is drawn apart", "distmil/training/learner.py",
-        "torch.manual_seed(mix_seed(self.steps_done, *values))", "torch.seed()", "training",
+        "dropout of both passes is drawn apart", "training",
+        "torch.manual_seed(mix_seed(self.steps_done, *values))", "torch.seed()", "training/test_step.py",
     ),
 )  # fmt: skip
 
 
+def modules_with(root: Path, mutation: Mutation) -> list[Path]:
+    """Find the mutation's text: the module that holds it, as often as it does."""
+    modules = sorted((root / "distmil" / mutation.package).glob("*.py"))
+    return [module for module in modules for _ in range(module.read_text().count(mutation.before))]
+
+
 def find_wrong(root: Path, mutations: Sequence[Mutation]) -> list[str]:
-    """Name the mutations whose text is not exactly once in its file, or whose tests are gone."""
+    """Name the mutations whose text is not exactly once in its package, or whose tests are gone."""
     wrong = []
     for mutation in mutations:
-        file = root / mutation.file
-        count = file.read_text().count(mutation.before) if file.exists() else 0
+        count = len(modules_with(root, mutation))
         if count != 1:
-            wrong.append(f"{mutation.name}: {mutation.before!r} is {count} times in {mutation.file}, not once")
+            wrong.append(
+                f"{mutation.name}: {mutation.before!r} is {count} times in distmil/{mutation.package}, not once"
+            )
         wrong += [f"{mutation.name}: no {folder}" for folder in paths_of(mutation) if not (root / folder).exists()]
     return wrong
 
@@ -130,18 +140,19 @@ def paths_of(mutation: Mutation) -> list[str]:
 @contextmanager
 def applied(copy: Path, mutation: Mutation) -> Iterator[None]:
     """Change the copy, and change it back."""
-    file = copy / mutation.file
-    whole = file.read_text()
-    file.write_text(whole.replace(mutation.before, mutation.after))
+    (module,) = modules_with(copy, mutation)
+    whole = module.read_text()
+    module.write_text(whole.replace(mutation.before, mutation.after))
     try:
         yield
     finally:
-        file.write_text(whole)
+        module.write_text(whole)
 
 
 def run_tests(copy: Path, paths: Sequence[str]) -> tuple[int, str]:
     """Run tests of the copy on the copy until one fails; return pytest's exit code and what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    usual = {name: value for name, value in os.environ.items() if name != "DISTMIL_TEST_ALL"}
+    environment = {**usual, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [
         sys.executable, "-m", "pytest", "-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", *paths
     ]  # fmt: skip
@@ -182,12 +193,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             shutil.copytree(source, copy / name, ignore=ignored) if source.is_dir() else shutil.copy(
                 source, copy / name
             )
-        print("| mutation | file | seen by | s |\n|---|---|---|---|", flush=True)
+        print("| mutation | package | seen by | s |\n|---|---|---|---|", flush=True)
         for mutation in chosen:
             started_s = time.monotonic()
             found, is_seen = judge(copy, mutation)
             num_surviving += not is_seen
-            print(f"| {mutation.name} | {mutation.file} | {found} | {time.monotonic() - started_s:.0f} |", flush=True)
+            print(
+                f"| {mutation.name} | {mutation.package} | {found} | {time.monotonic() - started_s:.0f} |", flush=True
+            )
     print(f"{len(chosen)} mutations, {num_surviving} not seen")
     return 1 if num_surviving else 0
 

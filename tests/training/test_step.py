@@ -186,6 +186,18 @@ def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int)
             assert_equal((total, gradients), packed)
 
 
+@pytest.mark.parametrize("label", range(3))
+def test_a_slide_weighs_what_its_class_weighs(label: int) -> None:
+    bags = [make_bag(i, classes=3) for i in range(3)]
+    step = Step([label], {}, NOTHING, NOTHING)
+    plain, weighted = (
+        outcome(small_config(losses={"class_weights": kind}), bags, step, Group(), classes=3, dtype=torch.float64)
+        for kind in ("none", "balanced")
+    )
+    for name in ("bag", "topk"):
+        assert weighted[0][name] == pytest.approx((label + 1) / 3 * plain[0][name])  # see ``outcome``
+
+
 def test_dropout_falls_alike_in_both_passes_of_a_chunk() -> None:
     config = small_config(model={"dropout": 0.4, "input_dropout": 0.3}, bags={"patches_per_step": 16})
     learner = still_learner(config, classes=2)
