@@ -39,7 +39,7 @@ demo: $(STAMP)
 	@$(BIN)/python jobs/train.py --config jobs/configs/demo.yaml
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder  # tests/conftest.py groups and orders
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # tests/conftest.py puts dear files first
 
 test-all: export DISTMIL_TEST_ALL = 1
 test-all: test

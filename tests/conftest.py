@@ -40,9 +40,8 @@ DEAR = (
 """Files of minutes. They come first, so that the many short ones even out at the end what they left uneven."""
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for groups
-def pytest_collection_modifyitems(config, items):
-    """Make a group of each file, for ``--dist loadgroup``: its fixtures are made once, and dear files come first."""
+def pytest_collection_modifyitems(items):
+    """Put dear files first: ``--dist loadfile --no-loadscope-reorder`` hands files out in this order."""
     folder = Path(__file__).parent
 
     def place(item):
@@ -50,8 +49,6 @@ def pytest_collection_modifyitems(config, items):
         return next((i for i, start in enumerate(DEAR) if name.startswith(start)), len(DEAR))
 
     items.sort(key=place)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.path.relative_to(folder).as_posix()))
 
 
 def pytest_configure(config):
