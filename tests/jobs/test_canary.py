@@ -73,6 +73,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Iterator[R
         modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (home, *home.rglob("*"))}
         for job in JOBS.keys() - done.keys():
             done[job] = run_here(home, job, f"cohort.manifest={manifest}", *JOBS[job])
+        ray.shutdown()  # its files stay, and change no more
         yield Ran(home, (Path(folder), here), done, modes)
 
 
