@@ -68,6 +68,8 @@ def test_steps_follow_from_the_seed_and_the_epoch() -> None:
     assert drawn(1, 5) == drawn(1, 5)
     assert drawn(1, 5) != drawn(1, 6)
     assert drawn(1, 5) != drawn(2, 5)
+    orders = {str([step.bags for step in planner(bags, seed=seed).steps(5, with_mixed=False)]) for seed in range(4)}
+    assert len(orders) == 4
 
 
 def test_per_class_takes_positives_and_negatives_of_slides_of_every_class() -> None:

@@ -34,6 +34,7 @@ from distmil.tracking.tracker import Tracker
 from distmil.training.engine import History
 from tests.support.bags import EMBEDDING, small_config
 from tests.support.s3_server import KEYS, s3_server
+from tests.support.scale import IS_FULL
 
 SIZES = (1, 2, 9, 10, 11, 50, 71, 80, 81, 5000)
 
@@ -84,8 +85,15 @@ def saved(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("name", NETWORKS)
+ONE_OF_EACH_POOLING = [("dual", 2), ("dual", 4), ("attention", 2), ("mean", 4), ("max", 2)]
+EVERY = [(name, classes) for name in NETWORKS for classes in (2, 4)]
+
+
+def test_every_pooling_is_exported():
+    assert {NETWORKS[name].pooling for name, _ in ONE_OF_EACH_POOLING} == {net.pooling for net in NETWORKS.values()}
+
+
+@pytest.mark.parametrize(("name", "classes"), EVERY if IS_FULL else ONE_OF_EACH_POOLING)
 def test_every_network_judges_bags_of_any_size_as_distmil_does(tmp_path, name, classes):
     bundle = make_bundle(name, classes=classes)
     save_model(tmp_path / "model", bundle)

@@ -11,11 +11,18 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from tests.support.canaries import MARK, find_marks, make_canaries
-from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment
+from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment, run_here
+from tests.support.scale import IS_FULL
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 SMALL = (
     "tiling.patch_px=256", "tiling.default_mpp=0.5", "tiling.max_bad_fraction=0.9", "training.run=net",
@@ -35,29 +42,39 @@ JOBS = {
 }  # fmt: skip
 
 
+PROCESSES = tuple(JOBS) if IS_FULL else ("train",)
+"""Run by themselves, as a user does, and first; the others run here."""
+
+
 @dataclass(frozen=True)
 class Ran:
-    """A home after every job, Ray's own files, and how the jobs ended."""
+    """A home after every job, Ray's own files, how the jobs ended, and the modes of what the processes left."""
 
     home: Path
-    ray: Path
+    rays: tuple[Path, ...]
     done: dict[str, Done]
+    modes: dict[Path, int]
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Iterator[Ran]:
     manifest = make_canaries(tmp_path_factory.mktemp("cohort"))
     home = tmp_path_factory.mktemp("outer") / "home"
-    with tempfile.TemporaryDirectory(prefix="ray-") as ray:  # a short path: sockets lie in it
-        found = {}
-        for job, arguments in JOBS.items():
-            done = subprocess.run(
-                command(job, f"cohort.manifest={manifest}", *arguments),
-                cwd=ROOT, env={**environment(home), "RAY_TMPDIR": ray}, capture_output=True, text=True,
+    here = Path(ray._private.worker._global_node.get_session_dir_path())
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:  # a short path: sockets lie in it
+        done = {}
+        for job in PROCESSES:
+            ended = subprocess.run(
+                command(job, f"cohort.manifest={manifest}", *JOBS[job]),
+                cwd=ROOT, env={**environment(home), "RAY_TMPDIR": folder}, capture_output=True, text=True,
                 timeout=TIMEOUT_S, check=False,
             )  # fmt: skip
-            found[job] = Done(done.returncode, done.stdout, done.stderr)
-        yield Ran(home, Path(ray), found)
+            done[job] = Done(ended.returncode, ended.stdout, ended.stderr)
+        modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (home, *home.rglob("*"))}
+        for job in JOBS.keys() - done.keys():
+            done[job] = run_here(home, job, f"cohort.manifest={manifest}", *JOBS[job])
+        ray.shutdown()  # its files stay, and change no more
+        yield Ran(home, (Path(folder), here), done, modes)
 
 
 @pytest.mark.parametrize("job", JOBS)
@@ -70,9 +87,10 @@ def test_the_jobs_use_the_good_slides_and_drop_the_bad_ones(ran: Ran, job: str) 
 def test_no_mark_is_in_the_store_the_record_or_the_logs(ran: Ran) -> None:
     assert list(ran.home.rglob("*_fused.png"))
     assert (ran.home / "mlflow.db").exists()
-    assert list(ran.ray.rglob("*.out"))
     assert find_marks(ran.home) == []
-    assert find_marks(ran.ray) == []
+    for folder in ran.rays:
+        assert list(folder.rglob("*.out"))
+        assert find_marks(folder) == []
 
 
 def test_the_search_finds_marks(ran: Ran, tmp_path: Path) -> None:
@@ -89,7 +107,6 @@ def test_no_mark_is_in_the_answer(ran: Ran, job: str) -> None:
 
 
 def test_what_is_stored_is_its_users_alone(ran: Ran) -> None:
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (ran.home, *ran.home.rglob("*"))}
-    assert [path for path, mode in modes.items() if mode & 0o077] == []
-    assert len(modes) > 100
+    assert [path for path, mode in ran.modes.items() if mode & 0o077] == []
+    assert len(ran.modes) > 100
     assert os.environ.get("DISTMIL_HOME") != str(ran.home)

@@ -1,20 +1,29 @@
 """What breaks while a group trains: a worker dies, the store cannot be written, the numbers are not finite."""
 
+import io
+import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from rich.console import Console as RichConsole
 
 from distmil.bags.bag import BagEntry
-from distmil.errors import SlideError, StorageError
-from distmil.pipeline.training.group import _cores_each
+from distmil.console import Console
+from distmil.errors import DistmilError, SlideError, StorageError
+from distmil.pipeline.job import Job
+from distmil.pipeline.training.group import _cores_each, fit
+from distmil.pipeline.training.worker import run_file
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Store
+from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.training.run import new_learner
 from distmil.training.workers import Group, GroupFailed
@@ -24,16 +33,32 @@ from tests.support.thread_group import run_as_group
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
     """Mark a test that trains on a local Ray."""
-    for mark in (pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("plain_ray")):
+    quiet = pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
+    for mark in (pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("local_ray"), quiet):
         test = mark(test)
     return test
 
 
-@pytest.fixture
-def plain_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs hand on to the Ray that they start."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+class RunHere(Run):
+    """A run of training in a thread of this process, on the Ray that runs."""
+
+    def start(self, entries: Sequence[BagEntry]) -> "RunHere":
+        self.store.write_json(run_file(self.name, "cohort"), [entry.to_json() for entry in entries])
+        self._answer, answering = multiprocessing.Pipe(duplex=False)
+        self._process = threading.Thread(target=self._fit, args=(answering,), daemon=True)
+        self._process.start()
+        return self
+
+    def _fit(self, answer: Connection) -> None:
+        error: Exception | None = None
+        job = Job(self.config, self.store, Console(RichConsole(file=io.StringIO())))
+        try:
+            fit(job, self.config, self.name, SPEC, Tracker(None, "none"))
+        except DistmilError as known:
+            error = known
+        except Exception as unknown:  # noqa: BLE001 (it is the finding)
+            error = RuntimeError(f"{type(unknown).__name__}: {unknown}")  # not everything of Ray's can be sent
+        answer.send(error)
 
 
 @pytest.fixture
@@ -55,7 +80,7 @@ def files(run: Run) -> set[str]:
 @on_ray
 def test_a_killed_worker_costs_an_epoch_at_most(cohort: tuple[Store, list[BagEntry]]) -> None:
     store, entries = cohort
-    run = Run(store, "killed", make_config(epochs=8, min_workers=1, max_failures=1)).start(entries)
+    run = RunHere(store, "killed", make_config(epochs=8, min_workers=1, max_failures=1)).start(entries)
     assert run.wait(lambda: run.epochs >= 2)
     os.kill(worker_pids(os.getpid())[0], signal.SIGKILL)
     assert run.wrong(None) == []
@@ -68,7 +93,7 @@ def test_a_store_that_one_worker_cannot_write_stops_all_and_keeps_what_was_saved
     cohort: tuple[Store, list[BagEntry]],
 ) -> None:
     store, entries = cohort
-    run = Run(store, "full", make_config(epochs=500)).start(entries)
+    run = RunHere(store, "full", make_config(epochs=500)).start(entries)
     assert run.wait(lambda: run.epochs >= 2)
     folder = Path(store.path(checkpoint_folder(run.name)))
     kept = folder.rename(folder.with_name("kept"))
@@ -89,7 +114,7 @@ def test_embeddings_that_are_not_finite_end_in_an_error_without_a_checkpoint(
     cohort: tuple[Store, list[BagEntry]],
 ) -> None:
     store, entries = cohort
-    run = Run(store, "nan", make_config(epochs=3)).start([poisoned(store, entries[1]), *entries[2:], entries[0]])
+    run = RunHere(store, "nan", make_config(epochs=3)).start([poisoned(store, entries[1]), *entries[2:], entries[0]])
     failures = run.wrong(None)
     assert isinstance(run.error, SlideError), failures
     assert "slide-01: the embedding of patch 0 is not finite" in str(run.error)

@@ -22,6 +22,8 @@ from distmil.storage import store as storage
 from distmil.storage.store import Store, resolve_root
 from tests.support.s3_server import BUCKET, KEYS, s3_server
 
+pytestmark = pytest.mark.usefixtures("no_ray")  # the driver connects to clusters of these tests
+
 on_cluster = [
     pytest.mark.ray,
     pytest.mark.slow,
@@ -30,7 +32,7 @@ on_cluster = [
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
+def cluster(no_ray: None) -> Iterator[Cluster]:
     """A head that does not work and two nodes that do, none of which may use any object store."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:

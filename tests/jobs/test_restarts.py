@@ -5,16 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import kill_job_when, run_job
+from tests.support.jobs import kill_job_when, run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home that one run filled without a break."""
     home = tmp_path_factory.mktemp("unbroken")
-    done = run_job(home, "embed", "cohort.synthetic=8")
+    done = run_here(home, "embed", "cohort.synthetic=8")
     assert done.code == 0, done.err
     assert done.answer["slides"] == {"ok": 8}
     return home
@@ -32,7 +37,7 @@ def test_kill_9_then_the_same_command_ends_as_an_unbroken_run(
         shutil.copytree(unbroken / "patches", broken / "patches", copy_function=shutil.copy2)
     kill_job_when(broken, lambda: len(list(broken.glob(traces))) >= 2, job, "cohort.synthetic=8")
     assert 2 <= len(list(broken.glob(traces))) < 8
-    done = run_job(broken, job, "cohort.synthetic=8")
+    done = run_here(broken, job, "cohort.synthetic=8")
     assert done.code == 0, done.err
     for stage in ("patches", "embeddings") if job == "embed" else ("patches",):
         assert shards(broken / stage) == shards(unbroken / stage)

@@ -20,6 +20,7 @@ from distmil.pipeline.job import Job
 from distmil.storage.store import Store
 from tests.campaigns.object_store import JOBS, RUN, Stages, differences, settings_of
 from tests.support.s3_server import BUCKET, FAULTS, S3, s3_server
+from tests.support.scale import IS_FULL
 
 pytestmark = [
     pytest.mark.ray,
@@ -28,10 +29,12 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
-SHARE = 0.03
-EPOCHS = 10  # so many that a job is never through before it is killed
+SHARE = 0.03 if IS_FULL else 0.06
+EPOCHS = 10 if IS_FULL else 2  # so many that a job is never through before it is killed
 SLIDES = 6
-KILLED = ("tile", "train")
+KILLED = ("tile", "train") if IS_FULL else ()
+STAGES_HERE = tuple(JOBS) if IS_FULL else ("tile", "train", "predict")
+in_full = pytest.mark.skipif(not IS_FULL, reason="every job, two of them killed: make test-all")
 UNTIDIED = re.compile(r"patches/.*/(plan|part-\d+)\.json")
 """What a kill between a slide's commit and its tidying leaves: no record names it, nobody reads it."""
 
@@ -45,8 +48,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
 
 
 @pytest.fixture(scope="module")
-def local(server: S3) -> Iterator[None]:
-    """A Ray for the jobs that need no process of their own, which would take most of their time."""
+def local(server: S3, no_ray: None) -> Iterator[None]:
+    """A Ray that knows the server, for the jobs that need no process of their own."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {
             "RAY_AUTH_MODE": "disabled",
@@ -78,7 +81,7 @@ def on_disk(manifest: Path, tmp_path_factory: pytest.TempPathFactory, local: Non
     """What every job makes on disk."""
     home = tmp_path_factory.mktemp("disk")
     made = Stages(str(home / "store"), manifest, home, EPOCHS)
-    for job in JOBS:
+    for job in STAGES_HERE:
         run_here(made, job)
     return made
 
@@ -110,7 +113,7 @@ def on_s3(server: S3, manifest: Path, tmp_path_factory: pytest.TempPathFactory, 
     def has_begun(job: str) -> bool:
         return commits() >= 2 if job == "tile" else watched.exists(f"checkpoints/{RUN}/latest.json")
 
-    for job in JOBS:
+    for job in STAGES_HERE:
         if job not in KILLED:
             run_here(made, job)
             continue
@@ -140,6 +143,7 @@ def test_every_file_is_the_one_made_on_disk(server: S3, on_s3: Stages, on_disk: 
         assert [name for name in expected if name.startswith(folder) and name.endswith(ending)]
 
 
+@in_full
 def test_what_was_killed_went_on_where_it_stopped(on_s3: Stages, killed: Killed) -> None:
     assert 2 <= killed.tiled < SLIDES
     assert f"tiling {SLIDES - killed.tiled} slides ({killed.tiled} are done)" in killed.said
@@ -147,6 +151,7 @@ def test_what_was_killed_went_on_where_it_stopped(on_s3: Stages, killed: Killed)
     assert f"run {RUN} goes on after epoch" in killed.said
 
 
+@in_full
 def test_a_search_comes_to_the_same(on_s3: Stages, on_disk: Stages) -> None:
     found, answer = on_disk.searched(), on_disk.answers["tune"]
     assert on_s3.searched() == found
@@ -159,7 +164,7 @@ def test_a_search_comes_to_the_same(on_s3: Stages, on_disk: Stages) -> None:
 
 
 def test_every_job_says_what_it_says_on_disk(on_s3: Stages, on_disk: Stages) -> None:
-    assert on_s3.answers.keys() == on_disk.answers.keys() == JOBS.keys()
+    assert on_s3.answers.keys() == on_disk.answers.keys() == set(STAGES_HERE)
     for job, answer in on_disk.answers.items():
         found = on_s3.answers[job]
         assert found["storage"].startswith(f"s3://{BUCKET}/all?endpoint_override=http://")

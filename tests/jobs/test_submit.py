@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.campaigns.clusters import free_port
 from tests.support.jobs import ROOT
 
 AGENT_START_S = 120
@@ -17,15 +18,16 @@ AGENT_START_S = 120
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 # A head of its own, in a process of its own; it ends when its standard input closes.
+# Its job agent has a port of its own, too: every Ray of the machine would take the usual one.
 HEAD = """
-import ray, socket, sys
-with socket.socket() as probe:
-    probe.bind(("127.0.0.1", 0))
-    port = probe.getsockname()[1]
-context = ray.init(address="local", include_dashboard=True, dashboard_port=port, log_to_driver=False, num_cpus=2)
-print("http://" + context.address_info["webui_url"], flush=True)
+import sys
+from ray.cluster_utils import Cluster
+port, agent_port = map(int, sys.argv[1:])
+cluster = Cluster(initialize_head=True, head_node_args={
+    "num_cpus": 2, "include_dashboard": True, "dashboard_port": port, "dashboard_agent_listen_port": agent_port})
+print(f"http://127.0.0.1:{port}", flush=True)
 sys.stdin.read()
-ray.shutdown()
+cluster.shutdown()
 """
 
 
@@ -41,8 +43,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def head(environment: dict[str, str]) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", HEAD], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", HEAD, str(free_port()), str(free_port())],
+        env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
     assert process.stdout is not None
     assert process.stdin is not None
     try:

@@ -12,11 +12,16 @@ from distmil.config.data import TilingConfig
 from distmil.pipeline.tile import MOST_CHUNKS
 from distmil.storage.store import Store
 from distmil.tiling.tiler import tile_slide
-from tests.support.jobs import Done, run_job
+from tests.support.jobs import Done, run_here
 from tests.support.jpeg_tiff import save_jpeg_tiff
 from tests.support.slides import tissue_image
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 VALUES = {"patch_px": 32, "mpp": 0.5, "chunk_patches": 16, "encode": "png", "max_bad_fraction": 0.5}
 OUTLINE = {
@@ -47,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_tile(home: Path, *arguments: object) -> Done:
     values = [f"tiling.{name}={value}" for name, value in VALUES.items()]
-    return run_job(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments)
+    return run_here(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments)
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,10 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 import yaml
 from mlflow import MlflowClient
 from PIL import Image
@@ -20,11 +18,17 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.tuning import job
 from distmil.pipeline.tuning.tune_adapter import concurrency, trial_resources
 from distmil.storage.store import Store
+from distmil.tracking import mlflow_client
 from tests.campaigns.clusters import free_port
 from tests.jobs.test_mlflow_server import Server
-from tests.support.jobs import interrupt_job_when, kill_job_when, run_job
+from tests.support.jobs import interrupt_job_when, kill_job_when, run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 SMALL: dict[str, dict[str, Any]] = {
     "cohort": {"synthetic": 12, "val_fraction": 0.34},
@@ -41,18 +45,6 @@ FLAT = [f"{section}.{key}={value}" for section, keys in SMALL.items() for key, v
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One storage root: slides are tiled and embedded once."""
     return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(scope="module")
-def local(home: Path) -> Iterator[None]:
-    """A local Ray with two cores and a GPU that is only counted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False,
-                 logging_level="ERROR")  # fmt: skip
-        yield
-        ray.shutdown()
 
 
 def search(home: Path, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -87,7 +79,7 @@ def test_a_search_that_is_interrupted_and_killed_goes_on_and_loses_nothing(home:
     assert MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_run(parent).info.status == "KILLED"
     kill_job_when(home, lambda: len(over()) >= 3, "tune", *arguments)
     before = over()
-    done = run_job(home, "tune", *arguments)
+    done = run_here(home, "tune", *arguments)
     assert done.code == 0, done.err
     answer = done.answer
     assert sum(answer["trials"].values()) == 6
@@ -138,13 +130,14 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
     stopping = threading.Thread(target=stop_half_way)
     try:
         stopping.start()
-        done = run_job(home, "tune", *arguments)
+        done = run_here(home, "tune", *arguments)
         stopping.join()
         assert done.code == 0, done.err
         assert "MLflow does not answer" in done.err
         assert "trials; the same command records it when MLflow answers" in done.err
         server.start()
-        again = run_job(home, "tune", *arguments)
+        mlflow_client.outage_of.cache_clear()  # as in a process of its own
+        again = run_here(home, "tune", *arguments)
         assert again.code == 0, again.err
         assert again.answer["winner"] == done.answer["winner"]
         client = MlflowClient(server.uri)
@@ -161,12 +154,11 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
 
 
 def test_a_space_that_makes_no_sense_is_bad_input(home: Path) -> None:
-    done = run_job(home, "tune", *FLAT, "search.space.bags.topk=[2]")
+    done = run_here(home, "tune", *FLAT, "search.space.bags.topk=[2]")
     assert done.code == 2
     assert "search.space.bags.topk: there is no such key" in done.err
 
 
-@pytest.mark.usefixtures("local")
 def test_a_grid_on_folds_judges_val_in_the_comparison_alone(home: Path) -> None:
     values = {"algorithm": "grid", "space": {"bags.top_k": [1, 4]}, "folds": 2, "stopping": "none"}
     answer = search(home, search=values)
@@ -183,7 +175,6 @@ def test_a_grid_on_folds_judges_val_in_the_comparison_alone(home: Path) -> None:
     assert [path.name for path in (home / "checkpoints" / answer["run"]).iterdir() if path.suffix != ".json"] == []
 
 
-@pytest.mark.usefixtures("local")
 def test_optuna_draws_trials_after_the_default(home: Path) -> None:
     values = {"algorithm": "optuna", "run": "tpe", "repeats": 0, "trials": 3}
     answer = search(home, search=values)
@@ -195,7 +186,6 @@ def test_optuna_draws_trials_after_the_default(home: Path) -> None:
     assert drawn < settings_of(more)
 
 
-@pytest.mark.usefixtures("local")
 def test_trials_of_two_workers_have_groups_of_their_own(home: Path) -> None:
     values = {"trials": 1, "repeats": 0, "metric": "loss"}
     model = {"dropout": 0.0, "input_dropout": 0.0}  # which workers draw apart
@@ -207,7 +197,6 @@ def test_trials_of_two_workers_have_groups_of_their_own(home: Path) -> None:
     assert not list((home / "checkpoints").glob("groups-*/*"))
 
 
-@pytest.mark.usefixtures("local")
 def test_a_setting_that_cannot_train_fails_alone(home: Path) -> None:
     space = {"losses.bag": [1.0, 0.0], "losses.topk": [0.0], "losses.patch": [0.0], "losses.attention": [0.0]}
     answer = search(home, search={"algorithm": "grid", "space": space, "repeats": 0, "run": "broken"})
@@ -216,7 +205,6 @@ def test_a_setting_that_cannot_train_fails_alone(home: Path) -> None:
     assert "at least one weight must be above 0" in failed["error"]
 
 
-@pytest.mark.usefixtures("local")
 def test_trials_share_a_gpu(home: Path) -> None:
     for share, wanted in ((1.0, 1), (0.5, 2), (0.25, 2)):  # two cores carry two trials
         config = build_config({"training": {"use_gpu": True}, "search": {"gpus_per_trial": share}})

@@ -8,9 +8,14 @@ from pathlib import Path
 import pytest
 
 from distmil.storage.store import Store
-from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment, run_job
+from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment, run_here
+from tests.support.scale import IS_FULL
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 EPOCHS = 60
 SMALL = ("cohort.synthetic=8", "tracking.uri=none", "prediction.maps=false")
@@ -19,9 +24,9 @@ TUNE = ("search.run=twin", "search.trials=12", "search.repeats=2", "search.ablat
 
 
 @pytest.fixture
-def home(tmp_path: Path) -> Path:
+def home(tmp_path: Path, local_ray: None) -> Path:
     """A home whose slides are embedded."""
-    done = run_job(tmp_path, "embed", "cohort.synthetic=8")
+    done = run_here(tmp_path, "embed", "cohort.synthetic=8")
     assert done.code == 0, done.err
     return tmp_path
 
@@ -62,6 +67,7 @@ def test_of_two_trainings_of_one_name_the_later_one_finishes(home: Path) -> None
     assert metrics["epochs"] == EPOCHS
 
 
+@pytest.mark.skipif(not IS_FULL, reason="the same of searches: make test-all")
 def test_of_two_searches_of_one_name_the_later_one_finishes(home: Path) -> None:
     first, second = run_both(home, "tune", TUNE, "searches/twin/trials/*.json")
     assert first.code == 1, first.err

@@ -1,16 +1,24 @@
-"""Running the jobs as a user does: as processes, from the project's folder."""
+"""Running the jobs as a user does: as processes from the project's folder, or by their command line in this process."""
 
+import contextlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from distmil import cli
+from distmil.pipeline import cluster
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 400
@@ -46,6 +54,42 @@ def run_job(home: Path, job: str, *arguments: object) -> Done:
         cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
     return Done(done.returncode, done.stdout, done.stderr)
+
+
+def run_here(home: Path, job: str, *arguments: object) -> Done:
+    """Run a job to its end by its command line, in this process and on the Ray that runs: see ``local_ray``.
+
+    A process of its own costs its imports and a Ray, which is most of the time of a small job. Ray's GPU is only
+    counted, so that a job asks for none unless told.
+    """
+    given = [str(argument) for argument in arguments]
+    if not any(text.startswith("training.use_gpu=") for text in given):
+        given.append("training.use_gpu=false")
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setenv("DISTMIL_HOME", str(home))
+        patch.setattr(cluster, "stop_ray", lambda: None)
+        patch.setattr(cluster, "after_start", lambda _call: None)
+        stack.enter_context(_logging_kept())
+        stack.enter_context(contextlib.redirect_stdout(out))
+        stack.enter_context(contextlib.redirect_stderr(err))
+        code = cli.main(job, None, given)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def _logging_kept() -> Iterator[None]:
+    """Give the loggers back as they were: a job sets them up for a process of its own."""
+    root, own = logging.getLogger(), logging.getLogger("distmil")
+    handlers, levels = root.handlers[:], (root.level, own.level)
+    root.handlers.clear()  # or they would be closed
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        own.setLevel(levels[1])
 
 
 def interrupt_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments: object) -> Done:

@@ -104,6 +104,20 @@ def test_what_cannot_be_read_or_is_damaged_is_no_reason_to_begin_again(
         load_checkpoint(store, RUN, learner_with(0))
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_flipped_bit_of_the_weights_or_the_optimizer_is_found(store: Store, suffix: str) -> None:
+    save(store, learner_with(1), History(), 0.5)
+    (name,) = [name for name in names(store) if name.endswith(suffix)]
+    path = Path(store.path(f"{checkpoint_folder(RUN)}/{name}"))
+    whole = path.read_bytes()
+    for place in (len(whole) // 2, len(whole) - 1):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1
+        path.write_bytes(damaged)
+        with pytest.raises(StorageError, match="is damaged"):
+            load_checkpoint(store, RUN, learner_with(0))
+
+
 def test_the_record_of_another_run_is_refused(store: Store) -> None:
     save(store, learner_with(1), History(), 0.5)
     store.write("checkpoints/other/latest.json", store.read(f"{checkpoint_folder(RUN)}/latest.json"))

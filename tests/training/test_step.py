@@ -1,6 +1,7 @@
 """One training step: a giant bag in chunks and over workers gives what one pass gives."""
 
-from dataclasses import replace
+import itertools
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from distmil.bags.bag import Bag
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.models.baselines import NETWORKS, make_network
@@ -18,6 +20,7 @@ from distmil.training.losses import Aim, Totals
 from distmil.training.step import share_of, take_step
 from distmil.training.workers import Group
 from tests.support.bags import EMBEDDING, make_bag, small_config
+from tests.support.scale import IS_FULL
 from tests.support.thread_group import run_as_group
 
 NOTHING = np.empty(0, np.int64)
@@ -64,54 +67,115 @@ def assert_equal(one: tuple[dict[str, float], dict[str, Tensor]], other: Any) ->
         assert difference <= scale, (name, difference, scale)
 
 
-def random_case(seed: int) -> tuple[Config, Any, Step, int]:
-    """A network, a bag of 17 to 300 patches, and a step of it with or without a mixed bag and a sample."""
+TWO_LEVELS: dict[str, tuple[Any, Any]] = {
+    "dtype": (torch.float32, torch.float64),
+    "is_sample": (False, True),
+    "topk_detach": (False, True),
+    "patch_feature": ("plain", "attended"),
+    "topk_feature": ("plain", "attended"),
+    "class_weights": ("none", "balanced"),
+    "has_mixed": (False, True),
+    "mixed_bag_loss": (False, True),
+    "classes": (2, 3),
+    "workers": (2, 3),
+}
+RUNS = 16
+MASKS = sorted(range(1, RUNS), key=lambda mask: (mask.bit_count() % 2 == 0, mask))
+"""Columns of an orthogonal array of 16 runs: all pairs of levels of any two factors, all triples of the first eight."""
+
+
+def designed_cases() -> list[tuple[int, str, dict[str, Any]]]:
+    """Every network with every run of the array: a seed, the network's name, and the level of each factor."""
+    levels = [
+        {
+            name: pair[(run & mask).bit_count() % 2]
+            for (name, pair), mask in zip(TWO_LEVELS.items(), MASKS, strict=False)
+        }
+        for run in range(RUNS)
+    ]
+    return [(RUNS * i + run, name, levels[run]) for i, name in enumerate(NETWORKS) for run in range(RUNS)]
+
+
+def random_cases() -> list[tuple[int, str, dict[str, Any]]]:
+    """A thousand draws of the network, most often the dual one, and of each factor's level."""
+    found = []
+    for seed in range(1000):
+        generator = np.random.default_rng([seed, 1])
+        name = list(NETWORKS)[seed % len(NETWORKS)] if seed % 3 else "dual"
+        found.append((seed, name, {key: pair[int(generator.integers(2))] for key, pair in TWO_LEVELS.items()}))
+    return found
+
+
+CASES = random_cases() if IS_FULL else designed_cases()
+BLOCKS = [CASES[i : i + RUNS] for i in range(0, len(CASES), RUNS)]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A configuration, its bags of 17 to 300 patches, a step on one of them, and how it is computed."""
+
+    config: Config
+    bags: list[Bag]
+    step: Step
+    classes: int
+    dtype: torch.dtype
+    workers: int
+
+
+def make_case(seed: int, name: str, levels: dict[str, Any]) -> Case:
+    """Draw the sizes, the loss weights and the patches of a case."""
     generator = np.random.default_rng(seed)
-    name = list(NETWORKS)[seed % len(NETWORKS)] if seed % 3 else "dual"
-    classes = int(generator.integers(2, 4))
-    learns = NETWORKS[name].losses
+    learns, classes = NETWORKS[name].losses, levels["classes"]
     config = small_config(
-        model={"name": name, "topk_detach": bool(generator.integers(2)),
-               "patch_feature": str(generator.choice(["plain", "attended"])),
-               "topk_feature": str(generator.choice(["plain", "attended"]))},
+        model={"name": name} | {key: levels[key] for key in ("topk_detach", "patch_feature", "topk_feature")},
         losses={key: float(generator.random() + 0.1) if key in learns else 0.0
                 for key in ("patch", "bag", "topk", "attention")}
-        | {"class_weights": str(generator.choice(["none", "balanced"]))},
+        | {"class_weights": levels["class_weights"]},
         bags={"top_k": int(generator.integers(1, 12)), "patches_per_step": 16,
-              "mixed_bag_loss": name == "dual" and bool(generator.integers(2))},
+              "mixed_bag_loss": name == "dual" and levels["mixed_bag_loss"]},
         training={"seed": seed, "clip_norm": 1e6},
     )  # fmt: skip
     bags = [make_bag(i, classes=classes, size=int(generator.integers(17, 300))) for i in range(4)]
     giant = int(generator.integers(4))
     samples = {}
-    if seed % 5 == 0:
+    if levels["is_sample"]:
         samples = {giant: np.sort(generator.choice(len(bags[giant]), size=17, replace=False))}
-    mixed = generator.integers(0, 4, size=int(generator.integers(0, 20)))
-    patches = np.array([int(generator.integers(len(bags[i]))) for i in mixed], np.int64)
-    if learns == {"bag"}:
-        mixed, patches = NOTHING, NOTHING
-    return config, bags, Step([giant], samples, mixed, patches, is_giant=True), classes
+    mixed, patches = NOTHING, NOTHING
+    if levels["has_mixed"] and learns != {"bag"}:
+        mixed = generator.integers(0, 4, size=int(generator.integers(1, 20)))
+        patches = np.array([int(generator.integers(len(bags[i]))) for i in mixed], np.int64)
+    step = Step([giant], samples, mixed, patches, is_giant=True)
+    return Case(config, bags, step, classes, levels["dtype"], levels["workers"])
 
 
-@pytest.mark.parametrize("block", range(10))
+def test_the_design_has_every_pair_of_levels_of_every_network() -> None:
+    factors = list(itertools.combinations(TWO_LEVELS, 2))
+    wanted = {(a, x, b, y) for a, b in factors for x in TWO_LEVELS[a] for y in TWO_LEVELS[b]}
+    for name in NETWORKS:
+        levels = [found for _, network, found in designed_cases() if network == name]
+        assert {(a, v[a], b, v[b]) for v in levels for a, b in factors} == wanted
+
+
+@pytest.mark.parametrize("block", range(len(BLOCKS)))
 def test_a_giant_bag_in_chunks_and_over_workers_equals_one_pass(block: int) -> None:
-    for seed in range(100 * block, 100 * block + 100):
-        config, bags, step, classes = random_case(seed)
-        run = partial(outcome, config, bags, classes=classes, dtype=torch.float64 if seed % 2 else torch.float32)
-        one_pass = run(replace(step, is_giant=False), Group())
-        assert_equal(one_pass, run(step, Group()))
-        for result in run_as_group(2 + seed % 2, partial(run, step)):
+    for drawn in BLOCKS[block]:
+        case = make_case(*drawn)
+        run = partial(outcome, case.config, case.bags, classes=case.classes, dtype=case.dtype)
+        one_pass = run(replace(case.step, is_giant=False), Group())
+        assert_equal(one_pass, run(case.step, Group()))
+        for result in run_as_group(case.workers, partial(run, case.step)):
             assert_equal(one_pass, result)
 
 
-@pytest.mark.parametrize("block", range(10))
+@pytest.mark.parametrize("block", range(len(BLOCKS)))
 def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int) -> None:
-    for seed in range(100 * block, 100 * block + 100):
-        config, bags, step, classes = random_case(seed)
+    for drawn in BLOCKS[block]:
+        case, seed = make_case(*drawn), drawn[0]
+        config, step = case.config, case.step
         config = config.model_copy(update={"bags": config.bags.model_copy(update={"mixed_bag_loss": False})})
         slides = np.random.default_rng(seed).permutation(4)[: 2 + seed % 3].tolist()
         learns = bool(config.losses.bag or config.losses.topk)
-        run = partial(outcome, config, bags, group=Group(), classes=classes, dtype=torch.float64)
+        run = partial(outcome, config, case.bags, group=Group(), classes=case.classes, dtype=torch.float64)
         packed = run(replace(step, bags=slides if learns else [], samples={}, is_giant=False))
         parts = [run(Step([i], {}, NOTHING, NOTHING)) for i in slides if learns]
         parts += [run(Step([], {}, step.mixed_bag, step.mixed_patch))] * bool(len(step.mixed_bag))
@@ -120,6 +184,18 @@ def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int)
         gradients = {key: sum(s * g[key] for s, (_, g) in zip(shares, parts, strict=True)) for key in packed[1]}
         if parts:
             assert_equal((total, gradients), packed)
+
+
+@pytest.mark.parametrize("label", range(3))
+def test_a_slide_weighs_what_its_class_weighs(label: int) -> None:
+    bags = [make_bag(i, classes=3) for i in range(3)]
+    step = Step([label], {}, NOTHING, NOTHING)
+    plain, weighted = (
+        outcome(small_config(losses={"class_weights": kind}), bags, step, Group(), classes=3, dtype=torch.float64)
+        for kind in ("none", "balanced")
+    )
+    for name in ("bag", "topk"):
+        assert weighted[0][name] == pytest.approx((label + 1) / 3 * plain[0][name])  # see ``outcome``
 
 
 def test_dropout_falls_alike_in_both_passes_of_a_chunk() -> None:

@@ -38,6 +38,20 @@ def test_a_search_on_other_folds_needs_another_name(tmp_path):
         assert f"delete {store.path('checkpoints/s')} and {store.path('searches/s')}" in str(caught.value)
 
 
+def test_a_training_with_another_setting_needs_another_name(tmp_path):
+    cohort, prepared = Cohort([], ["negative", "positive"]), Prepared([], {}, {}, {})
+
+    def claim_with(**training: float) -> str:
+        job = Job(build_config({"training": training}), Store(str(tmp_path)))
+        return claim_run(job, prepared, SPEC, cohort, name="small", kind="train")
+
+    assert claim_with() == claim_with(lr=0.001) == "small"
+    with pytest.raises(ConfigError, match=r"training\.run = 'small' was started with something else") as caught:
+        claim_with(lr=0.5)
+    assert "training.lr: 0.001 then, 0.5 now" in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:20])
 

@@ -2,17 +2,22 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from distmil.bags.bag import BagEntry, Shards
 from distmil.config.loading import build_config
+from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline import cluster
 from distmil.pipeline.training import worker
 from distmil.pipeline.training.worker import fetch, run_file
 from distmil.storage.store import Part, Store
 from distmil.training.workers import GroupFailed
+from tests.support.bags import make_bag, small_config
 from tests.support.thread_group import run_as_group
+
+SPEC = EncoderSpec("texture", "made", 12, None)
 
 
 def far(store: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
@@ -71,3 +76,14 @@ def test_auto_takes_gpus_where_there_are_enough(
     monkeypatch.setattr(cluster, "cluster_resources", lambda: {"CPU": 8.0, "GPU": float(have)})
     config = build_config({"training": {"num_workers": workers, "min_workers": fewest}})
     assert cluster.wants_gpu(config, count=fewest or workers) is wanted
+
+
+def test_a_run_learns_from_the_train_split_and_is_judged_on_val(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = ("train", "val", "test", "train", "val", "train")
+    bags = [replace(make_bag(i), split=split) for i, split in enumerate(splits)]
+    monkeypatch.setattr(worker, "open_bags", lambda *_, **__: bags)
+    monkeypatch.setattr(worker, "open_run", lambda _config, learning, judging, *_, **__: (learning, judging))
+    found = worker._open(small_config(), store, "run", SPEC, is_gpu=False)
+    learning, judging = ([bag.slide_id for bag in part] for part in found)
+    assert learning == ["slide-00", "slide-03", "slide-05"]
+    assert judging == ["slide-01", "slide-04"]
