@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmil.bags.bag import Bag, EmbeddingSource, Indices, Patches, PatchSource
+from distmil.bags.bag import Bag
 from distmil.bags.sampler import MIXED, Step
+from distmil.bags.source import EmbeddingSource, Indices, Patches, PatchSource
 from distmil.config.learning import BagsConfig
-from distmil.models.pooling import Layout, TopK
-from distmil.models.tensors import Rows, in_one, num_rows, on_device, touch, without_copy
+from distmil.models.layout import BagLayout, TopK
+from distmil.models.tensors import Rows, as_tensor_view, in_one, num_rows, on_device, touch
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Pick: TypeAlias = tuple[PatchSource, Indices | slice]
 """Some patches of a bag."""
 
@@ -40,7 +41,7 @@ class Batch:
     """One worker's share of a step, packed: slide bags first, then padding, then the mixed bag."""
 
     patches: Rows
-    layout: Layout
+    layout: BagLayout
     """The slide bags, padding as one more bag where there is any, and the mixed bag as one more."""
     top_k: TopK
     """Of the slide bags."""
@@ -97,7 +98,7 @@ def load_batch(
         picks += [(step.source(bags, i), patches) for i, patches in drawn]
         target_NC = np.concatenate([bags[i].target_NC[patches] for i, patches in drawn])
         lengths.append(len(target_NC))
-    layout = Layout.of(lengths, device)
+    layout = BagLayout.of(lengths, device)
     return Batch(
         patches=pack(picks, device),
         layout=layout,
@@ -139,7 +140,7 @@ def pack(picks: Sequence[Pick], device: torch.device) -> Rows:
     if device.type == "cpu" and pieces[0].ndim == 2:
         for piece in pieces:
             touch(piece)
-        return [without_copy(piece) for piece in _joined(pieces)]
+        return [as_tensor_view(piece) for piece in _joined(pieces)]
     shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
     dtype = torch.from_numpy(np.empty(0, pieces[0].dtype)).dtype
     packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
@@ -214,7 +215,7 @@ def gather(picks: Sequence[tuple[ResidentSource, Indices | slice]]) -> Tensor:
 def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
     """Return the bags with their embeddings, views and all, copied to the device."""
     sources = [source for bag in bags for source in (bag.source, *bag.views)]
-    first = without_copy(np.asarray(bags[0].source.take(slice(0, 1))))
+    first = as_tensor_view(np.asarray(bags[0].source.take(slice(0, 1))))
     all_ME = first.new_empty((sum(map(len, sources)), first.shape[1]), device=device)
     copied, start = [], 0
     for rows in load_ahead(lambda source: pack([(source, slice(None))], device), sources, device):
@@ -226,7 +227,7 @@ def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
     return [replace(bag, source=next(taken), views=list(itertools.islice(taken, len(bag.views)))) for bag in bags]
 
 
-def load_ahead(load: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
+def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
     """Yield what is loaded for each item, in order, ahead of its use; onto a GPU beside what that computes.
 
     Args:
@@ -241,7 +242,7 @@ def load_ahead(load: Callable[[Item], Made], items: Iterable[Item], device: torc
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(current)  # what is resident may still be on its way
 
-    def on_stream(item: Item) -> tuple[Made, torch.cuda.Event]:
+    def on_stream(item: Item) -> tuple[Result, torch.cuda.Event]:
         with torch.cuda.stream(stream):
             return load(item), stream.record_event()
 
@@ -262,9 +263,9 @@ def _tensors(made: object) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def read_ahead(make: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Made]:
+def read_ahead(make: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Result]:
     """Yield what ``make`` makes of each item, so many ahead, each in a thread; its errors are raised here, in order."""
-    made: deque[Future[Made]] = deque()
+    made: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
     try:
         for item in items:

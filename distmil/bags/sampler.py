@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import Generator
 
-from distmil.bags.bag import Bag, Indices, PatchSource
+from distmil.bags.bag import Bag
 from distmil.bags.patch_pool import PatchPool, draw_evenly
+from distmil.bags.source import Indices, PatchSource
 from distmil.config.learning import BagsConfig
 
 MIXED = -1

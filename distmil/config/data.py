@@ -129,7 +129,7 @@ class EncoderConfig(Section):
     trainable: bool = False
     """Adjust the encoder too, from the patches themselves; needs a ResNet."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
-    """Patches per forward pass."""
+    """Patches per forward pass; with `encoder.trainable`, of a training step too."""
     views: int = Field(default=0, ge=0, le=32)
     """Copies of each training patch with its H&E stains shifted at random, embedded beside it. A step sees one of them,
     or the patch itself, slide by slide, so that another laboratory's stains are nothing new; 0: none."""

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from distmil.config.learning import ModelConfig
 from distmil.models.cpu_attention import attended_in_blocks, features_in_blocks
+from distmil.models.layout import BagLayout
 from distmil.models.normaliser import Normaliser
-from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen
-from distmil.models.tensors import Rows, in_one
+from distmil.models.pooling import PooledPart, Pooling, pool
+from distmil.models.tensors import Rows, in_one, widen
 
 
 class Network(nn.Module):
@@ -52,7 +53,8 @@ class Network(nn.Module):
         weight_FE = (self.draw_scale() if scale_E is None else scale_E) * self.phi.weight
         drop = self.feature_dropout.p if self.training else 0.0
         pieces = [embedding_TE] if isinstance(embedding_TE, Tensor) else embedding_TE
-        if all(piece.device.type == "cpu" and not piece.requires_grad for piece in pieces):
+        is_cpu = all(piece.device.type == "cpu" and not piece.requires_grad for piece in pieces)
+        if is_cpu and not torch.compiler.is_exporting():
             return self.attend_in_blocks(pieces, weight_FE, drop=drop)
         feature_TF = nn.functional.linear(self.normaliser.centred(in_one(pieces)), weight_FE, self.phi.bias)
         feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
@@ -76,7 +78,7 @@ class Network(nn.Module):
         """Return the logits of single top-K patches, T x C; C1's, where there is no second classifier."""
         return self.patch_logits(feature_TF, attention_T)
 
-    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, layout: Layout) -> Tensor:
+    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, layout: BagLayout) -> Tensor:
         """Return C1's logits of packed bags, B x C."""
         return self.pooled_logits(pool(feature_TF, attention_T, layout, self.pooling))
 

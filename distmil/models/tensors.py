@@ -18,15 +18,15 @@ _PAGE_BYTES = 4096
 
 
 def on_device(values: NDArray[Any], device: torch.device | str) -> Tensor:
-    """Return numbers on a device, without waiting for it."""
+    """Copy numbers to a device, without waiting for it."""
     tensor = torch.from_numpy(values)
     if torch.device(device).type == "cuda":  # from other memory a copy would wait
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
-def without_copy(array: NDArray[Any]) -> Tensor:
-    """Return an array as a tensor of the same memory, which nobody may write to if it was read-only."""
+def as_tensor_view(array: NDArray[Any]) -> Tensor:
+    """View an array as a tensor of the same memory. Nobody may write to it if the array was read-only."""
     return torch.from_numpy(array if array.flags.writeable else np.asarray(_Writable(array)))
 
 
@@ -54,3 +54,8 @@ def in_one(rows: Rows) -> Tensor:
     if isinstance(rows, Tensor):
         return rows
     return rows[0] if len(rows) == 1 else torch.cat(list(rows))
+
+
+def widen(values: Tensor) -> Tensor:
+    """Turn half-precision values into fp32; wider ones stay. Scores and losses are never computed in less."""
+    return values.float() if values.dtype in {torch.float16, torch.bfloat16} else values

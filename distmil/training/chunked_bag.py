@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distmil.bags.bag import Indices, PatchSource
 from distmil.bags.loader import load_ahead, pack
+from distmil.bags.source import Indices, PatchSource
 from distmil.models import losses
-from distmil.models.pooling import PooledPart, top_k_size, widen
-from distmil.models.tensors import Rows
+from distmil.models.layout import by_attention, top_k_size
+from distmil.models.pooling import PooledPart
+from distmil.models.tensors import Rows, widen
 from distmil.training.learner import Learner
 from distmil.training.losses import Aim, topk_losses
 from distmil.training.workers import Group
@@ -123,7 +124,7 @@ class GiantBag:
         """Send back the loss of the whole bag's top-K patches, as far as they are this worker's."""
         aim, learner = self._aim, self._learner
         k = top_k_size(self._count, aim.config.bags.top_k, share=aim.config.bags.top_k_share)
-        best = attention_T.argsort(descending=True, stable=True)[:k].cpu()
+        best = by_attention(attention_T)[:k].cpu()
         mine = list(zip((-attention_T.cpu()[best]).tolist(), (best + self._start).tolist(), strict=True))
         chosen = sorted(found for part in self._group.gather(mine) for found in part)[:k]
         start, stop = self._start, self._start + len(attention_T)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from distmil.bags.loader import Batch
-from distmil.models.pooling import TopK
+from distmil.models.layout import TopK
 
-MOST_GRAPHS = 48
+MAX_GRAPHS = 48
 
 Work = Callable[[Batch], Tensor | None]
 
@@ -57,7 +57,7 @@ class StepGraphs:
         """
         shapes = tuple(tensor.shape for tensor in batch.tensors)
         key = (constants, batch.has_target, len(batch.layout.lengths), shapes)
-        if key not in self._recorded and (key not in self._seen or len(self._recorded) >= MOST_GRAPHS):
+        if key not in self._recorded and (key not in self._seen or len(self._recorded) >= MAX_GRAPHS):
             self._seen.add(key)
             return work(batch)
         if key not in self._recorded:

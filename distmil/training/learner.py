@@ -20,7 +20,7 @@ from distmil.config.learning import TrainingConfig
 from distmil.config.root import Config
 from distmil.errors import TrainingError
 from distmil.models.network import Network
-from distmil.models.tensors import Rows, in_one, without_copy
+from distmil.models.tensors import Rows, as_tensor_view, in_one
 from distmil.training.cuda_graphs import StepGraphs
 
 NORMALISER_PATCHES = 20_000
@@ -81,7 +81,7 @@ class Learner:
         return Nets(self.head, self.encoder)
 
     @property
-    def judging(self) -> Nets:
+    def eval_model(self) -> Nets:
         """Return what is evaluated and kept: the average, or what is trained."""
         return self.averaged or self.trained
 
@@ -119,7 +119,7 @@ class Learner:
 def embed(patches: NDArray[Any] | Rows, encoder: nn.Module | None, device: torch.device) -> Rows:
     """Return embeddings, T x E: the stored ones, or an encoder's of pixels T x H x W x 3."""
     if isinstance(patches, np.ndarray):
-        patches = without_copy(patches).to(device)
+        patches = as_tensor_view(patches).to(device)
     if encoder is None:
         return patches
     embedding_TE: Tensor = encoder(in_one(patches))
@@ -167,7 +167,7 @@ def fit_normaliser(learner: Learner, bags: Sequence[Bag], *, seed: int, batch_si
     embedding_TE = torch.cat(sample)
     if not bool(embedding_TE.isfinite().all()):
         raise TrainingError("training embeddings are not finite; delete the embeddings folder and run embed again")
-    for nets in (learner.trained, learner.judging):
+    for nets in (learner.trained, learner.eval_model):
         nets.head.normaliser.fit(embedding_TE.to(learner.device))
 
 

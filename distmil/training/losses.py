@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 from distmil.bags.loader import Batch
 from distmil.config.root import Config
 from distmil.models import losses
+from distmil.models.layout import top_k_patches
 from distmil.models.losses import LOSSES
 from distmil.models.network import Network
-from distmil.models.pooling import top_k_patches
 from distmil.models.tensors import Rows
 
 

@@ -24,8 +24,8 @@ from distmil.training.workers import Group
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A step that was taken; its numbers may still be on their way from the device."""
+class StepResult:
+    """Losses of a step; the numbers may still be on their way from the device."""
 
     numbers: Tensor
     """The losses and their weighted sum, summed over the group, and the norm of the gradient."""
@@ -62,7 +62,7 @@ def take_step(
     rate: float,
     batch: Batch | None = None,
     class_weight_C: Tensor | None = None,
-) -> Taken:
+) -> StepResult:
     """Take one step, without waiting for the device: whoever goes on must look at the losses first or soon.
 
     Args:
@@ -101,7 +101,7 @@ def take_step(
     learner.step(rate=rate)
     numbers = torch.cat([group.sum(values), norm.to(values)[None]]).to("cpu", non_blocking=True)
     is_there = torch.cuda.current_stream(learner.device).record_event() if learner.device.type == "cuda" else None
-    return Taken(numbers, is_there, bags, step)
+    return StepResult(numbers, is_there, bags, step)
 
 
 def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:

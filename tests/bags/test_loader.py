@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags.bag import EmbeddingSource
 from distmil.bags.loader import copy_together, load_batch, make_resident, pack, padding, read_ahead
 from distmil.bags.sampler import MIXED, Step
+from distmil.bags.source import EmbeddingSource
 from distmil.config.learning import BagsConfig
 from distmil.models.tensors import in_one
 from tests.support.bags import make_bag
