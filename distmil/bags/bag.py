@@ -89,7 +89,7 @@ class BagEntry:
 
 @dataclass(frozen=True)
 class Bag:
-    """One slide: its label, where its patches come from, and what is known of each.
+    """One slide: its label, the source of its patches, and their labels.
 
     ``label_N`` is the class of each patch, -1 where unknown; ``target_NC`` what training takes it for: class shares, a
     row of NaN where nothing is known. ``views`` are the same patches with shifted stains, for training alone.

@@ -15,13 +15,12 @@ from distmil.bags.source import Patches, PatchSource
 from distmil.models.layout import DEFAULT_SHARE, top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
-from distmil.models.tensors import Rows
 
 SCORE_CHUNK = 16_384
 READ_OUTS = ("bag", "max", "topk_mean")
 
 Floats = NDArray[np.float32]
-Embed = Callable[[Patches], Rows]
+Embed = Callable[[Patches], Tensor]
 """From what a source gives to embeddings, T x E."""
 
 

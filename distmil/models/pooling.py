@@ -19,7 +19,7 @@ from distmil.models.tensors import widen
 
 _MATRIX_BAGS = 64
 Pooling = Literal["sigmoid", "softmax", "mean", "max"]
-"""What a patch weighs before normalisation: sigmoid(a), exp(a), 1, or 1 for the highest a and 0 for the rest."""
+"""Weight of a patch before normalisation: sigmoid(a), exp(a), 1, or 1 for the highest a and 0 for the rest."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PooledPart:
     total_B: Tensor
     """Sum of weights relative to the peak."""
     sum_BF: Tensor
-    """Sum of such weights x features."""
+    """Sum of relative weights x features."""
 
     @classmethod
     def of(

@@ -1,4 +1,6 @@
-"""A step's work on a GPU again, without the host: CUDA graphs of the losses and their gradients.
+"""CUDA graphs of a step's losses and gradients, replayed without the host.
+
+On an H100 7.2 million patches/s against 2.3 million without them (``docs/training.md``).
 
 A step of the default network is some 200 small kernels. Launching them takes the host several times as long as the GPU
 takes to run them; a graph of them is one launch. A graph is bound to the sizes and the memory that it was made with:
@@ -47,7 +49,7 @@ class StepGraphs:
         return len(self._recorded)
 
     def run(self, work: Work, batch: Batch, parameters: list[nn.Parameter], constants: Hashable) -> Tensor | None:
-        """Return what ``work`` returns of a batch, and leave its gradients in the parameters, which had none.
+        """Do the work of a batch and leave its gradients in the parameters, which had none.
 
         Args:
             work: Computes numbers and gradients, without waiting for the device.

@@ -63,17 +63,17 @@ def take_step(
     batch: Batch | None = None,
     class_weight_C: Tensor | None = None,
 ) -> StepResult:
-    """Take one step, without waiting for the device: whoever goes on must look at the losses first or soon.
+    """Take one step, without waiting for the device. The caller must read the losses soon: they may be infinite.
 
     Args:
-        learner: What is trained.
+        learner: The learner.
         bags: All training bags.
         step: The group's step.
         config: The configuration, with the loss weights of this step.
         group: The workers.
         rate: Share of the peak learning rate.
         batch: This worker's share, if it is loaded already.
-        class_weight_C: What a slide of each class weighs; None: 1.
+        class_weight_C: Weight of a slide of each class; None: 1.
     """
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
@@ -116,5 +116,5 @@ def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:
 
 
 def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
-    """Return what this worker takes whole of a step."""
+    """List what this worker takes whole of a step."""
     return step.share(group.rank, group.size, {i: len(bags[i]) for i in step.bags})
