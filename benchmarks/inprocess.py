@@ -48,12 +48,12 @@ def train_here(
         if judging and training.patience:
             row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=Group()).items()}
             if history.add(row, select_by=training.select_by):
-                best = copy.deepcopy(learner.judging.head.state_dict())
+                best = copy.deepcopy(learner.eval_model.head.state_dict())
             if history.is_stale(training.patience):
                 break
     if best is not None:
-        learner.judging.head.load_state_dict(best)
-    learner.judging.train(False)
+        learner.eval_model.head.load_state_dict(best)
+    learner.eval_model.train(False)
     return learner, config
 
 

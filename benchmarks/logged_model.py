@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.bag import Bag
 from distmil.bags.sampler import StepPlanner
+from distmil.bags.source import EmbeddingSource
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.inference.bundle import Bundle
@@ -98,7 +99,7 @@ def train(config: Config, num_classes: int) -> Network:
     fit_normaliser(learner, bags, seed=0, batch_size=4096)
     for epoch in range(config.training.epochs):
         train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
-    return learner.judging.head.eval()
+    return learner.eval_model.head.eval()
 
 
 def judge(bundle: Bundle, embedding_NE: NDArray[np.float16]) -> NDArray[np.float64]:

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 from benchmarks import mnistbags
 from benchmarks.inprocess import train_here
 from benchmarks.mnistbags import Sections, merged
-from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.bag import Bag
+from distmil.bags.source import EmbeddingSource
 from distmil.training.engine import evaluate
 from distmil.training.workers import Group
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from benchmarks.inprocess import spread, train_here
-from distmil.bags.bag import Bag, EmbeddingSource, Indices
+from distmil.bags.bag import Bag
+from distmil.bags.source import EmbeddingSource, Indices
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.training.engine import evaluate

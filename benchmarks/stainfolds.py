@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from benchmarks.pcambags import cohort_config
-from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.bag import Bag
+from distmil.bags.source import EmbeddingSource
 from distmil.encoders.stains import DENSITY
 from distmil.storage.store import Store
 from distmil.tiling.shards import decode_image, patches_folder, read_patches

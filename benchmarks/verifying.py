@@ -24,7 +24,7 @@ from benchmarks.inprocess import train_here
 from benchmarks.pcambags import cohort_config
 from benchmarks.sweeps import run_job
 from distmil.bags import bag as bags
-from distmil.bags.bag import BagEntry, open_all_bags, open_bag, open_source
+from distmil.bags.bag import BagEntry, open_all_bags, open_labels, open_source
 from distmil.cohort import read_cohort
 from distmil.encoders import embedder
 from distmil.encoders.registry import prepare_encoder
@@ -125,7 +125,7 @@ def _measure(options: argparse.Namespace, root: Path) -> None:
           f"medians of {options.rounds}")  # fmt: skip
     works: dict[str, Callable[[], object]] = {
         "train: labels in the driver": lambda: [
-            open_bag(store, entry, num_classes=2, form="class", labels_alone=True) for entry in entries
+            open_labels(store, entry, num_classes=2, form="class") for entry in entries
         ],
         "train: bags in a worker": lambda: open_all_bags(store, entries, num_classes=2, form="class"),
         "predict: bags in an actor": lambda: [open_source(store, entry) for entry in entries],

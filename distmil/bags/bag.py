@@ -1,4 +1,4 @@
-"""Embeddings and labels to bags. Embeddings are memory-mapped: only what a step needs is copied.
+"""Slides' embeddings and labels on disk, and bags made of them. Embeddings are memory-mapped.
 
 N patches of a bag, E embedding, C classes.
 """
@@ -7,111 +7,19 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from distmil.bags.source import EmbeddingSource, ImageSource, PatchSource, find_not_finite
 from distmil.errors import SlideError, StorageError
 from distmil.storage.store import Part, Store
-from distmil.tiling.shards import check_slide, decode_image, read_patches
+from distmil.tiling.shards import check_slide, read_patches
 
-if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
-    from torch import Tensor
-
-Indices = NDArray[np.int64]
-_FEW = 16
 _OPENED_AT_ONCE = 8
-_MAGNITUDE, _INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
-_CHECKED_AT_ONCE = 2**17
-"""Half floats that are checked in one go: they and their copy stay in the cache of a core."""
-Patches: TypeAlias = "NDArray[Any] | Tensor"
-
-
-class PatchSource(Protocol):
-    """Where a bag's patches come from: stored or resident embeddings, or images for a trainable encoder."""
-
-    def __len__(self) -> int: ...
-
-    def take(self, indices: Indices | slice) -> Patches:
-        """Return the chosen patches in the given order: N x E embeddings, or N x H x W x 3 pixels."""
-        ...
-
-    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
-        """Return the same in pieces, as they lie: for whoever copies them anyway."""
-        ...
-
-
-@dataclass(frozen=True)
-class EmbeddingSource:
-    """Shards of one slide's embeddings, memory-mapped; or arrays of any patches."""
-
-    parts: Sequence[NDArray[Any]]
-
-    @cached_property
-    def _starts(self) -> Indices:
-        return np.cumsum([0, *(len(part) for part in self.parts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def take(self, indices: Indices | slice) -> NDArray[np.floating[Any]]:
-        """Return embeddings, N x E; a slice of one shard is not copied."""
-        pieces = self.pieces(indices)
-        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
-
-    def pieces(self, indices: Indices | slice) -> list[NDArray[np.floating[Any]]]:
-        """Return embeddings in pieces; those of a slice, and few ones, are not copied."""
-        if isinstance(indices, slice):
-            start, stop, _ = indices.indices(len(self))
-            found = [
-                part[max(0, start - begin) : max(0, stop - begin)]
-                for part, begin in zip(self.parts, self._starts, strict=False)
-            ]
-            return [piece for piece in found if len(piece)] or found[:1]
-        part_of = np.searchsorted(self._starts, indices, side="right") - 1
-        if len(indices) <= _FEW:
-            places = zip(part_of.tolist(), (indices - self._starts[part_of]).tolist(), strict=True)
-            return [self.parts[part][row : row + 1] for part, row in places] or [self.parts[0][:0]]
-        chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
-        for part in np.unique(part_of):
-            where = part_of == part
-            chosen[where] = self.parts[part][indices[where] - self._starts[part]]
-        return [chosen]
-
-
-@dataclass(frozen=True)
-class ImageSource:
-    """Patch shards of one slide, decoded when they are taken: what a trainable encoder learns from."""
-
-    store: Store
-    folder: str
-    parts: Sequence[Part]
-
-    @cached_property
-    def _starts(self) -> Indices:
-        return np.cumsum([0, *(part.rows for part in self.parts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def take(self, indices: Indices | slice) -> NDArray[np.uint8]:
-        """Return RGB patches, N x H x W x 3."""
-        chosen = np.arange(*indices.indices(len(self))) if isinstance(indices, slice) else indices
-        part_of = np.searchsorted(self._starts, chosen, side="right") - 1
-        images: dict[int, NDArray[np.uint8]] = {}
-        for part in np.unique(part_of).tolist():
-            kept = self.parts[part]
-            column = read_patches(self.store, f"{self.folder}/{kept.name}", columns=["image"], kept_as=kept)["image"]
-            for i in np.flatnonzero(part_of == part).tolist():
-                images[i] = decode_image(column[int(chosen[i] - self._starts[part])].as_py())
-        return np.stack([images[i] for i in range(len(chosen))])
-
-    def pieces(self, indices: Indices | slice) -> list[NDArray[np.uint8]]:
-        """Return the same as one piece."""
-        return [self.take(indices)]
 
 
 @dataclass(frozen=True)
@@ -123,7 +31,7 @@ class Shards:
 
     @property
     def files(self) -> list[tuple[str, Part]]:
-        """Return the name and the part of each."""
+        """List the name and the part of each."""
         return [(f"{self.folder}/{part.name}", part) for part in self.parts]
 
     @classmethod
@@ -153,21 +61,21 @@ class BagEntry:
 
     @property
     def num_patches(self) -> int:
-        """Return the number of patches."""
+        """Count the patches."""
         return sum(part.rows for part in self.parts)
 
     @property
     def shards(self) -> Shards:
-        """Return the shards of the patches as they are."""
+        """Take the shards of the patches without shifted stains."""
         return Shards(self.folder, self.parts)
 
     @property
     def files(self) -> list[tuple[str, Part]]:
-        """Return the name and the part of every shard, views and all."""
+        """List the name and the part of every shard, those of views too."""
         return [file for shards in (self.shards, *self.views) for file in shards.files]
 
     def to_json(self) -> dict[str, Any]:
-        """Return JSON-ready values."""
+        """Write the entry as JSON-ready values."""
         return asdict(self)
 
     @classmethod
@@ -181,7 +89,7 @@ class BagEntry:
 
 @dataclass(frozen=True)
 class Bag:
-    """One slide: its label, where its patches come from, and what is known of each.
+    """One slide: its label, the source of its patches, and their labels.
 
     ``label_N`` is the class of each patch, -1 where unknown; ``target_NC`` what training takes it for: class shares, a
     row of NaN where nothing is known. ``views`` are the same patches with shifted stains, for training alone.
@@ -200,39 +108,21 @@ class Bag:
         return len(self.source)
 
     def seen(self, view: int) -> PatchSource:
-        """Return the patches as they are, 0, or one of their views, from 1 on."""
+        """Choose the patches without shifted stains, 0, or one of their views, from 1 on."""
         return self.views[view - 1] if view else self.source
 
     @cached_property
     def is_known_N(self) -> NDArray[np.bool_]:
-        """Return which patches have a label."""
+        """Mark the patches that have a label."""
         return ~np.isnan(self.target_NC[:, 0])
 
     @cached_property
     def positive_N(self) -> NDArray[np.float32]:
-        """Return the share of target in each patch, NaN where unknown."""
+        """Compute the share of target in each patch, NaN where unknown."""
         return 1 - self.target_NC[:, 0]
 
 
-@dataclass(frozen=True)
-class ClosedSource:
-    """So many patches that nobody will look at."""
-
-    num_patches: int
-
-    def __len__(self) -> int:
-        return self.num_patches
-
-    def take(self, indices: Indices | slice) -> Patches:
-        """Refuse."""
-        raise TypeError("this bag was opened for its labels alone")
-
-    def pieces(self, indices: Indices | slice) -> Sequence[Patches]:
-        """Refuse as well."""
-        return [self.take(indices)]
-
-
-def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labels_alone: bool = False) -> Bag:
+def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> Bag:
     """Open a slide's bag.
 
     Args:
@@ -240,18 +130,36 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str, labe
         entry: The slide.
         num_classes: C.
         form: ``class`` or ``fraction``: what the targets are made of.
-        labels_alone: Nobody will look at its patches, which may be many and far away.
 
     Raises:
         StorageError: If a shard is damaged, or labels and shards do not lie on the same grid.
         SlideError: If an embedding is not finite.
     """
-    source: PatchSource = ClosedSource(entry.num_patches)
-    views: list[PatchSource] = []
-    places: pa.Table | None = None
-    if not labels_alone:
-        source, places = open_source(store, entry)
-        views = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
+    source, places = open_source(store, entry)
+    views = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
+    return _labelled(store, entry, source, views, places, num_classes=num_classes, form=form)
+
+
+def open_labels(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> Bag:
+    """Open a slide's bag for its labels: the shards, which may be many and far away, stay closed.
+
+    Its patches are embeddings of width 0. Arguments and errors are those of ``open_bag``.
+    """
+    closed = EmbeddingSource([np.empty((entry.num_patches, 0), np.float16)])
+    return _labelled(store, entry, closed, [], None, num_classes=num_classes, form=form)
+
+
+def _labelled(
+    store: Store,
+    entry: BagEntry,
+    source: PatchSource,
+    views: Sequence[PatchSource],
+    places: pa.Table | None,
+    *,
+    num_classes: int,
+    form: str,
+) -> Bag:
+    """Put a slide's patches and labels together. Raises: StorageError if they do not lie on the same grid."""
     label_N = np.full(entry.num_patches, -1, np.int8)
     target_NC = np.full((entry.num_patches, num_classes), np.nan, np.float32)
     if entry.labels is not None:
@@ -290,7 +198,7 @@ def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
 
 
 def targets(labels: pa.Table, *, num_classes: int, form: str) -> NDArray[np.float32]:
-    """Return class shares per patch, N x C: one-hot of the class, or the covered shares; NaN where unknown."""
+    """Compute class shares per patch, N x C: one-hot of the class, or the covered shares; NaN where unknown."""
     target_NC = np.full((labels.num_rows, num_classes), np.nan, np.float32)
     if form == "class":
         label_N = labels["label"].fill_null(-1).to_numpy()
@@ -345,7 +253,7 @@ def _read_shard(store: Store, name: str, part: Part) -> pa.Table:
 
 
 def _embeddings(entry: BagEntry, tables: Sequence[pa.Table]) -> EmbeddingSource:
-    """Return a slide's embeddings. Raises: SlideError if one is not finite."""
+    """Put a slide's embeddings together. Raises: SlideError if one is not finite."""
     parts = [_matrix(table) for table in tables]
     first = 0
     for matrix_NE in parts:
@@ -357,20 +265,7 @@ def _embeddings(entry: BagEntry, tables: Sequence[pa.Table]) -> EmbeddingSource:
     return EmbeddingSource(parts)
 
 
-def find_not_finite(matrix_NE: NDArray[np.float16]) -> int | None:
-    """Return the first row of half floats that holds an infinity or a NaN, None if all are finite.
-
-    An exponent of ones is what both have: comparing bits runs at memory speed, converting half floats does not.
-    """
-    rows = max(1, _CHECKED_AT_ONCE // max(1, matrix_NE.shape[1]))
-    for start in range(0, len(matrix_NE), rows):
-        bits = matrix_NE[start : start + rows].view(np.uint16) & _MAGNITUDE
-        if bits.size and bits.max() >= _INFINITY:
-            return start + int(np.flatnonzero((bits >= _INFINITY).any(axis=1))[0])
-    return None
-
-
 def _matrix(table: pa.Table) -> NDArray[np.float16]:
-    """Return the embeddings of a shard, N x E, without a copy."""
+    """Take the embeddings of a shard, N x E, without a copy."""
     (column,) = table["embedding"].chunks  # one record batch a shard; combining even one chunk would copy it
     return np.asarray(column.flatten().to_numpy(zero_copy_only=True)).reshape(len(column), column.type.list_size)

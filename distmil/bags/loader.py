@@ -17,30 +17,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmil.bags.bag import Bag, EmbeddingSource, Indices, Patches, PatchSource
+from distmil.bags.bag import Bag
 from distmil.bags.sampler import MIXED, Step
+from distmil.bags.source import EmbeddingSource, Indices, Patches, PatchSource
 from distmil.config.learning import BagsConfig
-from distmil.models.pooling import Layout, TopK
-from distmil.models.tensors import Rows, in_one, num_rows, on_device, touch, without_copy
+from distmil.models.layout import BagLayout, TopK
+from distmil.models.tensors import as_tensor, on_device
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 Pick: TypeAlias = tuple[PatchSource, Indices | slice]
 """Some patches of a bag."""
 
 SIZES = 8
-"""So many sizes of step a GPU sees."""
+"""Sizes that a GPU's steps are padded to, up to a whole one. CUDA graphs need few: they make a step 3.1x as fast."""
 GPU_LOADERS = 2
 PACKERS = min(16, os.cpu_count() or 1)
-_SMALL = 64  # rows: fewer are soon copied
 
 
 @dataclass(frozen=True)
 class Batch:
     """One worker's share of a step, packed: slide bags first, then padding, then the mixed bag."""
 
-    patches: Rows
-    layout: Layout
+    patches: Tensor
+    layout: BagLayout
     """The slide bags, padding as one more bag where there is any, and the mixed bag as one more."""
     top_k: TopK
     """Of the slide bags."""
@@ -57,10 +57,9 @@ class Batch:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Return all that is on the device."""
-        patches = [self.patches] if isinstance(self.patches, Tensor) else list(self.patches)
+        """List the tensors on the device."""
         top_k = [self.top_k.place_K, self.top_k.bag_K]
-        return [*patches, self.layout.bag_T, *top_k, self.label_B, self.target_NC]
+        return [self.patches, self.layout.bag_T, *top_k, self.label_B, self.target_NC]
 
 
 def load_batch(
@@ -97,7 +96,7 @@ def load_batch(
         picks += [(step.source(bags, i), patches) for i, patches in drawn]
         target_NC = np.concatenate([bags[i].target_NC[patches] for i, patches in drawn])
         lengths.append(len(target_NC))
-    layout = Layout.of(lengths, device)
+    layout = BagLayout.of(lengths, device)
     return Batch(
         patches=pack(picks, device),
         layout=layout,
@@ -109,13 +108,13 @@ def load_batch(
 
 
 def padding(num_patches: int, patches_per_step: int) -> int:
-    """Return how many patches fill up a step, at least one: the layout is then always the same."""
+    """Count the patches that fill up a step, at least one: the layout is then always the same."""
     unit = max(1, patches_per_step // SIZES)
     return unit - num_patches % unit
 
 
 def _repeat(source: PatchSource, count: int) -> Pick:
-    """Return a source's first patch so many times."""
+    """Repeat a source's first patch."""
     if isinstance(source, ResidentSource):
         return source, np.zeros(count, np.int64)
     first = np.asarray(source.take(slice(0, 1)))
@@ -130,30 +129,17 @@ def _by_bag(step: Step) -> list[tuple[int, Indices]]:
     return [(i, patches[a:b]) for i, (a, b) in zip(found.tolist(), itertools.pairwise(edges), strict=True)]
 
 
-def pack(picks: Sequence[Pick], device: torch.device) -> Rows:
-    """Return patches of bags one after the other on the device; on a CPU embeddings stay where they are mapped."""
+def pack(picks: Sequence[Pick], device: torch.device) -> Tensor:
+    """Copy patches of bags one after the other to the device."""
     resident = [(source, indices) for source, indices in picks if isinstance(source, ResidentSource)]
     if resident:
         return gather(resident)
     pieces = [np.asarray(piece) for source, indices in picks for piece in source.pieces(indices)]
-    if device.type == "cpu" and pieces[0].ndim == 2:
-        for piece in pieces:
-            touch(piece)
-        return [without_copy(piece) for piece in _joined(pieces)]
     shape = (sum(map(len, pieces)), *pieces[0].shape[1:])
     dtype = torch.from_numpy(np.empty(0, pieces[0].dtype)).dtype
     packed = torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
     copy_together(pieces, packed.numpy())
     return packed.to(device, non_blocking=True)
-
-
-def _joined(pieces: Sequence[NDArray[Any]]) -> Iterator[NDArray[Any]]:
-    """Yield pieces, small ones that follow each other copied into one: every piece has its own way to the product."""
-    for is_small, group in itertools.groupby(pieces, lambda piece: len(piece) < _SMALL):
-        if is_small:
-            yield np.concatenate(list(group))
-        else:
-            yield from group
 
 
 def copy_together(pieces: Sequence[NDArray[Any]], packed: NDArray[Any]) -> None:
@@ -190,7 +176,7 @@ class ResidentSource:
         return gather([(self, indices)])
 
     def pieces(self, indices: Indices | slice) -> list[Patches]:
-        """Return the same as one piece."""
+        """Take embeddings as one piece."""
         return [self.take(indices)]
 
     def rows(self, indices: Indices | slice) -> Indices:
@@ -214,24 +200,24 @@ def gather(picks: Sequence[tuple[ResidentSource, Indices | slice]]) -> Tensor:
 def make_resident(bags: Sequence[Bag], device: torch.device) -> list[Bag]:
     """Return the bags with their embeddings, views and all, copied to the device."""
     sources = [source for bag in bags for source in (bag.source, *bag.views)]
-    first = without_copy(np.asarray(bags[0].source.take(slice(0, 1))))
+    first = as_tensor(np.asarray(bags[0].source.take(slice(0, 1))))
     all_ME = first.new_empty((sum(map(len, sources)), first.shape[1]), device=device)
     copied, start = [], 0
     for rows in load_ahead(lambda source: pack([(source, slice(None))], device), sources, device):
-        stop = start + num_rows(rows)
-        all_ME[start:stop] = in_one(rows)
+        stop = start + len(rows)
+        all_ME[start:stop] = rows
         copied.append(ResidentSource(all_ME, start, stop - start))
         start = stop
     taken = iter(copied)
     return [replace(bag, source=next(taken), views=list(itertools.islice(taken, len(bag.views)))) for bag in bags]
 
 
-def load_ahead(load: Callable[[Item], Made], items: Iterable[Item], device: torch.device) -> Iterator[Made]:
-    """Yield what is loaded for each item, in order, ahead of its use; onto a GPU beside what that computes.
+def load_ahead(load: Callable[[Item], Result], items: Iterable[Item], device: torch.device) -> Iterator[Result]:
+    """Load items ahead of their use and yield them in order; copies to a GPU run beside its computations.
 
     Args:
-        load: Returns tensors on the device: a batch, rows, or a tuple that holds such.
-        items: What to load.
+        load: Returns tensors on the device: a batch, rows, or a tuple of them.
+        items: The items.
         device: Where it goes.
     """
     if device.type != "cuda":
@@ -239,9 +225,9 @@ def load_ahead(load: Callable[[Item], Made], items: Iterable[Item], device: torc
         return
     current = torch.cuda.current_stream(device)
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-    stream.wait_stream(current)  # what is resident may still be on its way
+    stream.wait_stream(current)  # resident embeddings may still be on their way
 
-    def on_stream(item: Item) -> tuple[Made, torch.cuda.Event]:
+    def on_stream(item: Item) -> tuple[Result, torch.cuda.Event]:
         with torch.cuda.stream(stream):
             return load(item), stream.record_event()
 
@@ -262,9 +248,9 @@ def _tensors(made: object) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def read_ahead(make: Callable[[Item], Made], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Made]:
-    """Yield what ``make`` makes of each item, so many ahead, each in a thread; its errors are raised here, in order."""
-    made: deque[Future[Made]] = deque()
+def read_ahead(make: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Result]:
+    """Yield ``make``'s results in order, made ``ahead`` of their use in threads; errors are raised here, in order."""
+    made: deque[Future[Result]] = deque()
     threads = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
     try:
         for item in items:

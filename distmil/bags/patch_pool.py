@@ -10,7 +10,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from distmil.bags.bag import Indices
+from distmil.bags.source import Indices
 
 
 @dataclass(frozen=True)
@@ -34,26 +34,18 @@ class PatchPool:
 
     @property
     def size(self) -> int:
-        """Return the number of patches, M."""
+        """Count the patches, M."""
         return len(self.patch_M)
 
     def only(self, bags: Collection[int]) -> "PatchPool":
-        """Return the pool of some of the bags."""
+        """Keep some of the bags."""
         is_kept_G = np.isin(self.bag_G, list(bags))
         return PatchPool(self.bag_G[is_kept_G], self.size_G[is_kept_G], self.patch_M[np.repeat(is_kept_G, self.size_G)])
 
     def has(self, bag_D: Indices, patch_D: Indices) -> NDArray[np.bool_]:
-        """Tell which patches are in the pool."""
-        own = dict(zip(self.bag_G.tolist(), self._by_bag(), strict=True))
-        nothing = np.empty(0, np.int64)
-        found = np.zeros(len(bag_D), bool)
-        for bag in np.unique(bag_D).tolist():
-            is_here = bag_D == bag
-            found[is_here] = np.isin(patch_D[is_here], own.get(bag, nothing))
-        return found
-
-    def _by_bag(self) -> list[Indices]:
-        return np.split(self.patch_M, self.size_G.cumsum()[:-1]) if len(self.size_G) else []
+        """Mark the patches that are in the pool."""
+        width = 1 + max(self.patch_M.max(initial=0), patch_D.max(initial=0))  # a key of its own for bag and patch
+        return np.isin(bag_D * width + patch_D, np.repeat(self.bag_G, self.size_G) * width + self.patch_M)
 
     def draw(self, count: int, generator: Generator) -> tuple[Indices, Indices]:
         """Draw patches, bags first so that a large lesion does not crowd out a small one; without repeats while it can.
@@ -75,7 +67,7 @@ class PatchPool:
 
 
 def draw_evenly(pools: Sequence[PatchPool], count: int, generator: Generator) -> tuple[Indices, Indices]:
-    """Draw as many patches from each pool that has any."""
+    """Draw equal numbers of patches from the pools that have any."""
     present = [pool for pool in pools if pool.size]
     nothing = np.empty(0, np.int64)
     draws = [(nothing, nothing)]
@@ -86,10 +78,10 @@ def draw_evenly(pools: Sequence[PatchPool], count: int, generator: Generator) ->
 
 
 def draw_places(share_G: Indices, size_G: Indices, generator: Generator) -> Indices:
-    """Draw so many places from each of consecutive ranges of these sizes, every choice equally likely.
+    """Draw places from consecutive ranges, every choice equally likely.
 
-    None comes twice but where a range has fewer places than are drawn from it. Ranges of which little is drawn are
-    drawn from with repeats, and what came before is drawn again; the others are shuffled.
+    A place repeats only where a range has fewer places than are drawn from it. Where at most half of a range is drawn,
+    repeated places are drawn again. The other ranges are shuffled.
 
     Args:
         share_G: How many to draw from each range.
@@ -114,7 +106,7 @@ def draw_places(share_G: Indices, size_G: Indices, generator: Generator) -> Indi
 def _shuffled(
     start_G: Indices, share_G: Indices, size_G: Indices, is_dense_G: NDArray[np.bool_], generator: Generator
 ) -> Indices:
-    """Return the first places of a shuffle of each dense range."""
+    """Shuffle each dense range and take its first places."""
     dense = np.flatnonzero(is_dense_G)
     group_M = np.repeat(dense, size_G[dense])
     first_M = np.repeat(size_G[dense].cumsum() - size_G[dense], size_G[dense])
@@ -124,7 +116,7 @@ def _shuffled(
 
 
 def _came_before(place_D: Indices) -> NDArray[np.bool_]:
-    """Return which places are repeats of earlier ones."""
+    """Mark the places that repeat an earlier place."""
     order = place_D.argsort(kind="stable")
     is_repeat = np.zeros(len(place_D), bool)
     is_repeat[order[1:]] = place_D[order[1:]] == place_D[order[:-1]]

@@ -1,4 +1,4 @@
-"""What each training step sees: slide bags and a mixed bag, drawn alike on every worker.
+"""The steps of an epoch: slide bags and a mixed bag each, drawn alike on every worker.
 
 Every bag comes at least once an epoch. A bag larger than a step's budget is a step of its own, which all workers share.
 
@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.random import Generator
 
-from distmil.bags.bag import Bag, Indices, PatchSource
+from distmil.bags.bag import Bag
 from distmil.bags.patch_pool import PatchPool, draw_evenly
+from distmil.bags.source import Indices, PatchSource
 from distmil.config.learning import BagsConfig
 
 MIXED = -1
@@ -38,7 +39,7 @@ class Step:
         return bags[index].seen(self.views.get(index, 0))
 
     def share(self, rank: int, size: int, lengths: Mapping[int, int]) -> list[int]:
-        """Return what one of ``size`` workers takes whole: bags, and MIXED for the mixed bag; the load is even."""
+        """List the bags that a worker takes whole, and MIXED for the mixed bag; the load is even."""
         load = {} if self.is_giant else {i: len(self.samples.get(i, range(lengths[i]))) for i in self.bags}
         if len(self.mixed_bag):
             load[MIXED] = len(self.mixed_bag)

@@ -130,7 +130,7 @@ class EncoderConfig(Section):
     trainable: bool = False
     """Train the encoder too, on the patches themselves; needs a ResNet."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
-    """Patches per forward pass."""
+    """Patches per forward pass; with `encoder.trainable`, of a training step too."""
     views: int = Field(default=0, ge=0, le=32)
     """Number of copies of each training patch with randomly shifted H&E stains, embedded beside it; 0: none. In a step,
     each slide shows one of these copies or the patches themselves, so that the network learns to ignore stain."""

@@ -29,7 +29,8 @@ class BagsConfig(Section):
     slides_per_step: int = Field(default=4, ge=1, le=65_536)
     """Most slide bags in a step."""
     patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)
-    """Most slide-bag patches in one pass of the network; a larger bag passes in chunks, with exact gradients."""
+    """Most slide-bag patches in one pass of the network; a larger bag passes in chunks, with exact gradients.
+    With `encoder.trainable` it is at most `encoder.batch_size`."""
     sample: int = Field(default=0, ge=0, le=100_000_000)
     """Patches drawn in every epoch from a larger bag; 0: every bag whole. Evaluation never samples."""
     oversample: float = Field(default=1.0, ge=1, le=100)

@@ -6,7 +6,7 @@ import numpy as np
 
 from distmil.bags.bag import BagEntry, labels_of
 from distmil.errors import StorageError
-from distmil.inference.metrics import PATCH_SCORES, Judged, summarise
+from distmil.inference.metrics import PATCH_SCORES, LabelledScores, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import Row, read_patch_table
 from distmil.storage.store import Part, Store
@@ -35,15 +35,17 @@ def judge_predictions(
         slide_score: The read-out that counts.
         threshold: The bundle's threshold of that read-out.
     """
-    judged = [
-        _judged(store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes)
+    labelled = [
+        _labelled(store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes)
         for entry in entries
         if entry.slide_id in rows and entry.label is not None and not entry.is_pseudo
     ]
-    return summarise(judged, slide_score=slide_score, threshold=threshold)
+    return summarise(labelled, slide_score=slide_score, threshold=threshold)
 
 
-def _judged(store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, classes: Sequence[str]) -> Judged:
+def _labelled(
+    store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, classes: Sequence[str]
+) -> LabelledScores:
     assert entry.label is not None
     is_multi = len(classes) > 2
     bag_C = [row[f"probability_{name}"] for name in classes] if is_multi else [1 - row["bag"], row["bag"]]
@@ -56,7 +58,7 @@ def _judged(store: Store, run: str, row: Row, entry: BagEntry, *, table: Part, c
         label_N = labels["label"].fill_null(-1).to_numpy()
         is_target = label_N[label_N >= 0] > 0
         scores = tuple(predicted[name].to_numpy()[label_N >= 0] for name in PATCH_SCORES)
-    return Judged(
+    return LabelledScores(
         label=entry.label,
         bag_C=np.array(bag_C),
         read_outs=tuple(row[name] for name in READ_OUTS),

@@ -1,4 +1,4 @@
-"""How good the scores are: slides by each read-out, patches by each score where their labels are known.
+"""Metrics of scores: slides by each read-out, patches by each score where their labels are known.
 
 N patches, C classes. A metric that is not defined (one class only, nothing known) is None, never a number.
 """
@@ -17,8 +17,8 @@ PATCH_SCORES = ("attention", "probability", "fused")
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One slide's label and answers, and those of its patches whose label is known."""
+class LabelledScores:
+    """A slide's label and scores, and those of its patches whose label is known."""
 
     label: int
     bag_C: NDArray[np.float64]
@@ -27,16 +27,16 @@ class Judged:
     scores_N: tuple[NDArray[np.float32], ...]
 
 
-def judge(scores: BagScores, *, label: int, label_N: NDArray[np.int8]) -> Judged:
-    """Keep of a slide's scores what metrics need.
+def label_scores(scores: BagScores, *, label: int, label_N: NDArray[np.int8]) -> LabelledScores:
+    """Put a slide's scores beside its labels, as metrics need them.
 
     Args:
-        scores: The network's answers.
+        scores: The network's scores.
         label: The slide's class.
         label_N: The patches' classes, -1 where unknown.
     """
     known = label_N >= 0
-    return Judged(
+    return LabelledScores(
         label=label,
         bag_C=scores.bag_C,
         read_outs=tuple(getattr(scores, name) for name in READ_OUTS),
@@ -46,9 +46,9 @@ def judge(scores: BagScores, *, label: int, label_N: NDArray[np.int8]) -> Judged
 
 
 def summarise(
-    rows: Sequence[Judged], *, slide_score: str = "bag", threshold: float = DEFAULT_THRESHOLD
+    rows: Sequence[LabelledScores], *, slide_score: str = "bag", threshold: float = DEFAULT_THRESHOLD
 ) -> dict[str, float | None]:
-    """Return the metrics of judged slides and their patches.
+    """Compute the metrics of slides and their patches.
 
     Args:
         rows: The slides.
@@ -85,7 +85,7 @@ def summarise(
     return found
 
 
-def choose_thresholds(rows: Sequence[Judged]) -> dict[str, float | None]:
+def choose_thresholds(rows: Sequence[LabelledScores]) -> dict[str, float | None]:
     """Choose the thresholds of slides and patches by Youden's J.
 
     Returns:
@@ -105,12 +105,12 @@ def choose_thresholds(rows: Sequence[Judged]) -> dict[str, float | None]:
 
 
 def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:
-    """Return the area under the ROC curve, None if there is only one class."""
+    """Compute the area under the ROC curve, None if there is only one class."""
     positive = np.asarray(is_positive)
     return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
 
 
 def average_precision(is_positive: ArrayLike, score: ArrayLike) -> float | None:
-    """Return average precision, None if there is no positive."""
+    """Compute average precision, None if there is no positive."""
     positive = np.asarray(is_positive)
     return float(average_precision_score(positive, score)) if positive.any() else None

@@ -20,31 +20,31 @@ from torch import Tensor, nn
 
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
+from distmil.models.layout import top_k_mean
 from distmil.models.network import Network
-from distmil.models.pooling import log_weight
+from distmil.models.pooling import RunningPool
 from distmil.tracking.models import DIGEST
 
 logger = logging.getLogger(__name__)
 
-PATCH_SCORES = ("attention", "probability", "topk_probability", "fused")
+MODEL_SCORES = ("attention", "probability", "topk_probability", "fused")
 _EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants
-_ROUNDING = 1e-5
 
 
 def score_names(classes: Sequence[str]) -> list[str]:
-    """Return what the columns of the exported network's answer are.
+    """List the columns of the exported network's answer.
 
-    Per patch its four scores, then the slide's three read-outs, the same in every row. Where there are more than two
-    classes, the probability of each follows, of the patch and of the slide.
+    Each row has the patch's four scores, then the slide's three read-outs, repeated in every row. Where there are more
+    than two classes, the probability of each follows, of the patch and of the slide.
     """
-    names = [*PATCH_SCORES, *READ_OUTS]
+    names = [*MODEL_SCORES, *READ_OUTS]
     if len(classes) > 2:
         names += [*(f"probability_{name}" for name in classes), *(f"bag_{name}" for name in classes)]
     return names
 
 
 class ExportableNetwork(nn.Module):
-    """Judges one bag as ``scoring.score_bag`` does, in one graph whose size is the bag's."""
+    """Scores one bag as ``scoring.score_bag`` does, in one graph for bags of any size."""
 
     def __init__(self, head: Network, *, top_k: int, top_k_share: float) -> None:
         super().__init__()
@@ -52,50 +52,23 @@ class ExportableNetwork(nn.Module):
         self.top_k, self.top_k_share = top_k, top_k_share
 
     def forward(self, embedding_NE: Tensor) -> Tensor:
-        """Return scores, N x S, from raw embeddings, N x E; see ``score_names``."""
+        """Compute scores, N x S, from raw embeddings, N x E; see ``score_names``."""
         head = self.head
-        feature_NF = self._feature(embedding_NE)
-        raw_N = head.attend(feature_NF)
+        feature_NF, raw_N = head(embedding_NE)
         class_NC = head.patch_logits(feature_NF, raw_N).softmax(1)
         topk_N = 1 - head.topk_logits(feature_NF, raw_N).softmax(1)[:, 0]
         attention_N, probability_N = raw_N.sigmoid(), class_NC[:, 1:].sum(1)
         fused_N = attention_N * probability_N
-        bag_C = self._bag(feature_NF, raw_N)
-        read_outs = [bag_C[1:].sum(), fused_N.amax(), self._topk_mean(fused_N)]
+        pooled = RunningPool(head.pooling)
+        pooled.add(feature_NF, raw_N)
+        bag_C = head.pooled_logits(pooled.result().to(feature_NF.dtype)[None]).double().softmax(1)[0]
+        read_outs = [bag_C[1:].sum(), fused_N.amax(), top_k_mean(fused_N, self.top_k, share=self.top_k_share)]
         slide_S = torch.stack([value.to(fused_N.dtype) for value in read_outs])
-        patch_NS = torch.stack([attention_N, probability_N, topk_N, fused_N], 1)
-        parts = [patch_NS, slide_S.expand(len_of(fused_N), -1)]
+        num_patches = fused_N.shape[0]  # len() would be a constant of the exported graph
+        parts = [torch.stack([attention_N, probability_N, topk_N, fused_N], 1), slide_S.expand(num_patches, -1)]
         if class_NC.shape[1] > 2:
-            parts += [class_NC, bag_C.to(fused_N.dtype).expand(len_of(fused_N), -1)]
+            parts += [class_NC, bag_C.to(fused_N.dtype).expand(num_patches, -1)]
         return torch.cat(parts, 1)
-
-    def _feature(self, embedding_NE: Tensor) -> Tensor:
-        """Return patch features, N x F, without the blocks that save time in training."""
-        normaliser, phi = self.head.normaliser, self.head.phi
-        return nn.functional.linear(normaliser.centred(embedding_NE), normaliser.scale * phi.weight, phi.bias).relu()
-
-    def _bag(self, feature_NF: Tensor, raw_N: Tensor) -> Tensor:
-        """Return the bag's class probabilities, C."""
-        log_N = log_weight(raw_N.double(), self.head.pooling)
-        if self.head.pooling == "max":
-            peak_N = (log_N == log_N.amax()).double()
-            share_N = peak_N / peak_N.sum()
-        else:
-            share_N = log_N.softmax(0)
-        bag_F = (share_N @ feature_NF.double()).to(feature_NF.dtype)
-        return self.head.pooled_logits(bag_F[None]).double().softmax(1)[0]
-
-    def _topk_mean(self, fused_N: Tensor) -> Tensor:
-        """Return the mean of the K highest scores; a rank is below K = min(top_k, ceil(share n)) without naming it."""
-        ordered_N = fused_N.double().sort(descending=True).values
-        rank_N = torch.arange(len_of(fused_N), device=fused_N.device)
-        chosen_N = (rank_N < self.top_k) & (rank_N.double() / self.top_k_share + _ROUNDING < len_of(fused_N))
-        return (ordered_N * chosen_N).sum() / chosen_N.sum()
-
-
-def len_of(values: Tensor) -> int:
-    """Return a tensor's length; ``len`` would make it a constant of the exported graph."""
-    return values.shape[0]
 
 
 def save_model(folder: Path, bundle: Bundle) -> None:

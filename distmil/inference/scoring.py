@@ -11,16 +11,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from distmil.bags.bag import Patches, PatchSource
+from distmil.bags.source import Patches, PatchSource
+from distmil.models.layout import DEFAULT_SHARE, top_k_mean
 from distmil.models.network import Network
-from distmil.models.pooling import DEFAULT_SHARE, RunningPool, top_k_size
-from distmil.models.tensors import Rows
+from distmil.models.pooling import RunningPool
 
 SCORE_CHUNK = 16_384
 READ_OUTS = ("bag", "max", "topk_mean")
 
 Floats = NDArray[np.float32]
-Embed = Callable[[Patches], Rows]
+Embed = Callable[[Patches], Tensor]
 """From what a source gives to embeddings, T x E."""
 
 
@@ -72,7 +72,6 @@ def score_bag(
     attention_N, class_NC, topk_N = (torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True))
     probability_N = class_NC[:, 1:].sum(axis=1)
     fused_N = attention_N * probability_N
-    k = top_k_size(len(fused_N), top_k, share=top_k_share)
     return BagScores(
         attention_N=attention_N,
         probability_N=probability_N,
@@ -82,7 +81,7 @@ def score_bag(
         bag_C=bag_C,
         bag=float(bag_C[1:].sum()),
         max=float(fused_N.max()),
-        topk_mean=float(np.partition(fused_N, -k)[-k:].mean(dtype=np.float64)),
+        topk_mean=float(top_k_mean(torch.from_numpy(fused_N), top_k, share=top_k_share)),
     )
 
 

@@ -45,7 +45,7 @@ def youden_threshold(is_positive: ArrayLike, score: ArrayLike) -> float | None:
 
 
 def threshold_of(row: Mapping[str, float | None], name: str) -> float:
-    """Return the threshold that an epoch's row of metrics holds, 0.5 where it holds none.
+    """Look up the threshold in an epoch's row of metrics, 0.5 where it holds none.
 
     Args:
         row: Metrics of validation, each under ``val_`` and its name.
@@ -56,7 +56,7 @@ def threshold_of(row: Mapping[str, float | None], name: str) -> float:
 
 
 def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int) -> str:
-    """Say which thresholds were chosen, and on how many validation slides."""
+    """Describe the chosen thresholds and the number of validation slides."""
     found = {name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")}
     names = sorted(found, key=lambda name: (name == "patch", name))
     chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]

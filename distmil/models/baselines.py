@@ -1,4 +1,4 @@
-"""What the method is compared with, behind the same interface, and the choice among all networks by name.
+"""Baselines behind the method's interface, and the choice among all networks by name.
 
 T patches, F feature, A attention, C classes.
 """
@@ -81,5 +81,5 @@ NETWORKS: dict[str, type[Network]] = {
 
 
 def make_network(config: ModelConfig, *, embedding_dim: int, num_classes: int) -> Network:
-    """Return a freshly initialised network of the configured name."""
+    """Initialise a network of the configured name."""
     return NETWORKS[config.name](config, embedding_dim=embedding_dim, num_classes=num_classes)

@@ -26,13 +26,13 @@ class DualNetwork(GatedNetwork):
         self.topk_classifier = nn.Linear(config.feature_dim, num_classes)
 
     def patch_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
-        """Return C1's logits of single patches, T x C."""
-        return _judge(self.classifier, self.config.patch_feature, feature_TF, attention_T)
+        """Compute C1's logits of single patches, T x C."""
+        return _classify(self.classifier, self.config.patch_feature, feature_TF, attention_T)
 
     def topk_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
-        """Return C2's logits of single patches, T x C; meant for the top-K patches alone."""
-        return _judge(self.topk_classifier, self.config.topk_feature, feature_TF, attention_T)
+        """Compute C2's logits of single patches, T x C; meant for the top-K patches alone."""
+        return _classify(self.topk_classifier, self.config.topk_feature, feature_TF, attention_T)
 
 
-def _judge(classifier: nn.Linear, form: str, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+def _classify(classifier: nn.Linear, form: str, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
     return exact(classifier, attention_T.sigmoid()[:, None] * feature_TF if form == "attended" else feature_TF)

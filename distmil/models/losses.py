@@ -7,30 +7,30 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, logsigmoid
 
-from distmil.models.pooling import widen
+from distmil.models.tensors import widen
 
 LOSSES = ("patch", "bag", "topk", "attention")
 """L1 to L4."""
 
 
 def patch_loss(logits_NC: Tensor, target_NC: Tensor) -> Tensor:
-    """Return L1 per patch, N: cross entropy of C1 against class or soft targets (rows sum to 1)."""
+    """Compute L1 per patch, N: cross entropy of C1 against class or soft targets (rows sum to 1)."""
     return cross_entropy(widen(logits_NC), target_NC.to(widen(logits_NC).dtype), reduction="none")
 
 
 def bag_loss(logits_BC: Tensor, label_B: Tensor) -> Tensor:
-    """Return L2 per bag, B: cross entropy of C1 on the pooled bag."""
+    """Compute L2 per bag, B: cross entropy of C1 on the pooled bag."""
     return cross_entropy(widen(logits_BC), label_B, reduction="none")
 
 
 def mixed_bag_loss(logits_C: Tensor, *, is_positive: bool) -> Tensor:
-    """Return L2 of the mixed bag: -log P(not class 0) if any of its patches is positive, else -log P(class 0)."""
+    """Compute L2 of the mixed bag: -log P(not class 0) if any of its patches is positive, else -log P(class 0)."""
     log_C = widen(logits_C).log_softmax(-1)
     return -log_C[1:].logsumexp(-1) if is_positive else -log_C[0]
 
 
 def topk_loss(logits_KC: Tensor, bag_K: Tensor, label_B: Tensor) -> Tensor:
-    """Return L3 per bag, B: mean cross entropy of C2 over the bag's top-K patches, which take the bag's label.
+    """Compute L3 per bag, B: mean cross entropy of C2 over the bag's top-K patches, which take the bag's label.
 
     Args:
         logits_KC: C2's logits of the top-K patches of all bags.
@@ -43,7 +43,7 @@ def topk_loss(logits_KC: Tensor, bag_K: Tensor, label_B: Tensor) -> Tensor:
 
 
 def attention_loss(attention_N: Tensor, logits_NC: Tensor, positive_N: Tensor) -> Tensor:
-    """Return L4 per patch, N: binary cross entropy of q = sigmoid(a) p against the target's presence.
+    """Compute L4 per patch, N: binary cross entropy of q = sigmoid(a) p against the target's presence.
 
     p = 1 - P(class 0). All in log space: log q = logsigmoid(a) + log p, and 1 - q = (1 - sigmoid(a)) + sigmoid(a) P(0)
     is a sum of positive terms, so that its logarithm never cancels.

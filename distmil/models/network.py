@@ -5,7 +5,6 @@ Under autocast only the wide products run in half precision; scores and logits a
 T patches, B bags, E embedding, F feature, A attention, C classes.
 """
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -13,9 +12,10 @@ from torch import Tensor, nn
 
 from distmil.config.learning import ModelConfig
 from distmil.models.cpu_attention import attended_in_blocks, features_in_blocks
+from distmil.models.layout import BagLayout
 from distmil.models.normaliser import Normaliser
-from distmil.models.pooling import Layout, PooledPart, Pooling, pool, widen
-from distmil.models.tensors import Rows, in_one
+from distmil.models.pooling import PooledPart, Pooling, pool
+from distmil.models.tensors import widen
 
 
 class Network(nn.Module):
@@ -37,55 +37,55 @@ class Network(nn.Module):
         self.classifier = nn.Linear(config.feature_dim, num_classes)
 
     def draw_scale(self) -> Tensor:
-        """Return what dimensions are multiplied by, E: dropped ones by 0, for all patches of a pass alike."""
+        """Draw the factor of each dimension, E: 0 where it is dropped, alike for all patches of a pass."""
         scale_E: Tensor = self.input_dropout(self.normaliser.scale)
         return scale_E
 
-    def forward(self, embedding_TE: Rows, scale_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return patch features, T x F, and raw attention scores, T, from raw embeddings, T x E.
+    def forward(self, embedding_TE: Tensor, scale_E: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Compute patch features, T x F, and raw attention scores, T, from raw embeddings, T x E.
 
         Args:
             embedding_TE: Raw embeddings.
-            scale_E: What ``draw_scale`` drew, for passes that belong together; None: draw anew.
+            scale_E: The factors of ``draw_scale``, for passes that belong together; None: a fresh draw.
         """
         # The normaliser's factors go into the weights: F x E products in place of T x E.
         weight_FE = (self.draw_scale() if scale_E is None else scale_E) * self.phi.weight
         drop = self.feature_dropout.p if self.training else 0.0
-        pieces = [embedding_TE] if isinstance(embedding_TE, Tensor) else embedding_TE
-        if all(piece.device.type == "cpu" and not piece.requires_grad for piece in pieces):
-            return self.attend_in_blocks(pieces, weight_FE, drop=drop)
-        feature_TF = nn.functional.linear(self.normaliser.centred(in_one(pieces)), weight_FE, self.phi.bias)
+        in_blocks = embedding_TE.device.type == "cpu" and not embedding_TE.requires_grad
+        if in_blocks and not torch.compiler.is_exporting():
+            return self.attend_in_blocks(embedding_TE, weight_FE, drop=drop)
+        feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
         feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
         return feature_TF, self.attend(feature_TF)
 
-    def attend_in_blocks(self, pieces: Sequence[Tensor], weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
-        """Do the same on a CPU, block by block, for embeddings that need no gradient."""
-        feature_TF = features_in_blocks(self.normaliser, pieces, weight_FE, self.phi.bias, drop=drop)
+    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+        """Compute features and raw attention scores on a CPU, for embeddings that need no gradient."""
+        feature_TF = features_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
         return feature_TF, self.attend(feature_TF)
 
     def attend(self, feature_TF: Tensor) -> Tensor:
-        """Return raw attention scores, T."""
+        """Compute raw attention scores, T."""
         raise NotImplementedError
 
     def patch_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
-        """Return C1's logits of single patches, T x C."""
+        """Compute C1's logits of single patches, T x C."""
         del attention_T
         return exact(self.classifier, feature_TF)
 
     def topk_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
-        """Return the logits of single top-K patches, T x C; C1's, where there is no second classifier."""
+        """Compute the logits of single top-K patches, T x C; C1's, where there is no second classifier."""
         return self.patch_logits(feature_TF, attention_T)
 
-    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, layout: Layout) -> Tensor:
-        """Return C1's logits of packed bags, B x C."""
+    def bag_logits(self, feature_TF: Tensor, attention_T: Tensor, layout: BagLayout) -> Tensor:
+        """Compute C1's logits of packed bags, B x C."""
         return self.pooled_logits(pool(feature_TF, attention_T, layout, self.pooling))
 
     def pool_part(self, feature_TF: Tensor, attention_T: Tensor, bag_T: Tensor, *, num_bags: int) -> PooledPart:
-        """Return what some patches bring to their bags' vectors."""
+        """Sum some patches into parts of their bags' vectors."""
         return PooledPart.of(feature_TF, attention_T, bag_T, num_bags=num_bags, pooling=self.pooling)
 
     def pooled_logits(self, bag_BF: Tensor) -> Tensor:
-        """Return C1's logits of bag vectors, B x C."""
+        """Compute C1's logits of bag vectors, B x C."""
         return exact(self.classifier, bag_BF)
 
 
@@ -98,14 +98,14 @@ class GatedNetwork(Network):
         self.score = nn.Linear(config.attention_dim, 1)
 
     def attend(self, feature_TF: Tensor) -> Tensor:
-        """Return raw attention scores, T."""
+        """Compute raw attention scores, T."""
         value_TA, gate_TA = self.gates(feature_TF).chunk(2, dim=1)
         return exact(self.score, value_TA.tanh() * gate_TA.sigmoid())[:, 0]
 
-    def attend_in_blocks(self, pieces: Sequence[Tensor], weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
-        """Return features and raw attention scores, the gates block by block as well."""
+    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
+        """Compute features and raw attention scores, the gates block by block as well."""
         gating = (self.gates.weight, self.gates.bias, self.score.weight[0], self.score.bias)
-        return attended_in_blocks(self.normaliser, pieces, weight_FE, self.phi.bias, *gating, drop=drop)
+        return attended_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, *gating, drop=drop)
 
 
 def exact(layer: nn.Linear, values: Tensor) -> Tensor:

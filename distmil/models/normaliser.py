@@ -41,13 +41,13 @@ class Normaliser(nn.Module):
         self.high.copy_(torch.minimum(high, self.mean + CLIP * deviation))
 
     def forward(self, embedding_TE: Tensor) -> Tensor:
-        """Return normalised embeddings, T x E, within +-CLIP."""
+        """Normalise embeddings, T x E, within +-CLIP."""
         return self.centred(embedding_TE) * self.scale
 
     def centred(self, embedding_TE: Tensor) -> Tensor:
-        """Return clipped embeddings less their mean, T x E; what is left to do is a factor per dimension.
+        """Clip embeddings and subtract their mean, T x E; only a factor per dimension remains.
 
-        Under autocast what is stored in half precision stays so: a GPU takes half as long as by way of fp32.
+        Under autocast half-precision embeddings stay in half precision: a GPU takes half as long as through fp32.
         """
         device = embedding_TE.device.type
         if embedding_TE.requires_grad or not torch.is_autocast_enabled(device):

@@ -22,8 +22,8 @@ Row = dict[str, float | None]
 class Fold:
     """Bags to train on, and others to judge on."""
 
-    learning: Sequence[Bag]
-    judging: Sequence[Bag]
+    train_bags: Sequence[Bag]
+    validation_bags: Sequence[Bag]
 
 
 class Trial:
@@ -43,7 +43,7 @@ class Trial:
         self._store, self._name = store, name
         self._keeps_best = keeps_best and config.training.patience > 0
         self._runs = [
-            open_run(config, fold.learning, fold.judging, spec, store, name=_run_name(name, i), device=device)
+            open_run(config, fold.train_bags, fold.validation_bags, spec, store, name=_run_name(name, i), device=device)
             for i, fold in enumerate(folds)
         ]
 

@@ -1,4 +1,4 @@
-"""Checkpoints: what a run goes on from after any interruption.
+"""Checkpoints: a run resumes from them after any interruption.
 
 Tensors are safetensors, the optimiser's state is loaded weights-only, the rest is JSON: no pickle that could run code.
 Files first, the record last, as everywhere.
@@ -40,7 +40,7 @@ def save_checkpoint(
     Args:
         store: Where the run is.
         run: The run's name.
-        learner: What is saved.
+        learner: The learner to save.
         history: The rows up to this epoch.
         is_best: Whether this epoch is the best so far.
         lease: The job's right to write; None where no other job can know the run.
@@ -123,7 +123,7 @@ def _record_name(run: str) -> str:
 
 
 def _modules(learner: Learner) -> dict[str, nn.Module]:
-    """Return what a checkpoint holds, by the prefix of its tensors."""
+    """List the modules of a checkpoint by the prefix of their tensors."""
     found = {"head.": learner.head, "encoder.": learner.encoder}
     if learner.averaged is not None:
         found |= {"averaged.head.": learner.averaged.head, "averaged.encoder.": learner.averaged.encoder}

@@ -1,7 +1,7 @@
 """The losses of a bag that does not pass at once, in chunks shared by all workers, exactly.
 
-A giant bag passes twice. The first pass, without gradients, pools its vector and finds its top-K patches; the bag loss
-then gives the vector's gradient g. The second recomputes each chunk and sends back what the chunk has of it: for
+A chunked bag passes twice. The first pass, without gradients, pools its vector and finds its top-K patches. The bag
+loss then gives the vector's gradient g. The second pass recomputes each chunk and sends back the chunk's part of g. For
 F = sum_i s_i f_i with shares s = softmax(l), dF/df_i = s_i and dF/dl_i = s_i (f_i - F).
 
 T patches of a chunk, B = 1 bag, K top patches, E embedding, F feature, C classes.
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from distmil.bags.bag import Indices, PatchSource
 from distmil.bags.loader import load_ahead, pack
+from distmil.bags.source import Indices, PatchSource
 from distmil.models import losses
-from distmil.models.pooling import PooledPart, top_k_size, widen
-from distmil.models.tensors import Rows
+from distmil.models.layout import by_attention, top_k_size
+from distmil.models.pooling import PooledPart
+from distmil.models.tensors import widen
 from distmil.training.learner import Learner
 from distmil.training.losses import Aim, topk_losses
 from distmil.training.workers import Group
@@ -37,9 +38,8 @@ class GiantBag:
         self._label_B = torch.tensor([label], device=learner.device)
         start, stop = group.piece(self._count)
         cuts = np.linspace(start, stop, num=math.ceil((stop - start) / aim.config.bags.patches_per_step) + 1)
-        edges = cuts.round().astype(int).tolist()
-        spans = list(itertools.pairwise(edges))
-        self._start, self._spans = start, spans
+        spans = list(itertools.pairwise(cuts.round().astype(int).tolist()))
+        self._start = start
         self._pieces: list[Indices | slice] = [slice(a, b) if sample is None else sample[a:b] for a, b in spans]
         self._sample = sample
         with learner.seeded(aim.config.training.seed):  # the same dimensions are dropped in all chunks, on all workers
@@ -51,7 +51,7 @@ class GiantBag:
         head = self._learner.head
         is_pooled = bool(weights.bag) and not head.bag_loss_on_patches
         if is_pooled or weights.topk:
-            part, attention_T = self._survey()
+            part, attention_T = self._first_pass()
         if is_pooled:
             found["bag"] = self._pooled(part)
         elif weights.bag:
@@ -60,7 +60,7 @@ class GiantBag:
             found["topk"] = self._topk(attention_T)
         return found
 
-    def _forward(self, index: int, patches: Rows) -> tuple[Tensor, Tensor]:
+    def _forward(self, index: int, patches: Tensor) -> tuple[Tensor, Tensor]:
         """Pass one chunk; a second time with the same dropout."""
         learner = self._learner
         seed = self._aim.config.training.seed
@@ -68,11 +68,11 @@ class GiantBag:
             feature_TF, attention_T = learner.head(learner.embed(patches), self._scale_E)
         return feature_TF, attention_T
 
-    def _chunks(self) -> "enumerate[Rows]":
+    def _chunks(self) -> "enumerate[Tensor]":
         device = self._learner.device
         return enumerate(load_ahead(lambda piece: pack([(self._source, piece)], device), self._pieces, device))
 
-    def _survey(self) -> tuple[PooledPart, Tensor]:
+    def _first_pass(self) -> tuple[PooledPart, Tensor]:
         """Return the whole bag's pooled part, and the attention of this worker's patches."""
         head, part, scores = self._learner.head, None, []
         with torch.no_grad():
@@ -123,7 +123,7 @@ class GiantBag:
         """Send back the loss of the whole bag's top-K patches, as far as they are this worker's."""
         aim, learner = self._aim, self._learner
         k = top_k_size(self._count, aim.config.bags.top_k, share=aim.config.bags.top_k_share)
-        best = attention_T.argsort(descending=True, stable=True)[:k].cpu()
+        best = by_attention(attention_T)[:k].cpu()
         mine = list(zip((-attention_T.cpu()[best]).tolist(), (best + self._start).tolist(), strict=True))
         chosen = sorted(found for part in self._group.gather(mine) for found in part)[:k]
         start, stop = self._start, self._start + len(attention_T)

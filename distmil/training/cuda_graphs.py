@@ -1,4 +1,6 @@
-"""A step's work on a GPU again, without the host: CUDA graphs of the losses and their gradients.
+"""CUDA graphs of a step's losses and gradients, replayed without the host.
+
+On an H100 7.2 million patches/s against 2.3 million without them (``docs/training.md``).
 
 A step of the default network is some 200 small kernels. Launching them takes the host several times as long as the GPU
 takes to run them; a graph of them is one launch. A graph is bound to the sizes and the memory that it was made with:
@@ -12,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from distmil.bags.loader import Batch
-from distmil.models.pooling import TopK
+from distmil.models.layout import TopK
 
-MOST_GRAPHS = 48
+MAX_GRAPHS = 48
 
 Work = Callable[[Batch], Tensor | None]
 
@@ -47,7 +49,7 @@ class StepGraphs:
         return len(self._recorded)
 
     def run(self, work: Work, batch: Batch, parameters: list[nn.Parameter], constants: Hashable) -> Tensor | None:
-        """Return what ``work`` returns of a batch, and leave its gradients in the parameters, which had none.
+        """Do the work of a batch and leave its gradients in the parameters, which had none.
 
         Args:
             work: Computes numbers and gradients, without waiting for the device.
@@ -57,7 +59,7 @@ class StepGraphs:
         """
         shapes = tuple(tensor.shape for tensor in batch.tensors)
         key = (constants, batch.has_target, len(batch.layout.lengths), shapes)
-        if key not in self._recorded and (key not in self._seen or len(self._recorded) >= MOST_GRAPHS):
+        if key not in self._recorded and (key not in self._seen or len(self._recorded) >= MAX_GRAPHS):
             self._seen.add(key)
             return work(batch)
         if key not in self._recorded:

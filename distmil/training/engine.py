@@ -1,4 +1,4 @@
-"""The training loop: one epoch, one evaluation, and what a run remembers. Torch only.
+"""The training loop: an epoch, an evaluation, and a run's history. Torch only.
 
 T patches, C classes.
 """
@@ -17,12 +17,12 @@ from distmil.bags.loader import Batch, load_ahead, load_batch, make_resident
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.inference.metrics import Judged, choose_thresholds, judge, summarise
+from distmil.inference.metrics import LabelledScores, choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import SCORE_CHUNK, score_bag
 from distmil.models.baselines import NETWORKS
 from distmil.models.losses import LOSSES
 from distmil.training.learner import Learner, embed, learning_rate, mix_seed
-from distmil.training.step import Taken, share_of, take_step
+from distmil.training.step import StepResult, share_of, take_step
 from distmil.training.workers import Group
 
 logger = logging.getLogger(__name__)
@@ -44,25 +44,17 @@ def train_epoch(
         class_weight_C = class_weight_C.to(learner.device)
     slides = planner.slides(epoch)
     rows: list[dict[str, float]] = []
-    taken: Taken | None = None
+    earlier: StepResult | None = None
     for i, (step, batch) in enumerate(_loaded(slides, bags, planner, learner, config, epoch=epoch, group=group)):
         progress = epoch + i / len(slides)
         torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank, i))
-        before, taken = (
-            taken,
-            take_step(
-                learner,
-                bags,
-                step,
-                ramped(config, progress),
-                group,
-                rate=learning_rate(config, progress, learner),
-                batch=batch,
-                class_weight_C=class_weight_C,
-            ),
-        )
-        rows += [before.losses()] if before else []  # while the device computes this step
-    rows += [taken.losses()] if taken else []
+        now, rate = ramped(config, progress), learning_rate(config, progress, learner)
+        result = take_step(learner, bags, step, now, group, rate=rate, batch=batch, class_weight_C=class_weight_C)
+        if earlier is not None:
+            rows.append(earlier.losses())  # while the device computes this step
+        earlier = result
+    if earlier is not None:
+        rows.append(earlier.losses())
     return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
 
 
@@ -89,7 +81,7 @@ def _loaded(
 
 
 def ramped(config: Config, progress: float) -> Config:
-    """Return the configuration after some epochs, with a fraction: loss weights with a ramp grow from 0."""
+    """Set the loss weights for a number of epochs done, with a fraction: those with a ramp grow from 0."""
     weights = config.losses
     grown: dict[str, float] = {
         name: getattr(weights, name) * min(1.0, progress / epochs) for name, epochs in weights.ramp.items() if epochs
@@ -98,7 +90,7 @@ def ramped(config: Config, progress: float) -> Config:
 
 
 def class_weights(config: Config, planner: StepPlanner) -> Tensor | None:
-    """Return what a slide of each class weighs, C, mean 1 over the slides; None where all weigh the same."""
+    """Compute the weight of a slide of each class, C, mean 1 over the slides; None where all are equal."""
     if config.losses.class_weights == "none":
         return None
     counts = torch.as_tensor(planner.num_of_class).clamp(min=1)
@@ -106,12 +98,12 @@ def class_weights(config: Config, planner: StepPlanner) -> Tensor | None:
 
 
 def uses_patch_labels(config: Config) -> bool:
-    """Return whether a loss looks at mixed bags."""
+    """Check whether a loss looks at mixed bags."""
     return bool(config.losses.patch or config.losses.attention or (config.losses.bag and config.bags.mixed_bag_loss))
 
 
 def active_config(config: Config, planner: StepPlanner) -> tuple[Config, list[str]]:
-    """Switch off what the network does not learn from and what the labels do not carry, and say so.
+    """Switch off losses that the network or the labels do not support, with a note for each.
 
     Without any positive patch label L1 and L4 on negatives alone do harm: they push attention to zero everywhere.
 
@@ -138,7 +130,7 @@ def active_config(config: Config, planner: StepPlanner) -> tuple[Config, list[st
 
 
 def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> list[Bag]:
-    """Return the bags with their embeddings in the GPU's memory, if that is wanted and they fit.
+    """Copy the bags' embeddings into the GPU's memory, if that is wanted and they fit.
 
     On a CPU they stay memory-mapped: the page cache keeps them.
     """
@@ -159,18 +151,18 @@ def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Gr
     """Score bags without gradients, each whole, shared over the group, and return the metrics on every worker.
 
     The thresholds that these slides suggest are beside the metrics; the accuracy is that of 0.5. Pseudo-labelled slides
-    take part in training only: they are not judged.
+    take part in training only.
     """
-    learner.judging.train(False)
-    judged = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
-    rows = [_judge(learner, bag, config) for bag in judged[group.rank :: group.size]]
+    learner.eval_model.train(False)
+    labelled = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
+    rows = [_evaluate_bag(learner, bag, config) for bag in labelled[group.rank :: group.size]]
     gathered = [row for part in group.gather(rows) for row in part]
     return summarise(gathered) | choose_thresholds(gathered)
 
 
-def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:
-    """Score a bag and compare it with its labels. Raises: TrainingError if its scores are not finite."""
-    nets = learner.judging
+def _evaluate_bag(learner: Learner, bag: Bag, config: Config) -> LabelledScores:
+    """Score a bag and keep its scores beside its labels. Raises: TrainingError if its scores are not finite."""
+    nets = learner.eval_model
     scores = score_bag(
         nets.head,
         bag.source,
@@ -181,18 +173,18 @@ def _judge(learner: Learner, bag: Bag, config: Config) -> Judged:
     )
     if not (np.isfinite(scores.bag) and np.isfinite(scores.fused_N).all()):
         raise TrainingError(f"{bag.slide_id}: scores are not finite; look at this slide's embeddings")
-    return judge(scores, label=bag.label or 0, label_N=bag.label_N)
+    return label_scores(scores, label=bag.label or 0, label_N=bag.label_N)
 
 
 @dataclass
 class History:
-    """What a run remembers between epochs, for early stopping and for its checkpoint."""
+    """Metrics of a run's epochs, for early stopping and for its checkpoint."""
 
     rows: list[dict[str, float | None]] = field(default_factory=list)
     best_epoch: int = -1
 
     def add(self, row: dict[str, float | None], *, select_by: str) -> bool:
-        """Take in an epoch's metrics and return whether it is the best so far; ties go to the lower slide loss."""
+        """Add an epoch's metrics and return whether it is the best so far; ties go to the lower slide loss."""
         self.rows.append(row)
         is_best = self.best_epoch < 0 or self._rank(row, select_by) > self._rank(self.rows[self.best_epoch], select_by)
         if is_best:
@@ -200,12 +192,12 @@ class History:
         return is_best
 
     def is_stale(self, patience: int) -> bool:
-        """Return whether the last ``patience`` epochs brought nothing better."""
+        """Check whether the last ``patience`` epochs brought no better one."""
         return patience > 0 and len(self.rows) - 1 - self.best_epoch >= patience
 
     @staticmethod
     def _rank(row: Mapping[str, float | None], select_by: str) -> tuple[float, float]:
-        """Return what epochs are compared by; the training loss where nothing was validated."""
+        """Compute the rank of an epoch; by the training loss where there was no validation."""
         loss = row.get("val_slide_loss", row.get("loss"))
         lower = -math.inf if loss is None else -loss
         value = row.get(f"val_{select_by}")

@@ -20,7 +20,7 @@ from distmil.config.learning import TrainingConfig
 from distmil.config.root import Config
 from distmil.errors import TrainingError
 from distmil.models.network import Network
-from distmil.models.tensors import Rows, in_one, without_copy
+from distmil.models.tensors import as_tensor
 from distmil.training.cuda_graphs import StepGraphs
 
 NORMALISER_PATCHES = 20_000
@@ -77,15 +77,15 @@ class Learner:
 
     @property
     def trained(self) -> Nets:
-        """Return what is trained."""
+        """Take the networks in training."""
         return Nets(self.head, self.encoder)
 
     @property
-    def judging(self) -> Nets:
-        """Return what is evaluated and kept: the average, or what is trained."""
+    def eval_model(self) -> Nets:
+        """Take the networks that are evaluated and kept: the average, or those in training."""
         return self.averaged or self.trained
 
-    def embed(self, patches: NDArray[Any] | Rows) -> Rows:
+    def embed(self, patches: NDArray[Any] | Tensor) -> Tensor:
         """Return embeddings, T x E: the stored ones, or the encoder's of pixels T x H x W x 3."""
         return embed(patches, self.encoder, self.device)
 
@@ -116,13 +116,13 @@ class Learner:
             yield
 
 
-def embed(patches: NDArray[Any] | Rows, encoder: nn.Module | None, device: torch.device) -> Rows:
+def embed(patches: NDArray[Any] | Tensor, encoder: nn.Module | None, device: torch.device) -> Tensor:
     """Return embeddings, T x E: the stored ones, or an encoder's of pixels T x H x W x 3."""
     if isinstance(patches, np.ndarray):
-        patches = without_copy(patches).to(device)
+        patches = as_tensor(patches).to(device)
     if encoder is None:
         return patches
-    embedding_TE: Tensor = encoder(in_one(patches))
+    embedding_TE: Tensor = encoder(patches)
     return embedding_TE
 
 
@@ -163,11 +163,11 @@ def fit_normaliser(learner: Learner, bags: Sequence[Bag], *, seed: int, batch_si
             count = max(1, round(share * len(bag)))
             chosen = np.sort(generator.choice(len(bag), size=count, replace=False))
             pieces = [bag.source.take(part) for part in np.array_split(chosen, math.ceil(count / batch_size))]
-            sample += [in_one(learner.embed(piece)).float().cpu() for piece in pieces]
+            sample += [learner.embed(piece).float().cpu() for piece in pieces]
     embedding_TE = torch.cat(sample)
     if not bool(embedding_TE.isfinite().all()):
         raise TrainingError("training embeddings are not finite; delete the embeddings folder and run embed again")
-    for nets in (learner.trained, learner.judging):
+    for nets in (learner.trained, learner.eval_model):
         nets.head.normaliser.fit(embedding_TE.to(learner.device))
 
 

@@ -8,7 +8,6 @@ C classes, L losses.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,14 @@ from torch.nn.functional import cross_entropy
 from distmil.bags.loader import Batch
 from distmil.config.root import Config
 from distmil.models import losses
+from distmil.models.layout import top_k_patches
 from distmil.models.losses import LOSSES
 from distmil.models.network import Network
-from distmil.models.pooling import top_k_patches
-from distmil.models.tensors import Rows
 
 
 @dataclass(frozen=True)
 class Totals:
-    """What the losses of a step are divided by: counts over the whole group."""
+    """Divisors of a step's losses: counts over the whole group."""
 
     num_slides: int
     num_bags: int
@@ -35,7 +33,7 @@ class Totals:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a step's losses need beside the patches: the configuration, the totals, and what each class weighs."""
+    """Settings of a step's losses: the configuration, the totals, and the weight of each class."""
 
     config: Config
     totals: Totals
@@ -48,7 +46,7 @@ class Aim:
         return loss_B.sum() / self.totals.num_slides
 
     def of_bags(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
-        """Return the same where the mixed bag counts as one more."""
+        """Return the sum of bag losses, where the mixed bag counts as one more."""
         return self.of_slides(loss_B, label_B) * (self.totals.num_slides / self.totals.num_bags)
 
     def weigh(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -58,7 +56,7 @@ class Aim:
         return torch.stack([found.get(name, nothing) for name in LOSSES]), loss
 
 
-def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> dict[str, Tensor]:
+def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -> dict[str, Tensor]:
     """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
     feature_TF, attention_T = head(embedding_TE)
     weights, num_slides, num_mixed = aim.config.losses, len(batch.label_B), len(batch.target_NC)
@@ -70,9 +68,8 @@ def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> 
     first, stop = len(feature_TF) - num_mixed, len(feature_TF)
     single = torch.cat([chosen, torch.arange(first, stop, device=nothing.device)])
     sizes = [len(chosen), num_mixed]
-    feature_TF, feature_SF = _Single.apply(feature_TF, single)
-    feature_KF, feature_NF = feature_SF.split(sizes)
-    attention_K, attention_N = attention_T.index_select(0, single).split(sizes)  # indexing would sort on its way back
+    feature_KF, feature_NF = feature_TF.index_select(0, single).split(sizes)
+    attention_K, attention_N = attention_T.index_select(0, single).split(sizes)  # the gradient of indexing would sort
     if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
         found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
     if len(chosen):
@@ -80,25 +77,6 @@ def packed_losses(head: Network, embedding_TE: Rows, batch: Batch, aim: Aim) -> 
     if len(batch.target_NC):
         found |= mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim)
     return found
-
-
-class _Single(torch.autograd.Function):
-    """All features, and those of single patches beside them.
-
-    What comes back of the single ones is added to what comes back of all, where it lies: as a choice of its own it
-    would be another gradient of the size of all features, zero nearly everywhere.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, feature_TF: Tensor, place_S: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(place_S)
-        return feature_TF.view_as(feature_TF), feature_TF.index_select(0, place_S)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        gradient_TF, gradient_SF = gradients  # nobody else has the first one: its patches went to one bag loss alone
-        (place_S,) = ctx.saved_tensors
-        return gradient_TF.index_add_(0, place_S, gradient_SF), None
 
 
 def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: Aim) -> Tensor:

@@ -1,4 +1,4 @@
-"""A training run in progress: what is trained, on what, and its history. Torch only.
+"""A training run in progress: the learner, its bags and its history. Torch only.
 
 A worker of a training group goes through its epochs, and so does a trial of a search in its own process.
 """
@@ -22,46 +22,48 @@ from distmil.training.workers import Group
 
 @dataclass
 class Run:
-    """What is trained, and on what."""
+    """A learner, its bags and its history."""
 
     config: Config
     learner: Learner
     planner: StepPlanner
-    learning: list[Bag]
-    judging: list[Bag]
+    train_bags: list[Bag]
+    validation_bags: list[Bag]
     history: History
 
     @property
     def is_finished(self) -> bool:
-        """Return whether the run has all its epochs, or stopped early."""
+        """Check whether the run has all its epochs, or stopped early."""
         return is_finished(self.history, self.config)
 
     def advance(self, group: Group) -> bool:
-        """Train and evaluate an epoch, put its row into the history, and return whether it is the best so far."""
+        """Train and evaluate an epoch, add its row to the history, and return whether it is the best so far."""
         epoch = len(self.history.rows)
-        losses = train_epoch(self.learner, self.learning, self.planner, self.config, epoch=epoch, group=group)
+        losses = train_epoch(self.learner, self.train_bags, self.planner, self.config, epoch=epoch, group=group)
         row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
-        found = evaluate(self.learner, self.judging, self.config, group=group)
+        found = evaluate(self.learner, self.validation_bags, self.config, group=group)
         row |= {f"val_{name}": value for name, value in found.items()}
         return self.history.add(row, select_by=self.config.training.select_by)
 
 
 def open_run(
     config: Config,
-    learning: Sequence[Bag],
-    judging: Sequence[Bag],
+    train_bags: Sequence[Bag],
+    validation_bags: Sequence[Bag],
     spec: EncoderSpec,
     store: Store,
     *,
     name: str,
     device: torch.device,
 ) -> Run:
-    """Go on from a run's latest checkpoint, or start it.
+    """Resume a run from its latest checkpoint, or start it.
+
+    A trainable encoder lowers ``bags.patches_per_step`` to ``encoder.batch_size``.
 
     Args:
         config: The configuration; losses that the labels do not carry are switched off.
-        learning: Bags to train on.
-        judging: Bags to evaluate on after each epoch.
+        train_bags: Bags to train on.
+        validation_bags: Bags to evaluate on after each epoch.
         spec: The encoder.
         store: Where checkpoints are.
         name: The run's name.
@@ -73,22 +75,22 @@ def open_run(
     """
     training = config.training
     if config.encoder.trainable:  # patches pass through the encoder, too, and what it keeps for its gradient is large
-        most = min(config.bags.patches_per_step, config.encoder.batch_size)
-        config = config.model_copy(update={"bags": config.bags.model_copy(update={"patches_per_step": most})})
+        max_patches = min(config.bags.patches_per_step, config.encoder.batch_size)
+        config = config.model_copy(update={"bags": config.bags.model_copy(update={"patches_per_step": max_patches})})
     planner = StepPlanner(
-        learning, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
+        train_bags, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
     )
     config, _ = active_config(config, planner)
     learner = new_learner(config, spec, store, device=device)
     history = load_checkpoint(store, name, learner)
     if history is None:
         history = History()
-        fit_normaliser(learner, learning, seed=training.seed, batch_size=config.encoder.batch_size)
-    return Run(config, learner, planner, keep_resident(learning, config, device), list(judging), history)
+        fit_normaliser(learner, train_bags, seed=training.seed, batch_size=config.encoder.batch_size)
+    return Run(config, learner, planner, keep_resident(train_bags, config, device), list(validation_bags), history)
 
 
 def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torch.device) -> Learner:
-    """Return a freshly initialised learner, the same on every worker."""
+    """Initialise a learner, alike on every worker."""
     torch.manual_seed(config.training.seed)
     head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
     encoder = load_trainable(spec, store) if config.encoder.trainable else None
@@ -96,5 +98,5 @@ def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torc
 
 
 def is_finished(history: History, config: Config) -> bool:
-    """Return whether a run has all its epochs, or stopped early."""
+    """Check whether a run has all its epochs, or stopped early."""
     return len(history.rows) >= config.training.epochs or history.is_stale(config.training.patience)

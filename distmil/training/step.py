@@ -24,8 +24,8 @@ from distmil.training.workers import Group
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A step that was taken; its numbers may still be on their way from the device."""
+class StepResult:
+    """Losses of a step; the numbers may still be on their way from the device."""
 
     numbers: Tensor
     """The losses and their weighted sum, summed over the group, and the norm of the gradient."""
@@ -62,18 +62,18 @@ def take_step(
     rate: float,
     batch: Batch | None = None,
     class_weight_C: Tensor | None = None,
-) -> Taken:
-    """Take one step, without waiting for the device: whoever goes on must look at the losses first or soon.
+) -> StepResult:
+    """Take one step, without waiting for the device. The caller must read the losses soon: they may be infinite.
 
     Args:
-        learner: What is trained.
+        learner: The learner.
         bags: All training bags.
         step: The group's step.
         config: The configuration, with the loss weights of this step.
         group: The workers.
         rate: Share of the peak learning rate.
         batch: This worker's share, if it is loaded already.
-        class_weight_C: What a slide of each class weighs; None: 1.
+        class_weight_C: Weight of a slide of each class; None: 1.
     """
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
@@ -101,7 +101,7 @@ def take_step(
     learner.step(rate=rate)
     numbers = torch.cat([group.sum(values), norm.to(values)[None]]).to("cpu", non_blocking=True)
     is_there = torch.cuda.current_stream(learner.device).record_event() if learner.device.type == "cuda" else None
-    return Taken(numbers, is_there, bags, step)
+    return StepResult(numbers, is_there, bags, step)
 
 
 def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:
@@ -116,5 +116,5 @@ def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:
 
 
 def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
-    """Return what this worker takes whole of a step."""
+    """List what this worker takes whole of a step."""
     return step.share(group.rank, group.size, {i: len(bags[i]) for i in step.bags})

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from distmil.bags.bag import Bag, BagEntry, EmbeddingSource, find_not_finite, open_all_bags, open_bag, targets
+from distmil.bags.bag import Bag, BagEntry, open_all_bags, open_bag, open_labels, targets
 from distmil.bags.sampler import MIXED, Step, StepPlanner
+from distmil.bags.source import EmbeddingSource, find_not_finite
 from distmil.config.learning import BagsConfig
 from distmil.errors import SlideError, StorageError
 from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
@@ -245,10 +246,9 @@ def test_a_bag_opened_for_its_labels_needs_no_shard(tmp_path: Path) -> None:
     entry = write_slide(store)
     for part in entry.parts:
         store.delete(f"{entry.folder}/{part.name}")
-    bag = open_bag(store, entry, num_classes=2, form="class", labels_alone=True)
+    bag = open_labels(store, entry, num_classes=2, form="class")
     assert (len(bag), bag.label_N.tolist()) == (5, [0, 1, -1, 1, 0])
-    with pytest.raises(TypeError, match="labels alone"):
-        bag.source.take(slice(None))
+    assert bag.source.take(slice(None)).shape == (5, 0)
 
 
 def test_pieces_are_the_rows_as_they_lie(tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags.bag import EmbeddingSource
 from distmil.bags.loader import copy_together, load_batch, make_resident, pack, padding, read_ahead
 from distmil.bags.sampler import MIXED, Step
+from distmil.bags.source import EmbeddingSource
 from distmil.config.learning import BagsConfig
-from distmil.models.tensors import in_one
 from tests.support.bags import make_bag
 
 CPU = torch.device("cpu")
@@ -28,9 +27,9 @@ def test_a_batch_holds_bags_then_the_mixed_bag_with_its_targets() -> None:
     assert batch.label_B.tolist() == [0, 0]
     assert batch.num_slide_patches == 25
     rows = [bags[2].source.take(slice(None)), bags[0].source.take(np.array([1, 5, 7]))]
-    np.testing.assert_array_equal(in_one(batch.patches)[:25].numpy(), np.concatenate(rows))
+    np.testing.assert_array_equal(batch.patches[:25].numpy(), np.concatenate(rows))
     drawn = {(1, 0), (3, 4), (3, 2)}
-    for patch, target in zip(in_one(batch.patches)[25:].numpy(), batch.target_NC.numpy(), strict=True):
+    for patch, target in zip(batch.patches[25:].numpy(), batch.target_NC.numpy(), strict=True):
         where = [(b, p) for b, p in drawn if np.array_equal(bags[b].source.take(np.array([p]))[0], patch)]
         assert len(where) == 1
         drawn.remove(where[0])
@@ -45,7 +44,7 @@ def test_resident_bags_give_the_same_batches() -> None:
     resident = load_batch(make_resident(bags, CPU), step, [2, 0, MIXED], BAGS, CPU)
     assert here is not None
     assert resident is not None
-    assert torch.equal(in_one(here.patches), in_one(resident.patches))
+    assert torch.equal(here.patches, resident.patches)
     assert torch.equal(here.target_NC, resident.target_NC)
 
 
@@ -57,7 +56,7 @@ def test_a_step_sees_the_view_it_drew_of_each_bag() -> None:
     for own in (bags, make_resident(bags, CPU)):
         batch = load_batch(own, step, [2, 0, MIXED], BAGS, CPU)
         assert batch is not None
-        rows = in_one(batch.patches).numpy()
+        rows = batch.patches.numpy()
         np.testing.assert_array_equal(rows[:22], views[2][0].take(slice(None)))
         np.testing.assert_array_equal(rows[22:25], views[0][1].take(np.array([1, 5, 7])))
         np.testing.assert_array_equal(rows[25], bags[1].source.take(np.array([0]))[0])
@@ -108,7 +107,7 @@ def test_a_padded_batch_is_a_multiple_of_an_eighth_of_a_step_and_the_rest_is_the
     assert batch.layout.lengths == (22, 20, 8, 3)
     assert batch.num_slide_patches == plain.num_slide_patches == 42
     assert torch.equal(batch.top_k.place_K, plain.top_k.place_K)
-    whole, padded = in_one(plain.patches), in_one(batch.patches)
+    whole, padded = plain.patches, batch.patches
     assert torch.equal(padded[:42], whole[:42])
     assert torch.equal(padded[50:], whole[42:])
 
@@ -119,14 +118,11 @@ def test_padding_fills_up_and_is_never_nothing(count: int, expected: int) -> Non
     assert padding(count, 3) == 1
 
 
-def test_small_pieces_go_into_one_and_large_ones_stay_where_they_are() -> None:
+def test_patches_are_packed_in_the_order_of_the_picks() -> None:
     source = EmbeddingSource([np.arange(4_000, dtype=np.float16).reshape(2_000, 2)])
     picks = [np.array([3, 9]), slice(5, 1_005), np.array([7]), slice(2, 4)]
-    pieces = pack([(source, pick) for pick in picks], CPU)
-    assert not isinstance(pieces, torch.Tensor)
-    assert [len(piece) for piece in pieces] == [2, 1_000, 3]
-    assert pieces[1].data_ptr() == source.parts[0][5:].ctypes.data
-    np.testing.assert_array_equal(in_one(pieces).numpy(), np.concatenate([source.take(pick) for pick in picks]))
+    packed = pack([(source, pick) for pick in picks], CPU)
+    np.testing.assert_array_equal(packed.numpy(), np.concatenate([source.take(pick) for pick in picks]))
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from distmil.bags.bag import Bag, BagEntry, open_bag
+from distmil.bags.bag import Bag, BagEntry, open_bag, open_labels
 from distmil.cohort import Cohort, Slide
 from distmil.config.data import EncoderConfig
 from distmil.config.loading import build_config
@@ -177,7 +177,7 @@ def _train(made: TrainedStore, run: str, *, seed: int) -> None:
     while not opened.is_finished:
         is_best = opened.advance(Group())
         save_checkpoint(store, run, opened.learner, opened.history, is_best=is_best)
-    save_bundle(store, Bundle(run, config, opened.learner.judging.head.eval(), None, metrics={"epoch": 1}))
+    save_bundle(store, Bundle(run, config, opened.learner.eval_model.head.eval(), None, metrics={"epoch": 1}))
 
 
 def _random_encoder(store: Store, seed: int) -> EncoderSpec:
@@ -201,7 +201,7 @@ def embeddings_of(made: TrainedStore, entry: BagEntry) -> Any:
 
 def labels_of_bag(made: TrainedStore, entry: BagEntry) -> Any:
     """Open a slide's bag for its labels alone."""
-    bag = open_bag(made.store, entry, num_classes=2, form="class", labels_alone=True)
+    bag = open_labels(made.store, entry, num_classes=2, form="class")
     return bag.label_N.tobytes(), bag.target_NC.tobytes()
 
 

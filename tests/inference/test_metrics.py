@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from distmil.inference.metrics import auc, average_precision, judge, summarise
+from distmil.inference.metrics import auc, average_precision, label_scores, summarise
 from distmil.inference.scoring import BagScores
 
 
@@ -29,7 +29,7 @@ def scores(bag_C, patches=((0.5, 0.5),), *, top=0.5, mean=0.5):
 
 def judged(label, probability, label_N=(-1,), **options):
     bag_C = [1 - probability, probability] if np.isscalar(probability) else probability
-    return judge(scores(bag_C, **options), label=label, label_N=np.array(label_N, np.int8))
+    return label_scores(scores(bag_C, **options), label=label, label_N=np.array(label_N, np.int8))
 
 
 def pairwise_auc(positive, score):

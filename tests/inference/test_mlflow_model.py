@@ -16,7 +16,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 
-from distmil.bags.bag import EmbeddingSource
+from distmil.bags.source import EmbeddingSource
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError
 from distmil.inference.bundle import Bundle, save_bundle

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags.bag import EmbeddingSource
+from distmil.bags.source import EmbeddingSource
 from distmil.config.learning import ModelConfig
 from distmil.inference.scoring import score_bag
 from distmil.models.dual import DualNetwork
-from distmil.models.pooling import top_k_size
+from distmil.models.layout import top_k_size
 from tests.support.bags import EMBEDDING, make_bag
 
 

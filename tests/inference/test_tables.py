@@ -10,7 +10,7 @@ import pytest
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
 from distmil.inference.evaluation import judge_predictions
-from distmil.inference.metrics import judge, summarise
+from distmil.inference.metrics import label_scores, summarise
 from distmil.inference.scoring import BagScores
 from distmil.inference.tables import encode_table, patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema
@@ -146,7 +146,7 @@ def write_run(store, *, classes=TWO, num=25, count=6):
             scores, slide_id=slide_id, label=label, classes=classes, slide_score="max", threshold=0.5
         )
         entries.append(BagEntry(slide_id, label, "val", False, "", (Part("p", num, 0, ""),), name))
-        kept.append(judge(scores, label=label, label_N=label_N if name else np.full(num, -1, np.int8)))
+        kept.append(label_scores(scores, label=label, label_N=label_N if name else np.full(num, -1, np.int8)))
     return entries, rows, tables, kept
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distmil.inference.metrics import choose_thresholds, judge, summarise
+from distmil.inference.metrics import choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import describe_thresholds, threshold_of, youden_threshold
 from tests.inference.test_metrics import scores
@@ -61,7 +61,7 @@ def test_neighbours_among_floats_are_told_apart(kind):
 
 def judged(label, top, mean, patches=((0.5, 0.5),), label_N=(-1,)):
     bag_C = [1 - label / 2, label / 2] if label < 2 else [0.3, 0.1, 0.6]
-    return judge(scores(bag_C, patches, top=top, mean=mean), label=label, label_N=np.array(label_N, np.int8))
+    return label_scores(scores(bag_C, patches, top=top, mean=mean), label=label, label_N=np.array(label_N, np.int8))
 
 
 def test_every_read_out_has_a_threshold_of_its_own():

@@ -6,7 +6,8 @@ from torch import Tensor
 
 from distmil.errors import TrainingError
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.models.pooling import Layout, pool
+from distmil.models.layout import BagLayout
+from distmil.models.pooling import pool
 from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch
 from distmil.training.step import take_step
 from distmil.training.workers import Group
@@ -37,7 +38,7 @@ def answers(name: str) -> tuple[Tensor, Tensor, Tensor]:
     head = make_network(small_config(model={"name": name}).model, embedding_dim=EMBEDDING, num_classes=3).eval()
     with torch.no_grad():
         feature_TF, attention_T = head(torch.randn(30, EMBEDDING))
-        layout = Layout.of([30])
+        layout = BagLayout.of([30])
         vector_F = pool(feature_TF, attention_T, layout, head.pooling)[0]
         torch.testing.assert_close(head.bag_logits(feature_TF, attention_T, layout)[0], head.classifier(vector_F))
     return feature_TF, attention_T, vector_F
@@ -89,7 +90,7 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
     learner, planner = make(config, bags)
     average = learner.averaged
     assert average is not None
-    assert learner.judging is average
+    assert learner.eval_model is average
     expected = {name: value.clone() for name, value in average.head.state_dict().items()}
     for count, step in enumerate(planner.steps(0, with_mixed=True), start=1):
         take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
@@ -100,4 +101,4 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
         torch.testing.assert_close(value, expected[name])
     assert any(not torch.equal(expected[name], value) for name, value in learner.head.state_dict().items())
     plain, _ = make(small_config(), bags)
-    assert plain.judging.head is plain.head
+    assert plain.eval_model.head is plain.head

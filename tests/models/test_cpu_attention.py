@@ -14,11 +14,9 @@ from distmil.models.normaliser import Normaliser
 WIDE, FEATURES, ATTENTION = 11, 6, 4
 
 
-@pytest.fixture(autouse=True, params=[1, 2, 100], ids="{} stay".format)
-def small_blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of which so many stay between the passes."""
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_attention, "_BLOCK", 8)
-    monkeypatch.setattr(cpu_attention, "_KEPT_BYTES", request.param * 8 * WIDE * 8)
 
 
 def make(name: str, rows: int) -> tuple[Network, Tensor]:
@@ -90,7 +88,7 @@ def test_dropout_keeps_the_mean_and_sends_nothing_back_through_what_it_drops(mon
     seed_TF = torch.randn(4000, FEATURES).double()
 
     def features(drop: float) -> Tensor:
-        return features_in_blocks(normaliser, [embedding_TE.half()], weight_FE, bias_F, drop=drop)
+        return features_in_blocks(normaliser, embedding_TE.half(), weight_FE, bias_F, drop=drop)
 
     whole_TF = features(0.0)
     torch.manual_seed(0)

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 
 from distmil.models import losses
-from distmil.models.pooling import Layout, RunningPool, pool, top_k_patches, top_k_size
+from distmil.models.layout import BagLayout, top_k_patches, top_k_size
+from distmil.models.pooling import RunningPool, pool
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-9}
 
 
 def laid_out(offsets):
-    return Layout.of(offsets.diff().tolist())
+    return BagLayout.of(offsets.diff().tolist())
 
 
 def random_bags(seed: int, *, classes: int = 2, features: int = 7) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -59,7 +60,7 @@ def test_packed_bags_equal_one_by_one_forward_and_backward(seed: int) -> None:
             result = pool(feature, attention, laid_out(offsets))
         else:
             pieces = [
-                pool(feature[a:b], attention[a:b], Layout.of([b - a]))
+                pool(feature[a:b], attention[a:b], BagLayout.of([b - a]))
                 for a, b in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True)
             ]
             result = torch.cat(pieces)
@@ -76,7 +77,7 @@ def test_pooling_in_chunks_equals_one_pass(seed: int, chunk: int) -> None:
     running = RunningPool()
     for start in range(0, len(feature_TF), chunk):
         running.add(feature_TF[start : start + chunk], attention_T[start : start + chunk])
-    whole = pool(feature_TF, attention_T, Layout.of([len(feature_TF)]))[0]
+    whole = pool(feature_TF, attention_T, BagLayout.of([len(feature_TF)]))[0]
     torch.testing.assert_close(running.result(), whole, **TIGHT)
 
 
@@ -93,7 +94,7 @@ def test_pooling_is_finite_where_the_plain_ratio_is_not(shift: float) -> None:
 
 def test_an_empty_bag_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one patch"):
-        pool(torch.ones(2, 3), torch.ones(2), Layout.of([2, 0]))
+        pool(torch.ones(2, 3), torch.ones(2), BagLayout.of([2, 0]))
     with pytest.raises(ValueError, match="at least one patch"):
         RunningPool().result()
 
@@ -101,7 +102,7 @@ def test_an_empty_bag_is_refused() -> None:
 @pytest.mark.parametrize(("patches", "expected"), [(1, 1), (10, 1), (11, 2), (30, 3), (71, 8), (80, 8), (5000, 8)])
 def test_k_is_a_tenth_of_the_bag_at_most(patches: int, expected: int) -> None:
     assert top_k_size(patches, 8) == expected
-    layout = Layout.of([patches])
+    layout = BagLayout.of([patches])
     chosen = top_k_patches(torch.randn(patches), layout.bag_T, layout.top_k(8))
     assert len(chosen) == expected
 

@@ -33,7 +33,7 @@ def test_rows_are_the_means_of_runs_on_each_fold(store: Store) -> None:
     rows = [trial.row(epoch) for epoch in range(config.training.epochs)]
     alone = []
     for fold in folds():
-        run = open_run(config, fold.learning, fold.judging, SPEC, store, name="alone", device=CPU)
+        run = open_run(config, fold.train_bags, fold.validation_bags, SPEC, store, name="alone", device=CPU)
         while not run.is_finished:
             run.advance(Group())
         alone.append(run.history.rows)

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.bag import Bag
+from distmil.bags.source import EmbeddingSource
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 

@@ -137,7 +137,7 @@ def test_averaged_weights_travel(store: Store) -> None:
     save(store, learner, History(), 0.5)
     other = learner_with(0, ema=0.9)
     assert load_checkpoint(store, RUN, other) is not None
-    assert (value_of(other.head), value_of(other.judging.head)) == (1, 7)
+    assert (value_of(other.head), value_of(other.eval_model.head)) == (1, 7)
 
 
 def test_workers_that_see_different_checkpoints_do_not_train() -> None:

@@ -12,13 +12,14 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from distmil.bags.bag import Bag, EmbeddingSource
+from distmil.bags.bag import Bag
 from distmil.bags.sampler import StepPlanner
+from distmil.bags.source import EmbeddingSource
 from distmil.config.root import Config
 from distmil.errors import TrainingError
 from distmil.models import losses
 from distmil.models.baselines import make_network
-from distmil.models.pooling import Layout, top_k_patches
+from distmil.models.layout import BagLayout, top_k_patches
 from distmil.storage.store import Store
 from distmil.training.checkpoints import load_checkpoint, save_checkpoint
 from distmil.training.engine import History, active_config, evaluate, train_epoch
@@ -49,7 +50,7 @@ def direct_losses(learner: Learner, bags: list[Bag], step: Any, config: Config) 
     for i in step.bags:
         z = torch.from_numpy(bags[i].source.take(slice(None)).astype(np.float64))
         feature, attention = head(z)
-        layout = Layout.of([len(z)])
+        layout = BagLayout.of([len(z)])
         label = torch.tensor([bags[i].label])
         found["bag"] += float(losses.bag_loss(head.bag_logits(feature, attention, layout), label)) / len(step.bags)
         top_k = layout.top_k(config.bags.top_k)
@@ -143,7 +144,7 @@ def test_the_mixed_bag_counts_as_a_bag_if_wanted() -> None:
             [bags[b].source.take(np.array([p])) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)]
         )
         feature, attention = learner.head(torch.from_numpy(z).float())
-        logits = learner.head.bag_logits(feature, attention, Layout.of([len(z)]))[0]
+        logits = learner.head.bag_logits(feature, attention, BagLayout.of([len(z)]))[0]
         own = float(losses.mixed_bag_loss(logits, is_positive=True))
     other = copy.deepcopy(learner)
     without = take_step(learner, bags, step, plain, ALONE, rate=1.0).losses()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from distmil.bags.bag import Bag, open_bag
+from distmil.bags.bag import Bag, open_labels
 from distmil.bags.sampler import StepPlanner
 from distmil.cohort import Cohort
 from distmil.config.root import Config, fingerprint
@@ -179,7 +179,7 @@ def _refusal(store: Store, run: str, kind: str, changed: Sequence[str], folders:
 def announce(job: Job, prepared: Prepared) -> Config:
     """Show the slides' supervision and the active losses, and return the configuration to train with."""
     classes, form = len(job.config.cohort.classes), job.config.labels.form
-    bags = [open_bag(job.store, entry, num_classes=classes, form=form, labels_alone=True) for entry in prepared.entries]
+    bags = [open_labels(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries]
     columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
     rows = [_supervision_row(split, [bag for bag in bags if bag.split == split]) for split in ("train", "val")]
     job.console.table("supervision", columns, rows)

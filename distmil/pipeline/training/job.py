@@ -136,8 +136,8 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     bundle = Bundle(
         run=run,
         config=job.config,
-        head=learner.judging.head,
-        encoder_state=encoder_state(spec, job.store, trained=learner.judging.encoder),
+        head=learner.eval_model.head,
+        encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
