@@ -53,7 +53,7 @@ def open_run(
     spec: EncoderSpec,
     store: Store,
     *,
-    name: str,
+    name: str | None,
     device: torch.device,
 ) -> Run:
     """Go on from a run's latest checkpoint, or start it.
@@ -64,7 +64,7 @@ def open_run(
         judging: Bags to evaluate on after each epoch.
         spec: The encoder.
         store: Where checkpoints are.
-        name: The run's name.
+        name: The run's name; None for a run without checkpoints, which starts from scratch.
         device: Where the network is trained.
 
     Raises:
@@ -80,7 +80,7 @@ def open_run(
     )
     config, _ = active_config(config, planner)
     learner = new_learner(config, spec, store, device=device)
-    history = load_checkpoint(store, name, learner)
+    history = None if name is None else load_checkpoint(store, name, learner)
     if history is None:
         history = History()
         fit_normaliser(learner, learning, seed=training.seed, batch_size=config.encoder.batch_size)
