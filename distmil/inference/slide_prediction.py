@@ -17,6 +17,7 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from distmil.bags.bag import EmbeddingSource
 from distmil.cohort import Slide
@@ -170,6 +171,8 @@ def predict_slide(
         BundleError: If the bundle's network does not take what its encoder gives.
         ConfigError: If an argument is out of range.
     """
+    if not isinstance(bundle, Bundle):
+        raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
     if slide_score not in READ_OUTS:
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
@@ -248,7 +251,10 @@ def _embed(slide: Slide, found: Survey, bundle: Bundle, encoder: Encoder) -> Emb
     """Cut and embed every patch of a surveyed slide, in the shards of the job. Raises: SlideError."""
     tiling, size = bundle.config.tiling, (found.info["width_px"], found.info["height_px"])
     parts = []
-    with open_reading(slide, found.reading, reader=tiling.reader, size=size) as image:
+    with (
+        threadpool_limits(limits=1, user_api="blas"),  # the matrices are small: threads would wait for each other
+        open_reading(slide, found.reading, reader=tiling.reader, size=size) as image,
+    ):
         for start in range(0, found.grid.num_rows, tiling.chunk_patches):
             table = cut_patches(image, found.reading, found.grid.slice(start, tiling.chunk_patches), tiling)
             parts.append(embed_patches(table, encoder, batch_size=bundle.config.encoder.batch_size))

@@ -1,1 +1,15 @@
 """Slide files to pixels."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.slides.reader import SlideImage, open_slide, overview
+    from distmil.slides.tissue import detect_tissue
+
+__all__ = ["SlideImage", "detect_tissue", "open_slide", "overview"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "reader": ["SlideImage", "open_slide", "overview"],
+    "tissue": ["detect_tissue"],
+})  # fmt: skip
