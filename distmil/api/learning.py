@@ -15,6 +15,7 @@ from distmil.encoders.registry import EncoderSpec, encoder_state, stored_spec
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
+from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
 from distmil.storage.store import Store, resolve_root
 from distmil.training.checkpoints import checkpoint_folder
@@ -145,8 +146,10 @@ def fit(
     labels = {bag.label for bag in bags}
     if len(labels) < 2 or None in labels:
         raise TrainingError("training needs labelled slides of at least two classes; open the bags of the split train")
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    with torch.random.fork_rng():  # the caller's own random numbers stay as they were
+    place = torch_device(device)
+    with torch.random.fork_rng(
+        devices=[place] if place.type == "cuda" else []
+    ):  # the caller's own random numbers stay as they were
         run = open_run(wanted, bags, val, bags.spec, bags.store, name=None, device=place)
         nets = run.learner.judging
         best: list[dict[str, Any]] = []

@@ -91,10 +91,12 @@ class Bundle:
         base, mark, options = place.partition("?") if "://" in place else (place, "", "")
         parent, _, name = base.rstrip("/").rpartition("/")
         store = Store(f"{parent or '/'}{mark}{options}")
+        if store.is_local and Path(place).is_file():
+            raise BundleError(f"folder = {str(folder)!r} is a file; give a new folder")
         others = sorted(set(store.names(name)) - {RECORD_FILE, HEAD_FILE, ENCODER_FILE, *JSON_FILES})
-        if others or (store.is_local and Path(store.path(name)).is_file()):
-            held = f"holds {', '.join(others[:3])}, which no bundle has" if others else "is a file"
-            raise BundleError(f"folder = {str(folder)!r} {held}; give a new folder")
+        if others:  # they would be deleted
+            held = ", ".join(others[:3])
+            raise BundleError(f"folder = {str(folder)!r} holds {held}, which no bundle has; give a new folder")
         _write(store, name, self)
         return place
 

@@ -176,7 +176,7 @@ def predict_slide(
     if slide_score not in READ_OUTS:
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
-    place, config = _device(device), bundle.config
+    place, config = torch_device(device), bundle.config
     encoder = load_carried(config.encoder, bundle.encoder_state, device=str(place))
     found = _survey(slide, bundle)
     source = _embed(slide, found, bundle, encoder)
@@ -227,8 +227,8 @@ def _slide(path: str | Path, *, mpp: float | None, slide_id: str | None, tissue_
     return Slide(slide_id=name, path=str(file), mpp=mpp, tissue_path=tissue)
 
 
-def _device(name: str | None) -> torch.device:
-    """Choose the device. Raises: ConfigError if torch does not have it."""
+def torch_device(name: str | None) -> torch.device:
+    """Choose the named device; None: the GPU where there is one. Raises: ConfigError if torch does not have it."""
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=device)
