@@ -312,6 +312,7 @@ def test_the_notebook_runs(house: House, bundle: distmil.Bundle, data: Path, tmp
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
 def test_the_door_the_job_and_the_mlflow_model_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The job's scores are equal to the last bit; the MLflow model pools in another order, so to 1e-5."""
     import mlflow  # noqa: PLC0415  # takes seconds, and this test alone needs it
