@@ -1,3 +1,40 @@
 """distmil: one network from slide labels and lesion outlines, on Ray."""
 
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.api.bundles import load_bundle
+    from distmil.api.learning import Bags, FittedRun, fit, open_bags
+    from distmil.api.slides import OpenSlide, open_slide, read_manifest
+    from distmil.errors import BundleError, ConfigError, DistmilError, SlideError
+    from distmil.inference.bundle import Bundle
+    from distmil.inference.slide_prediction import SlidePrediction, predict_slide
+
 __version__ = "0.1.0"
+__all__ = [
+    "Bags",
+    "Bundle",
+    "BundleError",
+    "ConfigError",
+    "DistmilError",
+    "FittedRun",
+    "OpenSlide",
+    "SlideError",
+    "SlidePrediction",
+    "fit",
+    "load_bundle",
+    "open_bags",
+    "open_slide",
+    "predict_slide",
+    "read_manifest",
+]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "api.bundles": ["load_bundle"],
+    "api.learning": ["Bags", "FittedRun", "fit", "open_bags"],
+    "api.slides": ["OpenSlide", "open_slide", "read_manifest"],
+    "errors": ["BundleError", "ConfigError", "DistmilError", "SlideError"],
+    "inference.bundle": ["Bundle"],
+    "inference.slide_prediction": ["SlidePrediction", "predict_slide"],
+})  # fmt: skip

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # A package or top module may import from earlier rows; inside a package there is no circle.
 FLOORS = [
+    ["exports"],
     ["errors", "console", "processes"],
     ["storage", "demo"],
     ["config", "defects"],
@@ -22,7 +23,7 @@ FLOORS = [
     ["labels", "encoders", "bags"],
     ["inference"],
     ["training"],
-    ["search", "pipeline"],
+    ["search", "pipeline", "api"],
     ["pipeline.training"],
     ["pipeline.tuning"],
     ["pipeline.doctor", "cli", "completion"],
@@ -91,7 +92,7 @@ def broken_rules(name: str, path: Path) -> list[str]:
     for module, line in imports(path):
         if module in MODULES:
             other = room_of(module)
-            if other != room and floor_of(other) >= floor_of(room):
+            if room and other != room and floor_of(other) >= floor_of(room):  # the door to the house is on every floor
                 found.append(f"{name}:{line} imports {module}, which is not below it")
             continue
         owners = OWNERS.get(module.split(".")[0])

@@ -1,1 +1,38 @@
 """The typed configuration, and how it is read from YAML and overrides."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+    from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
+    from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
+    from distmil.config.loading import build_config, load_config
+    from distmil.config.root import Config, fingerprint
+
+__all__ = [
+    "BagsConfig",
+    "CohortConfig",
+    "Config",
+    "EncoderConfig",
+    "LabelsConfig",
+    "LossesConfig",
+    "ModelConfig",
+    "PredictionConfig",
+    "SearchConfig",
+    "StorageConfig",
+    "TilingConfig",
+    "TrackingConfig",
+    "TrainingConfig",
+    "build_config",
+    "fingerprint",
+    "load_config",
+]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "data": ["CohortConfig", "EncoderConfig", "LabelsConfig", "StorageConfig", "TilingConfig"],
+    "jobs": ["PredictionConfig", "SearchConfig", "TrackingConfig"],
+    "learning": ["BagsConfig", "LossesConfig", "ModelConfig", "TrainingConfig"],
+    "loading": ["build_config", "load_config"],
+    "root": ["Config", "fingerprint"],
+})  # fmt: skip

@@ -1,1 +1,15 @@
 """Patches to embeddings."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.encoders.embedder import SlideEmbedder, embed_patches
+    from distmil.encoders.registry import Encoder, EncoderSpec, load_encoder, prepare_encoder
+
+__all__ = ["Encoder", "EncoderSpec", "SlideEmbedder", "embed_patches", "load_encoder", "prepare_encoder"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "embedder": ["SlideEmbedder", "embed_patches"],
+    "registry": ["Encoder", "EncoderSpec", "load_encoder", "prepare_encoder"],
+})  # fmt: skip

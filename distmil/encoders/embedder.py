@@ -1,7 +1,7 @@
 """Patch shards to embedding shards: one in, one out, committed by slide."""
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +72,7 @@ class SlideEmbedder:
         folder = f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}"
         table = read_patches(self.store, f"{folder}/{part.name}", part=part)
         check_slide(table, self.patches.slide_id, where=self.store.path(folder))
-        embedding_NE = self._embed(table, encoder)
+        embedding_NE = embed_patches(table, encoder, batch_size=self.config.encoder.batch_size, decode=self._images)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())
         columns = [table[name] for name in schema.names[:-1]]
@@ -92,29 +92,52 @@ class SlideEmbedder:
         self.store.keep_only(self.folder, {"commit.json", *(part.name for part in parts)})
         return record
 
-    def _embed(self, table: pa.Table, encoder: Encoder) -> NDArray[np.float16]:
-        size = self.config.encoder.batch_size
-        batches = (self._images(table.slice(start, size)) for start in range(0, table.num_rows, size))
-        with np.errstate(over="ignore"):
-            embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
-        bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
-        if len(bad):
-            raise SlideError(
-                f"{len(bad)} embeddings are not finite in half precision, the first of patch {bad[0]}; "
-                "check the encoder's weights"
-            )
-        return embedding_NE
-
     def _images(self, table: pa.Table) -> NDArray[np.uint8]:
         """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
-        images = [decode_image(data) for data in table["image"].to_pylist()]
-        if self.view:
-            slide = zlib.crc32(self.patches.slide_id.encode())
-            places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
-            images = [
-                shift_stains(
-                    image, np.random.default_rng([self.view, slide, *place]), spread=self.config.encoder.stain_shift
-                )
-                for image, place in zip(images, places, strict=True)
-            ]
-        return np.stack(images)
+        if self.view == 0:
+            return decode_patches(table)
+        slide = zlib.crc32(self.patches.slide_id.encode())
+        places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
+        spread = self.config.encoder.stain_shift
+        return np.stack([
+            shift_stains(image, np.random.default_rng([self.view, slide, *place]), spread=spread)
+            for image, place in zip(decode_patches(table), places, strict=True)
+        ])  # fmt: skip
+
+
+def decode_patches(table: pa.Table) -> NDArray[np.uint8]:
+    """Decode the pixels of a patches table, N x H x W x 3. Raises: UnreadableSlide."""
+    return np.stack([decode_image(data) for data in table["image"].to_pylist()])
+
+
+def embed_patches(
+    table: pa.Table,
+    encoder: Encoder,
+    *,
+    batch_size: int,
+    decode: Callable[[pa.Table], NDArray[np.uint8]] = decode_patches,
+) -> NDArray[np.float16]:
+    """Embed the patches of one shard.
+
+    Args:
+        table: The patches, of the schema ``PATCHES``.
+        encoder: What embeds them.
+        batch_size: Patches per forward pass.
+        decode: From rows of the table to pixels, N x H x W x 3.
+
+    Returns:
+        Embeddings, N x E.
+
+    Raises:
+        SlideError: If an embedding is not finite.
+    """
+    batches = (decode(table.slice(start, batch_size)) for start in range(0, table.num_rows, batch_size))
+    with np.errstate(over="ignore"):
+        embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
+    bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
+    if len(bad):
+        raise SlideError(
+            f"{len(bad)} embeddings are not finite in half precision, the first of patch {bad[0]}; "
+            "check the encoder's weights"
+        )
+    return embedding_NE

@@ -75,7 +75,7 @@ def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str,
     resnet = _resnet()
     state = resnet.load_state(config) if state is None else state
     digest: str = resnet.state_digest(state)
-    name = f"encoders/{config.name}-{digest[:16]}.safetensors"
+    name = _weights_file(config.name, digest)
     spec = EncoderSpec(config.name, digest, RESNET_DIMENSIONS[config.name], name)
     if not _is_stored(spec, store):
         store.write(name, resnet.encode_state(state))
@@ -88,6 +88,34 @@ def load_encoder(spec: EncoderSpec, store: Store, *, device: str = "cpu") -> Enc
         return TextureEncoder()
     encoder: Encoder = _resnet().load_module(spec.name, _stored_state(spec, store), device=device)
     return encoder
+
+
+def load_carried(config: EncoderConfig, state: "Mapping[str, Tensor] | None", *, device: str = "cpu") -> Encoder:
+    """Load the encoder of a bundle, in evaluation mode, from the weights that the bundle carries.
+
+    Args:
+        config: The encoder's section.
+        state: Its weights; None for the texture encoder, which has none.
+        device: Where it runs.
+
+    Raises:
+        EncoderError: If the weights do not fit.
+    """
+    if state is None:
+        return TextureEncoder()
+    encoder: Encoder = _resnet().load_module(config.name, state, device=device)
+    return encoder
+
+
+def stored_spec(name: str, digest: str) -> EncoderSpec:
+    """Name the encoder whose embeddings a run was trained on, by what ``EncoderSpec.identity`` recorded."""
+    if name == "texture":
+        return EncoderSpec(name, digest, TEXTURE_DIMENSION, None)
+    return EncoderSpec(name, digest, RESNET_DIMENSIONS[name], _weights_file(name, digest))
+
+
+def _weights_file(name: str, digest: str) -> str:
+    return f"encoders/{name}-{digest[:16]}.safetensors"
 
 
 def load_trainable(spec: EncoderSpec, store: Store) -> "nn.Module":

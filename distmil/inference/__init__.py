@@ -1,1 +1,17 @@
 """Bundles, scores, thresholds and metrics."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.inference.bundle import Bundle, load_bundle, save_bundle
+    from distmil.inference.scoring import BagScores, score_bag
+    from distmil.inference.slide_prediction import SlidePrediction, predict_slide
+
+__all__ = ["BagScores", "Bundle", "SlidePrediction", "load_bundle", "predict_slide", "save_bundle", "score_bag"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "bundle": ["Bundle", "load_bundle", "save_bundle"],
+    "scoring": ["BagScores", "score_bag"],
+    "slide_prediction": ["SlidePrediction", "predict_slide"],
+})  # fmt: skip

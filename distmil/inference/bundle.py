@@ -1,4 +1,4 @@
-"""Model bundles: everything that a trained model needs to judge a slide, in one folder without pickle.
+"""Model bundles: everything that a trained model needs to score a slide, in one folder without pickle.
 
 A bundle is one thing: its commit record names every file with its checksum, and its digest covers them all.
 """
@@ -25,6 +25,7 @@ from distmil.inference.bundle_files import (
     FIRST_VERSION,
     HEAD_FILE,
     JSON_FILES,
+    RECORD_FILE,
     BundleFiles,
     checked_threshold,
     encoder_state_of,
@@ -34,7 +35,7 @@ from distmil.inference.bundle_files import (
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
-from distmil.storage.store import Record, Store
+from distmil.storage.store import Record, Store, resolve_root
 
 _ODD = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError)
 _MESSAGE_LENGTH = 500
@@ -46,33 +47,71 @@ def _default_thresholds() -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Bundle:
-    """A trained model and everything it needs to judge a slide."""
+    """A trained model and everything that it needs to score a slide.
+
+    ``distmil.load_bundle`` opens one, ``distmil.predict_slide`` scores a slide with it, ``save`` writes it.
+    """
 
     run: str
-    config: Config
-    head: Network
-    encoder_state: dict[str, Tensor] | None
+    """Name of the training run."""
+    config: Config = field(repr=False)
+    """Classes, tiling, encoder and network; other sections have their defaults."""
+    head: Network = field(repr=False)
+    """From embeddings to scores, in evaluation mode."""
+    encoder_state: dict[str, Tensor] | None = field(repr=False)
+    """Weights of the encoder; None for the texture encoder, which has none."""
     patch_threshold: float = DEFAULT_THRESHOLD
     slide_thresholds: Mapping[str, float] = field(default_factory=_default_thresholds)
     """Of every read-out."""
-    digest: str = ""
-    metrics: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = field(default="", repr=False)
+    """Hash of everything that predictions depend on; empty before the bundle is saved."""
+    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Of the epoch whose weights these are."""
     format_version: int = BUNDLE_VERSION
 
     @property
     def classes(self) -> list[str]:
-        """Return the class names in index order."""
+        """List the class names in index order."""
         return self.config.cohort.classes
+
+    def save(self, folder: str | Path) -> str:
+        """Write the bundle into a folder, which ``load_bundle`` opens.
+
+        Args:
+            folder: A folder, or its s3:// or gs:// URI: new, empty, or of an earlier bundle, which is replaced.
+
+        Returns:
+            The folder's absolute path or URI.
+
+        Raises:
+            BundleError: If the folder holds anything else.
+            StorageError: If it cannot be written.
+        """
+        place = resolve_root(str(folder), key="folder")
+        base, mark, options = place.partition("?") if "://" in place else (place, "", "")
+        parent, _, name = base.rstrip("/").rpartition("/")
+        store = Store(f"{parent or '/'}{mark}{options}")
+        if store.is_local and Path(place).is_file():
+            raise BundleError(f"folder = {str(folder)!r} is a file; give a new folder")
+        others = sorted(set(store.names(name)) - {RECORD_FILE, HEAD_FILE, ENCODER_FILE, *JSON_FILES})
+        if others:  # they would be deleted
+            held = ", ".join(others[:3])
+            raise BundleError(f"folder = {str(folder)!r} holds {held}, which no bundle has; give a new folder")
+        _write(store, name, self)
+        return place
 
 
 def bundle_folder(run: str) -> str:
-    """Return the folder of a run's bundle."""
+    """Name the folder of a run's bundle in its store."""
     return f"models/{run}"
 
 
 def save_bundle(store: Store, bundle: Bundle) -> Record:
-    """Commit a bundle under ``models/<run>/`` and return its record."""
-    folder = bundle_folder(bundle.run)
+    """Commit a bundle under ``models/<run>/`` of a store. Raises: StorageError if it cannot be written."""
+    return _write(store, bundle_folder(bundle.run), bundle)
+
+
+def _write(store: Store, folder: str, bundle: Bundle) -> Record:
     head = {key: value.detach().cpu().contiguous() for key, value in bundle.head.state_dict().items()}
     config = {
         "format_version": BUNDLE_VERSION,
@@ -93,26 +132,32 @@ def save_bundle(store: Store, bundle: Bundle) -> Record:
         files[name] = (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
     parts = tuple(store.write_part(folder, name, data, rows=1) for name, data in files.items())
     record = Record(slide_id=bundle.run, key={"format_version": BUNDLE_VERSION}, parts=parts)
-    store.write_record(f"{folder}/commit.json", record)
-    store.keep_only(folder, {"commit.json", *files})
+    store.write_record(f"{folder}/{RECORD_FILE}", record)
+    store.keep_only(folder, {RECORD_FILE, *files})
     return record
 
 
-def load_bundle(place: str, store: Store) -> Bundle:
+def load_bundle(place: str, store: Store, *, key: str = "prediction.model") -> Bundle:
     """Load a bundle from its folder, or by its run's name under the store.
 
     Nothing is allocated by what a file claims: types, ranges and names are compared first, the network's shapes with
     those of the tensors that are there.
 
+    Args:
+        place: A folder, its URI, or a run's name.
+        store: Where runs are looked up by name.
+        key: What the user calls ``place``, for the messages.
+
     Raises:
         BundleError: If it is missing, unfinished, damaged, odd in any way, or of another format version.
     """
-    found = _find(place, store)
+    found = _find(place, store, key=key)
     try:
-        record = found.read_record("commit.json")
+        record = found.read_record(RECORD_FILE)
         if record is None:
             raise BundleError(
-                f"{found.root} is no finished bundle: it has no readable commit.json; train the run to its end"
+                f"{found.root} is not a finished bundle: it has no readable {RECORD_FILE}; give the folder "
+                "models/<run> of a finished run, or train the run to its end"
             )
         return _load(found, record)
     except (FileNotFoundError, StorageError, ConfigError, *_ODD) as error:
@@ -157,7 +202,7 @@ def _load(found: Store, record: Record) -> Bundle:
 
 
 def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
-    """Translate a bundle's configuration of an earlier version into today's words.
+    """Translate a bundle's configuration of an earlier version into today's keys.
 
     In the first version a ResNet with the weights ``none`` had random ones.
     """
@@ -168,7 +213,7 @@ def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:
-    """Refuse a bundle that lacks a key: a default of today would stand in for what it was trained with."""
+    """Refuse a bundle that lacks a key: today's default would replace its own value. Raises: BundleError."""
     expected = {f"{section}.{key}" for section, keys in bundle_values(Config()).items() for key in keys}
     found = {f"{section}.{key}" for section, keys in values.items() for key in keys}
     if found != expected:
@@ -180,9 +225,9 @@ def _check_keys(values: Mapping[str, Any]) -> None:
 
 
 def bundle_values(config: Config) -> dict[str, Any]:
-    """Return the part of a configuration that a bundle carries, nested as in a YAML file.
+    """Select the part of a configuration that a bundle carries, nested as in a YAML file.
 
-    What belongs to a job (``default_mpp``, batch sizes and their like) is not in it.
+    Keys that belong to a job, such as ``default_mpp`` and batch sizes, are left out.
     """
     full = config.model_dump()
     return _without_job_keys(
@@ -205,7 +250,7 @@ def _without_job_keys(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
 
 
 def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
-    """Return a job's configuration with tiling, encoder, model and classes from the bundle.
+    """Lay the bundle's tiling, encoder, model and classes over a job's configuration.
 
     Args:
         config: The job's own.
@@ -234,13 +279,13 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     return build_config(merged)
 
 
-def _find(place: str, store: Store) -> Store:
-    """Return the bundle's folder as a store of its own."""
+def _find(place: str, store: Store, *, key: str) -> Store:
+    """Open the bundle's folder as a store of its own. Raises: BundleError if there is none."""
     if "://" not in place and not Path(place).expanduser().is_dir() and store.exists(bundle_folder(place)):
         return Store(store.path(bundle_folder(place)))
     folder = place if "://" in place else str(Path(place).expanduser().resolve())
     if "://" not in folder and not Path(folder).is_dir():
         raise BundleError(
-            f"prediction.model = {place!r}: there is no such folder, nor a run of that name under {store.root}/models"
+            f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/models"
         )
     return Store(folder)

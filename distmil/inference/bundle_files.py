@@ -18,6 +18,7 @@ from distmil.storage.store import Part, Record, Store
 BUNDLE_VERSION = 2
 FIRST_VERSION = 1
 """Its commit record names the weights alone; config.json and labels.json have no checksum."""
+RECORD_FILE = "commit.json"
 HEAD_FILE = "model.safetensors"
 ENCODER_FILE = "encoder.safetensors"
 JSON_FILES = ("config.json", "labels.json", "metrics.json")
@@ -38,7 +39,7 @@ class BundleFiles:
             )
         needed = {HEAD_FILE, *(JSON_FILES if self.version > FIRST_VERSION else ())}
         if self._parts.keys() - {ENCODER_FILE} != needed or not record.ok:
-            raise BundleError(f"{store.root} is no finished bundle: its record does not name the files of one")
+            raise BundleError(f"{store.root} is not a finished bundle: its record does not name a bundle's files")
 
     def __contains__(self, name: str) -> bool:
         return name in self._parts
@@ -59,7 +60,7 @@ class BundleFiles:
         return self._store.read_part(".", self._parts[name]) if name in self._parts else self._store.read(name)
 
     def digest(self) -> str:
-        """Return a hash of everything that answers depend on."""
+        """Hash everything that predictions depend on."""
         if self.version > FIRST_VERSION:
             return self._record.digest
         loose = [self.json(name) for name in ("config.json", "labels.json")]  # the record does not cover them
@@ -67,7 +68,7 @@ class BundleFiles:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of JSON")
+    raise ValueError(f"{constant} is not a JSON number")
 
 
 def wrong(name: str, value: Any, expected: str) -> BundleError:
@@ -101,7 +102,7 @@ def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> 
 
 
 def encoder_state_of(config: Config, files: BundleFiles) -> dict[str, Tensor] | None:
-    """Return the encoder's weights, None for the built-in encoder, which has none. Raises: BundleError."""
+    """Read the encoder's weights, None for the texture encoder, which has none. Raises: BundleError."""
     if (config.encoder.name == "texture") == (ENCODER_FILE in files):
         raise BundleError(f"the bundle's {ENCODER_FILE} and its encoder {config.encoder.name} do not fit")
     if ENCODER_FILE not in files:

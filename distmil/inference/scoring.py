@@ -1,4 +1,4 @@
-"""A network's answers for one bag: scores per patch and the three slide read-outs. No bag is ever cut.
+"""A network's scores of one bag: of every patch, and the three slide read-outs. No bag is ever cut.
 
 N patches of the bag, E embedding, F feature, C classes.
 """
@@ -37,6 +37,12 @@ class BagScores:
     bag: float
     max: float
     topk_mean: float
+
+    @property
+    def is_finite(self) -> bool:
+        """Tell whether every score is a finite number."""
+        values = (self.bag_C, self.attention_N, self.probability_N, self.topk_probability_N, self.class_probability_NC)
+        return all(bool(np.isfinite(value).all()) for value in values)
 
 
 def score_bag(

@@ -145,7 +145,7 @@ class SlideTiler:
         reading = Reading.from_json(plan["reading"])
         size = (plan["info"]["width_px"], plan["info"]["height_px"])
         with open_reading(self.slide, reading, reader=self.config.reader, size=size) as image:
-            table = self._cut(image, reading, grid)
+            table = cut_patches(image, reading, grid, self.config)
         self._check_source(plan["key"])
         name = f"part-{chunk:05d}.parquet"
         part = self.store.write_part(self.folder, name, encode_shard(table), rows=table.num_rows)
@@ -207,22 +207,36 @@ class SlideTiler:
         if not is_same_version(planned["source"], self.slide.path):
             raise ReplacedSlide(f"{self.slide.slide_id}: the file was replaced while it was tiled; run the job again")
 
-    def _cut(self, image: SlideImage, reading: Reading, grid: pa.Table) -> pa.Table:
-        """Read and encode the patches of a grid, or take them over as they are."""
-        edge_px, plan = self.config.patch_px, reading.plan
-        images = []
-        for x, y in zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True):
-            stored = None
-            if reading.is_reused and isinstance(image, TileLevel):
-                stored = image.stored(x, y, edge_px=edge_px)
-            if stored is None:
-                pixels = image.read(x, y, level=plan.level, width=plan.read_px, height=plan.read_px)
-                stored = encode_image(resize(pixels, (edge_px, edge_px)), self.config)
-            images.append(stored)
-        columns = {name: grid[name] for name in grid.column_names}
-        columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
-        columns["image"] = binary_array(images)
-        return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
+
+def cut_patches(image: SlideImage, reading: Reading, grid: pa.Table, config: TilingConfig) -> pa.Table:
+    """Read and encode the patches of a grid, or take over the file's own tiles.
+
+    Args:
+        image: The slide, opened by ``open_reading``.
+        reading: How its survey decided to read it.
+        grid: Places of the patches, of the schema ``GRID``.
+        config: Edge and encoding of the patches.
+
+    Returns:
+        The patches, of the schema ``PATCHES``, in the grid's order.
+
+    Raises:
+        UnreadableSlide: If pixels cannot be decoded.
+    """
+    edge_px, plan = config.patch_px, reading.plan
+    images = []
+    for x, y in zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True):
+        stored = None
+        if reading.is_reused and isinstance(image, TileLevel):
+            stored = image.stored(x, y, edge_px=edge_px)
+        if stored is None:
+            pixels = image.read(x, y, level=plan.level, width=plan.read_px, height=plan.read_px)
+            stored = encode_image(resize(pixels, (edge_px, edge_px)), config)
+        images.append(stored)
+    columns = {name: grid[name] for name in grid.column_names}
+    columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
+    columns["image"] = binary_array(images)
+    return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
 
 
 def _receipt(chunk: int) -> str:

@@ -1,1 +1,19 @@
 """Epochs, steps and checkpoints of one run."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.training.checkpoints import load_checkpoint, save_checkpoint
+    from distmil.training.engine import History, evaluate, train_epoch
+    from distmil.training.run import Run, open_run
+    from distmil.training.workers import Group
+
+__all__ = ["Group", "History", "Run", "evaluate", "load_checkpoint", "open_run", "save_checkpoint", "train_epoch"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "checkpoints": ["load_checkpoint", "save_checkpoint"],
+    "engine": ["History", "evaluate", "train_epoch"],
+    "run": ["Run", "open_run"],
+    "workers": ["Group"],
+})  # fmt: skip

@@ -53,7 +53,7 @@ def open_run(
     spec: EncoderSpec,
     store: Store,
     *,
-    name: str,
+    name: str | None,
     device: torch.device,
 ) -> Run:
     """Resume a run from its latest checkpoint, or start it.
@@ -66,7 +66,7 @@ def open_run(
         validation_bags: Bags to evaluate on after each epoch.
         spec: The encoder.
         store: Where checkpoints are.
-        name: The run's name.
+        name: The run's name; None for a run without checkpoints, which starts from scratch.
         device: Where the network is trained.
 
     Raises:
@@ -82,7 +82,7 @@ def open_run(
     )
     config, _ = active_config(config, planner)
     learner = new_learner(config, spec, store, device=device)
-    history = load_checkpoint(store, name, learner)
+    history = None if name is None else load_checkpoint(store, name, learner)
     if history is None:
         history = History()
         fit_normaliser(learner, train_bags, seed=training.seed, batch_size=config.encoder.batch_size)

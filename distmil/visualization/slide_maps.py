@@ -3,11 +3,13 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import shapely
 from numpy.typing import NDArray
+from PIL import Image
 
 from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
@@ -50,21 +52,50 @@ def draw_maps(
     doubts: list[str] = []
     images: dict[str, bytes] = {}
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
-    map_size = (thumbnail.shape[1], thumbnail.shape[0])
     rings = [point_N2 / scale for point_N2 in _drawable(outlines, doubts)]
-    covered = (round(map_size[0] * scale), round(map_size[1] * scale))
     for name in MAPS:
-        grid = score_grid(
-            patches["x"].to_numpy(),
-            patches["y"].to_numpy(),
-            patches["extent_px"].to_numpy(),
-            patches[name].to_numpy(),
-            slide_size=covered,
-            map_size=map_size,
-        )
         title = f"{slide.slide_id}: {name}"
-        images[name] = encode_png(render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=rings))
+        drawn = draw_map(name, patches, thumbnail, scale=scale, title=title, subtitle=subtitle, outlines=rings)
+        images[name] = encode_png(drawn)
     return Drawn(images, doubts)
+
+
+def draw_map(
+    name: str,
+    patches: pa.Table,
+    thumbnail: NDArray[np.uint8],
+    *,
+    scale: float,
+    title: str,
+    subtitle: str = "",
+    outlines: Sequence[NDArray[np.float64]] = (),
+) -> Image.Image:
+    """Draw one map of a slide.
+
+    Args:
+        name: One of ``MAPS``, a column of ``patches``.
+        patches: Patch predictions: x, y, extent_px in level-0 pixels, and the score within 0 and 1.
+        thumbnail: The slide's overview, RGB, H x W x 3.
+        scale: Level-0 pixels per pixel of it.
+        title: First line.
+        subtitle: Second line.
+        outlines: Rings in pixels of the thumbnail, each n x 2 (x, y).
+    """
+    map_size = (thumbnail.shape[1], thumbnail.shape[0])
+    grid = score_grid(
+        patches["x"].to_numpy(),
+        patches["y"].to_numpy(),
+        patches["extent_px"].to_numpy(),
+        patches[name].to_numpy(),
+        slide_size=(round(map_size[0] * scale), round(map_size[1] * scale)),
+        map_size=map_size,
+    )
+    return render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=outlines)
+
+
+def subtitle_of(row: Mapping[str, Any], *, slide_score: str, threshold: float) -> str:
+    """Word a slide's prediction for the line under a map's title: read-out, threshold and class."""
+    return f"{slide_score} {row['probability']:.3f} (threshold {threshold:.3f}): {row['predicted']}"
 
 
 def _thumbnail(

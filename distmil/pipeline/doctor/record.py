@@ -5,8 +5,7 @@ import sqlite3
 from pathlib import Path
 
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding, reason
-from distmil.tracking.mlflow_client import connect
-from distmil.tracking.tracker import resolve_uri
+from distmil.tracking.mlflow_client import connect, resolve_uri
 
 _SQLITE = "sqlite:///"
 _ADVICE = (

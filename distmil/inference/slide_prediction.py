@@ -1,0 +1,270 @@
+"""One slide scored in this process: no Ray, no store, and the same scores as the job `predict` gives.
+
+Patches are cut, embedded and scored by the functions that the job's workers call, shard by shard, and pixels of one
+shard are held at a time.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from distmil.bags.source import EmbeddingSource
+from distmil.cohort import Slide
+from distmil.encoders.embedder import embed_patches
+from distmil.encoders.registry import Encoder, load_carried
+from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
+from distmil.inference.bundle import Bundle
+from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.inference.tables import encode_table, patch_table, slide_row
+from distmil.slides.file_version import slide_in_folder
+from distmil.slides.reader import open_slide, overview
+from distmil.tiling.plan import Survey, open_reading, survey
+from distmil.tiling.tiler import cut_patches
+from distmil.visualization.heatmap import encode_png
+from distmil.visualization.slide_maps import MAPS, draw_map, subtitle_of
+
+MAP_PX = 1024
+_ID_LENGTH = 128
+
+
+@dataclass(frozen=True, repr=False)
+class SlidePrediction:
+    """What a bundle says of one slide: its class, the read-outs, the scores of every patch, and maps of them."""
+
+    slide: Slide
+    row: Mapping[str, Any]
+    """The slide's line in the job's ``slides.parquet``."""
+    patches: pa.Table
+    """One row per patch: slide_id, x, y (level-0 pixels of the top-left corner), extent_px (level-0 edge), attention,
+    probability, topk_probability, fused (each within 0 and 1), predicted (a class name); with more than two classes,
+    the probability of each. ``to_pandas()`` makes a data frame of it."""
+    slide_score: str
+    """The read-out that counts: ``bag``, ``max`` or ``topk_mean``."""
+    threshold: float
+    """From which probability the slide counts as abnormal."""
+    doubts: tuple[str, ...] = ()
+    """What a person should know of the slide's pixels, resolution or tissue."""
+
+    @property
+    def slide_id(self) -> str:
+        """Name the slide."""
+        return self.slide.slide_id
+
+    @property
+    def predicted(self) -> str:
+        """Name the predicted class."""
+        return str(self.row["predicted"])
+
+    @property
+    def probability(self) -> float:
+        """Give the read-out that counts: the probability that the slide is abnormal, within 0 and 1."""
+        return float(self.row["probability"])
+
+    @property
+    def bag(self) -> float:
+        """Give the probability of the pooled slide bag, within 0 and 1."""
+        return float(self.row["bag"])
+
+    @property
+    def max(self) -> float:
+        """Give the highest fused score of a patch, within 0 and 1."""
+        return float(self.row["max"])
+
+    @property
+    def topk_mean(self) -> float:
+        """Give the mean of the K highest fused scores, within 0 and 1; K is the bundle's ``bags.top_k``."""
+        return float(self.row["topk_mean"])
+
+    def __repr__(self) -> str:
+        return (
+            f"SlidePrediction({self.slide_id}: {self.predicted}, {self.slide_score} {self.probability:.3f}, "
+            f"{self.patches.num_rows} patches)"
+        )
+
+    def map(self, name: str = "fused", *, max_px: int = MAP_PX) -> Image.Image:
+        """Draw a map of the patches' scores over the slide, blue 0 to red 1.
+
+        Args:
+            name: ``attention``, ``probability`` or ``fused`` (attention x probability).
+            max_px: Longer edge of the slide's picture in pixels.
+
+        Returns:
+            RGB image with a title and a colour bar; Jupyter shows it.
+
+        Raises:
+            ConfigError: If there is no such map, or ``max_px`` is not positive.
+            SlideError: If the slide's file cannot be read any more.
+        """
+        if name not in MAPS:
+            raise ConfigError(f"name = {name!r}: expected {', '.join(MAPS)}")
+        if max_px < 1:
+            raise ConfigError(f"max_px = {max_px}: expected at least 1 pixel")
+        if max_px not in self._overviews:
+            with open_slide(self.slide.path) as image:
+                self._overviews[max_px] = overview(image, max_px=max_px)
+        thumbnail, scale = self._overviews[max_px]
+        subtitle = subtitle_of(self.row, slide_score=self.slide_score, threshold=self.threshold)
+        title = f"{self.slide_id}: {name}"
+        return draw_map(name, self.patches, thumbnail, scale=scale, title=title, subtitle=subtitle)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the patch table, the slide's scores and the three maps into a folder, which is made where absent.
+
+        The files are ``<slide_id>.parquet``, ``<slide_id>.json`` and ``<slide_id>_<map>.png``; those of an earlier
+        call are replaced.
+
+        Raises:
+            SlideError: If the slide's file cannot be read any more.
+            OSError: If the folder cannot be written.
+        """
+        place = Path(folder).expanduser()
+        maps = {name: encode_png(self.map(name)) for name in MAPS}
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{self.slide_id}.parquet").write_bytes(encode_table(self.patches))
+        (place / f"{self.slide_id}.json").write_text(json.dumps(dict(self.row), indent=1) + "\n")
+        for name, data in maps.items():
+            (place / f"{self.slide_id}_{name}.png").write_bytes(data)
+
+    @cached_property
+    def _overviews(self) -> dict[int, tuple[NDArray[np.uint8], float]]:
+        """Pictures that maps were drawn on, by their longer edge."""
+        return {}
+
+
+def predict_slide(
+    bundle: Bundle,
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    slide_id: str | None = None,
+    tissue_path: str | Path | None = None,
+    slide_score: str = "bag",
+    device: str | None = None,
+) -> SlidePrediction:
+    """Tile, embed and score one slide in this process, with the settings of the bundle.
+
+    The job ``predict`` gives the same scores, number for number, on the same kind of device. Nothing is written.
+
+    Args:
+        bundle: The model, of ``distmil.load_bundle``; its network moves to the device.
+        path: The slide: a file, or the folder of a DICOM or MIRAX slide.
+        mpp: Um per level-0 pixel, over what the file states; needed where the file states none.
+        slide_id: The slide's name in tables and maps; default: the file's name without its suffix.
+        tissue_path: A mask or outlines of tissue to take in place of detected tissue.
+        slide_score: The read-out that becomes ``probability``: ``bag``, ``max`` or ``topk_mean``.
+        device: A torch device such as ``cpu`` or ``cuda``; default: the GPU where there is one.
+
+    Raises:
+        SlideError: If the slide cannot be used: it is missing, unreadable, too small, too coarse, without tissue or
+            without resolution.
+        BundleError: If the bundle's network does not take what its encoder gives.
+        ConfigError: If an argument is out of range.
+    """
+    if not isinstance(bundle, Bundle):
+        raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
+    if slide_score not in READ_OUTS:
+        raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
+    slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
+    place, config = torch_device(device), bundle.config
+    encoder = load_carried(config.encoder, bundle.encoder_state, device=str(place))
+    found = _survey(slide, bundle)
+    source = _embed(slide, found, bundle, encoder)
+    _check_width(bundle, source)
+    head = bundle.head.to(place)
+    scores = score_bag(
+        head,
+        source,
+        lambda embedding_TE: torch.as_tensor(embedding_TE, device=place).float(),
+        top_k=config.bags.top_k,
+        top_k_share=config.bags.top_k_share,
+    )
+    if not scores.is_finite:
+        raise SlideError(
+            "the slide's scores are not finite numbers; its pixels are unlike any that the bundle has seen"
+        )
+    threshold = bundle.slide_thresholds[slide_score]
+    row = slide_row(
+        scores,
+        slide_id=slide.slide_id,
+        label=None,
+        classes=bundle.classes,
+        slide_score=slide_score,
+        threshold=threshold,
+    )
+    table = patch_table(scores, found.grid, classes=bundle.classes, threshold=bundle.patch_threshold)
+    return SlidePrediction(slide, row, table, slide_score, threshold, tuple(found.info["doubts"]))
+
+
+def _slide(path: str | Path, *, mpp: float | None, slide_id: str | None, tissue_path: str | Path | None) -> Slide:
+    """Check the arguments that name the slide. Raises: ConfigError, SlideError."""
+    if mpp is not None and not 0 < mpp <= 1000:
+        raise ConfigError(f"mpp = {mpp!r}: expected um per pixel, above 0 and at most 1000")
+    if slide_id is not None and not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{_ID_LENGTH}}}", slide_id):
+        raise ConfigError(f"slide_id = {slide_id!r}: expected letters, digits, . _ - ({_ID_LENGTH} at most)")
+    file = Path(path).expanduser().absolute()
+    if not file.exists():
+        raise MissingSlide(f"there is no slide {str(path)!r}; give the path of a file, or of a DICOM or MIRAX folder")
+    name = slide_id or re.sub(r"[^A-Za-z0-9._-]+", "-", file.name if file.is_dir() else file.stem)[:_ID_LENGTH]
+    if file.is_dir():
+        try:
+            file = slide_in_folder(file)
+        except (ValueError, OSError) as error:
+            raise UnreadableSlide(f"the folder {str(path)!r} cannot be read as one slide: {error}") from error
+    tissue = None if tissue_path is None else str(Path(tissue_path).expanduser().absolute())
+    if tissue is not None and not Path(tissue).is_file():
+        raise ConfigError(f"tissue_path = {str(tissue_path)!r}: there is no such file")
+    return Slide(slide_id=name, path=str(file), mpp=mpp, tissue_path=tissue)
+
+
+def torch_device(name: str | None) -> torch.device:
+    """Choose the named device; None: the GPU where there is one. Raises: ConfigError if torch does not have it."""
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"device = {name!r}: torch cannot use it here ({reason}); leave it out") from error
+    return device
+
+
+def _survey(slide: Slide, bundle: Bundle) -> Survey:
+    """Survey the slide. Raises: SlideError, whose text fits a call in place of a job where no resolution is known."""
+    try:
+        return survey(slide, bundle.config.tiling)
+    except NoResolution as error:
+        reason = str(error).partition("; set mpp")[0]
+        raise NoResolution(f"{reason}; give mpp=, um per level-0 pixel") from error
+
+
+def _embed(slide: Slide, found: Survey, bundle: Bundle, encoder: Encoder) -> EmbeddingSource:
+    """Cut and embed every patch of a surveyed slide, in the shards of the job. Raises: SlideError."""
+    tiling, size = bundle.config.tiling, (found.info["width_px"], found.info["height_px"])
+    parts = []
+    with (
+        threadpool_limits(limits=1, user_api="blas"),  # the matrices are small: threads would wait for each other
+        open_reading(slide, found.reading, reader=tiling.reader, size=size) as image,
+    ):
+        for start in range(0, found.grid.num_rows, tiling.chunk_patches):
+            table = cut_patches(image, found.reading, found.grid.slice(start, tiling.chunk_patches), tiling)
+            parts.append(embed_patches(table, encoder, batch_size=bundle.config.encoder.batch_size))
+    return EmbeddingSource(parts)
+
+
+def _check_width(bundle: Bundle, source: EmbeddingSource) -> None:
+    width, given = bundle.head.normaliser.mean.numel(), source.parts[0].shape[1]
+    if width != given:
+        raise BundleError(
+            f"the bundle takes embeddings of width {width}, its encoder {bundle.config.encoder.name} gives {given}; "
+            "train the run again"
+        )
