@@ -17,7 +17,8 @@ from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.processes.tree import end_descendants
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STAGES = {
@@ -55,20 +56,21 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None) 
         runtime = importlib.import_module("distmil.pipeline.cluster")
         stage = importlib.import_module(STAGES[name])
         job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
+        nodes = importlib.import_module("distmil.pipeline.nodes")
         runtime.after_start(interruption.install)
         try:
-            runtime.check_cluster(job)
+            nodes.check_cluster(job)
             answer = stage.run(job)
         except KeyboardInterrupt:
             runtime.stop_ray()
             raise
         except BaseException:
             runtime.stop_ray()
-            job.ledger.tell(console)
+            job.outcomes.show(console)
             raise
         runtime.stop_ray()
-        job.ledger.tell(console)
-        job.ledger.check_defects()
+        job.outcomes.show(console)
+        job.outcomes.check_defects()
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code

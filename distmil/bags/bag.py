@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from distmil.errors import SlideError, StorageError
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from distmil.tiling.shards import check_slide, decode_image, read_patches
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it

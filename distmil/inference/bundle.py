@@ -34,7 +34,8 @@ from distmil.inference.bundle_files import (
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 _ODD = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError)
 _MESSAGE_LENGTH = 500

@@ -9,7 +9,8 @@ from distmil.errors import StorageError
 from distmil.inference.metrics import PATCH_SCORES, Judged, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import Row, read_patch_table
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 
 
 def judge_predictions(

@@ -11,7 +11,8 @@ from distmil.cohort import Slide
 from distmil.config.root import fingerprint
 from distmil.errors import ConfigError
 from distmil.inference.tables import predictions_folder
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 _NAME_LENGTH = 100
 _ANOTHER = "holds the predictions of another bundle, or of other slides or splits"

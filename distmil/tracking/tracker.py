@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from distmil.config.root import PRIVATE_KEYS, Config
 from distmil.processes.interruption import interruption_held
 from distmil.storage.object_store import s3_endpoint, without_options
-from distmil.storage.store import DEFAULT_ROOT
+from distmil.storage.roots import DEFAULT_ROOT
 from distmil.tracking.mlflow_client import REFUSED, connect, is_active, outage_of, recorded_steps
 from distmil.tracking.outbox import BATCH, Backlog, Outage, Point, Row, counted
 

@@ -18,7 +18,7 @@ from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.trials import Sweep, read_trials, write_trial
 from distmil.search.space import TrialRecord
 from distmil.storage.local_files import keep_copy
-from distmil.storage.store import Part, Record
+from distmil.storage.records import Part, Record
 from distmil.tiling.shards import grid_of, patches_folder
 from distmil.tiling.tiler import SlideTiler
 from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
@@ -129,7 +129,7 @@ def records(made: TrainedStore) -> Kind:
             made.labeller(slide),
         )
     ]
-    return Kind("commit records", [(made.path(owner.record_name), partial(read, owner)) for owner in owners])
+    return Kind("commit records", [(made.path(owner.committed.record_name), partial(read, owner)) for owner in owners])
 
 
 def plans(made: TrainedStore) -> Kind:

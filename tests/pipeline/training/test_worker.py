@@ -10,7 +10,8 @@ from distmil.config.loading import build_config
 from distmil.pipeline import cluster
 from distmil.pipeline.training import worker
 from distmil.pipeline.training.worker import GroupFailed, fetch, run_file
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from tests.support.thread_group import run_as_group
 
 
