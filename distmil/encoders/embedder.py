@@ -51,7 +51,7 @@ class SlideEmbedder:
         return Committed(self.store, self.folder, self.patches.slide_id)
 
     def key(self) -> dict[str, Any]:
-        """Return what the embeddings depend on besides the configuration."""
+        """Name everything but the configuration that the embeddings depend on."""
         return {"patches": self.patches.digest}
 
     def finished(self) -> Record | None:

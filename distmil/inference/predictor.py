@@ -65,7 +65,7 @@ class SlidePredictor:
 
     @property
     def inputs(self) -> Inputs:
-        """Return what differs from slide to slide, in the order of the first fields."""
+        """Return the fields that differ from slide to slide, in their order."""
         return self.entry, self.slide, self.patches, self.annotation
 
     def scores_key(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def annotation_version(slide: Slide) -> str | None:
 
 
 def groups_of(config: Config) -> dict[str, int]:
-    """Return what annotation groups mean. Raises: ConfigError if ``labels.groups`` names no class."""
+    """Return the class of each annotation group. Raises: ConfigError if ``labels.groups`` names an unknown class."""
     try:
         return resolve_groups(config.cohort.classes, config.labels.groups)
     except ValueError as error:
@@ -108,7 +108,7 @@ class SlideOutlines:
         return ReadOutlines(annotation, record.info["doubts"], unknown)
 
     def _is_usable(self, record: Record) -> bool:
-        """Tell whether a committed file is whole, or a failure one that more time would not mend."""
+        """Return whether a commit is whole, or a failure that more time would not mend."""
         if record.info.get("limit_s", self.config.labels.timeout_s) < self.config.labels.timeout_s:
             return False
         return self.committed.is_whole(record)

@@ -54,7 +54,7 @@ class SlideLabeller:
         return Committed(self.store, labels_folder(self.config), slide_id, f"{slide_id}.json")
 
     def key(self) -> dict[str, Any]:
-        """Return what the table depends on besides the configuration. Raises: OSError if the annotation is gone."""
+        """Name all but the configuration that the table depends on. Raises: OSError if the annotation is gone."""
         path = self.slide.annotation_path
         return {
             "patches": self.patches.digest,
@@ -74,7 +74,7 @@ class SlideLabeller:
         """Make and commit the table; an annotation that cannot be used is committed as a status.
 
         Args:
-            tell_unknown: Takes the names of groups without a meaning, which are for the console only: they may name
+            tell_unknown: Takes the names of groups without a meaning. They are for the console only, for they may name
                 people.
         """
         key: dict[str, Any] = {}

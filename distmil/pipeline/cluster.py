@@ -112,12 +112,12 @@ def _own_processes() -> list[int]:
 
 
 def node_resources() -> list[dict[str, float]]:
-    """Return what each node that is there has, whether it is in use or not."""
+    """Return the resources of each living node, free or in use."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def cluster_resources() -> dict[str, float]:
-    """Return what the cluster has, or could have at most where it scales by itself."""
+    """Return the cluster's resources, or the most that it can grow to."""
     now: dict[str, float] = dict(ray.cluster_resources())
     possible = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return {name: max(now.get(name, 0), possible.get(name, 0)) for name in now.keys() | possible.keys()}

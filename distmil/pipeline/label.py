@@ -54,7 +54,7 @@ class _Labeller:
 
 
 def _report_labels(job: Job, records: Mapping[str, Record]) -> None:
-    """Say how many outlines were repaired, and which targets no patch holds; doubts are said at the job's end."""
+    """Note the number of repaired outlines, and the slides whose target no patch holds."""
     infos = {i: record.info for i, record in records.items() if record.ok}
     repaired = sum(info["repaired"] for info in infos.values())
     if repaired:

@@ -95,7 +95,7 @@ def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
 
 
 def bundle_place(job: Job) -> str:
-    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if none is given."""
+    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if neither is set."""
     place = job.config.prediction.model
     if place is None:
         raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")

@@ -167,7 +167,7 @@ def verify(job: Job, slides: Sequence[Slide]) -> int:
         return 0
     job.console.table(f"{len(bad)} of {len(slides)} slides are damaged", ("slide", "what"), sorted(damaged))
     if job.config.tiling.verify != "repair":
-        raise DamagedStore(f"{len(bad)} of {len(slides)} slides are damaged; tiling.verify=repair makes them anew")
+        raise DamagedStore(f"{len(bad)} of {len(slides)} slides are damaged; tiling.verify=repair tiles them again")
     for slide in slides:
         if slide.slide_id in bad:
             job.store.delete(SlideTiler(slide, job.config.tiling, job.store).committed.record_name)

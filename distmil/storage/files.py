@@ -80,7 +80,7 @@ class Files:
         tried = self if self.is_local else _TriedFiles(self.root)
         probe = f".probe-{uuid.uuid4().hex}"
         if not self.is_local:
-            tried.names("")  # a server that does not answer is given up sooner when it is asked than when it is told
+            tried.names("")  # a silent server is given up sooner at a read than at a write
         tried.write(probe, b"distmil")
         tried.delete(probe)
 

@@ -139,7 +139,7 @@ class Store(Files):
 
 @dataclass(frozen=True)
 class Committed:
-    """What one stage commits of one slide: parts in a folder, and the record by which they count."""
+    """The commit of one slide by one stage: parts in a folder, and the record that makes them count."""
 
     store: Store
     folder: str

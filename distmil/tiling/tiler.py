@@ -50,7 +50,7 @@ class SlideTiler:
         return Committed(self.store, self.folder, self.slide.slide_id)
 
     def key(self, *, checksum: str = "none") -> dict[str, Any]:
-        """Return what the content depends on besides the configuration. Raises: OSError if a file is gone."""
+        """Name everything but the configuration that the shards depend on. Raises: OSError if a file is gone."""
         path = self.slide.tissue_path
         return {
             "source": source_key(self.slide.path, checksum=checksum),
@@ -60,7 +60,7 @@ class SlideTiler:
         }
 
     def finished(self) -> Record | None:
-        """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
+        """Read the slide's record if a quick look (size and time) still finds it true of the file, else None."""
         record = self._settled()
         if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
@@ -71,9 +71,9 @@ class SlideTiler:
         return record if is_same else None
 
     def revived(self) -> Record | None:
-        """Return the slide's record if a checksum shows that it is true of the file, brought up to date, else None.
+        """Update the slide's record if a checksum shows that it is true of the file; else None.
 
-        That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
+        Such a file was copied or touched, or its record lacks the checksum that is configured now.
         """
         record = self._settled()
         if record is None:

@@ -15,7 +15,7 @@ from distmil.tiling.tiler import SlideTiler
 
 
 def find_damage(slide: Slide, config: TilingConfig, store: Store) -> list[str]:
-    """Return what is wrong with a slide's committed patches, and with its file where its checksum is known.
+    """List the damage of a slide's committed patches, and of its file where its checksum is known.
 
     A slide that was never committed has no damage.
     """

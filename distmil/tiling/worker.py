@@ -1,4 +1,4 @@
-"""One step of tiling a slide at a time, and what becomes of a slide or a store that fails at it.
+"""One step of tiling a slide at a time, and the policy for a slide or a store that fails at it.
 
 A step is asked for and answered in JSON-ready values, so that it can be done in a child process.
 """
@@ -30,7 +30,7 @@ _FINAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, er
 
 @dataclass(frozen=True)
 class Answer:
-    """What one or more steps of a slide came to."""
+    """The result of one or more steps of a slide."""
 
     record: Record | None = None
     """The slide's record, once there is one."""
