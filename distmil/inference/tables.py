@@ -56,7 +56,7 @@ def slide_row(
     slide_score: str,
     threshold: float,
 ) -> Row:
-    """Return a slide's line of the slide predictions; class columns are those of the ``bag`` read-out."""
+    """Make a slide's row of the slide predictions; class columns are those of the ``bag`` read-out."""
     probability = getattr(scores, slide_score)
     abnormal = classes[1 + int(scores.bag_C[1:].argmax())]
     row: Row = {

@@ -6,7 +6,6 @@ FORMAT_VERSION, so that a step done twice writes the same bytes, and any number 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,13 +166,9 @@ class SlideTiler:
             if part is None:
                 return None
             parts.append(part)
-        return self._commit(plan, parts)
-
-    def _commit(self, plan: dict[str, Any], parts: Sequence[Part]) -> Record:
-        info = plan["info"]
-        if sum(part.rows for part in parts) != info["grid"]["rows"]:
+        if sum(part.rows for part in parts) != plan["info"]["grid"]["rows"]:
             raise StorageError(f"{self.slide.slide_id}: its shards hold other patches than its grid; delete its folder")
-        record = self.committed.commit(plan["key"], parts=parts, info=info)
+        record = self.committed.commit(plan["key"], parts=parts, info=plan["info"])
         self.tidy(record)
         return record
 
