@@ -13,7 +13,7 @@ from distmil.storage.records import Part
 from distmil.storage.store import Store
 
 
-def judge_predictions(
+def evaluate_predictions(
     store: Store,
     run: str,
     rows: Mapping[str, Row],

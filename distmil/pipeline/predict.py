@@ -161,13 +161,13 @@ def _predict_all(
     if damaged := sum(found.is_damaged for _, found in looked):
         job.console.note(f"predictions of {damaged} slides are gone or damaged, and are made again")
     if todo:
-        job.console.note(f"judging {len(todo)} slides ({len(looked) - len(todo)} are done)")
+        job.console.note(f"predicting {len(todo)} slides ({len(looked) - len(todo)} are done)")
         is_gpu = wants_gpu(job.config)
         arguments = {
             "config": job.config, "store": job.store, "place": place, "run": run, "digest": bundle.digest,
             "is_gpu": is_gpu,
         }  # fmt: skip
-        with job.console.progress("judge", len(todo), "slides") as advance:
+        with job.console.progress("predict", len(todo), "slides") as advance:
             for ((entry, *_), _), record in map_slides(todo, _Predictor, num_gpus=int(is_gpu), **arguments):
                 advance()
                 records[entry.slide_id] = record

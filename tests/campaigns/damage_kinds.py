@@ -12,7 +12,7 @@ import torch
 from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
 from distmil.inference.bundle import bundle_folder
-from distmil.inference.evaluation import judge_predictions
+from distmil.inference.evaluation import evaluate_predictions
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.trials import Sweep, read_trials, write_trial
@@ -229,7 +229,7 @@ def predictions(made: TrainedStore) -> Kind:
                 return MADE_AGAIN
             rows[found.scores.slide_id], tables[found.scores.slide_id] = dict(found.scores.info), found.scores.parts[0]
         classes = made.cohort.classes
-        metrics = judge_predictions(
+        metrics = evaluate_predictions(
             made.store, run, rows, made.entries, tables=tables, classes=classes, slide_score="bag", threshold=0.5
         )
         return rows, metrics

@@ -9,7 +9,7 @@ import pytest
 
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
-from distmil.inference.evaluation import judge_predictions
+from distmil.inference.evaluation import evaluate_predictions
 from distmil.inference.metrics import judge, summarise
 from distmil.inference.scoring import BagScores
 from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
@@ -151,7 +151,7 @@ def write_run(store, *, classes=TWO, num=25, count=6):
 
 
 def judged(store, rows, entries, tables, classes=TWO, *, threshold=0.5):
-    return judge_predictions(
+    return evaluate_predictions(
         store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold
     )
 
