@@ -33,7 +33,8 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared, prepare
 from distmil.storage import local_files
 from distmil.storage import store as storage
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from distmil.tiling import shards
 from distmil.tiling.shards import grid_of, patches_folder, read_patches
 from tests.support.data import PCAM_COHORT

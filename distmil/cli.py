@@ -18,7 +18,8 @@ from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.processes.tree import end_descendants
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
 STAGES = {
@@ -84,13 +85,13 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
     job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
     runtime.after_start(interruption.install)
     try:
-        runtime.check_cluster(job)
+        importlib.import_module("distmil.pipeline.nodes").check_cluster(job)
         answer = stage.run(job)
     finally:
         runtime.stop_ray()
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            job.ledger.tell(console)
-    job.ledger.check_defects()
+            job.outcomes.show(console)
+    job.outcomes.check_defects()
     return {"job": name, "storage": store.root, **answer}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from distmil.errors import DistmilError, SlideError, StorageError
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 
 DEFECT = "defect"
 """Key of a record's info: the exception's short form."""
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parent
 _EXPECTED = (DistmilError, OSError, MemoryError)
 _PATH = re.compile(r"""'/[^']*'|"/[^"]*"|(?:\w+:/|(?<![\w.]))/(?:[^\s/'":,;()]+/)+[^\s'":,;()]*""")
 _MOST_CHARACTERS = 400
-_SHORT = 3  # such a name tells nothing, and would be found in numbers and words
+_SHORT = 3  # characters: so short a name means nothing, and is found in numbers and words
 
 
 def is_defect(error: BaseException) -> bool:
@@ -66,9 +66,7 @@ def failure_record(slide_id: str, error: Exception, *, hidden: Sequence[str | No
     return Record(slide_id, {}, status="failed", error=text, info={DEFECT: text})
 
 
-def attempt(
-    work: Callable[[], T], *, slide_id: str, hidden: Sequence[str | None] = ()
-) -> tuple[T, None] | tuple[None, Record]:
+def attempt(work: Callable[[], T], *, slide_id: str, hidden: Sequence[str | None] = ()) -> T | Record:
     """Do work on one slide.
 
     Args:
@@ -77,14 +75,14 @@ def attempt(
         hidden: Its files; see ``describe``.
 
     Returns:
-        What the work returned and None, or None and the slide's record with a status other than ``ok``.
+        The result of the work, or the slide's record with a status other than ``ok``.
 
     Raises:
         StorageError: If the store failed: that concerns all slides.
     """
     try:
-        return work(), None
+        return work()
     except StorageError:
         raise
     except Exception as error:  # noqa: BLE001 (one bad slide is one status row)
-        return None, failure_record(slide_id, error, hidden=hidden)
+        return failure_record(slide_id, error, hidden=hidden)

@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "console", "processes"],
     ["storage", "demo"],
     ["config", "defects"],
-    ["models", "slides", "tracking"],
+    ["models", "slides", "tracking", "outcomes"],
     ["annotations", "cohort"],
     ["tiling", "visualization"],
     ["labels", "encoders", "bags"],

@@ -14,7 +14,7 @@ from distmil.defects import DEFECT
 from distmil.errors import ConfigError, TrainingError
 from distmil.pipeline import tile as tile_stage
 from distmil.pipeline.job import Job
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ def test_doubts_and_what_was_dropped_are_the_last_words(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(job: Job) -> dict[str, str]:
-        job.ledger.add({"s9": DROPPED, "s7": DOUBTED})
+        job.outcomes.add({"s9": DROPPED, "s7": DOUBTED})
         job.console.note("epoch 100 of 100")
         return {}
 
@@ -153,7 +153,7 @@ def test_a_defect_on_a_slide_fails_a_job_that_went_to_its_end(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(job: Job) -> dict[str, str]:
-        job.ledger.add({"s9": DROPPED, "s8": DEFECTIVE})
+        job.outcomes.add({"s9": DROPPED, "s8": DEFECTIVE})
         return {}
 
     monkeypatch.setattr(tile_stage, "run", run)
@@ -169,7 +169,7 @@ def test_what_was_dropped_is_said_where_a_job_fails_too(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(job: Job) -> None:
-        job.ledger.add({"s9": DROPPED})
+        job.outcomes.add({"s9": DROPPED})
         raise TrainingError("the loss is nan")
 
     monkeypatch.setattr(tile_stage, "run", fail)

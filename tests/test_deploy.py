@@ -316,8 +316,8 @@ def asked(monkeypatch):
     monkeypatch.setattr(ray, "cluster_resources", dict)
     monkeypatch.setattr(ray, "nodes", list)
     monkeypatch.setattr(runtime.ray.data, "from_items", lambda *_, **__: SimpleNamespace(map=note))
-    list(runtime.stream_actors([{}], object, {}))
-    list(runtime.stream_actors([{}], object, {}, num_gpus=1))
+    list(runtime.map_slides([{}], object))
+    list(runtime.map_slides([{}], object, num_gpus=1))
     tile, embed = seen
     return {"tile": tile, "embed": embed, "train": fit._resources(Config(), is_gpu=True)}
 

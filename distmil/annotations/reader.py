@@ -17,6 +17,7 @@ from distmil.annotations.masks import read_mask
 from distmil.annotations.outlines import Annotation, Outlines
 from distmil.errors import AnnotationError
 
+TOO_MUCH_MEMORY = "the annotation takes more memory than may be used; export it with fewer marks"
 SUPPORTED = "ASAP XML, GeoJSON (also .gz and .zip) and mask images (PNG, TIFF)"
 MAX_FILE_BYTES = 256 * 2**20
 """Largest GeoJSON file that is read, unpacked."""
@@ -46,9 +47,7 @@ def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
     except OSError as error:
         raise AnnotationError(f"the annotation cannot be opened ({error.strerror or type(error).__name__})") from error
     except MemoryError as error:
-        raise AnnotationError(
-            "the annotation takes more memory than may be used; export it with fewer marks"
-        ) from error
+        raise AnnotationError(TOO_MUCH_MEMORY) from error
     except Exception as error:  # a damaged file makes decoders and geometry raise almost anything
         raise AnnotationError(
             f"the annotation is damaged, or not what its format promises ({type(error).__name__}); export it again"

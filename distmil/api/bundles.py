@@ -5,7 +5,8 @@ from pathlib import Path
 from distmil.errors import ConfigError
 from distmil.inference.bundle import Bundle
 from distmil.inference.bundle import load_bundle as load_from
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 
 
 def load_bundle(place: str | Path, *, root: str | Path | None = None) -> Bundle:

@@ -17,7 +17,8 @@ from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.run import Run, open_run
 from distmil.training.workers import Group

@@ -12,8 +12,9 @@ from PIL import Image
 from distmil.cohort import Cohort, read_cohort
 from distmil.config.loading import build_config
 from distmil.errors import ConfigError, MissingSlide
-from distmil.slides.reader import SlideImage, overview
+from distmil.slides.image import SlideImage
 from distmil.slides.reader import open_slide as open_image
+from distmil.slides.reader import overview
 
 THUMBNAIL_PX = 1024
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from distmil.bags.source import EmbeddingSource, ImageSource, PatchSource, find_not_finite
 from distmil.errors import SlideError, StorageError
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from distmil.tiling.shards import check_slide, read_patches
 
 _OPENED_AT_ONCE = 8

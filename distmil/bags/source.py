@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from distmil.tiling.shards import decode_image, read_patches
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 from distmil.config.root import Config
 from distmil.config.section import has_mark
 from distmil.errors import ConfigError
-from distmil.storage.store import read_file
+from distmil.storage.files import read_file
 
 
 def per_job_keys() -> set[str]:

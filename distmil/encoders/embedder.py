@@ -13,8 +13,9 @@ from distmil.config.root import Config, fingerprint
 from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.encoders.stains import shift_stains
 from distmil.errors import SlideError, StorageError
+from distmil.storage.records import Part, Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import check_slide, decode_image, patches_folder, read_patches
 
 FORMAT_VERSION = 1
@@ -45,18 +46,18 @@ class SlideEmbedder:
         return f"{embeddings_folder(self.config, self.spec, view=self.view)}/{self.patches.slide_id}"
 
     @property
-    def record_name(self) -> str:
-        """Return the name of the slide's commit record."""
-        return f"{self.folder}/commit.json"
+    def committed(self) -> Committed:
+        """Return where the shards and their record are."""
+        return Committed(self.store, self.folder, self.patches.slide_id)
 
     def key(self) -> dict[str, Any]:
-        """Return what the embeddings depend on besides the configuration."""
+        """Name everything but the configuration that the embeddings depend on."""
         return {"patches": self.patches.digest}
 
     def finished(self) -> Record | None:
         """Return the slide's record if it is done and still true, else None."""
-        record = self.store.read_record(self.record_name)
-        return record if record is not None and record.key == self.key() and record.ok else None
+        record = self.committed.finished(self.key())
+        return record if record is not None and record.ok else None
 
     def write_shard(self, part: Part, encoder: Encoder) -> Part:
         """Embed one patch shard, unless that was done for the same shard, and return the new shard's entry.
@@ -83,13 +84,13 @@ class SlideEmbedder:
         return made
 
     def commit(self, parts: Sequence[Part]) -> Record:
-        """Commit the slide's shards, in order, and take away what the work left."""
+        """Commit the slide's shards, in order, and delete the receipts."""
         if sum(part.rows for part in parts) != self.patches.rows:
             raise StorageError(f"{self.patches.slide_id}: embeddings of {self.patches.rows} patches are not all there")
         info = {name: self.patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px")}
-        record = Record(self.patches.slide_id, self.key(), parts=tuple(parts), info=info)
-        self.store.write_record(self.record_name, record)
-        self.store.keep_only(self.folder, {"commit.json", *(part.name for part in parts)})
+        committed = self.committed
+        record = committed.commit(self.key(), parts=parts, info=info)
+        self.store.keep_only(self.folder, {committed.file, *(part.name for part in parts)})
         return record
 
     def _images(self, table: pa.Table) -> NDArray[np.uint8]:

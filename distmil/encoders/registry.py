@@ -46,7 +46,7 @@ class EncoderSpec:
     weights_file: str | None
 
     def identity(self) -> dict[str, str]:
-        """Return what the embeddings depend on."""
+        """Name the encoder and its weights, on which embeddings depend."""
         return {"name": self.name, "digest": self.digest}
 
 
@@ -59,7 +59,7 @@ class TextureEncoder:
 
 
 def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str, Tensor] | None" = None) -> EncoderSpec:
-    """Get hold of an encoder's weights and put them into the store, unless they are there.
+    """Find an encoder's weights and put them into the store, unless they are there.
 
     Args:
         config: The encoder's section.

@@ -120,7 +120,7 @@ def _fitting(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, origi
 
 
 def canonical(state: Mapping[str, Tensor]) -> State:
-    """Return what counts of a ResNet's weights, in a fixed order: neither the last layer nor batch counters."""
+    """Select a ResNet's weights that matter, in a fixed order, without the last layer and batch counters."""
     return {
         key: value.detach().contiguous() if value.is_meta else value.detach().cpu().contiguous()
         for key, value in sorted(state.items())

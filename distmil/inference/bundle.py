@@ -3,7 +3,6 @@
 A bundle is one thing: its commit record names every file with its checksum, and its digest covers them all.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,7 +24,6 @@ from distmil.inference.bundle_files import (
     FIRST_VERSION,
     HEAD_FILE,
     JSON_FILES,
-    RECORD_FILE,
     BundleFiles,
     checked_threshold,
     encoder_state_of,
@@ -35,7 +33,9 @@ from distmil.inference.bundle_files import (
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
-from distmil.storage.store import Record, Store, resolve_root
+from distmil.storage.records import Record, encode_json
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import RECORD_FILE, Committed, Store
 
 _ODD = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError)
 _MESSAGE_LENGTH = 500
@@ -129,10 +129,9 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
     if bundle.encoder_state is not None:
         files[ENCODER_FILE] = save_safetensors(bundle.encoder_state)
     for name, values in zip(JSON_FILES, (config, labels, dict(bundle.metrics)), strict=True):
-        files[name] = (json.dumps(values, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
-    parts = tuple(store.write_part(folder, name, data, rows=1) for name, data in files.items())
-    record = Record(slide_id=bundle.run, key={"format_version": BUNDLE_VERSION}, parts=parts)
-    store.write_record(f"{folder}/{RECORD_FILE}", record)
+        files[name] = encode_json(values)
+    parts = [store.write_part(folder, name, data, rows=1) for name, data in files.items()]
+    record = Committed(store, folder, bundle.run).commit({"format_version": BUNDLE_VERSION}, parts=parts)
     store.keep_only(folder, {RECORD_FILE, *files})
     return record
 

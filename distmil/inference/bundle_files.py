@@ -13,7 +13,8 @@ from distmil.config.root import Config, fingerprint
 from distmil.errors import BundleError
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 
 BUNDLE_VERSION = 2
 FIRST_VERSION = 1

@@ -9,10 +9,11 @@ from distmil.errors import StorageError
 from distmil.inference.metrics import PATCH_SCORES, LabelledScores, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import Row, read_patch_table
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 
 
-def judge_predictions(
+def evaluate_predictions(
     store: Store,
     run: str,
     rows: Mapping[str, Row],

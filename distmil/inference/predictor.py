@@ -1,43 +1,47 @@
-"""The predictions of one slide: a committed table of patch scores, and committed maps. The two are made anew apart."""
+"""The predictions of one slide: a committed table of patch scores, and committed maps, each made again by itself."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import annotation_checksum as checksum_of
 from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.errors import SlideError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import BagScores, Embed, score_bag
-from distmil.inference.tables import encode_table, patch_table, predictions_folder, read_patch_table, slide_row
+from distmil.inference.tables import patch_table, predictions_folder, read_patch_table, slide_row
 from distmil.labels.slide_outlines import SlideOutlines
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.schemas import to_parquet
+from distmil.storage.store import Committed, Store
 from distmil.visualization.slide_maps import MAPS, draw_maps
 
 FORMAT_VERSION = 2
 MAPS_VERSION = 1
 
+Inputs = tuple[BagEntry, Slide, Record, str | None]
+"""Of one slide: its bag, the slide, the record of its patches, and the version of its annotation."""
+
 
 @dataclass(frozen=True)
-class Found:
-    """What is committed of a slide, whole, and made of the same inputs; None where it is to be made."""
+class Finished:
+    """The committed records of a slide that are whole and made of its inputs; None where one must be made."""
 
     scores: Record | None
     maps: Record | None
     is_damaged: bool = False
-    """A file was gone or damaged though the record is true."""
+    """A committed file was gone or damaged."""
 
 
 @dataclass(frozen=True)
 class SlidePredictor:
     """Makes the predictions of one slide.
 
-    ``annotation`` is the checksum of its outlines, ``patches`` the record of its tiling, ``bundle`` the digest.
+    ``annotation`` is the version of its outlines, ``patches`` the record of its tiling, ``bundle`` the digest.
     """
 
     entry: BagEntry
@@ -59,30 +63,10 @@ class SlidePredictor:
         """Return the name of the slide's class."""
         return None if self.entry.label is None else self.config.cohort.classes[self.entry.label]
 
-    def item(self) -> dict[str, Any]:
-        """Return what differs from slide to slide, JSON-ready."""
-        return {
-            "entry": self.entry.to_json(),
-            "slide": asdict(self.slide),
-            "patches": self.patches.to_json(),
-            "annotation": self.annotation,
-        }
-
-    @classmethod
-    def of_item(
-        cls, values: Mapping[str, Any], *, bundle: str, config: Config, store: Store, run: str
-    ) -> "SlidePredictor":
-        """Rebuild a predictor."""
-        return cls(
-            BagEntry.from_json(values["entry"]),
-            Slide(**values["slide"]),
-            Record.from_json(values["patches"]),
-            values["annotation"],
-            bundle,
-            config,
-            store,
-            run,
-        )
+    @property
+    def inputs(self) -> Inputs:
+        """Return the fields that differ from slide to slide, in their order."""
+        return self.entry, self.slide, self.patches, self.annotation
 
     def scores_key(self) -> dict[str, Any]:
         """Return everything that the scores depend on; thresholds, classes and top_k are in the bundle's digest."""
@@ -106,18 +90,18 @@ class SlidePredictor:
             "format_version": MAPS_VERSION,
         }
 
-    def find(self) -> Found:
-        """Look what is done, and compare every file with its checksum. Raises: StorageError."""
-        scores, is_damaged = self._committed(self._scores_name, self.scores_key())
+    def find(self) -> Finished:
+        """Find the finished records, every file compared with its checksum. Raises: StorageError."""
+        scores, is_damaged = self._whole(self._scores, self.scores_key())
         if scores is None or not self.config.prediction.maps:
-            return Found(scores, None, is_damaged)
-        maps, is_map_damaged = self._committed(self._maps_name, self.maps_key(scores))
+            return Finished(scores, None, is_damaged)
+        maps, is_map_damaged = self._whole(self._maps, self.maps_key(scores))
         if maps is not None and maps.info["doubts"]:  # what could not be read may have come back
             maps = None
-        return Found(scores, maps, is_map_damaged)
+        return Finished(scores, maps, is_map_damaged)
 
-    def is_done(self, found: Found) -> bool:
-        """Tell whether nothing is left to make."""
+    def is_done(self, found: Finished) -> bool:
+        """Return whether nothing is left to make."""
         return found.scores is not None and (found.maps is not None or not self.config.prediction.maps)
 
     def score(self, bundle: Bundle, embed: Embed) -> Record:
@@ -131,8 +115,9 @@ class SlidePredictor:
         bags = bundle.config.bags
         scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share)
         check_finite(scores)
-        if self.store.exists(self._maps_name):  # no maps of other scores lie beside the new ones
-            for name in (self._maps_name, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):
+        record_of_maps = self._maps.record_name
+        if self.store.exists(record_of_maps):  # no maps of other scores lie beside the new ones
+            for name in (record_of_maps, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):
                 self.store.delete(name)
         slide_score = self.config.prediction.slide_score
         row = slide_row(
@@ -145,10 +130,8 @@ class SlidePredictor:
         )
         table = patch_table(scores, places, classes=bundle.classes, threshold=bundle.patch_threshold)
         name = f"patches/{self.slide.slide_id}.parquet"
-        part = self.store.write_part(self.folder, name, encode_table(table), rows=table.num_rows)
-        record = Record(self.slide.slide_id, self.scores_key(), parts=(part,), info=row)
-        self.store.write_record(self._scores_name, record)
-        return record
+        part = self.store.write_part(self.folder, name, to_parquet(table), rows=table.num_rows)
+        return self._scores.commit(self.scores_key(), parts=[part], info=row)
 
     def draw(self, scores: Record, bundle: Bundle) -> Record:
         """Draw and commit the maps of committed scores. Raises: StorageError."""
@@ -164,33 +147,30 @@ class SlidePredictor:
             max_px=settings.map_px,
             reader=self.config.tiling.reader,
         )
-        parts = tuple(
+        parts = [
             self.store.write_part(self.folder, f"maps/{file}", drawn.images[name], rows=1)
             for file, name in map_files(self.slide.slide_id).items()
-        )
-        record = Record(self.slide.slide_id, self.maps_key(scores), parts=parts, info={"doubts": list(drawn.doubts)})
-        self.store.write_record(self._maps_name, record)
-        return record
+        ]
+        return self._maps.commit(self.maps_key(scores), parts=parts, info={"doubts": list(drawn.doubts)})
 
     def _outlines(self) -> Annotation | None:
         found = SlideOutlines(self.slide, self.config, self.store, self.patches).read()
         return found.annotation if found else None
 
     @property
-    def _scores_name(self) -> str:
-        return f"{self.folder}/records/{self.slide.slide_id}.json"
+    def _scores(self) -> Committed:
+        return Committed(self.store, self.folder, self.slide.slide_id, f"records/{self.slide.slide_id}.json")
 
     @property
-    def _maps_name(self) -> str:
-        return f"{self.folder}/records/maps/{self.slide.slide_id}.json"
+    def _maps(self) -> Committed:
+        return Committed(self.store, self.folder, self.slide.slide_id, f"records/maps/{self.slide.slide_id}.json")
 
-    def _committed(self, name: str, key: Mapping[str, Any]) -> tuple[Record | None, bool]:
-        """Return a record that is true and whose parts are whole, else None, and whether the parts are the reason."""
-        record = self.store.read_record(name)
-        if record is None or record.key != key:
-            return None, False
-        is_whole = all(self.store.is_intact(self.folder, part) for part in record.parts)
-        return (record, False) if is_whole else (None, True)
+    def _whole(self, committed: Committed, key: Mapping[str, Any]) -> tuple[Record | None, bool]:
+        """Read a record of that key whose parts are whole, else None; True beside it if parts are gone or damaged."""
+        record = committed.finished(key)
+        if record is None or committed.is_whole(record):
+            return record, False
+        return None, True
 
 
 def map_files(slide_id: str) -> dict[str, str]:
@@ -199,7 +179,7 @@ def map_files(slide_id: str) -> dict[str, str]:
 
 
 def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:
-    """Delete what a folder of predictions holds of other slides, as of those that have failed since."""
+    """Delete the predictions of other slides from a run's folder, such as of slides that have failed since."""
     folder = predictions_folder(run)
     store.keep_only(f"{folder}/patches", {f"{slide_id}.parquet" for slide_id in slide_ids})
     store.keep_only(f"{folder}/maps", {file for slide_id in slide_ids for file in map_files(slide_id)})
@@ -208,7 +188,7 @@ def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:
 
 
 def check_finite(scores: BagScores) -> None:
-    """Refuse scores of which one is not a finite number. Raises: SlideError."""
+    """Refuse scores that are not all finite. Raises: SlideError."""
     values = (
         scores.bag_C,
         scores.attention_N,
@@ -218,13 +198,3 @@ def check_finite(scores: BagScores) -> None:
     )
     if not all(np.isfinite(value).all() for value in values):
         raise SlideError("the slide's scores are not finite; delete its folder of embeddings and run again")
-
-
-def annotation_checksum(slide: Slide) -> str | None:
-    """Return the SHA-256 of a slide's annotation, None without one."""
-    if slide.annotation_path is None:
-        return None
-    try:
-        return checksum_of(slide.annotation_path)
-    except OSError:
-        return "unreadable"

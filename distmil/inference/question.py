@@ -1,4 +1,4 @@
-"""What a folder of predictions answers: which bundle was asked about which slides.
+"""The question that a folder of predictions answers: a bundle and its slides.
 
 No answer lies among those of another question. The question is committed as ``question.json`` before the first answer.
 """
@@ -11,7 +11,8 @@ from distmil.cohort import Slide
 from distmil.config.root import fingerprint
 from distmil.errors import ConfigError
 from distmil.inference.tables import predictions_folder
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 _NAME_LENGTH = 100
 _ANOTHER = "holds the predictions of another bundle, or of other slides or splits"
@@ -30,7 +31,7 @@ class Question:
 
 
 def make_question(bundle: str, slides: Sequence[Slide]) -> Question:
-    """Put the question of a bundle's digest and slides."""
+    """Make the question of a bundle's digest and slides."""
     splits = {slide.slide_id: slide.split for slide in slides}
     return Question(bundle, fingerprint(splits, length=64), len(splits))
 
@@ -53,12 +54,12 @@ def check_owner(store: Store, name: str, *, owner: str) -> None:
 
 
 def claim_question(store: Store, name: str, question: Question, *, owner: str | None = None) -> None:
-    """Note what a folder answers, unless that is noted there already.
+    """Commit the question that a folder answers, unless it is there already.
 
     Args:
         store: Where predictions are.
         name: The folder's name.
-        question: What is asked now.
+        question: The question of this job.
         owner: The training run whose held-out slides are predicted: it replaces its own earlier answers.
 
     Raises:

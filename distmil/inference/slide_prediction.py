@@ -26,9 +26,10 @@ from distmil.encoders.registry import Encoder, load_carried
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS, score_bag
-from distmil.inference.tables import encode_table, patch_table, slide_row
+from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
 from distmil.slides.reader import open_slide, overview
+from distmil.storage.schemas import to_parquet
 from distmil.tiling.plan import Survey, open_reading, survey
 from distmil.tiling.tiler import cut_patches
 from distmil.visualization.heatmap import encode_png
@@ -131,7 +132,7 @@ class SlidePrediction:
         place = Path(folder).expanduser()
         maps = {name: encode_png(self.map(name)) for name in MAPS}
         place.mkdir(parents=True, exist_ok=True)
-        (place / f"{self.slide_id}.parquet").write_bytes(encode_table(self.patches))
+        (place / f"{self.slide_id}.parquet").write_bytes(to_parquet(self.patches))
         (place / f"{self.slide_id}.json").write_text(json.dumps(dict(self.row), indent=1) + "\n")
         for name, data in maps.items():
             (place / f"{self.slide_id}_{name}.png").write_bytes(data)

@@ -1,6 +1,5 @@
 """A bundle's answers as tables: patch scores and slide scores."""
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.inference.scoring import READ_OUTS, BagScores
-from distmil.storage.schemas import patch_predictions_schema, slide_predictions_schema
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part
+from distmil.storage.schemas import patch_predictions_schema, slide_predictions_schema, to_parquet
+from distmil.storage.store import Committed, Store
 
 Row = dict[str, Any]
 
@@ -56,7 +56,7 @@ def slide_row(
     slide_score: str,
     threshold: float,
 ) -> Row:
-    """Return a slide's line of the slide predictions; class columns are those of the ``bag`` read-out."""
+    """Make a slide's row of the slide predictions; class columns are those of the ``bag`` read-out."""
     probability = getattr(scores, slide_score)
     abnormal = classes[1 + int(scores.bag_C[1:].argmax())]
     row: Row = {
@@ -75,25 +75,20 @@ def slide_row(
 def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequence[str]) -> str:
     """Commit the slide predictions and return the file's name.
 
-    Metrics that lie beside another table go.
+    Metrics of another table are deleted before the new table is written.
     """
     folder = predictions_folder(run)
-    data = encode_table(pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
-    earlier = store.read_record(f"{folder}/slides.json")
-    if earlier is None or [part.sha256 for part in earlier.parts] != [hashlib.sha256(data).hexdigest()]:
+    committed = Committed(store, folder, run, "slides.json")
+    earlier = committed.read()
+    data = to_parquet(pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
+    part = Part.of("slides.parquet", data, rows=len(rows))
+    if earlier is None or tuple(earlier.parts) != (part,):
         store.delete(f"{folder}/metrics.json")
-    part = store.write_part(folder, "slides.parquet", data, rows=len(rows))
-    store.write_record(f"{folder}/slides.json", Record(run, {}, parts=(part,)))
+    store.write(f"{folder}/{part.name}", data)
+    committed.commit({}, parts=[part])
     return f"{folder}/{part.name}"
 
 
 def read_patch_table(store: Store, run: str, part: Part, columns: Sequence[str]) -> pa.Table:
     """Read columns of a slide's patch predictions, verified. Raises: StorageError if they are damaged or gone."""
     return pq.read_table(pa.BufferReader(store.read_part(predictions_folder(run), part)), columns=list(columns))
-
-
-def encode_table(table: pa.Table) -> pa.Buffer:
-    """Encode a table of predictions as Parquet."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-    return sink.getvalue()

@@ -13,7 +13,7 @@ from distmil.annotations import origin
 from distmil.annotations.arrow_file import encode_annotation
 from distmil.annotations.coverage import united
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import read_annotation
+from distmil.annotations.reader import TOO_MUCH_MEMORY, read_annotation
 from distmil.annotations.regions import group_key
 from distmil.errors import AnnotationError, SlideError
 
@@ -48,7 +48,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     except AnnotationError as error:
         return {"error": str(error)}
     except MemoryError:
-        return {"error": "the annotation takes more memory than may be used; export it with fewer marks"}
+        return {"error": TOO_MUCH_MEMORY}
     except shapely.errors.GEOSException:
         return {"error": "the annotation: its outlines cannot be moved to the slide; simplify them"}
     return {"unknown": unknown, "doubts": [doubt] if doubt else []}

@@ -23,7 +23,8 @@ from distmil.config.root import Config, fingerprint
 from distmil.errors import AnnotationError, ConfigError
 from distmil.labels.rules import resolve_groups
 from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Committed, Store
 from distmil.tiling.overview import decode_overview
 from distmil.tiling.shards import patches_folder
 
@@ -33,8 +34,8 @@ _lock = threading.Lock()
 
 
 @dataclass(frozen=True)
-class Found:
-    """An annotation, and what is to be said of reading it."""
+class ReadOutlines:
+    """An annotation, and the doubts and unknown groups of reading it."""
 
     annotation: Annotation
     doubts: Sequence[str] = ()
@@ -42,8 +43,18 @@ class Found:
     """Names of the groups without a meaning, for the console only; none where the annotation was read before."""
 
 
+def annotation_version(slide: Slide) -> str | None:
+    """Return the checksum of a slide's annotation, None without one, and a word if it cannot be read."""
+    if slide.annotation_path is None:
+        return None
+    try:
+        return annotation_checksum(slide.annotation_path)
+    except OSError:
+        return "unreadable"
+
+
 def groups_of(config: Config) -> dict[str, int]:
-    """Return what annotation groups mean. Raises: ConfigError if ``labels.groups`` names no class."""
+    """Return the class of each annotation group. Raises: ConfigError if ``labels.groups`` names an unknown class."""
     try:
         return resolve_groups(config.cohort.classes, config.labels.groups)
     except ValueError as error:
@@ -71,11 +82,11 @@ class SlideOutlines:
         return f"outlines/{fingerprint(values)}"
 
     @property
-    def record_name(self) -> str:
-        """Return the name of the commit record."""
-        return f"{self.folder}/{self.slide.slide_id}.json"
+    def committed(self) -> Committed:
+        """Return where the outlines and their record are."""
+        return Committed(self.store, self.folder, self.slide.slide_id, f"{self.slide.slide_id}.json")
 
-    def read(self) -> Found | None:
+    def read(self) -> ReadOutlines | None:
         """Return the slide's annotation, None if the slide has none.
 
         Raises:
@@ -88,32 +99,31 @@ class SlideOutlines:
             return None
         key = {"patches": self.patches.digest, "annotation": annotation_checksum(path)}
         unknown: list[str] = []
-        record = self.store.read_record(self.record_name)
-        if record is None or record.key != key or not self._is_usable(record):
+        record = self.committed.finished(key)
+        if record is None or not self._is_usable(record):
             record, unknown = self._make(path, key)
         if not record.ok:
             raise AnnotationError(record.error or "")
         annotation = decode_annotation(self.store.read_part(self.folder, record.parts[0]))
-        return Found(annotation, record.info["doubts"], unknown)
+        return ReadOutlines(annotation, record.info["doubts"], unknown)
 
     def _is_usable(self, record: Record) -> bool:
-        """Tell whether a committed file is whole, or a failure one that more time would not mend."""
+        """Return whether a commit is whole, or a failure that more time would not mend."""
         if record.info.get("limit_s", self.config.labels.timeout_s) < self.config.labels.timeout_s:
             return False
-        return all(self.store.is_intact(self.folder, part) for part in record.parts)
+        return self.committed.is_whole(record)
 
     def _make(self, path: str, key: dict[str, Any]) -> tuple[Record, list[str]]:
         """Read the annotation in the child process and commit it, or the reason why it cannot be used."""
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "outlines"
             answer, info = self._ask(path, folder, str(out))
-            slide_id = self.slide.slide_id
             if "error" in answer:
-                record = Record(slide_id, key, status=AnnotationError.status, error=answer["error"], info=info)
+                record = self.committed.commit(key, status=AnnotationError.status, error=answer["error"], info=info)
             else:
-                part = self.store.write_part(self.folder, f"{slide_id}.arrow", out.read_bytes(), rows=1)
-                record = Record(slide_id, key, parts=(part,), info={"doubts": answer["doubts"]})
-        self.store.write_record(self.record_name, record)
+                name = f"{self.slide.slide_id}.arrow"
+                part = self.store.write_part(self.folder, name, out.read_bytes(), rows=1)
+                record = self.committed.commit(key, parts=[part], info={"doubts": answer["doubts"]})
         return record, answer.get("unknown", [])
 
     def _ask(self, path: str, folder: str, out: str) -> tuple[dict[str, Any], dict[str, Any]]:

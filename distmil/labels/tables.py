@@ -1,13 +1,11 @@
 """Label tables: one committed file per slide, made from its annotation and its grid, never from its pixels."""
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distmil.annotations.reader import annotation_checksum
 from distmil.annotations.regions import Grid
@@ -15,9 +13,10 @@ from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.errors import AnnotationError
 from distmil.labels.rules import LabelledPatches, LabelRule, label_patches
-from distmil.labels.slide_outlines import Found, SlideOutlines, groups_of
-from distmil.storage.schemas import labels_schema
-from distmil.storage.store import Record, Store
+from distmil.labels.slide_outlines import ReadOutlines, SlideOutlines, groups_of
+from distmil.storage.records import Record
+from distmil.storage.schemas import labels_schema, to_parquet
+from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import grid_of, patches_folder
 
 FORMAT_VERSION = 2
@@ -47,15 +46,16 @@ class SlideLabeller:
     @property
     def table_name(self) -> str:
         """Return the name of the table's file."""
-        return f"{labels_folder(self.config)}/{self.slide.slide_id}.parquet"
+        return f"{self.committed.folder}/{self.slide.slide_id}.parquet"
 
     @property
-    def record_name(self) -> str:
-        """Return the name of its commit record."""
-        return f"{labels_folder(self.config)}/{self.slide.slide_id}.json"
+    def committed(self) -> Committed:
+        """Return where the table and its record are."""
+        slide_id = self.slide.slide_id
+        return Committed(self.store, labels_folder(self.config), slide_id, f"{slide_id}.json")
 
     def key(self) -> dict[str, Any]:
-        """Return what the table depends on besides the configuration. Raises: OSError if the annotation is gone."""
+        """Name all but the configuration that the table depends on. Raises: OSError if the annotation is gone."""
         path = self.slide.annotation_path
         return {
             "patches": self.patches.digest,
@@ -66,9 +66,8 @@ class SlideLabeller:
 
     def finished(self) -> Record | None:
         """Return the record if the table is there and still true, else None."""
-        record = self.store.read_record(self.record_name)
         try:
-            return record if record is not None and record.key == self.key() else None
+            return self.committed.finished(self.key())
         except OSError:
             return None
 
@@ -76,7 +75,7 @@ class SlideLabeller:
         """Make and commit the table; an annotation that cannot be used is committed as a status.
 
         Args:
-            tell_unknown: Takes the names of groups without a meaning, which are for the console only: they may name
+            tell_unknown: Takes the names of groups without a meaning. They are for the console only, for they may name
                 people.
         """
         key: dict[str, Any] = {}
@@ -87,19 +86,17 @@ class SlideLabeller:
                 tell_unknown(found.unknown)
             made = self.labels(found)
         except AnnotationError as error:
-            record = Record(self.slide.slide_id, key, status=error.status, error=str(error))
+            return self.committed.commit(key, status=error.status, error=str(error))
         except OSError as error:
             return Record(self.slide.slide_id, key, status="missing", error=f"annotation: {error.strerror or error}")
-        else:
-            folder, _, name = self.table_name.rpartition("/")
-            table = self._table(made)
-            part = self.store.write_part(folder, name, _to_parquet(table), rows=table.num_rows)
-            doubts = [*(found.doubts if found else ()), *made.doubts]
-            record = Record(self.slide.slide_id, key, parts=(part,), info=_counts(made) | {"doubts": doubts})
-        self.store.write_record(self.record_name, record)
-        return record
+        table = self._table(made)
+        data = to_parquet(table, write_statistics=False)
+        committed = self.committed
+        part = self.store.write_part(committed.folder, f"{self.slide.slide_id}.parquet", data, rows=table.num_rows)
+        doubts = [*(found.doubts if found else ()), *made.doubts]
+        return committed.commit(key, parts=[part], info=_counts(made) | {"doubts": doubts})
 
-    def labels(self, found: Found | None) -> LabelledPatches:
+    def labels(self, found: ReadOutlines | None) -> LabelledPatches:
         """Label the slide's patches. Raises: AnnotationError if the annotation contradicts the slide."""
         size = (self.patches.info["width_px"], self.patches.info["height_px"])
         grid = grid_of(self.store, self.config.tiling, self.patches)
@@ -140,9 +137,3 @@ def _counts(made: LabelledPatches) -> dict[str, Any]:
         "unmapped": len(made.unmapped),
         "is_target_missed": made.is_target_missed,
     }
-
-
-def _to_parquet(table: pa.Table) -> pa.Buffer:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, compression="zstd", write_statistics=False, write_page_checksum=True)
-    return pa.py_buffer(sink.getvalue())

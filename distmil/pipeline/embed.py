@@ -1,19 +1,17 @@
 """Patch shards to embeddings, by actors that load the encoder once."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec, load_encoder
-from distmil.errors import StorageError
-from distmil.pipeline.cluster import Row, calm_worker, stream_actors, wants_gpu
+from distmil.pipeline.cluster import map_slides, wants_gpu
 from distmil.pipeline.job import Job, check_bad_fraction, open_cohort, open_encoder, status_counts
 from distmil.pipeline.tile import tile
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from distmil.tiling.shards import patches_folder
 
 _Key = tuple[str, int]
@@ -26,7 +24,7 @@ def run(job: Job) -> dict[str, Any]:
     spec = open_encoder(job)
     patches = tile(job, cohort.slides)
     records = patches | embed(job, patches, spec)
-    job.ledger.add(patches)  # their doubts
+    job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
         "patches": job.store.path(patches_folder(job.config.tiling)),
@@ -71,23 +69,20 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
     first = next(iter(todo.values()))
     what = "slides" if first.view == 0 else "views of slides"
     job.console.note(f"embedding {len(todo)} {what} with {first.spec.name} ({len(records)} are done)")
-    items = [_item(embedder, part) for embedder in todo.values() for part in embedder.patches.parts]
-    arguments = {"spec": asdict(first.spec), "root": job.store.root, "config": json.dumps(job.config.model_dump())}
+    items = [(embedder.patches, embedder.view, part) for embedder in todo.values() for part in embedder.patches.parts]
     is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)
     found: dict[_Key, dict[str, Part]] = {key: {} for key in todo}
     with job.console.progress("embed", len(items), "shards") as advance:
-        for row in stream_actors(items, _Embedder, arguments | {"is_gpu": is_gpu}, num_gpus=1 if is_gpu else 0):
+        arguments = {"config": job.config, "store": job.store, "spec": first.spec, "is_gpu": is_gpu}
+        for (patches, view, source), made in map_slides(items, _Embedder, num_gpus=int(is_gpu), **arguments):
             advance()
-            if row["fatal"]:
-                raise StorageError(row["fatal"])
-            key = row["slide_id"], row["view"]
-            if row["failure"]:
-                records[key] = Record.from_json(json.loads(row["failure"]))
+            key = patches.slide_id, view
+            if isinstance(made, Record):
+                records[key] = made
                 continue
-            found[key][row["source"]] = Part(**json.loads(row["part"]))
-            wanted = todo[key].patches.parts
-            if key not in records and len(found[key]) == len(wanted):
-                records[key] = todo[key].commit([found[key][part.name] for part in wanted])
+            found[key][source.name] = made
+            if key not in records and len(found[key]) == len(patches.parts):
+                records[key] = todo[key].commit([found[key][part.name] for part in patches.parts])
     return records
 
 
@@ -95,32 +90,15 @@ def _key(embedder: SlideEmbedder) -> _Key:
     return embedder.patches.slide_id, embedder.view
 
 
-def _item(embedder: SlideEmbedder, part: Part) -> Row:
-    patches = json.dumps(embedder.patches.to_json())
-    return {"patches": patches, "part": json.dumps(asdict(part)), "view": embedder.view}
-
-
 class _Embedder:
     """An actor: one loaded encoder, one shard at a time."""
 
-    def __init__(self, *, spec: dict[str, Any], root: str, config: str, is_gpu: bool) -> None:
-        calm_worker()
-        self._spec = EncoderSpec(**spec)
-        self._store = Store(root)
-        self._config = build_config(json.loads(config))
-        self._encoder = load_encoder(self._spec, self._store, device="cuda" if is_gpu else "cpu")
+    def __init__(self, config: Config, store: Store, spec: EncoderSpec, is_gpu: bool) -> None:
+        self._config, self._store, self._spec = config, store, spec
+        self._encoder = load_encoder(spec, store, device="cuda" if is_gpu else "cpu")
 
-    def __call__(self, row: Row) -> Row:
-        patches, part = Record.from_json(json.loads(row["patches"])), Part(**json.loads(row["part"]))
-        answer = {"slide_id": patches.slide_id, "view": row["view"], "source": part.name, "part": ""}
-        answer |= {"failure": "", "fatal": ""}
-        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, row["view"])
-        try:
-            made, failure = attempt(
-                lambda: embedder.write_shard(part, self._encoder), slide_id=embedder.patches.slide_id
-            )
-        except StorageError as error:
-            return answer | {"fatal": str(error)}
-        if failure:
-            return answer | {"failure": json.dumps(failure.to_json())}
-        return answer | {"part": json.dumps(made and asdict(made))}
+    def __call__(self, item: tuple[Record, int, Part]) -> Part | Record:
+        """Embed one shard, and return the new shard's entry, or the slide's record if it fails."""
+        patches, view, part = item
+        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, view)
+        return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.slide_id)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distmil.cohort import Cohort, Slide
-from distmil.inference.evaluation import judge_predictions
+from distmil.inference.evaluation import evaluate_predictions
 from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
 from distmil.pipeline.predict import Predictions, bundle_place, claim_output, judge_slides, open_bundle
 
@@ -28,7 +28,7 @@ def measure(job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort
     found: dict[str, Any] = {}
     for split in sorted(set(split_of.values())):
         entries = [entry for entry in made.prepared.entries if split_of[entry.slide_id] == split]
-        found[split] = judge_predictions(
+        found[split] = evaluate_predictions(
             job.store,
             made.run,
             made.rows,

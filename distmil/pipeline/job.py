@@ -12,8 +12,9 @@ from distmil.console import Console
 from distmil.demo import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, TooManyBadSlides
-from distmil.pipeline.slide_summary import Ledger
-from distmil.storage.store import Record, Store
+from distmil.outcomes import Outcomes
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
     from torch import Tensor
@@ -21,18 +22,18 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
 
 @dataclass
 class Job:
-    """What every stage needs: the configuration, the store, and someone to talk to."""
+    """What every stage needs: the configuration, the store, and the console."""
 
     config: Config
     store: Store
     console: Console = field(default_factory=Console)
-    ledger: Ledger = field(default_factory=Ledger)
-    """What is said of the slides at the job's end; copies of a job share it."""
+    outcomes: Outcomes = field(default_factory=Outcomes)
+    """How the slides ended, shown at the job's end; copies of a job share it."""
 
 
 @dataclass
 class Tiled:
-    """What tiling a cohort came to."""
+    """The outcome of tiling a cohort."""
 
     records: dict[str, Record] = field(default_factory=dict)
     """Of every slide, by its id."""
@@ -61,7 +62,7 @@ def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
 
 
 def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> EncoderSpec:
-    """Get hold of the encoder's weights, and say so where they are random.
+    """Prepare the encoder's weights, and warn where they are random.
 
     Args:
         job: Its configuration names the encoder.
@@ -109,13 +110,13 @@ def status_counts(records: Mapping[str, Record]) -> dict[str, int]:
 
 
 def check_bad_fraction(job: Job, records: Mapping[str, Record]) -> None:
-    """Take the slides into the job's ledger, which says at the job's end what was dropped and why.
+    """Add the slides to the job's outcomes, and refuse too many that cannot be used.
 
     Raises:
         TooManyBadSlides: If more are dropped than ``tiling.max_bad_fraction`` allows, or everything.
         DefectError: If an unexpected exception cost some of them then.
     """
-    job.ledger.add(records)
+    job.outcomes.add(records)
     counts = status_counts(records)
     num_bad = sum(counts.values()) - counts.pop("ok", 0)
     if not num_bad:
@@ -123,10 +124,10 @@ def check_bad_fraction(job: Job, records: Mapping[str, Record]) -> None:
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     allowed = job.config.tiling.max_bad_fraction
     if num_bad > allowed * len(records) or num_bad == len(records):
-        job.ledger.check_defects()
+        job.outcomes.check_defects()
         raise TooManyBadSlides(
             f"{num_bad} of {len(records)} slides cannot be used ({statuses}), more than tiling.max_bad_fraction = "
             f"{allowed} allows; mend them, take them out of the manifest, or raise it"
         )
-    kinds = job.ledger.dropped_by_kind()
+    kinds = job.outcomes.dropped_by_kind()
     job.console.note(f"{num_bad} of {len(records)} slides are dropped: {statuses}{kinds}; the job's end says why")

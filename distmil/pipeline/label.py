@@ -1,18 +1,16 @@
 """Outlines to label tables in parallel. Light: no torch, no slide reader."""
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 from distmil.cohort import Slide
-from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.defects import attempt
-from distmil.errors import StorageError
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline.cluster import Row, stream
+from distmil.pipeline.cluster import map_slides
 from distmil.pipeline.job import Job
 from distmil.pipeline.tile_report import say_unknown_groups
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 
 def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> dict[str, Record]:
@@ -28,47 +26,35 @@ def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> d
     if todo:
         job.console.note(f"labelling {len(todo)} slides ({len(records)} are done)")
         with job.console.progress("label", len(todo), "slides") as advance:
-            for row in stream([_label_item(labeller) for labeller in todo], _label):
+            items = [(labeller.slide, labeller.patches) for labeller in todo]
+            for (slide, _), (record, names) in map_slides(items, _Labeller, config=job.config, store=job.store):
                 advance()
-                if row["fatal"]:
-                    raise StorageError(row["fatal"])
-                records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
-                unknown.update(json.loads(row["unknown"]))
+                records[slide.slide_id] = record
+                unknown.update(names)
     say_unknown_groups(job, unknown)
     _report_labels(job, records)
     return records
 
 
-def _label_item(labeller: SlideLabeller) -> Row:
-    values = {
-        "slide": asdict(labeller.slide),
-        "config": labeller.config.model_dump(),
-        "root": labeller.store.root,
-        "patches": labeller.patches.to_json(),
-    }
-    return {"labeller": json.dumps(values)}
+class _Labeller:
+    """Labels one slide after the other; an annotation that cannot be used is the slide's status."""
 
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config, self._store = config, store
 
-def _label(row: Row) -> Row:
-    """Label one slide; an annotation that cannot be used is its status."""
-    values = json.loads(row["labeller"])
-    slide = Slide(**values["slide"])
-    patches = Record.from_json(values["patches"])
-    labeller = SlideLabeller(slide, build_config(values["config"]), Store(values["root"]), patches)
-    answer = {"slide_id": slide.slide_id, "record": "", "fatal": "", "unknown": "[]"}
-    unknown: list[str] = []
-    try:
-        made, failure = attempt(
+    def __call__(self, item: tuple[Slide, Record]) -> tuple[Record, list[str]]:
+        """Label one slide, and name the groups without a meaning."""
+        slide, patches = item
+        labeller = SlideLabeller(slide, self._config, self._store, patches)
+        unknown: list[str] = []
+        record = attempt(
             lambda: labeller.label(unknown.extend), slide_id=slide.slide_id, hidden=(slide.annotation_path, slide.path)
         )
-    except StorageError as error:
-        return answer | {"fatal": str(error)}
-    record = made or failure
-    return answer | {"record": json.dumps(record and record.to_json()), "unknown": json.dumps(unknown)}
+        return record, unknown
 
 
 def _report_labels(job: Job, records: Mapping[str, Record]) -> None:
-    """Say how many outlines were repaired, and which targets no patch holds; doubts are said at the job's end."""
+    """Note the number of repaired outlines, and the slides whose target no patch holds."""
     infos = {i: record.info for i, record in records.items() if record.ok}
     repaired = sum(info["repaired"] for info in infos.values())
     if repaired:

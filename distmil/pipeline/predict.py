@@ -1,6 +1,5 @@
-"""Slides to predictions and maps: actors that load the bundle once and judge one slide at a time."""
+"""Slides to predictions and maps: actors that load the bundle once and predict one slide at a time."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,28 +9,33 @@ from typing import Any
 
 import torch
 
+from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
-from distmil.config.loading import build_config, per_job_keys
+from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_files import BUNDLE_VERSION
-from distmil.inference.predictor import Found, SlidePredictor, annotation_checksum, keep_slides
+from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
 from distmil.inference.question import claim_question, default_name, make_question
-from distmil.inference.tables import predictions_folder, write_slide_table
-from distmil.pipeline.cluster import Row, calm_worker, stream_actors, wants_gpu
+from distmil.inference.tables import Row, predictions_folder, write_slide_table
+from distmil.labels.slide_outlines import annotation_version
+from distmil.pipeline.cluster import map_slides, wants_gpu
 from distmil.pipeline.job import Job, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.storage.store import Part, Record, Store, resolve_root
+from distmil.storage.records import Part, Record
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
+from distmil.training.learner import embed
 
 CHECKED_AT_ONCE = 16
 """Slides whose files are compared with their checksums at the same time; hashing leaves other threads alone."""
 
 
 def run(job: Job) -> dict[str, Any]:
-    """Judge slides with a trained bundle: scores of patches and slides, and maps. Labels are not needed."""
+    """Predict slides with a trained bundle: scores of patches and slides, and maps. Labels are not needed."""
     inner, bundle = open_bundle(job)
     split = job.config.prediction.split
     cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
@@ -91,7 +95,7 @@ def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
 
 
 def bundle_place(job: Job) -> str:
-    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if none is given."""
+    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if neither is set."""
     place = job.config.prediction.model
     if place is None:
         raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
@@ -104,16 +108,16 @@ def bundle_place(job: Job) -> str:
 def judge_slides(
     job: Job, cohort: Cohort, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str, with_labels: bool
 ) -> Predictions:
-    """Judge slides with a bundle; what an earlier run of the same name made of the same inputs is kept, if it is whole.
+    """Predict slides with a bundle, and keep the whole results that an earlier run of this name made of these inputs.
 
     Args:
         job: Its configuration already holds the bundle's tiling, encoder, model and classes.
         cohort: The manifest.
-        slides: The slides of it to judge.
+        slides: Those of its slides to predict.
         bundle: The model.
         place: The bundle's folder or name, for the workers.
         run: Name of the output.
-        with_labels: Make label tables too, to judge the predictions by.
+        with_labels: Make label tables too, to evaluate the predictions.
 
     Raises:
         BundleError: If its network does not take what its encoder gives.
@@ -124,7 +128,7 @@ def judge_slides(
     if (dimension := bundle.head.normaliser.mean.numel()) != spec.dimension:
         raise BundleError(f"the bundle takes embeddings of width {dimension}, its encoder gives {spec.dimension}")
     prepared = prepare(job, slides, spec, with_labels=with_labels)
-    records = _judge_all(job, prepared, slides, bundle, place=place, run=run)
+    records = _predict_all(job, prepared, slides, bundle, place=place, run=run)
     prepared = _without_failed(job, prepared, records)
     rows = {}
     for entry in prepared.entries:
@@ -136,42 +140,37 @@ def judge_slides(
     return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
 
 
-def _judge_all(
+def _predict_all(
     job: Job, prepared: Prepared, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str
 ) -> dict[str, Record]:
     """Return the record of every slide's scores, or of its failure, the doubts about its maps in its info."""
     by_id = {slide.slide_id: slide for slide in slides}
-    entries = {entry.slide_id: entry for entry in prepared.entries}
 
-    def look(slide_id: str) -> tuple[SlidePredictor, Found]:
-        slide = by_id[slide_id]
-        annotation = annotation_checksum(slide) if job.config.prediction.maps else None
-        patches = prepared.patches[slide_id]
-        predictor = SlidePredictor(
-            entries[slide_id], slide, patches, annotation, bundle.digest, job.config, job.store, run
-        )
+    def look(entry: BagEntry) -> tuple[SlidePredictor, Finished]:
+        slide, patches = by_id[entry.slide_id], prepared.patches[entry.slide_id]
+        annotation = annotation_version(slide) if job.config.prediction.maps else None
+        predictor = SlidePredictor(entry, slide, patches, annotation, bundle.digest, job.config, job.store, run)
         return predictor, predictor.find()
 
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
-        looked = dict(zip(entries, pool.map(look, entries), strict=True))
-    records = {i: _with_doubts(found.scores, found.maps) for i, (_, found) in looked.items() if found.scores}
-    todo = {i: (predictor, found) for i, (predictor, found) in looked.items() if not predictor.is_done(found)}
-    if damaged := sum(found.is_damaged for _, found in looked.values()):
+        looked = list(pool.map(look, prepared.entries))
+    records = {
+        predictor.slide.slide_id: _with_doubts(found.scores, found.maps) for predictor, found in looked if found.scores
+    }
+    todo = [(predictor.inputs, found.scores) for predictor, found in looked if not predictor.is_done(found)]
+    if damaged := sum(found.is_damaged for _, found in looked):
         job.console.note(f"predictions of {damaged} slides are gone or damaged, and are made again")
     if todo:
-        job.console.note(f"judging {len(todo)} slides ({len(looked) - len(todo)} are done)")
+        job.console.note(f"predicting {len(todo)} slides ({len(looked) - len(todo)} are done)")
         is_gpu = wants_gpu(job.config)
         arguments = {
-            "place": place, "root": job.store.root, "run": run, "config": json.dumps(job.config.model_dump()),
-            "digest": bundle.digest, "is_gpu": is_gpu,
+            "config": job.config, "store": job.store, "place": place, "run": run, "digest": bundle.digest,
+            "is_gpu": is_gpu,
         }  # fmt: skip
-        items = [_item(*one) for one in todo.values()]
-        with job.console.progress("judge", len(items), "slides") as advance:
-            for row in stream_actors(items, _Judge, arguments, num_gpus=1 if is_gpu else 0):
+        with job.console.progress("predict", len(todo), "slides") as advance:
+            for ((entry, *_), _), record in map_slides(todo, _Predictor, num_gpus=int(is_gpu), **arguments):
                 advance()
-                if row["fatal"]:
-                    raise StorageError(row["fatal"])
-                records[row["slide_id"]] = Record.from_json(json.loads(row["record"]))
+                records[entry.slide_id] = record
     return records
 
 
@@ -189,47 +188,28 @@ def _with_doubts(scores: Record, maps: Record | None) -> Record:
     return replace(scores, info={**scores.info, "doubts": list(maps.info["doubts"]) if maps else []})
 
 
-def _item(predictor: SlidePredictor, found: Found) -> Row:
-    return {
-        "predictor": json.dumps(predictor.item()),
-        "scores": json.dumps(found.scores.to_json()) if found.scores else "",
-    }
-
-
-class _Judge:
+class _Predictor:
     """An actor: one loaded bundle, one slide at a time."""
 
-    def __init__(self, *, place: str, root: str, run: str, config: str, digest: str, is_gpu: bool) -> None:
-        calm_worker()
-        self._store = Store(root)
-        self._config: Config = build_config(json.loads(config))
-        self._bundle = load_bundle(place, self._store)
-        self._run, self._digest = run, digest
+    def __init__(self, *, config: Config, store: Store, place: str, run: str, digest: str, is_gpu: bool) -> None:
+        self._config, self._store, self._run, self._digest = config, store, run, digest
+        self._bundle = load_bundle(place, store)
         self._device = torch.device("cuda" if is_gpu and torch.cuda.is_available() else "cpu")
         self._bundle.head.to(self._device)
 
-    def __call__(self, row: Row) -> Row:
-        predictor = SlidePredictor.of_item(
-            json.loads(row["predictor"]), bundle=self._digest, config=self._config, store=self._store, run=self._run
-        )
+    def __call__(self, item: tuple[Inputs, Record | None]) -> Record:
+        """Make what is missing of a slide, and return the record of its scores or of its failure."""
+        inputs, scores = item
+        predictor = SlidePredictor(*inputs, self._digest, self._config, self._store, self._run)
         slide = predictor.slide
-        try:
-            made, failure = attempt(
-                lambda: self._judge(predictor, row["scores"]),
-                slide_id=slide.slide_id,
-                hidden=(slide.path, slide.annotation_path),
-            )
-        except StorageError as error:
-            return {"slide_id": slide.slide_id, "record": "", "fatal": str(error)}
-        record = made or failure
-        return {"slide_id": slide.slide_id, "record": json.dumps(record and record.to_json()), "fatal": ""}
+        return attempt(
+            lambda: self._predict(predictor, scores),
+            slide_id=slide.slide_id,
+            hidden=(slide.path, slide.annotation_path),
+        )
 
-    def _judge(self, predictor: SlidePredictor, scores: str) -> Record:
-        """Make what is missing of a slide, and return the record of its scores."""
+    def _predict(self, predictor: SlidePredictor, scores: Record | None) -> Record:
         if self._bundle.digest != self._digest:
             raise StorageError("the bundle became another one while the job ran; run the same command again")
-        found = Record.from_json(json.loads(scores)) if scores else predictor.score(self._bundle, self._embed)
-        return _with_doubts(found, predictor.draw(found, self._bundle) if self._config.prediction.maps else None)
-
-    def _embed(self, patches: Any) -> torch.Tensor:
-        return torch.as_tensor(patches, device=self._device).float()
+        scores = scores or predictor.score(self._bundle, lambda patches: embed(patches, None, self._device))
+        return _with_doubts(scores, predictor.draw(scores, self._bundle) if self._config.prediction.maps else None)

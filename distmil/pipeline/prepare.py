@@ -12,7 +12,7 @@ from distmil.pipeline.embed import embed, embed_views
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
 from distmil.pipeline.tile import tile
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
 
 
@@ -53,12 +53,12 @@ def prepare(
     broken = {record.slide_id: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts
-        job.ledger.add(records)
+        job.outcomes.add(records)
     if learns:
-        job.ledger.kinds.update({slide.slide_id: _kind(slide, job.config.cohort.classes) for slide in slides})
+        job.outcomes.kinds.update({slide.slide_id: _kind(slide, job.config.cohort.classes) for slide in slides})
     check_bad_fraction(job, final)
     if learns:
-        job.ledger.check_defects()
+        job.outcomes.check_defects()
     folder = patches_folder(job.config.tiling) if from_images else embeddings_folder(job.config, spec)
     entries = [
         BagEntry(

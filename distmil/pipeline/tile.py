@@ -1,36 +1,38 @@
-"""Slides to patch shards in parallel: whole slides first, then the chunks that are left of the large ones."""
+"""Slides to patch shards in parallel: whole slides first, then the chunks that are left of the large ones.
 
-import json
+Committed patches are checked again here too, where ``tiling.verify`` asks for it.
+"""
+
+import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
 from itertools import islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
-from distmil.errors import StorageError
-from distmil.pipeline.cluster import Row, cluster_resources, start_ray, stream_actors
+from distmil.defects import attempt
+from distmil.errors import DamagedStore, StorageError
+from distmil.pipeline.cluster import cluster_resources, map_slides, start_ray
 from distmil.pipeline.job import Job, Tiled, check_bad_fraction, open_cohort, status_counts
 from distmil.pipeline.tile_report import write_report
-from distmil.pipeline.verify import verify
-from distmil.storage.schemas import SLIDES
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.schemas import SLIDES, to_parquet
+from distmil.storage.store import Store
 from distmil.tiling.shards import outdated_folders, patches_folder
 from distmil.tiling.tiler import SlideTiler, slide_row
+from distmil.tiling.verification import find_damage
 from distmil.tiling.worker import Answer, SlideWorker
 
 MOST_CHUNKS = 16
-"""Chunks of one slide that a worker does in a row, if there is a slide for each; the rest is shared out afterwards."""
+"""Chunks of one slide that a worker writes in a row, if every CPU has a slide; the others are shared out afterwards."""
 WINDOW = 4096
 """Chunks that are handed out at a time."""
-_ALL = -1
 
-Piece = tuple[Slide, int]
-"""A slide, and the chunk to do of it; _ALL: its plan, and then as much as one worker should do."""
+Piece = tuple[Slide, int | None]
+"""A slide, and the chunk to write; None: its plan, and then as many chunks as one worker should write."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -86,69 +88,107 @@ def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
 
 
 def _tile(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
-    """Tile slides into ``tiled``."""
+    """Tile slides into ``tiled``: whole slides first, then the chunks that are left, then what vanished meanwhile."""
     start_ray()
     most = MOST_CHUNKS if len(slides) >= cluster_resources().get("CPU", 1) else 1
-    chunks: dict[str, int] = {}
     with job.console.progress("tile", len(slides), "slides") as advance:
-
-        def take(pieces: Iterable[Piece], most_chunks: int) -> None:
-            for row in _work(job, pieces, most_chunks=most_chunks):
-                slide_id, answer = row["slide_id"], Answer.from_json(json.loads(row["answer"]))
-                if answer.fatal:
-                    raise StorageError(answer.fatal)
-                tiled.seconds[slide_id] = tiled.seconds.get(slide_id, 0.0) + row["seconds"]
-                if row["chunk"] == _ALL:
-                    chunks[slide_id] = answer.chunks
-                if answer.record and slide_id not in tiled.records:
-                    tiled.records[slide_id] = answer.record
-                    advance()
-
-        take(((slide, _ALL) for slide in slides), most)
+        chunks = _work(job, [(slide, None) for slide in slides], tiled, advance, most_chunks=most)
         large = [slide for slide in slides if slide.slide_id not in tiled.records]
         left = ((slide, chunk) for slide in large for chunk in range(most, chunks[slide.slide_id]))
         while window := list(islice(left, WINDOW)):
-            take(window, 1)
-        take(((slide, _ALL) for slide in large if slide.slide_id not in tiled.records), 1_000_000)
+            _work(job, window, tiled, advance, most_chunks=1)
+        vanished = [(slide, None) for slide in large if slide.slide_id not in tiled.records]
+        _work(job, vanished, tiled, advance, most_chunks=sys.maxsize)
     missing = [slide.slide_id for slide in slides if slide.slide_id not in tiled.records]
     if missing:
         raise StorageError(f"shards of {', '.join(missing[:5])} vanished while they were made; run the job again")
 
 
-def _work(job: Job, pieces: Iterable[Piece], *, most_chunks: int) -> Iterator[Row]:
-    """Do pieces of work on the cluster and yield a row for each, in any order."""
-    rows = [{"slide": json.dumps(asdict(slide)), "chunk": chunk} for slide, chunk in pieces]
-    if rows:
-        arguments = {"config": job.config.tiling, "store": job.store, "most_chunks": most_chunks}
-        yield from stream_actors(rows, Tiler, arguments)
+def _work(
+    job: Job, pieces: Sequence[Piece], tiled: Tiled, advance: Callable[[], None], *, most_chunks: int
+) -> dict[str, int]:
+    """Do pieces of work on the cluster into ``tiled``, and return the number of chunks of each planned slide."""
+    chunks = {}
+    answers = map_slides(pieces, _Tiler, config=job.config.tiling, store=job.store, most_chunks=most_chunks)
+    for (slide, chunk), (answer, seconds) in answers:
+        tiled.seconds[slide.slide_id] = tiled.seconds.get(slide.slide_id, 0.0) + seconds
+        if chunk is None:
+            chunks[slide.slide_id] = answer.chunks
+        if answer.record and slide.slide_id not in tiled.records:
+            tiled.records[slide.slide_id] = answer.record
+            advance()
+    return chunks
 
 
-class Tiler:
+class _Tiler:
     """Does pieces of work in its own child process."""
 
     def __init__(self, config: TilingConfig, store: Store, most_chunks: int) -> None:
         self._worker = SlideWorker(config, store)
         self._most_chunks = most_chunks
 
-    def __call__(self, row: Mapping[str, Any]) -> Row:
-        """Do one piece."""
-        slide, chunk = Slide(**json.loads(row["slide"])), row["chunk"]
+    def __call__(self, piece: Piece) -> tuple[Answer, float]:
+        """Do one piece, and return the answer and the seconds it took. Raises: StorageError."""
+        slide, chunk = piece
         started = time.monotonic()
-        if chunk == _ALL:
+        if chunk is None:
             answer = self._worker.tile(slide, most_chunks=self._most_chunks)
         else:
             answer = self._worker.step(slide, chunk)
-        return {
-            "slide_id": slide.slide_id,
-            "chunk": chunk,
-            "answer": json.dumps(answer.to_json()),
-            "seconds": time.monotonic() - started,
-        }
+        if answer.fatal:
+            raise StorageError(answer.fatal)
+        return answer, time.monotonic() - started
 
 
 def _gather(store: Store, config: TilingConfig, records: Sequence[Record]) -> None:
     """Write the slides table of this manifest beside the patches."""
     table = pa.Table.from_pylist([slide_row(record) for record in records], schema=SLIDES)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    store.write(f"{patches_folder(config)}/slides.parquet", sink.getvalue())
+    store.write(f"{patches_folder(config)}/slides.parquet", to_parquet(table))
+
+
+def verify(job: Job, slides: Sequence[Slide]) -> int:
+    """Check the committed patches of these slides, and return how many slides were damaged and may now be tiled again.
+
+    Raises:
+        DamagedStore: If something is damaged and ``tiling.verify`` is not ``repair``.
+        StorageError: If the store cannot be read.
+    """
+    damaged: list[tuple[str, str]] = []
+    with job.console.progress("verify", len(slides), "slides") as advance:
+        for slide, found in map_slides(slides, _Verifier, config=job.config.tiling, store=job.store):
+            if isinstance(found, Record):
+                job.outcomes.note_failure(found, "it cannot be verified")
+            else:
+                damaged += [(slide.slide_id, text) for text in found]
+            advance()
+    bad = {slide_id for slide_id, _ in damaged}
+    job.console.note(f"verified {len(slides)} slides, {len(bad)} damaged")
+    if not bad:
+        return 0
+    job.console.table(f"{len(bad)} of {len(slides)} slides are damaged", ("slide", "what"), sorted(damaged))
+    if job.config.tiling.verify != "repair":
+        raise DamagedStore(f"{len(bad)} of {len(slides)} slides are damaged; tiling.verify=repair tiles them again")
+    for slide in slides:
+        if slide.slide_id in bad:
+            job.store.delete(SlideTiler(slide, job.config.tiling, job.store).committed.record_name)
+    return len(bad)
+
+
+class _Verifier:
+    """Checks one slide after the other."""
+
+    def __init__(self, config: TilingConfig, store: Store) -> None:
+        self._config, self._store = config, store
+
+    def __call__(self, slide: Slide) -> list[str] | Record:
+        """List a slide's damage, or return its record if it cannot be checked."""
+        return attempt(lambda: self._check(slide), slide_id=slide.slide_id, hidden=(slide.path, slide.tissue_path))
+
+    def _check(self, slide: Slide) -> list[str]:
+        """List what is damaged, and tidy the slide's folder where nothing is."""
+        tiler = SlideTiler(slide, self._config, self._store)
+        damage = find_damage(slide, self._config, self._store)
+        record = None if damage else tiler.finished()
+        if record:
+            tiler.tidy(record)
+        return damage

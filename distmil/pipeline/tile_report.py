@@ -1,6 +1,5 @@
 """The report on tiling: a page, its numbers as JSON, and each slide's picture with grid and labels drawn in."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,16 +8,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 import distmil
-from distmil.annotations.reader import annotation_checksum
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.defects import attempt
-from distmil.errors import SlideError, StorageError
-from distmil.labels.slide_outlines import SlideOutlines
+from distmil.errors import SlideError
+from distmil.labels.slide_outlines import SlideOutlines, annotation_version
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline.cluster import Row, stream_actors
+from distmil.pipeline.cluster import map_slides
 from distmil.pipeline.job import Job, Tiled
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from distmil.tiling.overview import decode_overview
 from distmil.tiling.shards import grid_of, patches_folder
 from distmil.visualization.slide_maps import rings_of
@@ -29,6 +28,9 @@ from distmil.visualization.tiling_report import SlideSummary, choose_cards, summ
 SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "chunk_patches")
 _FORMAT_VERSION = 2
 _GROUPS_NAMED = 20
+
+Drawn = tuple[dict[str, Any], Sequence[str]]
+"""Notes on a picture, and the names of unknown groups."""
 
 
 def write_report(job: Job, slides: Sequence[Slide], tiled: Tiled) -> str:
@@ -62,7 +64,7 @@ def say_unknown_groups(job: Job, names: Collection[str]) -> None:
 def _illustrate(
     job: Job, folder: str, slides: Sequence[Slide], records: Mapping[str, Record]
 ) -> tuple[dict[str, dict[str, Any]], int]:
-    """Draw what is not drawn yet; return what there is to say of each picture by slide id, and how many were drawn."""
+    """Draw the missing pictures; return the notes on each picture by slide id, and the number of pictures drawn."""
     there = set(job.store.names(f"{folder}/slides"))
     about, items = {}, []
     unknown: set[str] = set()
@@ -72,23 +74,22 @@ def _illustrate(
         if f"{name}.json" in there:
             about[slide.slide_id] = job.store.read_checked(f"{folder}/slides/{name}.json", owner=name)
         else:
-            items.append({"slide": json.dumps(asdict(slide)), "record": json.dumps(record.to_json()), "name": name})
+            items.append((slide, record, name))
     with job.console.progress("report", len(items), "slides") as advance:
-        arguments = {"config": job.config, "store": job.store, "folder": folder}
-        for row in stream_actors(items, Illustrator, arguments):
-            if row["fatal"]:
-                raise StorageError(row["fatal"])
-            about[row["slide_id"]] = json.loads(row["about"])
-            unknown.update(json.loads(row["unknown"]))
-            if row["failure"]:
-                job.ledger.note_failure(Record.from_json(json.loads(row["failure"])), "it cannot be drawn")
+        for (slide, _, _), drawn in map_slides(items, _Illustrator, config=job.config, store=job.store, folder=folder):
             advance()
+            if isinstance(drawn, Record):
+                about[slide.slide_id] = {"note": f"it cannot be drawn: {drawn.error}"}
+                job.outcomes.note_failure(drawn, "it cannot be drawn")
+            else:
+                about[slide.slide_id], names = drawn
+                unknown.update(names)
     say_unknown_groups(job, unknown)
     return about, len(items)
 
 
 def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
-    """Return what the record says of a slide."""
+    """Summarise a slide's record."""
     record = tiled.records[slide_id]
     names = ("width_px", "height_px", "mpp", "reader", "tissue_share")
     info: dict[str, Any] = {name: record.info.get(name) for name in names}
@@ -106,14 +107,10 @@ def _summary(tiled: Tiled, slide_id: str) -> SlideSummary:
 
 
 def _name(config: Config, slide: Slide, record: Record) -> str:
-    """Return the name of a slide's picture, another one whenever it would look otherwise."""
-    try:
-        annotation = annotation_checksum(slide.annotation_path) if slide.annotation_path else None
-    except OSError:
-        annotation = "unreadable"
+    """Name a slide's picture by everything that it shows."""
     values = {
         "patches": record.digest,
-        "annotation": annotation,
+        "annotation": annotation_version(slide),
         "slide": [slide.label, slide.annotation_complete],
         "labels": config.labels.identity(),
         "classes": config.cohort.classes,
@@ -122,32 +119,23 @@ def _name(config: Config, slide: Slide, record: Record) -> str:
     return f"{slide.slide_id}-{fingerprint(values, length=8)}"
 
 
-class Illustrator:
-    """Draws one slide after the other."""
+class _Illustrator:
+    """Draws one slide after the other, and notes what is drawn."""
 
     def __init__(self, config: Config, store: Store, folder: str) -> None:
         self._config, self._store, self._folder = config, store, folder
 
-    def __call__(self, row: Mapping[str, Any]) -> Row:
-        """Draw one slide and note what is drawn."""
-        slide, record = Slide(**json.loads(row["slide"])), Record.from_json(json.loads(row["record"]))
-        answer = {"slide_id": slide.slide_id, "about": "{}", "failure": "", "fatal": "", "unknown": "[]"}
-        try:
-            made, failure = attempt(
-                lambda: self._draw(slide, record, row["name"]),
-                slide_id=slide.slide_id,
-                hidden=(slide.path, slide.annotation_path),
-            )
-        except StorageError as error:
-            return answer | {"fatal": str(error)}
-        if failure:
-            note = {"note": f"it cannot be drawn: {failure.error}"}
-            return answer | {"about": json.dumps(note), "failure": json.dumps(failure.to_json())}
-        about, unknown = made or ({}, ())
-        return answer | {"about": json.dumps(about), "unknown": json.dumps(list(unknown))}
+    def __call__(self, item: tuple[Slide, Record, str]) -> Drawn | Record:
+        """Draw one slide, or return its record if that fails."""
+        slide, record, name = item
+        return attempt(
+            lambda: self._draw(slide, record, name),
+            slide_id=slide.slide_id,
+            hidden=(slide.path, slide.annotation_path),
+        )
 
-    def _draw(self, slide: Slide, record: Record, name: str) -> tuple[dict[str, Any], Sequence[str]]:
-        """Draw a slide; return what there is to say of the picture, and names of unknown groups."""
+    def _draw(self, slide: Slide, record: Record, name: str) -> Drawn:
+        """Draw a slide."""
         store, patches = self._store, f"{patches_folder(self._config.tiling)}/{slide.slide_id}"
         picture, mask = decode_overview(*(store.read_part(patches, Part(**part)) for part in record.info["pictures"]))
         grid = grid_of(store, self._config.tiling, record)
@@ -170,7 +158,7 @@ class Illustrator:
     def _labels(
         self, slide: Slide, record: Record
     ) -> tuple[NDArray[np.int8] | None, list[NDArray[np.float64]], dict[str, Any], Sequence[str]]:
-        """Return the patches' labels, the annotation's outlines, what to say of them, and names of unknown groups."""
+        """Return the patches' labels, the annotation's outlines, notes on them, and names of unknown groups."""
         is_given = slide.label is not None
         labelled = slide if is_given else replace(slide, label=1)  # what is outlined without a label is worth seeing
         try:

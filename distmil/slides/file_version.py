@@ -88,15 +88,6 @@ def source_key(path: str | Path, *, checksum: str = "none") -> dict[str, Any]:
     return key
 
 
-def file_sha256(path: str | Path) -> str:
-    """Hash a file's content. Raises: OSError if it is no regular file, or cannot be read."""
-    _regular(Path(path))
-    digest = hashlib.sha256()
-    for block in _whole(Path(path)):
-        digest.update(block)
-    return digest.hexdigest()
-
-
 def _regular(path: Path) -> os.stat_result:
     """Return a file's status. Raises: OSError if it is none, or gone."""
     status = path.stat()

@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING
 from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from distmil.storage.store import Part, Record, Store, resolve_root
+    from distmil.storage.records import Part, Record
+    from distmil.storage.roots import resolve_root
+    from distmil.storage.store import Committed, Store
 
-__all__ = ["Part", "Record", "Store", "resolve_root"]
+__all__ = ["Committed", "Part", "Record", "Store", "resolve_root"]
 __getattr__, __dir__ = lazy_exports(__name__, {
-    "store": ["Part", "Record", "Store", "resolve_root"],
+    "records": ["Part", "Record"],
+    "roots": ["resolve_root"],
+    "store": ["Committed", "Store"],
 })  # fmt: skip

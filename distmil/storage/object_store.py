@@ -62,7 +62,7 @@ class Patience:
 # The pauses between attempts double, by chance, up to 20 s: eight ride out half a minute of refusals.
 WORK = Patience(attempts=8, request_s=30, connect_s=10, limit_s=180)
 TRIAL = Patience(attempts=3, request_s=10, connect_s=5, limit_s=20)
-"""For the first look at a store: a dead server is told within a minute."""
+"""For the first try of a store: a dead server is reported within a minute."""
 
 
 def resolve_uri(uri: str, *, key: str) -> str:
@@ -202,7 +202,7 @@ def _first(variables: tuple[str, ...]) -> str | None:
 
 
 def explain(error: OSError, uri: str) -> str:
-    """Say what an object store's error means, and what to look at."""
+    """Explain an object store's error, and name what to check."""
     text = " ".join(str(error).split())[:_LONGEST]
     parts = urlsplit(uri)
     bucket = parts.netloc.rpartition("@")[2]
@@ -226,7 +226,7 @@ def _has(text: str, marks: tuple[str, ...]) -> bool:
 
 
 def _credentials(scheme: str) -> str:
-    """Say which credentials to look at."""
+    """Name the credentials to check."""
     if scheme == "gs":
         return (
             "look at GOOGLE_APPLICATION_CREDENTIALS, or at the machine's service account, and at what it may do there"

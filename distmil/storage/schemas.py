@@ -4,8 +4,10 @@ x and y are level-0 pixels of a patch's top-left corner; extent_px is its edge i
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 STATUSES = (
     "ok",
@@ -96,3 +98,17 @@ def to_ipc(table: pa.Table) -> pa.Buffer:
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table.combine_chunks())
     return sink.getvalue()
+
+
+def to_parquet(table: pa.Table, *, max_bytes: int | None = None, **options: Any) -> pa.Buffer:
+    """Encode a table as Parquet, compressed by zstd, every page with its checksum.
+
+    Args:
+        table: The table.
+        max_bytes: Memory to allocate at once; without it a buffer grows, and large tables are copied again and again.
+        options: Further options of ``pyarrow.parquet.write_table``.
+    """
+    buffer = None if max_bytes is None else pa.allocate_buffer(max_bytes)
+    sink = pa.BufferOutputStream() if buffer is None else pa.FixedSizeBufferWriter(buffer)
+    pq.write_table(table, sink, **{"compression": "zstd", "write_page_checksum": True, **options})
+    return sink.getvalue() if buffer is None else buffer.slice(0, sink.tell())

@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from distmil.annotations.coverage import mask_shares
 from distmil.annotations.tissue_file import read_tissue
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.errors import NoTissue, SlideError, UnreadableSlide
 from distmil.slides.checks import mpp_doubts
-from distmil.slides.grid import Box, ReadPlan, banded, box_fractions, lay_grid, plan_read, snapped
+from distmil.slides.grid import Box, ReadPlan, banded, lay_grid, plan_read, snapped
 from distmil.slides.image import SlideImage
 from distmil.slides.jpeg_tiles import (
     REDUCTIONS,
@@ -44,6 +45,7 @@ BAND_PATCHES = 32
 _OVERVIEW_PX = 1024
 _CHECKED_PLACES, _CHECKED_PX = 2, 512
 _OTHER_PIXELS = "its tiles do not decode to OpenSlide's pixels by themselves; it is read through OpenSlide"
+_TOUCHED = 1e-6  # a smaller share is rounding
 _COARSER = 1.35  # how much coarser than wanted an overview may be for the sake of speed
 
 
@@ -225,7 +227,8 @@ class _Look:
         is_foreground = config.strategy == "foreground"
         box = self._foreground(mask, scale, table) if is_foreground else None
         x, y = lay_grid(size, strategy=config.strategy, extent_px=plan.extent_px, stride=plan.stride, foreground=box)
-        share = box_fractions(mask, scale=(scale, scale), x=x, y=y, extent_px=plan.extent_px)
+        extent_px = np.full(len(x), plan.extent_px, np.int32)
+        share = mask_shares(mask, scale=(scale, scale), x=x, y=y, extent_px=extent_px).astype(np.float32)
         if is_foreground:
             keep = share >= config.min_tissue
             if not keep.any():
@@ -235,8 +238,7 @@ class _Look:
                 )
             x, y, share = x[keep], y[keep], share[keep]
         order = banded(x, y, width_px=BAND_PATCHES * plan.stride)
-        extent_px = np.full(len(x), plan.extent_px, np.int32)
-        columns = [[self.slide.slide_id] * len(x), x[order], y[order], extent_px, share[order]]
+        columns = [[self.slide.slide_id] * len(x), x[order], y[order], extent_px[: len(x)], share[order]]
         return pa.table(columns, schema=GRID)
 
     def _foreground(self, mask: NDArray[np.bool_], scale: float, table: TileTable | None) -> Box:
@@ -294,4 +296,5 @@ class _Look:
             return 0
         width, height = (edge * self.image.downsamples[self.plan.level] for edge in table.tile_size)
         x, y = grid["x"].to_numpy(), grid["y"].to_numpy()
-        return int((box_fractions(blank, scale=(width, height), x=x, y=y, extent_px=self.plan.extent_px) > 0).sum())
+        share = mask_shares(blank, scale=(width, height), x=x, y=y, extent_px=grid["extent_px"].to_numpy())
+        return int((share > _TOUCHED).sum())

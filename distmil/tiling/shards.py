@@ -13,8 +13,9 @@ from distmil.config.data import TilingConfig
 from distmil.config.root import fingerprint
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.slides import jpeg
-from distmil.storage.schemas import PATCHES
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.schemas import PATCHES, to_parquet
+from distmil.storage.store import Store
 
 FORMAT_VERSION = 3
 GRID_FILE = "grid.arrow"
@@ -131,16 +132,12 @@ def binary_array(values: Sequence[bytes]) -> pa.Array:
 
 def encode_shard(table: pa.Table) -> pa.Buffer:
     """Encode a patch shard as Parquet: pixels as they are, places compressed, every page with its checksum."""
-    buffer = pa.allocate_buffer(table.nbytes + _MARGIN_BYTES)  # one that grows would be copied again and again
-    sink = pa.FixedSizeBufferWriter(buffer)
     places = {name: "zstd" for name in table.column_names if name != "image"}
-    pq.write_table(
+    return to_parquet(
         table,
-        sink,
+        max_bytes=table.nbytes + _MARGIN_BYTES,
         compression={**places, "image": "none"},
         use_dictionary=["slide_id"],
         write_statistics=False,
         row_group_size=_ROW_GROUP,
-        write_page_checksum=True,
     )
-    return buffer.slice(0, sink.tell())

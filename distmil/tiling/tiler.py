@@ -6,7 +6,6 @@ FORMAT_VERSION, so that a step done twice writes the same bytes, and any number 
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +21,14 @@ from distmil.slides.file_version import has_checksum, is_same_version, is_unchan
 from distmil.slides.image import SlideImage
 from distmil.slides.jpeg_tiles import TileLevel
 from distmil.slides.reader import resize
+from distmil.storage.records import Part, Record
 from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.store import RECORD_FILE, Committed, Store
 from distmil.tiling.overview import encode_overview
 from distmil.tiling.plan import Reading, open_reading, survey
 from distmil.tiling.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
 
-RECORD_FILE, PLAN_FILE = "commit.json", "plan.json"
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class SlideTiler:
         return f"{patches_folder(self.config)}/{self.slide.slide_id}"
 
     @property
-    def record_name(self) -> str:
-        """Return the name of the slide's commit record."""
-        return f"{self.folder}/{RECORD_FILE}"
+    def committed(self) -> Committed:
+        """Return where the shards and their record are."""
+        return Committed(self.store, self.folder, self.slide.slide_id)
 
     def key(self, *, checksum: str = "none") -> dict[str, Any]:
-        """Return what the content depends on besides the configuration. Raises: OSError if a file is gone."""
+        """Name everything but the configuration that the shards depend on. Raises: OSError if a file is gone."""
         path = self.slide.tissue_path
         return {
             "source": source_key(self.slide.path, checksum=checksum),
@@ -60,8 +60,8 @@ class SlideTiler:
         }
 
     def finished(self) -> Record | None:
-        """Return the slide's record if it is done and by all that is quickly seen still true of the file, else None."""
-        record = self._committed()
+        """Read the slide's record if a quick look (size and time) still finds it true of the file, else None."""
+        record = self._settled()
         if record is None or not has_checksum(record.key["source"], self.config.checksum):
             return None
         try:
@@ -71,11 +71,11 @@ class SlideTiler:
         return record if is_same else None
 
     def revived(self) -> Record | None:
-        """Return the slide's record if a checksum shows that it is true of the file, brought up to date, else None.
+        """Update the slide's record if a checksum shows that it is true of the file; else None.
 
-        That is a file that was copied or touched, or one whose record lacks the checksum that is asked for now.
+        Such a file was copied or touched, or its record lacks the checksum that is configured now.
         """
-        record = self._committed()
+        record = self._settled()
         if record is None:
             return None
         try:
@@ -85,14 +85,14 @@ class SlideTiler:
         except OSError:
             return None
         record = replace(record, key={**record.key, "source": source})
-        self.store.write_record(self.record_name, record)
+        self.store.write_record(self.committed.record_name, record)
         return record
 
-    def _committed(self) -> Record | None:
-        """Return what was committed of this slide's tiling, None if that is nothing, or another slide's record."""
-        record = self.store.read_record(self.record_name)
-        is_own = record is not None and record.slide_id == self.slide.slide_id and "source" in record.key
-        return record if record is not None and is_own and record.status not in TRANSIENT else None
+    def _settled(self) -> Record | None:
+        """Read the slide's record, None if there is none, or one that another try may change."""
+        record = self.committed.read()
+        is_settled = record is not None and "source" in record.key and record.status not in TRANSIENT
+        return record if is_settled else None
 
     def _matches(self, record: Record) -> bool:
         """Return whether a record was made from what would be used now, but for the file's time. Raises: OSError."""
@@ -114,7 +114,7 @@ class SlideTiler:
         if not found.is_default_mpp:
             key["default_mpp"] = None
         if self.finished() is None:  # another process may have committed the slide meanwhile
-            self.store.delete(self.record_name)
+            self.store.delete(self.committed.record_name)
         num_patches = found.grid.num_rows
         part = self.store.write_part(self.folder, GRID_FILE, to_ipc(found.grid), rows=num_patches)
         files, factor = encode_overview(found.overview, found.mask)
@@ -153,11 +153,11 @@ class SlideTiler:
         return part
 
     def commit_if_whole(self) -> Record | None:
-        """Commit the slide if every chunk is there, and take away what the work left; None if some is missing."""
+        """Commit the slide if every chunk is there, and tidy its folder; None if a chunk is missing."""
         try:
             plan = self.store.read_checked(f"{self.folder}/{PLAN_FILE}", owner=self.slide.slide_id)
         except FileNotFoundError:
-            return self.store.read_record(self.record_name)  # another process committed it
+            return self.committed.read()  # another process committed it
         names = self.store.names(self.folder)
         made_from = {"plan": plan["key"], "grid": plan["info"]["grid"]}
         parts = []
@@ -167,19 +167,14 @@ class SlideTiler:
             if part is None:
                 return None
             parts.append(part)
-        return self._commit(plan, parts)
-
-    def _commit(self, plan: dict[str, Any], parts: Sequence[Part]) -> Record:
-        info = plan["info"]
-        if sum(part.rows for part in parts) != info["grid"]["rows"]:
+        if sum(part.rows for part in parts) != plan["info"]["grid"]["rows"]:
             raise StorageError(f"{self.slide.slide_id}: its shards hold other patches than its grid; delete its folder")
-        record = Record(slide_id=self.slide.slide_id, key=plan["key"], parts=tuple(parts), info=info)
-        self.store.write_record(self.record_name, record)
+        record = self.committed.commit(plan["key"], parts=parts, info=plan["info"])
         self.tidy(record)
         return record
 
     def tidy(self, record: Record) -> None:
-        """Take away what work left beside a committed slide, as a kill just after the commit does."""
+        """Delete what work left beside a committed slide, as after a kill just behind the commit."""
         pictures = [picture["name"] for picture in record.info.get("pictures", ())]
         self.store.keep_only(self.folder, {RECORD_FILE, GRID_FILE, *pictures, *(part.name for part in record.parts)})
 
@@ -199,7 +194,7 @@ class SlideTiler:
             key, status, text = {}, "failed", f"the slide cannot be read: {refusal.strerror}"
         record = replace(made, key=key, status=status, error=text)
         if status not in TRANSIENT:
-            self.store.write_record(self.record_name, record)
+            self.store.write_record(self.committed.record_name, record)
             self.store.keep_only(self.folder, {RECORD_FILE})
         return record
 

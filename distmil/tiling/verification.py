@@ -7,21 +7,22 @@ from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.errors import StorageError
 from distmil.slides.file_version import is_intact
+from distmil.storage.records import Part, Record
 from distmil.storage.schemas import GRID
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.store import Store
 from distmil.tiling.shards import read_grid, read_patches
 from distmil.tiling.tiler import SlideTiler
 
 
 def find_damage(slide: Slide, config: TilingConfig, store: Store) -> list[str]:
-    """Return what is wrong with a slide's committed patches, and with its file where its checksum is known.
+    """List the damage of a slide's committed patches, and of its file where its checksum is known.
 
     A slide that was never committed has no damage.
     """
     tiler = SlideTiler(slide, config, store)
-    record = store.read_record(tiler.record_name)
+    record = store.read_record(tiler.committed.record_name)
     if record is None:
-        return ["its commit record cannot be read"] if store.exists(tiler.record_name) else []
+        return ["its commit record cannot be read"] if store.exists(tiler.committed.record_name) else []
     if record.slide_id != slide.slide_id:
         return [f"its commit record is that of the slide {record.slide_id}"]
     found = _damaged_source(slide, record)

@@ -13,7 +13,8 @@ from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
 from distmil.errors import SlideError, StorageError, UnreadableSlide
 from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 from distmil.tiling.tiler import SlideTiler
 
 logger = logging.getLogger(__name__)

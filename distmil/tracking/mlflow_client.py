@@ -16,7 +16,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 
 from distmil.storage.object_store import s3_endpoint, without_options
-from distmil.storage.store import DEFAULT_ROOT
+from distmil.storage.roots import DEFAULT_ROOT
 
 Row = Mapping[str, float | None]
 

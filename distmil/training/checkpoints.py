@@ -16,7 +16,8 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from distmil.errors import StorageError
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from distmil.training.engine import History
 from distmil.training.learner import Learner
 from distmil.training.ownership import Lease

@@ -13,13 +13,13 @@ from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
 from distmil.inference.bundle import bundle_folder
-from distmil.inference.evaluation import judge_predictions
+from distmil.inference.evaluation import evaluate_predictions
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial
 from distmil.search.space import TrialRecord
 from distmil.storage.local_files import keep_copy
-from distmil.storage.store import Part, Record
+from distmil.storage.records import Part, Record
 from distmil.tiling.shards import grid_of, patches_folder
 from distmil.tiling.tiler import SlideTiler
 from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
@@ -130,7 +130,7 @@ def records(made: TrainedStore) -> Kind:
             made.labeller(slide),
         )
     ]
-    return Kind("commit records", [(made.path(owner.record_name), partial(read, owner)) for owner in owners])
+    return Kind("commit records", [(made.path(owner.committed.record_name), partial(read, owner)) for owner in owners])
 
 
 def plans(made: TrainedStore) -> Kind:
@@ -230,7 +230,7 @@ def predictions(made: TrainedStore) -> Kind:
                 return MADE_AGAIN
             rows[found.scores.slide_id], tables[found.scores.slide_id] = dict(found.scores.info), found.scores.parts[0]
         classes = made.cohort.classes
-        metrics = judge_predictions(
+        metrics = evaluate_predictions(
             made.store, run, rows, made.entries, tables=tables, classes=classes, slide_score="bag", threshold=0.5
         )
         return rows, metrics

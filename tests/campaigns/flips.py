@@ -45,10 +45,11 @@ def _flip(scene: Scene, root: Path, num: int, seed: int) -> dict[str, Any]:
     """Flip bits one after the other, each put back."""
     rng = np.random.default_rng(seed)
     tiler = scene.tiler(root)
-    record = tiler.store.read_record(tiler.record_name)
+    record = tiler.store.read_record(tiler.committed.record_name)
     assert record is not None
     shards = [root / tiler.folder / part.name for part in record.parts]
-    others = [root / tiler.record_name, *(root / tiler.folder / p.name for p in parts_of(record)[len(shards) :])]
+    others = [root / tiler.folder / part.name for part in parts_of(record)[len(shards) :]]
+    others.insert(0, root / tiler.committed.record_name)
     sizes = np.array([path.stat().st_size for path in shards], float)
     whole, flipped, missed = contents(root), {}, []
     for _ in range(num):
@@ -59,7 +60,7 @@ def _flip(scene: Scene, root: Path, num: int, seed: int) -> dict[str, Any]:
         kind = path.name if is_other else "shards"
         flipped[kind] = flipped.get(kind, 0) + 1
         found = find_damage(scene.slide, scene.config, tiler.store)
-        is_same = tiler.store.read_record(tiler.record_name) == record and is_other and path.suffix == ".json"
+        is_same = tiler.store.read_record(tiler.committed.record_name) == record and is_other and path.suffix == ".json"
         if not any(str(path) in text or "commit record" in text for text in found) and not is_same:
             missed.append(f"bit {bit} of {path} was not found: {found}")
         flip_bit(path, bit=bit)

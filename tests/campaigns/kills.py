@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from distmil.errors import StorageError
-from distmil.storage.store import Store
+from distmil.storage.store import RECORD_FILE, Store
 from distmil.tiling import worker
-from distmil.tiling.tiler import RECORD_FILE, SlideTiler
+from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.worker import do_step
 from tests.campaigns.accounts import Account
 from tests.campaigns.forking import ForkFailed, ask, fork
@@ -78,7 +78,7 @@ def _kill_in_turn(account: Account, scene: Scene, root: Path, moments: Sequence[
 
 def _await_last_shard(scene: Scene, root: Path) -> None:
     tiler = scene.tiler(root)
-    record = Store(str(scene.unbroken)).read_record(tiler.record_name)
+    record = Store(str(scene.unbroken)).read_record(tiler.committed.record_name)
     assert record is not None
     receipt = root / tiler.folder / f"{Path(record.parts[-1].name).stem}.json"
     deadline = time.monotonic() + _WAIT_LIMIT_S

@@ -16,8 +16,9 @@ import tifffile
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.errors import UnreadableSlide
+from distmil.storage.records import Record
 from distmil.storage.schemas import STATUSES
-from distmil.storage.store import Record, Store
+from distmil.storage.store import Store
 from distmil.tiling.shards import decode_image, read_patches
 from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.verification import find_damage

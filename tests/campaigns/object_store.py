@@ -34,7 +34,8 @@ import pyarrow.fs as pafs
 from distmil.config.loading import parse_yaml
 from distmil.demo import make_cohort
 from distmil.storage.object_store import join_uri, open_filesystem
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 from tests.support.jobs import Done, kill_job_when, run_job
 from tests.support.s3_server import FAULTS, S3, s3_server
 

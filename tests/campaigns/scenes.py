@@ -13,7 +13,8 @@ from typing import Any
 
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from distmil.tiling.shards import read_grid, read_patches
 from distmil.tiling.tiler import PLAN_FILE, SlideTiler, tile_slide
 from distmil.tiling.verification import find_damage
@@ -47,7 +48,7 @@ class Scene:
         """Tile the slide by the plain loop."""
         store = Store(str(root))
         if self.is_repair and find_damage(self.slide, self.config, store):
-            store.delete(self.tiler(root).record_name)
+            store.delete(self.tiler(root).committed.record_name)
         return tile_slide(self.slide, self.config, store)
 
     def run_for_status(self, root: Path) -> str:
@@ -148,7 +149,7 @@ def phase(scene: Scene, root: Path) -> str:
     """Return where a run stands by what is on disk: before, plan, chunks, commit, clean-up or end."""
     tiler = scene.tiler(root)
     names = set(tiler.store.names(tiler.folder))
-    is_committed = tiler.store.exists(tiler.record_name)
+    is_committed = tiler.store.exists(tiler.committed.record_name)
     if scene.is_untouched(root):
         return "before"
     if PLAN_FILE not in names:
@@ -156,21 +157,21 @@ def phase(scene: Scene, root: Path) -> str:
     if is_committed:
         return "clean-up"
     receipts = sum(name.startswith("part-") and name.endswith(".json") for name in names)
-    wanted = Store(str(scene.unbroken)).read_record(tiler.record_name)
+    wanted = Store(str(scene.unbroken)).read_record(tiler.committed.record_name)
     return "commit" if wanted and receipts == len(wanted.parts) else "chunks"
 
 
 def bad_commits(scene: Scene, root: Path) -> list[str]:
     """Return what is wrong with what is committed, by checksums taken here and by ``find_damage``."""
     tiler = scene.tiler(root)
-    committed = root / tiler.record_name
+    committed = root / tiler.committed.record_name
     if not committed.exists() or (scene.is_repair and scene.is_untouched(root)):
         return []
-    good = [place / tiler.record_name for place in (scene.unbroken, scene.start) if place]
+    good = [place / tiler.committed.record_name for place in (scene.unbroken, scene.start) if place]
     found = []
     if good[0].exists() and committed.read_bytes() not in [path.read_bytes() for path in good]:
         found.append(f"{committed} is not the unbroken run's")
-    record = tiler.store.read_record(tiler.record_name)
+    record = tiler.store.read_record(tiler.committed.record_name)
     for part in parts_of(record) if record else ():
         path = root / tiler.folder / part.name
         if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != part.sha256:
@@ -186,7 +187,7 @@ def parts_of(record: Record) -> list[Part]:
 def count_patches(scene: Scene, root: Path) -> tuple[int, int]:
     """Return how many patches of the grid the committed shards lack, and how many they hold more than once."""
     tiler = scene.tiler(root)
-    record = tiler.store.read_record(tiler.record_name)
+    record = tiler.store.read_record(tiler.committed.record_name)
     if record is None:
         return 1, 0
     tables = [read_patches(tiler.store, f"{tiler.folder}/{part.name}") for part in record.parts]

@@ -80,19 +80,19 @@ def test_a_slide_whose_embeddings_are_not_finite_costs_its_own_prediction(made, 
     entries = [replace(entry, folder="spoilt", parts=(part,)) if entry is spoilt else entry for entry in made.entries]
     prepared = Prepared(entries, made.patches, made.labels, {"ok": 4})
 
-    def in_process(items, actor, arguments, **_):
-        judge = actor(**arguments)
-        return map(judge, items)
+    def in_process(items, worker, num_gpus, **arguments):
+        work = worker(**arguments)
+        return [(item, work(item)) for item in items]
 
     monkeypatch.setattr(predict, "prepare", lambda *_, **__: prepared)
-    monkeypatch.setattr(predict, "stream_actors", in_process)
+    monkeypatch.setattr(predict, "map_slides", in_process)
     monkeypatch.setattr(predict, "wants_gpu", lambda _: False)
     config = made.config.model_copy(update={"tiling": made.config.tiling.model_copy(update={"max_bad_fraction": 0.5})})
     job, bundle = Job(config, made.store), load_bundle("first", made.store)
     found = predict.judge_slides(job, made.cohort, made.slides, bundle, place="first", run="spoilt", with_labels=False)
     assert sorted(found.rows) == ["s0", "s2", "s3"]
     assert found.prepared.statuses == {"ok": 3, "failed": 1}
-    job.ledger.tell(job.console)
+    job.outcomes.show(job.console)
     assert "the embedding of patch 0 is not finite" in capsys.readouterr().err
 
 

@@ -17,13 +17,15 @@ from distmil.config.root import Config
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
 from distmil.inference.bundle import Bundle, load_bundle, save_bundle
-from distmil.inference.predictor import SlidePredictor, annotation_checksum
+from distmil.inference.predictor import SlidePredictor
+from distmil.labels.slide_outlines import annotation_version
 from distmil.labels.tables import SlideLabeller, labels_folder
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import claim_run
 from distmil.pipeline.training.worker import run_file
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from distmil.tiling.overview import decode_overview
 from distmil.tiling.shards import patches_folder
 from distmil.tiling.tiler import tile_slide
@@ -100,7 +102,7 @@ class TrainedStore:
                 entry=entry,
                 slide=slide,
                 patches=self.patches[slide.slide_id],
-                annotation=annotation_checksum(slide),
+                annotation=annotation_version(slide),
                 bundle=digest,
                 config=self.config,
                 store=self.store,

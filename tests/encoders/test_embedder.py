@@ -97,7 +97,7 @@ def test_the_shards_do_not_depend_on_the_batch(embedder, batch_size, store):
     first = run(embedder, Fake())
     config = CONFIG.model_copy(update={"encoder": CONFIG.encoder.model_copy(update={"batch_size": batch_size})})
     assert embeddings_folder(config, SPEC) == embeddings_folder(CONFIG, SPEC)
-    store.delete(embedder.record_name)
+    store.delete(embedder.committed.record_name)
     assert run(SlideEmbedder(embedder.patches, config, SPEC, store), Fake()) == first
 
 
@@ -168,7 +168,7 @@ def test_a_patchs_shift_does_not_depend_on_the_batch(embedder, batch_size, store
     view = SlideEmbedder(embedder.patches, CONFIG, SPEC, store, 3)
     first = run(view, Fake())
     config = CONFIG.model_copy(update={"encoder": CONFIG.encoder.model_copy(update={"batch_size": batch_size})})
-    store.delete(view.record_name)
+    store.delete(view.committed.record_name)
     assert run(SlideEmbedder(embedder.patches, config, SPEC, store, 3), Fake()) == first
 
 

@@ -16,7 +16,8 @@ from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError
 from distmil.inference.bundle import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
 from distmil.models.dual import DualNetwork
-from distmil.storage.store import Part, Record, Store
+from distmil.storage.records import Part, Record
+from distmil.storage.store import Store
 from tests.support.scale import cases
 
 THRESHOLDS = {"bag": 0.4, "max": 0.7, "topk_mean": 0.25}

@@ -14,9 +14,10 @@ from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
 from distmil.errors import SlideError
 from distmil.inference.bundle import load_bundle, save_bundle
-from distmil.inference.predictor import SlidePredictor, annotation_checksum, check_finite, keep_slides
+from distmil.inference.predictor import SlidePredictor, check_finite, keep_slides
+from distmil.labels.slide_outlines import annotation_version
+from distmil.storage.records import Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
-from distmil.storage.store import Record
 from tests.inference.test_mlflow_model import make_bundle
 from tests.inference.test_tables import some_scores
 from tests.support.bags import EMBEDDING, small_config
@@ -58,7 +59,7 @@ def predictor(store, tmp_path, bundle):
     entry = BagEntry("s1", 1, "val", False, "embeddings/e/s1", (write_embeddings(store),), None)
     patches = Record("s1", {}, info={"width_px": SIZE[0], "height_px": SIZE[1]})
     config = small_config(cohort={"classes": bundle.classes}, prediction={"map_px": 150})
-    return SlidePredictor(entry, slide, patches, annotation_checksum(slide), bundle.digest, config, store, "run")
+    return SlidePredictor(entry, slide, patches, annotation_version(slide), bundle.digest, config, store, "run")
 
 
 def make(predictor, bundle):
@@ -180,7 +181,7 @@ def test_what_is_drawn_alone_redraws_the_maps_alone(store, predictor, bundle, ch
     if change == "outline":
         path = Path(predictor.slide.annotation_path)
         path.write_text(path.read_text().replace("90", "190"))
-        other = replace(predictor, annotation=annotation_checksum(predictor.slide))
+        other = replace(predictor, annotation=annotation_version(predictor.slide))
     elif change in {"label", "no label"}:
         other = replace(predictor, entry=replace(predictor.entry, label=0 if change == "label" else None))
     elif change == "tiling":
@@ -247,7 +248,7 @@ def test_files_of_slides_that_failed_since_go(store, predictor, bundle):
 
 def test_doubts_are_kept_with_the_maps_and_tried_again(predictor, bundle):
     slide = replace(predictor.slide, path=f"{predictor.slide.path}.gone", annotation_path="/nowhere/Doe.geojson")
-    other = replace(predictor, slide=slide, annotation=annotation_checksum(slide))
+    other = replace(predictor, slide=slide, annotation=annotation_version(slide))
     scores = other.score(bundle, embed)
     doubts = other.draw(scores, bundle).info["doubts"]
     assert [text.partition(":")[0] for text in doubts] == [

@@ -9,12 +9,12 @@ import pytest
 
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
-from distmil.inference.evaluation import judge_predictions
+from distmil.inference.evaluation import evaluate_predictions
 from distmil.inference.metrics import label_scores, summarise
 from distmil.inference.scoring import BagScores
-from distmil.inference.tables import encode_table, patch_table, predictions_folder, slide_row, write_slide_table
-from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema
-from distmil.storage.store import Part
+from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
+from distmil.storage.records import Part
+from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema, to_parquet
 
 TWO, THREE = ("negative", "positive"), ("normal", "adenoma", "carcinoma")
 
@@ -122,7 +122,7 @@ def test_the_slide_table_comes_back_as_it_was(store, classes):
 
 
 def write_table(store, slide_id, table):
-    return store.write_part(predictions_folder("run"), f"patches/{slide_id}.parquet", encode_table(table), rows=1)
+    return store.write_part(predictions_folder("run"), f"patches/{slide_id}.parquet", to_parquet(table), rows=1)
 
 
 def write_run(store, *, classes=TWO, num=25, count=6):
@@ -139,7 +139,7 @@ def write_run(store, *, classes=TWO, num=25, count=6):
             columns |= {"label": pa.array(label_N, mask=label_N < 0), "target_fraction": pa.nulls(num, pa.float32())}
             if len(classes) > 2:
                 columns["fractions"] = pa.nulls(num, pa.list_(pa.float32()))
-            store.write(name, encode_table(pa.table(columns, schema=labels_schema(len(classes)))))
+            store.write(name, to_parquet(pa.table(columns, schema=labels_schema(len(classes)))))
         table = patch_table(scores, places(num, slide_id), classes=classes, threshold=0.5)
         tables[slide_id] = write_table(store, slide_id, table)
         rows[slide_id] = slide_row(
@@ -151,7 +151,7 @@ def write_run(store, *, classes=TWO, num=25, count=6):
 
 
 def judged(store, rows, entries, tables, classes=TWO, *, threshold=0.5):
-    return judge_predictions(
+    return evaluate_predictions(
         store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold
     )
 

@@ -168,7 +168,7 @@ def test_predict_judges_what_it_can_and_names_the_rest(home: Path, trained: Done
     assert done.code == 0, done.err
     assert done.answer["slides"] == {"ok": 1, "too_small": 1, "no_mpp": 1, "unreadable": 2}
     assert "4 of 5 slides were dropped" in done.err
-    assert "4 of 5 slides were dropped" not in done.err.split("judge: 1/1")[0]  # it is the last that is said
+    assert "4 of 5 slides were dropped" not in done.err.split("predict: 1/1")[0]  # it is the last that is said
     slides = pq.read_table(Path(done.answer["predictions"]) / "slides.parquet").to_pylist()
     assert [(row["slide_id"], row["label"]) for row in slides] == [("scan", None)]
     with Image.open(Path(done.answer["maps"]) / "scan_fused.png") as image:

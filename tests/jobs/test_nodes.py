@@ -15,11 +15,12 @@ from rich.console import Console as RichConsole
 from distmil.config.root import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, DistmilError, StorageError
-from distmil.pipeline import cluster as runtime
-from distmil.pipeline.cluster import check_cluster, check_nodes, judge_answers, look_at_store
+from distmil.pipeline import nodes
 from distmil.pipeline.job import Job
-from distmil.storage import store as storage
-from distmil.storage.store import Store, resolve_root
+from distmil.pipeline.nodes import check_answers, check_cluster, check_nodes, look_at_store
+from distmil.storage import files
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 from tests.support.s3_server import BUCKET, KEYS, s3_server
 
 pytestmark = pytest.mark.usefixtures("no_ray")  # the driver connects to clusters of these tests
@@ -138,7 +139,7 @@ def test_a_job_alone_does_not_start_ray_to_look(store: Store, monkeypatch: pytes
 
 @pytest.mark.parametrize("answers", [{}, {"a": ""}, {"a": "", "b": None}])
 def test_nodes_without_a_complaint_pass(store: Store, answers: dict[str, str | None]) -> None:
-    judge_answers(store, answers)
+    check_answers(store, answers)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +152,14 @@ def test_nodes_without_a_complaint_pass(store: Store, answers: dict[str, str | N
 def test_nodes_that_complain_are_named(root: str, kind: type[DistmilError], advice: str) -> None:
     answers: dict[str, str | None] = {f"node-{i}": "no such bucket" if i % 2 else "" for i in range(14)}
     with pytest.raises(kind) as caught:
-        judge_answers(Store(root), answers)
+        check_answers(Store(root), answers)
     text = "cannot be used on 7 of 14 other nodes: node-1, node-3, node-5, node-7, node-9, ...: no such bucket. "
     assert f"storage.root = {root!r} {text}" in str(caught.value)
     assert advice in str(caught.value)
 
 
 def test_a_folder_is_looked_at_without_making_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "SEEN_WITHIN_S", 0.2)
+    monkeypatch.setattr(nodes, "SEEN_WITHIN_S", 0.2)
     assert look_at_store(str(tmp_path / "absent"), "marker") == "it does not see this folder"
     assert not (tmp_path / "absent").exists()
     store = Store(str(tmp_path / "there"))
@@ -172,5 +173,5 @@ def test_a_folder_that_cannot_be_written_is_said(store: Store, monkeypatch: pyte
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
     store.write("marker", b"1")
-    monkeypatch.setattr(storage, "write_whole", refuse)
+    monkeypatch.setattr(files, "write_whole", refuse)
     assert look_at_store(store.root, "marker").startswith(f"cannot write {store.root}/.probe-")

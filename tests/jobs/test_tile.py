@@ -126,7 +126,7 @@ def test_damage_is_found_and_repaired(home: Path, tiled: Done) -> None:
     found = run_tile(home, "tiling.verify=true")
     assert found.code == 1
     assert "part-00007.parquet is damaged" in found.err
-    assert "1 of 4 slides are damaged; tiling.verify=repair makes them anew" in found.err
+    assert "1 of 4 slides are damaged; tiling.verify=repair tiles them again" in found.err
     repaired = run_tile(home, "tiling.verify=repair")
     assert repaired.code == 0, repaired.err
     assert repaired.answer["repaired"] == 1

@@ -1,7 +1,7 @@
 """Outlines in the store: read once in a child process for labels and drawings, and nothing in them names a person."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from distmil.errors import AnnotationError
 from distmil.labels.slide_outlines import SlideOutlines
 from distmil.labels.tables import SlideLabeller
 from distmil.pipeline import label, tile_report
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 from distmil.tiling.tiler import tile_slide
 from distmil.visualization.slide_maps import rings_of
 from tests.support.slides import save_pyramid, tissue_image
@@ -69,8 +69,8 @@ def labeller_of(outlines, **changes):
 
 
 def draw(outlines):
-    row = {"slide": json.dumps(asdict(outlines.slide)), "record": json.dumps(outlines.patches.to_json()), "name": "n"}
-    return tile_report.Illustrator(outlines.config, outlines.store, "reports/r")(row)
+    worker = tile_report._Illustrator(outlines.config, outlines.store, "reports/r")
+    return worker((outlines.slide, outlines.patches, "n"))
 
 
 def everything_stored(store):
@@ -80,7 +80,7 @@ def everything_stored(store):
 def test_labels_report_and_maps_read_the_annotation_once(outlines, asked):
     record = labeller_of(outlines).label()
     assert (record.info["positive"], record.info["negative"]) == (2, 30)
-    assert json.loads(draw(outlines)["about"])["labels"] == {"positive": 2, "negative": 30, "unknown": 0}
+    assert draw(outlines)[0]["labels"] == {"positive": 2, "negative": 30, "unknown": 0}
     (ring,) = rings_of(outlines.read().annotation)
     assert shapely.Polygon(ring).bounds == (100, 50, 175, 100)
     assert asked == ["s1"]
@@ -145,8 +145,8 @@ def test_a_group_that_means_nothing_is_named_on_the_console_only(outlines, path)
         "annotation: 1 of its groups are not in labels.groups; patches that they touch are unknown"
         in record.info["doubts"]
     )
-    answer = draw(outlines)
-    assert "CNRY" not in json.dumps([record.to_json(), answer["about"], answer["failure"]])
+    about, _ = draw(outlines)
+    assert "CNRY" not in json.dumps([record.to_json(), about])
     assert b"CNRY" not in everything_stored(outlines.store)
 
 
@@ -154,24 +154,23 @@ def test_the_worker_hands_the_names_to_the_driver(outlines, path):
     path.write_text(
         json.dumps([feature((0, 0, 50, 50), classification="CNRY"), feature((0, 0, 9, 9), classification="tumor")])
     )
-    answer = label._label(label._label_item(labeller_of(outlines)))
-    assert json.loads(answer["unknown"]) == ["CNRY"]
-    assert "CNRY" not in answer["record"]
+    record, unknown = label._Labeller(outlines.config, outlines.store)((outlines.slide, outlines.patches))
+    assert unknown == ["CNRY"]
+    assert "CNRY" not in json.dumps(record.to_json())
 
 
 def test_the_report_hands_the_names_to_the_driver(outlines, path):
     path.write_text(json.dumps([feature((0, 0, 50, 50), classification="CNRY")]))
-    answer = draw(outlines)
-    assert json.loads(answer["unknown"]) == ["CNRY"]
-    assert "none of the annotation's 1 groups is known" in json.loads(answer["about"])["note"]
+    about, unknown = draw(outlines)
+    assert unknown == ["CNRY"]
+    assert "none of the annotation's 1 groups is known" in about["note"]
 
 
 @pytest.mark.parametrize("content", ['{"type": "Feature", "geometry": 5}', '{"names": 5}', "", "[" * 10**5])
 def test_no_annotation_ends_the_report(outlines, path, content):
     path.write_text(content)
-    answer = draw(outlines)
-    assert (answer["failure"], answer["fatal"]) == ("", "")
-    assert json.loads(answer["about"])["note"].startswith("its annotation cannot be used: the annotation")
+    about, _ = draw(outlines)
+    assert about["note"].startswith("its annotation cannot be used: the annotation")
 
 
 def test_names_that_differ_in_case_are_one_group(outlines, path):

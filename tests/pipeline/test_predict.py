@@ -10,7 +10,7 @@ from distmil.inference.bundle import save_bundle
 from distmil.pipeline.job import Job
 from distmil.pipeline.predict import _without_failed, bundle_place, judge_slides, open_bundle
 from distmil.pipeline.prepare import Prepared
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 from tests.inference.test_bundle import make_old
 from tests.inference.test_mlflow_model import make_bundle
 

@@ -1,7 +1,5 @@
 """What a stage's worker makes of an exception on one slide: a status, a defect, or the end of everything."""
 
-import json
-from dataclasses import asdict
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,12 +12,11 @@ from distmil.defects import DEFECT
 from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import SlideError, StorageError
-from distmil.inference.predictor import Found, SlidePredictor
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline import embed, label, predict, tile_report, verify
+from distmil.pipeline import embed, label, predict, tile, tile_report
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 from distmil.tiling.tiler import tile_slide
 from tests.support.slides import save_pyramid, tissue_image
 
@@ -51,38 +48,30 @@ def raising(error):
 
 @pytest.fixture
 def ask(monkeypatch, slide, config, store, patches):
-    """Let a stage's work raise, and return what its worker answers."""
+    """Let a stage's work raise, and return the record that its worker answers."""
 
     def labels(error):
         monkeypatch.setattr(SlideLabeller, "label", raising(error))
-        answer = label._label(label._label_item(SlideLabeller(slide, config, store, patches)))
-        return answer | {"failure": answer["record"]}
+        return label._Labeller(config, store)((slide, patches))[0]
 
     def embeds(error):
         monkeypatch.setattr(SlideEmbedder, "write_shard", raising(error))
         monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: None)
-        worker = embed._Embedder(
-            spec=asdict(SPEC), root=store.root, config=json.dumps(config.model_dump()), is_gpu=False
-        )
-        return worker(embed._item(SlideEmbedder(patches, config, SPEC, store), patches.parts[0]))
+        return embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
 
     def draws(error):
         monkeypatch.setattr(tile_report, "draw_slide", raising(error))
-        row = {"slide": json.dumps(asdict(slide)), "record": json.dumps(patches.to_json()), "name": "n"}
-        return tile_report.Illustrator(config, store, "reports/r")(row)
+        return tile_report._Illustrator(config, store, "reports/r")((slide, patches, "n"))
 
     def verifies(error):
-        monkeypatch.setattr(verify, "find_damage", raising(error))
-        return verify.Verifier(config.tiling, store)({"slide": json.dumps(asdict(slide))})
+        monkeypatch.setattr(tile, "find_damage", raising(error))
+        return tile._Verifier(config.tiling, store)(slide)
 
     def predicts(error):
-        worker = predict._Judge.__new__(predict._Judge)
-        monkeypatch.setattr(worker, "_judge", raising(error), raising=True)
+        worker = predict._Predictor.__new__(predict._Predictor)
+        monkeypatch.setattr(worker, "_predict", raising(error), raising=True)
         vars(worker).update(_digest="d", _config=config, _store=store, _run="r")
-        entry = BagEntry("s1", 0, "val", False, "f", (), None)
-        predictor = SlidePredictor(entry, slide, patches, None, "d", config, store, "r")
-        answer = worker(predict._item(predictor, Found(None, None)))
-        return answer | {"failure": answer["record"]}
+        return worker(((BagEntry("s1", 0, "val", False, "f", (), None), slide, patches, None), None))
 
     return {"label": labels, "embed": embeds, "draw": draws, "verify": verifies, "predict": predicts}
 
@@ -92,18 +81,15 @@ STAGES = ["label", "embed", "draw", "verify", "predict"]
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_unexpected_exception_comes_back_as_a_defect_of_its_slide(ask, stage):
-    answer = ask[stage](ZeroDivisionError("oh"))
-    record = Record.from_json(json.loads(answer["failure"]))
+    record = ask[stage](ZeroDivisionError("oh"))
     assert (record.slide_id, record.status) == ("s1", "failed")
     assert record.info[DEFECT].startswith("ZeroDivisionError: oh (")
-    assert answer["fatal"] == ""
 
 
 @pytest.mark.parametrize("stage", STAGES)
 @pytest.mark.parametrize("error", [MemoryError("full"), SlideError("3 scores are not finite")])
 def test_what_may_happen_to_a_slide_is_its_status(ask, stage, error):
-    answer = ask[stage](error)
-    record = Record.from_json(json.loads(answer["failure"]))
+    record = ask[stage](error)
     assert record.status == "failed"
     assert str(error) in record.error
     assert DEFECT not in record.info
@@ -111,15 +97,14 @@ def test_what_may_happen_to_a_slide_is_its_status(ask, stage, error):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_store_that_cannot_be_used_ends_everything(ask, stage):
-    assert ask[stage](StorageError("no space left"))["fatal"] == "no space left"
+    with pytest.raises(StorageError, match="no space left"):
+        ask[stage](StorageError("no space left"))
 
 
 def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatch, config, store, patches):
     spoilt = SimpleNamespace(embed=lambda images: np.full((len(images), 4), np.nan, np.float32))
     monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: spoilt)
-    worker = embed._Embedder(spec=asdict(SPEC), root=store.root, config=json.dumps(config.model_dump()), is_gpu=False)
-    answer = worker(embed._item(SlideEmbedder(patches, config, SPEC, store), patches.parts[0]))
-    record = Record.from_json(json.loads(answer["failure"]))
+    record = embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
     assert record.status == "failed"
     assert record.error.startswith("16 embeddings are not finite")
     assert DEFECT not in record.info
@@ -134,4 +119,4 @@ def test_the_answer_counts_the_slides_that_could_not_be_judged(store):
     assert left.statuses == {"ok": 1, "unreadable": 2, "failed": 1}
     assert [entry.slide_id for entry in left.entries] == ["c"]
     assert predict._without_failed(job, left, {"c": Record("c", {})}) == left
-    assert set(job.ledger.dropped) == {"a", "b"}
+    assert set(job.outcomes.dropped) == {"a", "b"}

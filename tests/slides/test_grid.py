@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distmil.errors import TooCoarse, TooSmall
-from distmil.slides.grid import box_fractions, lay_grid, plan_read
+from distmil.slides.grid import lay_grid, plan_read
 
 WIDE = (1003, 517)
 FRACTIONAL = 224 * 0.5 / 0.243  # a 0.243 um/px scanner at 0.5: 460.9...
@@ -173,32 +173,3 @@ def test_what_is_read_is_what_is_covered():
         assert plan.read_px * downsamples[plan.level] == pytest.approx(plan.extent_px, abs=downsamples[plan.level])
         assert plan.read_px >= 224
         assert plan.mpp == pytest.approx(wanted, rel=max(tolerance, 0.005))
-
-
-# --- covered shares
-
-
-@pytest.mark.parametrize("scale", [(4.0, 4.0), (3.7, 5.3), (0.8, 0.6), (31.0, 17.5)])
-def test_shares_equal_the_summed_overlap_of_every_mask_pixel(scale):
-    generator = np.random.default_rng(1)
-    mask = generator.random((9, 23)) < 0.4
-    extent = 29
-    x = generator.integers(-20, round(23 * scale[0]) + 10, 60).astype(np.int32)
-    y = generator.integers(-20, round(9 * scale[1]) + 10, 60).astype(np.int32)
-    expected = []
-    for left, top in zip(x.tolist(), y.tolist(), strict=True):
-        area = 0.0
-        for row, column in zip(*np.nonzero(mask), strict=True):
-            wide = min((column + 1) * scale[0], left + extent) - max(column * scale[0], left)
-            high = min((row + 1) * scale[1], top + extent) - max(row * scale[1], top)
-            area += max(0.0, wide) * max(0.0, high)
-        expected.append(area / extent**2)
-    found = box_fractions(mask, scale=scale, x=x, y=y, extent_px=extent)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert 0.02 < max(expected) < 1
-
-
-def test_a_padded_patch_counts_what_lies_outside_as_empty():
-    mask = np.ones((10, 30), bool)
-    share = box_fractions(mask, scale=(2.0, 2.0), x=np.array([50], np.int32), y=np.array([10], np.int32), extent_px=20)
-    assert share.tolist() == [0.25]

@@ -11,7 +11,7 @@ from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.slides.reader import open_slide, overview
 from distmil.slides.tissue import bounding_box, detect_tissue
-from distmil.storage.store import Part
+from distmil.storage.records import Part
 from distmil.tiling.shards import read_grid
 from distmil.tiling.tiler import SlideTiler
 from tests.support.scale import cases

@@ -9,7 +9,8 @@ import pytest
 
 from distmil.errors import ConfigError
 from distmil.storage.local_files import CACHE_VARIABLE, cache_folder, keep_copy
-from distmil.storage.store import Record, Store
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 
 @pytest.fixture(params=[0o000, 0o022, 0o077], autouse=True)

@@ -20,10 +20,11 @@ import pytest
 from distmil.config.loading import load_config
 from distmil.errors import ConfigError, StorageError
 from distmil.slides.file_version import source_key
-from distmil.storage import object_store
-from distmil.storage import store as storage
+from distmil.storage import files, object_store
 from distmil.storage.object_store import Patience, open_filesystem
-from distmil.storage.store import JOB_VARIABLE, Part, Record, Store, resolve_root
+from distmil.storage.records import Part, Record
+from distmil.storage.roots import JOB_VARIABLE, resolve_root
+from distmil.storage.store import Store
 from tests.support.s3_server import BUCKET, DENIED, FAULTS, HOST, KEYS, free_port, s3_server
 
 RECORD = Record(
@@ -69,8 +70,8 @@ def any_store(request):
 def hasty(monkeypatch):
     """No patience: one attempt for everything."""
     hasty = Patience(attempts=1, request_s=2, connect_s=2, limit_s=2)
-    monkeypatch.setattr(storage, "TRIAL", hasty)
-    monkeypatch.setattr(storage, "open_filesystem", lambda uri, patience=hasty: open_filesystem(uri, patience=hasty))
+    monkeypatch.setattr(files, "TRIAL", hasty)
+    monkeypatch.setattr(files, "open_filesystem", lambda uri, patience=hasty: open_filesystem(uri, patience=hasty))
 
 
 def failing(code):
@@ -100,7 +101,7 @@ class FailingFile:
 def break_step(monkeypatch, step, code):
     """Make one step of a durable write fail."""
     if step == "fsync":
-        monkeypatch.setattr(storage.os, "fsync", failing(code))
+        monkeypatch.setattr(os, "fsync", failing(code))
     elif step == "write":
         whole = Path.open
         monkeypatch.setattr(Path, "open", lambda *given, **more: FailingFile(whole(*given, **more), code))
@@ -141,7 +142,7 @@ def test_a_write_that_only_fails_to_sync_its_folder_is_whole(store, monkeypatch)
         if len(calls) == 2:
             failing(errno.EIO)()
 
-    monkeypatch.setattr(storage.os, "fsync", second_fails)
+    monkeypatch.setattr(os, "fsync", second_fails)
     with pytest.raises(StorageError, match="a/b"):
         store.write("a/b", b"new")
     assert store.read("a/b") == b"new"
@@ -161,7 +162,7 @@ def test_an_interrupted_write_leaves_nothing(store, monkeypatch):
 def test_the_content_is_synced_before_it_gets_its_name(store, monkeypatch):
     order = []
     sync, replace = os.fsync, Path.replace
-    monkeypatch.setattr(storage.os, "fsync", lambda fd: (order.append("sync"), sync(fd))[1])
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("sync"), sync(fd))[1])
     monkeypatch.setattr(Path, "replace", lambda a, b: (order.append("rename"), replace(a, b))[1])
     store.write("a", b"content")
     assert order == ["sync", "rename", "sync"]

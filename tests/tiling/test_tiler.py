@@ -429,7 +429,7 @@ def test_a_slide_that_is_planned_again_is_not_done_meanwhile(tmp_path, store):
     os.utime(slide.path, ns=(1, 1))
     tiler = SlideTiler(slide, config, store)
     tiler.plan()
-    assert store.read_record(tiler.record_name) is None
+    assert store.read_record(tiler.committed.record_name) is None
 
 
 def test_the_grid_is_the_patches_without_their_pixels(tmp_path, store):

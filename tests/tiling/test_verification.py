@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from distmil.cohort import Slide
+from distmil.storage.store import RECORD_FILE
 from distmil.tiling.shards import encode_shard, read_patches
-from distmil.tiling.tiler import RECORD_FILE, SlideTiler, tile_slide
+from distmil.tiling.tiler import SlideTiler, tile_slide
 from distmil.tiling.verification import find_damage
 from tests.support.jpeg_tiff import save_jpeg_tiff
 from tests.support.tiles import PIXELS, make_slide, tiling
@@ -61,7 +62,7 @@ def test_a_damaged_slide_is_made_anew_to_the_same_bytes(tiled, store):
     part = folder / "part-00002.parquet"
     whole = part.read_bytes()
     part.write_bytes(whole[::-1])
-    store.delete(SlideTiler(slide, config, store).record_name)
+    store.delete(SlideTiler(slide, config, store).committed.record_name)
     assert tile_slide(slide, config, store).ok
     assert part.read_bytes() == whole
 
@@ -96,5 +97,5 @@ def test_whole_files_that_contradict_the_grid_are_found(tmp_path, store, change)
     part = store.write_part(tiler.folder, name, encode_shard(table), rows=table.num_rows)
     values = record.to_json()
     values["parts"][0] = vars(part)
-    store.write_record(tiler.record_name, type(record).from_json(values))
+    store.write_record(tiler.committed.record_name, type(record).from_json(values))
     assert any(text in " ".join(find_damage(slide, config, store)) for text in ("other patches", "without pixels"))

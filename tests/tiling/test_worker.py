@@ -161,7 +161,7 @@ def test_a_store_that_cannot_be_written_stops_everything(tiler, monkeypatch, cod
     do_step(tiler, None)
     assert do_step(tiler, 0) == Answer(fatal="cannot write")
     assert len(called) == tries
-    assert not tiler.store.exists(tiler.record_name)
+    assert not tiler.store.exists(tiler.committed.record_name)
 
 
 # --- the child process

@@ -5,7 +5,8 @@ from typing import Any
 from distmil.config.loading import load_config
 from distmil.errors import DistmilError
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding
-from distmil.storage.store import Store, resolve_root
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import Store
 
 
 def read_settings(path: str | None, overrides: list[str]) -> dict[str, Any]:

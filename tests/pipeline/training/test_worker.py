@@ -12,7 +12,8 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline import cluster
 from distmil.pipeline.training import worker
 from distmil.pipeline.training.worker import fetch, run_file
-from distmil.storage.store import Part, Store
+from distmil.storage.records import Part
+from distmil.storage.store import Store
 from distmil.training.workers import GroupFailed
 from tests.support.bags import make_bag, small_config
 from tests.support.thread_group import run_as_group

@@ -1,4 +1,4 @@
-"""What a job says at its end about its slides: the doubtful ones, those that were dropped, and defects."""
+"""How a job's slides ended, for its last words: doubts, dropped slides with their reasons, and defects."""
 
 import re
 from collections.abc import Iterable, Mapping, Sized
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from distmil.console import Console
 from distmil.defects import DEFECT
 from distmil.errors import DefectError
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 
 _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 _NAMED = 5
@@ -17,8 +17,8 @@ Group = tuple[str, list[str]]
 
 
 @dataclass
-class Ledger:
-    """Every slide of a job by its id, and what to say of it."""
+class Outcomes:
+    """The outcome of every slide of a job, by its id."""
 
     statuses: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Status and reason of every slide."""
@@ -28,7 +28,7 @@ class Ledger:
     defects: dict[str, str] = field(default_factory=dict)
 
     def add(self, records: Mapping[str, Record]) -> None:
-        """Take in what became of slides; of a slide that is taken in twice, the later status counts."""
+        """Add the records of slides; of a slide that is added twice, the later status counts."""
         for slide_id, record in records.items():
             self.statuses[slide_id] = (record.status, record.error or "")
             self.doubt(slide_id, record.info.get("doubts") or ())
@@ -36,18 +36,18 @@ class Ledger:
                 self.defects[slide_id] = str(record.info[DEFECT])
 
     def doubt(self, slide_id: str, doubts: Iterable[str]) -> None:
-        """Take in what a person should know of a slide that is used all the same."""
+        """Add doubts about a slide that is used all the same."""
         known = self.doubts.setdefault(slide_id, [])
         known += [text for text in dict.fromkeys(map(str, doubts)) if text not in known]
 
     def note_failure(self, failure: Record, what: str) -> None:
-        """Take in work beside a slide that failed: the slide is used all the same, but a defect is a defect."""
+        """Add failed work beside a slide: the slide is used all the same, but a defect is a defect."""
         self.doubt(failure.slide_id, [f"{what}: {failure.error}"])
         if DEFECT in failure.info:
             self.defects[failure.slide_id] = str(failure.info[DEFECT])
 
-    def tell(self, console: Console) -> None:
-        """Say what is doubtful, and last what was dropped: equal texts in one line."""
+    def show(self, console: Console) -> None:
+        """Show the doubts, then the dropped slides, with equal texts in one line."""
         doubtful = {slide_id: texts for slide_id, texts in self.doubts.items() if texts}
         if doubtful:
             found = grouped((slide_id, text) for slide_id, texts in doubtful.items() for text in texts)
@@ -66,7 +66,7 @@ class Ledger:
 
     @property
     def dropped(self) -> dict[str, tuple[str, str]]:
-        """Return status and reason of every slide that is not used."""
+        """List status and reason of every slide that is not used."""
         return {i: found for i, found in sorted(self.statuses.items()) if found[0] != "ok"}
 
     def check_defects(self) -> None:
@@ -82,7 +82,7 @@ class Ledger:
         )
 
     def dropped_by_kind(self) -> str:
-        """Say how many were dropped of each split and class, "" where nothing is learned or nothing was dropped."""
+        """Count the dropped slides by split and class, "" where nothing is learned or nothing was dropped."""
         total: dict[str, int] = {}
         gone: dict[str, int] = {}
         for slide_id, kind in self.kinds.items():

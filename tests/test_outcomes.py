@@ -9,14 +9,14 @@ from distmil.config.root import Config
 from distmil.console import Console
 from distmil.defects import DEFECT
 from distmil.errors import DefectError, TooManyBadSlides
+from distmil.outcomes import Outcomes, grouped
 from distmil.pipeline.job import Job, check_bad_fraction
-from distmil.pipeline.slide_summary import Ledger, grouped
-from distmil.storage.store import Record
+from distmil.storage.records import Record
 
 
-def said(ledger):
+def said(outcomes):
     out = io.StringIO()
-    ledger.tell(Console(RichConsole(file=out, highlight=False, soft_wrap=True)))
+    outcomes.show(Console(RichConsole(file=out, highlight=False, soft_wrap=True)))
     return out.getvalue()
 
 
@@ -43,17 +43,17 @@ def test_texts_that_differ_in_numbers_or_the_slides_id_are_one():
 
 
 def test_a_job_without_anything_to_say_says_nothing():
-    ledger = Ledger()
-    ledger.add(by_id(ok("s1"), ok("s2")))
-    assert said(ledger) == ""
-    ledger.check_defects()
+    outcomes = Outcomes()
+    outcomes.add(by_id(ok("s1"), ok("s2")))
+    assert said(outcomes) == ""
+    outcomes.check_defects()
 
 
 def test_doubts_come_first_and_what_was_dropped_comes_last():
-    ledger = Ledger()
-    ledger.add(by_id(*(ok(f"s{i}", f"pen ink on {i}% of it") for i in range(12)), ok("t1", "dark", "pen ink on 7%")))
-    ledger.add(by_id(bad("b1", "no_tissue", "the most is 3%"), bad("b2", "no_tissue", "the most is 4%"), bad("b3")))
-    lines = [" ".join(line.split()) for line in said(ledger).splitlines()]
+    outcomes = Outcomes()
+    outcomes.add(by_id(*(ok(f"s{i}", f"pen ink on {i}% of it") for i in range(12)), ok("t1", "dark", "pen ink on 7%")))
+    outcomes.add(by_id(bad("b1", "no_tissue", "the most is 3%"), bad("b2", "no_tissue", "the most is 4%"), bad("b3")))
+    lines = [" ".join(line.split()) for line in said(outcomes).splitlines()]
     assert lines == [
         "doubts about 13 of 16 slides:",
         "slides which doubt",
@@ -68,28 +68,30 @@ def test_doubts_come_first_and_what_was_dropped_comes_last():
 
 
 def test_what_is_said_stays_short_for_thousands_of_slides():
-    ledger = Ledger()
+    outcomes = Outcomes()
     letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(600)]
-    ledger.add(by_id(*(ok(f"s{i}", f"doubt {words}") for i, words in enumerate(letters))))
-    ledger.add(by_id(*(bad(f"b{i}", error=f"b{i}: {words}") for i, words in enumerate(letters))))
-    assert len(said(ledger).splitlines()) < 100
-    assert "1200 slides" in said(ledger)
+    outcomes.add(by_id(*(ok(f"s{i}", f"doubt {words}") for i, words in enumerate(letters))))
+    outcomes.add(by_id(*(bad(f"b{i}", error=f"b{i}: {words}") for i, words in enumerate(letters))))
+    assert len(said(outcomes).splitlines()) < 100
+    assert "1200 slides" in said(outcomes)
 
 
 def test_a_slide_counts_once_by_its_latest_status():
-    ledger = Ledger()
-    ledger.add(by_id(ok("s1", "dark"), bad("s2")))
-    ledger.add(by_id(bad("s1", "bad_annotation", "no group"), ok("s2")))
-    assert ledger.dropped == {"s1": ("bad_annotation", "no group")}
-    ledger.add(by_id(ok("s1", "dark")))
-    assert ledger.dropped == {}
-    assert ledger.doubts == {"s1": ["dark"], "s2": []}
+    outcomes = Outcomes()
+    outcomes.add(by_id(ok("s1", "dark"), bad("s2")))
+    outcomes.add(by_id(bad("s1", "bad_annotation", "no group"), ok("s2")))
+    assert outcomes.dropped == {"s1": ("bad_annotation", "no group")}
+    outcomes.add(by_id(ok("s1", "dark")))
+    assert outcomes.dropped == {}
+    assert outcomes.doubts == {"s1": ["dark"], "s2": []}
 
 
 def test_what_was_dropped_is_counted_by_split_and_class():
-    ledger = Ledger(kinds={"a": "train positive", "b": "train positive", "c": "val negative", "d": "train negative"})
-    ledger.add(by_id(bad("a"), ok("b"), bad("c"), ok("d")))
-    assert "2 of 4 slides were dropped (1 of 2 train positive, 1 of 1 val negative):" in said(ledger)
+    outcomes = Outcomes(
+        kinds={"a": "train positive", "b": "train positive", "c": "val negative", "d": "train negative"}
+    )
+    outcomes.add(by_id(bad("a"), ok("b"), bad("c"), ok("d")))
+    assert "2 of 4 slides were dropped (1 of 2 train positive, 1 of 1 val negative):" in said(outcomes)
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_a_tenth_of_the_slides_may_be_dropped(job, num_bad, is_refused):
             check_bad_fraction(job, records)
     else:
         check_bad_fraction(job, records)
-    assert len(job.ledger.dropped) == num_bad  # said at the job's end, whichever way it ends
+    assert len(job.outcomes.dropped) == num_bad  # said at the job's end, whichever way it ends
     assert ("1 of 10 slides are dropped: 1 no_mpp" in job.console.rich.file.getvalue()) is (num_bad == 1)
 
 
@@ -118,7 +120,7 @@ def test_a_defect_fails_the_job_whatever_is_allowed(job):
     records = by_id(*(ok(f"s{i}") for i in range(98)), bad("d1", **{DEFECT: text}), bad("d2", **{DEFECT: text}))
     check_bad_fraction(job, records)
     with pytest.raises(DefectError, match=r"on 2 slides; the others are done") as caught:
-        job.ledger.check_defects()
+        job.outcomes.check_defects()
     assert f"2 slides (d1, d2): {text}" in str(caught.value)
     assert caught.value.exit_code == 1
 

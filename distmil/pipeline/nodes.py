@@ -1,0 +1,131 @@
+"""Whether every node of a cluster can use the store, asked before a job begins: work done elsewhere would be lost."""
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from distmil.errors import ConfigError, StorageError
+from distmil.pipeline.cluster import is_autoscaling, start_ray
+from distmil.pipeline.job import Job
+from distmil.storage.store import Store
+
+logger = logging.getLogger(__name__)
+
+PROBE_LIMIT_S = 120.0
+"""A node may have to fetch the job's working folder before it answers."""
+SEEN_WITHIN_S = 5.0
+"""A network folder may show a new file a little later on other machines."""
+_UNSEEN = "it does not see this folder"
+_NODES_NAMED = 5
+
+
+def check_cluster(job: Job) -> None:
+    """Check that every node of the cluster that the job joins can use the store; without a cluster, do nothing.
+
+    Raises:
+        ConfigError: If a node does not see the store's folder.
+        StorageError: If a node cannot use the object store.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        start_ray()
+        check_nodes(job)
+
+
+def check_nodes(job: Job) -> None:
+    """Try the store from every other node that can work, and warn of nodes that start later; see ``check_cluster``."""
+    store = job.store
+    if store.is_local and is_autoscaling():
+        job.console.note(f"storage: nodes that the cluster starts later must have {store.root} mounted, too")
+    own = ray.get_runtime_context().get_node_id()
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _can_work(node)]
+    if not nodes:
+        return
+    marker = f".seen-{uuid.uuid4().hex}"
+    store.write(marker, b"distmil")
+    try:
+        answers = _ask_nodes(nodes, store.root, marker)
+    finally:
+        store.delete(marker)
+    unasked = [name for name, answer in answers.items() if answer is None]
+    if unasked:
+        job.console.note(f"storage: {_some(unasked)} did not answer; whether the store can be used there is not known")
+    check_answers(store, answers)
+
+
+def _can_work(node: Mapping[str, Any]) -> bool:
+    return any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))
+
+
+def _ask_nodes(nodes: Sequence[Mapping[str, Any]], root: str, marker: str) -> dict[str, str | None]:
+    """Return the fault of the store on each node: "" for none, None where no answer came."""
+    probe = ray.remote(num_cpus=0, max_retries=1)(look_at_store)
+    asked = {}
+    for node in nodes:
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+        asked[name] = probe.options(scheduling_strategy=there).remote(root, marker)
+    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_LIMIT_S)
+    return {name: _answer(reference) if reference in ready else None for name, reference in asked.items()}
+
+
+def _answer(reference: Any) -> str | None:
+    try:
+        return str(ray.get(reference))
+    except ray.exceptions.RayTaskError as error:  # the node cannot even run the probe
+        return str(error).strip().splitlines()[-1]
+    except ray.exceptions.RayError as error:
+        logger.info("a node was lost before it could try the store: %s", error)
+        return None
+
+
+def look_at_store(root: str, marker: str) -> str:
+    """Return the fault of a store as this node sees it, "" if it can be read and written."""
+    store = Store(root)
+    deadline = time.monotonic() + SEEN_WITHIN_S
+    try:
+        while not store.exists(marker):
+            if time.monotonic() > deadline:
+                return _UNSEEN
+            time.sleep(0.2)
+        store.check()
+    except StorageError as error:
+        return str(error)
+    return ""
+
+
+def check_answers(store: Store, answers: Mapping[str, str | None]) -> None:
+    """Refuse a store that not every node can use.
+
+    Args:
+        store: The store.
+        answers: The fault by node, as of ``look_at_store``; None where it is not known.
+
+    Raises:
+        ConfigError: If it is a folder that a node does not see or cannot write.
+        StorageError: If it is an object store that a node cannot use.
+    """
+    wrong = {name: answer for name, answer in answers.items() if answer}
+    if not wrong:
+        return
+    first = next(iter(wrong.values()))
+    where = f"{len(wrong)} of {len(answers)} other nodes: {_some(list(wrong))}"
+    if store.is_local:
+        raise ConfigError(
+            f"storage.root = {store.root!r} cannot be used on {where}: {first}. Work done there would be lost. Mount "
+            "one shared folder at this path on all nodes, or give an s3:// or gs:// URI"
+        )
+    raise StorageError(
+        f"storage.root = {store.root!r} cannot be used on {where}: {first}. Credentials must be there on all nodes: by "
+        "the machines' role, in ~/.aws/credentials, or for this job by `ray job submit --runtime-env-json "
+        "'{\"env_vars\": {...}}'`"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NODES_NAMED]) + ", ..." * (len(names) > _NODES_NAMED)
