@@ -27,7 +27,7 @@ from distmil.tiling.shards import (
     patches_folder,
     read_patches,
 )
-from distmil.tiling.tiler import SlideTiler, slide_row, tile_slide
+from distmil.tiling.tiler import SlideTiler, cut_patches, slide_row, tile_slide
 from distmil.tiling.worker import do_step
 from tests.support.dicom import save_dicom
 from tests.support.jpeg_tiff import save_jpeg_tiff
@@ -363,8 +363,7 @@ def test_a_broken_off_slide_goes_on_to_the_same_bytes(tmp_path, monkeypatch, don
     # a crash in the middle of a shard: the temporary file stays, which no reader takes
     (Path(broken.root) / tiler.folder / ".part-00003.parquet.tmp-host-1-ab").write_bytes(b"half")
     cut = []
-    make = SlideTiler._cut
-    monkeypatch.setattr(SlideTiler, "_cut", lambda self, *given: (cut.append(1), make(self, *given))[1])
+    monkeypatch.setattr("distmil.tiling.tiler.cut_patches", lambda *given: (cut.append(1), cut_patches(*given))[1])
     record = tile_slide(slide, config, broken)
     assert len(cut) == 4 - done
     assert record.ok
