@@ -1,6 +1,15 @@
 """The slides of a job: what the manifest says of them, and how they are split."""
 
-from distmil.cohort.manifest import read_cohort
-from distmil.cohort.slides import Cohort, Slide, draw_splits
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.cohort.manifest import read_cohort
+    from distmil.cohort.slides import Cohort, Slide, draw_splits
 
 __all__ = ["Cohort", "Slide", "draw_splits", "read_cohort"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "manifest": ["read_cohort"],
+    "slides": ["Cohort", "Slide", "draw_splits"],
+})  # fmt: skip

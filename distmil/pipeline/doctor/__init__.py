@@ -1,1 +1,13 @@
 """The doctor: checks of the installation, the storage, MLflow and the cluster, each in a process of its own."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.pipeline.doctor.job import run
+
+__all__ = ["run"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "job": ["run"],
+})  # fmt: skip
