@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from distmil.pipeline.doctor.job import run
+    from distmil.pipeline.doctor.job import main
 
-__all__ = ["run"]
+__all__ = ["main"]
 __getattr__, __dir__ = lazy_exports(__name__, {
-    "job": ["run"],
+    "job": ["main"],
 })  # fmt: skip
