@@ -29,7 +29,7 @@ class Step:
     """Patches of the bags that are sampled; the other bags are whole."""
     mixed_bag: Indices
     mixed_patch: Indices
-    is_giant: bool = False
+    is_chunked: bool = False
     """Its one slide bag is larger than the budget: every worker takes a piece of it, in chunks."""
     views: Mapping[int, int] = field(default_factory=dict)
     """Which view of a bag's patches is seen, of bags that have any; 0: the patches as they are."""
@@ -40,7 +40,7 @@ class Step:
 
     def share(self, rank: int, size: int, lengths: Mapping[int, int]) -> list[int]:
         """List the bags that a worker takes whole, and MIXED for the mixed bag; the load is even."""
-        load = {} if self.is_giant else {i: len(self.samples.get(i, range(lengths[i]))) for i in self.bags}
+        load = {} if self.is_chunked else {i: len(self.samples.get(i, range(lengths[i]))) for i in self.bags}
         if len(self.mixed_bag):
             load[MIXED] = len(self.mixed_bag)
         totals, mine = [0] * size, []
@@ -116,8 +116,8 @@ class StepPlanner:
         views = {i: int(generator.integers(self._num_views[i] + 1)) for i in seen if self._num_views[i]}
         if not with_slides:
             return Step([], {}, *mixed, views=views)
-        is_giant = self._size(slides[0]) > self._config.patches_per_step
-        return Step(slides, samples, *mixed, is_giant=is_giant, views=views)
+        is_chunked = self._size(slides[0]) > self._config.patches_per_step
+        return Step(slides, samples, *mixed, is_chunked=is_chunked, views=views)
 
     def _order(self, epoch: int, generator: Generator) -> list[int]:
         """Return the epoch's bags in turn: all, annotated ones several times and classes in pairs if wanted."""

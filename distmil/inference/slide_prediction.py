@@ -30,7 +30,7 @@ from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
 from distmil.slides.reader import open_slide, overview
 from distmil.storage.schemas import to_parquet
-from distmil.tiling.plan import Survey, open_reading, survey
+from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
 from distmil.tiling.tiler import cut_patches
 from distmil.visualization.heatmap import encode_png
 from distmil.visualization.slide_maps import MAPS, draw_map, subtitle_of
@@ -179,7 +179,7 @@ def predict_slide(
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
     encoder = load_carried(config.encoder, bundle.encoder_state, device=str(place))
-    found = _survey(slide, bundle)
+    found = _plan(slide, bundle)
     source = _embed(slide, found, bundle, encoder)
     _check_width(bundle, source)
     head = bundle.head.to(place)
@@ -239,17 +239,17 @@ def torch_device(name: str | None) -> torch.device:
     return device
 
 
-def _survey(slide: Slide, bundle: Bundle) -> Survey:
-    """Survey the slide. Raises: SlideError, whose text fits a call in place of a job where no resolution is known."""
+def _plan(slide: Slide, bundle: Bundle) -> TilingPlan:
+    """Plan the slide. Raises: SlideError, whose text fits a call in place of a job where no resolution is known."""
     try:
-        return survey(slide, bundle.config.tiling)
+        return plan_tiling(slide, bundle.config.tiling)
     except NoResolution as error:
         reason = str(error).partition("; set mpp")[0]
         raise NoResolution(f"{reason}; give mpp=, um per level-0 pixel") from error
 
 
-def _embed(slide: Slide, found: Survey, bundle: Bundle, encoder: Encoder) -> EmbeddingSource:
-    """Cut and embed every patch of a surveyed slide, in the shards of the job. Raises: SlideError."""
+def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) -> EmbeddingSource:
+    """Cut and embed every patch of a planned slide, in the shards of the job. Raises: SlideError."""
     tiling, size = bundle.config.tiling, (found.info["width_px"], found.info["height_px"])
     parts = []
     with (

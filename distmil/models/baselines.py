@@ -56,14 +56,14 @@ class MaxPooling(PatchScorer):
 
 
 class InstanceClassifier(PatchScorer):
-    """Every patch takes its slide's label; the bag is judged by the mean of the logits."""
+    """Every patch takes its slide's label; the bag is scored by the mean of the logits."""
 
     pooling: ClassVar[Pooling] = "mean"
     bag_loss_on_patches: ClassVar[bool] = True
 
 
 class PatchClassifier(PatchScorer):
-    """Learns from labelled patches alone; the bag is judged by its highest patch."""
+    """Learns from labelled patches alone; the bag is scored by its highest patch."""
 
     pooling: ClassVar[Pooling] = "max"
     losses: ClassVar[frozenset[str]] = frozenset({"patch"})

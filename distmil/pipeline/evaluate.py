@@ -6,7 +6,7 @@ from typing import Any
 from distmil.cohort import Cohort, Slide
 from distmil.inference.evaluation import evaluate_predictions
 from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
-from distmil.pipeline.predict import Predictions, bundle_place, claim_output, judge_slides, open_bundle
+from distmil.pipeline.predict import Predictions, bundle_place, claim_output, open_bundle, predict_slides
 
 METRICS = "metrics.json"
 
@@ -17,7 +17,7 @@ def run(job: Job) -> dict[str, Any]:
     cohort = open_cohort(inner, needs_labels=True, needs_splits=True)
     slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
-    made = judge_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
+    made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
     metrics = measure(inner, made, slides, cohort)
     return {"run": name, "metrics": metrics, **made.paths(job), "metrics_file": metrics_file(job, made)}
 

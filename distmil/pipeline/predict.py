@@ -41,7 +41,7 @@ def run(job: Job) -> dict[str, Any]:
     cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
     slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
     name = claim_output(job, bundle, slides)
-    made = judge_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
+    made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
     return {"run": name, **made.paths(job)}
 
 
@@ -105,7 +105,7 @@ def bundle_place(job: Job) -> str:
     return str(folder.resolve()) if folder.is_dir() else place
 
 
-def judge_slides(
+def predict_slides(
     job: Job, cohort: Cohort, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str, with_labels: bool
 ) -> Predictions:
     """Predict slides with a bundle, and keep the whole results that an earlier run of this name made of these inputs.

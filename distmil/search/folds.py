@@ -11,10 +11,10 @@ from distmil.errors import ConfigError
 
 
 def check_labels(labels: Sequence[int], metric: str, *, where: str) -> None:
-    """Refuse slides that a metric of slides cannot judge trials by.
+    """Refuse slides that a metric of slides cannot compare trials by.
 
     Args:
-        labels: Classes of the slides that are judged.
+        labels: Classes of the slides that are scored.
         metric: What trials are compared by.
         where: The split or fold, for the message.
 
@@ -28,26 +28,26 @@ def check_labels(labels: Sequence[int], metric: str, *, where: str) -> None:
         counts = {label: labels.count(label) for label in sorted(set(labels))}
         found = ", ".join(f"{count} of class {label}" for label, count in counts.items()) or "none with a given label"
         raise ConfigError(
-            f"search.metric = {metric!r}: {where} has slides of one kind only ({found}), which every trial judges "
-            "alike; put negative and positive slides into it, or set search.folds to judge on folds of train"
+            f"search.metric = {metric!r}: {where} has slides of one kind only ({found}), which every trial scores "
+            "alike; put negative and positive slides into it, or set search.folds to validate on folds of train"
         )
 
 
-def check_judged(folds: Sequence[Sequence[Bag]], metric: str) -> None:
-    """Refuse folds, or val, that a metric cannot judge trials by. Raises: ConfigError naming it."""
+def check_metric(folds: Sequence[Sequence[Bag]], metric: str) -> None:
+    """Refuse folds, or val, that a metric cannot compare trials by. Raises: ConfigError naming it."""
     for i, bags in enumerate(folds):
         where = "val" if len(folds) == 1 else f"fold {i + 1} of {len(folds)}"
-        judged = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
-        check_labels([bag.label or 0 for bag in judged], metric, where=where)
+        scored = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
+        check_labels([bag.label or 0 for bag in scored], metric, where=where)
         if not metric.startswith("patch"):
             continue
         for kind, is_there in (
-            ("positive", any((bag.label_N > 0).any() for bag in judged)),
-            ("negative", any((bag.label_N == 0).any() for bag in judged)),
+            ("positive", any((bag.label_N > 0).any() for bag in scored)),
+            ("negative", any((bag.label_N == 0).any() for bag in scored)),
         ):
             if not is_there:
                 raise ConfigError(
-                    f"search.metric = {metric!r}: {where} has no {kind} patch label to judge trials by; annotate "
+                    f"search.metric = {metric!r}: {where} has no {kind} patch label to compare trials by; annotate "
                     "slides of it, set fewer search.folds, or set search.metric=slide_auc"
                 )
 
@@ -68,8 +68,8 @@ def patient_folds(slides: Sequence[Slide], *, count: int, seed: int) -> list[tup
     ids = [slide.slide_id for slide in slides]
     folds = []
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
-    for learning, judging in splitter.split(np.zeros(len(ids)), labels, patients):
-        if min(len(set(labels[side].tolist())) for side in (learning, judging)) < 2:
+    for learning, validation in splitter.split(np.zeros(len(ids)), labels, patients):
+        if min(len(set(labels[side].tolist())) for side in (learning, validation)) < 2:
             raise ConfigError(f"search.folds = {count}: a fold would have slides of one class only; use fewer folds")
-        folds.append(([ids[i] for i in learning], [ids[i] for i in judging]))
+        folds.append(([ids[i] for i in learning], [ids[i] for i in validation]))
     return folds

@@ -39,8 +39,8 @@ def check_folds(config: Config) -> None:
     folds, workers = config.search.folds, config.training.num_workers
     if folds and workers > 1:
         raise ConfigError(
-            f"search.folds = {folds}: a trial with training.num_workers = {workers} trains on train and is judged on "
-            "val; set training.num_workers=1, with which folds are trained side by side, or search.folds=0"
+            f"search.folds = {folds}: a trial with training.num_workers = {workers} trains on train and is validated "
+            "on val; set training.num_workers=1, with which folds are trained side by side, or search.folds=0"
         )
 
 
@@ -166,7 +166,7 @@ class Task:
     values: Values
     seed: int
     is_repeat: bool = False
-    """It is part of the comparison at the end, and judged on held-out slides as well."""
+    """It is part of the comparison at the end, and evaluated on held-out slides as well."""
     claim: str = ""
     """Fingerprint of all else that the search depends on: slides, labels, folds and settings."""
 

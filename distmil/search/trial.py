@@ -20,7 +20,7 @@ Row = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Fold:
-    """Bags to train on, and others to judge on."""
+    """Bags to train on, and others to validate on."""
 
     train_bags: Sequence[Bag]
     validation_bags: Sequence[Bag]
@@ -62,7 +62,7 @@ class Trial:
         """Return whether no fold has anything left to train after an epoch."""
         return all(run.is_finished and len(run.history.rows) <= epoch + 1 for run in self._runs)
 
-    def judge(self, bags: Sequence[Bag]) -> Row:
+    def evaluate(self, bags: Sequence[Bag]) -> Row:
         """Evaluate on other slides, means over the folds' networks.
 
         With early stopping the networks are those of the best epochs, which must have been kept.
@@ -97,7 +97,7 @@ def kept_row(history: History, training: TrainingConfig, epoch: int) -> Row:
     return rows[seen.best_epoch]
 
 
-def judge_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: Store, *, name: str) -> Row:
+def evaluate_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: Store, *, name: str) -> Row:
     """Evaluate the network that a finished run kept on other slides, on the CPU."""
     learner = new_learner(config, spec, store, device=torch.device("cpu"))
     load_checkpoint(store, name, learner, best=config.training.patience > 0)

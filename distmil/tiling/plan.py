@@ -71,7 +71,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Survey:
+class TilingPlan:
     """What is known of a slide before its patches are cut."""
 
     info: dict[str, Any]
@@ -90,7 +90,7 @@ class Survey:
 
 @contextmanager
 def open_reading(slide: Slide, reading: Reading, *, reader: str, size: tuple[int, int]) -> Iterator[SlideImage]:
-    """Open a slide as its survey decided to read it."""
+    """Open a slide as its plan decided to read it."""
     if reading.place is None:
         with open_slide(slide.path, reader=reader, is_known=True) as image:
             yield image
@@ -99,7 +99,7 @@ def open_reading(slide: Slide, reading: Reading, *, reader: str, size: tuple[int
             yield tiles
 
 
-def survey(slide: Slide, config: TilingConfig) -> Survey:
+def plan_tiling(slide: Slide, config: TilingConfig) -> TilingPlan:
     """Look at a slide once.
 
     Raises:
@@ -141,7 +141,7 @@ def survey(slide: Slide, config: TilingConfig) -> Survey:
             "blank": look.num_blank(grid, table),
         }
         is_default_mpp = not (slide.mpp or image.mpp)
-    return Survey(info, reading, grid, picture, scale, tissue.mask, is_default_mpp)
+    return TilingPlan(info, reading, grid, picture, scale, tissue.mask, is_default_mpp)
 
 
 def _check_region(plan: ReadPlan) -> None:
@@ -161,7 +161,7 @@ def _mpp(image: SlideImage, slide: Slide, config: TilingConfig) -> float | None:
 
 @dataclass(frozen=True)
 class _Look:
-    """The steps of a survey on an open slide."""
+    """The steps of a plan on an open slide."""
 
     slide: Slide
     config: TilingConfig

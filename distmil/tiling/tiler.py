@@ -25,7 +25,7 @@ from distmil.storage.records import Part, Record
 from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
 from distmil.storage.store import RECORD_FILE, Committed, Store
 from distmil.tiling.overview import encode_overview
-from distmil.tiling.plan import Reading, open_reading, survey
+from distmil.tiling.plan import Reading, open_reading, plan_tiling
 from distmil.tiling.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
 
 PLAN_FILE = "plan.json"
@@ -110,7 +110,7 @@ class SlideTiler:
             SlideError: If the slide cannot be used; ``fail`` makes the record of it.
         """
         key = self.key(checksum=self.config.checksum)
-        found = survey(self.slide, self.config)
+        found = plan_tiling(self.slide, self.config)
         if not found.is_default_mpp:
             key["default_mpp"] = None
         if self.finished() is None:  # another process may have committed the slide meanwhile
@@ -208,7 +208,7 @@ def cut_patches(image: SlideImage, reading: Reading, grid: pa.Table, config: Til
 
     Args:
         image: The slide, opened by ``open_reading``.
-        reading: How its survey decided to read it.
+        reading: How its plan decided to read it.
         grid: Places of the patches, of the schema ``GRID``.
         config: Edge and encoding of the patches.
 

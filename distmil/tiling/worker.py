@@ -128,7 +128,7 @@ class SlideWorker:
 
     def step(self, slide: Slide, chunk: int | None) -> Answer:
         """Do one step in the child; one that dies twice, or does not end, becomes the slide's status."""
-        where = "its survey" if chunk is None else f"chunk {chunk}"
+        where = "its plan" if chunk is None else f"chunk {chunk}"
         crash = ""
         for _ in range(2):
             try:

@@ -23,15 +23,22 @@ from distmil.models.layout import by_attention, top_k_size
 from distmil.models.pooling import PooledPart
 from distmil.models.tensors import widen
 from distmil.training.learner import Learner
-from distmil.training.losses import Aim, topk_losses
+from distmil.training.losses import LossSettings, topk_losses
 from distmil.training.workers import Group
 
 
-class GiantBag:
+class ChunkedBag:
     """This worker's part in the losses of a bag that does not pass at once."""
 
     def __init__(
-        self, learner: Learner, source: PatchSource, sample: Indices | None, *, label: int, aim: Aim, group: Group
+        self,
+        learner: Learner,
+        source: PatchSource,
+        sample: Indices | None,
+        *,
+        label: int,
+        aim: LossSettings,
+        group: Group,
     ) -> None:
         self._learner, self._source, self._aim, self._group = learner, source, aim, group
         self._count = len(source) if sample is None else len(sample)

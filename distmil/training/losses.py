@@ -32,7 +32,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Aim:
+class LossSettings:
     """Settings of a step's losses: the configuration, the totals, and the weight of each class."""
 
     config: Config
@@ -56,7 +56,7 @@ class Aim:
         return torch.stack([found.get(name, nothing) for name in LOSSES]), loss
 
 
-def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -> dict[str, Tensor]:
+def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: LossSettings) -> dict[str, Tensor]:
     """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
     feature_TF, attention_T = head(embedding_TE)
     weights, num_slides, num_mixed = aim.config.losses, len(batch.label_B), len(batch.target_NC)
@@ -79,7 +79,7 @@ def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: Aim) -
     return found
 
 
-def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: Aim) -> Tensor:
+def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Batch, aim: LossSettings) -> Tensor:
     """Return L2 of packed bags: on their vectors, or on each of their patches, where the network learns so.
 
     The mixed bag comes last, and counts if ``bags.mixed_bag_loss`` is set.
@@ -102,7 +102,7 @@ def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Ba
 
 
 def topk_losses(
-    head: Network, feature_KF: Tensor, attention_K: Tensor, *, bag_K: Tensor, label_B: Tensor, aim: Aim
+    head: Network, feature_KF: Tensor, attention_K: Tensor, *, bag_K: Tensor, label_B: Tensor, aim: LossSettings
 ) -> Tensor:
     """Return L3 of the top-K patches of bags."""
     if aim.config.model.topk_detach:
@@ -112,7 +112,7 @@ def topk_losses(
 
 
 def mixed_losses(
-    head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: Aim
+    head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: LossSettings
 ) -> dict[str, Tensor]:
     """Return the active losses of the mixed bag's patches: L1 and L4."""
     weights, totals, found = aim.config.losses, aim.totals, {}

@@ -17,9 +17,9 @@ from distmil.bags.sampler import Step
 from distmil.config.root import Config
 from distmil.errors import TrainingError
 from distmil.models.losses import LOSSES
-from distmil.training.chunked_bag import GiantBag
+from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner
-from distmil.training.losses import Aim, Totals, packed_losses
+from distmil.training.losses import LossSettings, Totals, packed_losses
 from distmil.training.workers import Group
 
 
@@ -77,19 +77,19 @@ def take_step(
     """
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
-    aim = Aim(config, Totals(num_slides, num_bags, num_mixed), class_weight_C)
+    aim = LossSettings(config, Totals(num_slides, num_bags, num_mixed), class_weight_C)
     batch = batch or load_batch(bags, step, share_of(step, bags, group), config.bags, learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
-    if step.is_giant:
-        giant = step.bags[0]
-        source, sample = step.source(bags, giant), step.samples.get(giant)
-        found = GiantBag(learner, source, sample, label=bags[giant].label or 0, aim=aim, group=group).backward()
+    if step.is_chunked:
+        chunked = step.bags[0]
+        source, sample = step.source(bags, chunked), step.samples.get(chunked)
+        found = ChunkedBag(learner, source, sample, label=bags[chunked].label or 0, aim=aim, group=group).backward()
         if found:
             values += torch.hstack(aim.weigh(found))
     if batch is not None:
         work, graphs = functools.partial(_packed, learner, aim), learner.graphs
-        if graphs is None or step.is_giant:  # a giant bag has left gradients to add to
+        if graphs is None or step.is_chunked:  # a chunked bag has left gradients to add to
             numbers = work(batch)
         else:
             constants = (aim.totals, *(getattr(config.losses, name) for name in LOSSES))
@@ -104,7 +104,7 @@ def take_step(
     return StepResult(numbers, is_there, bags, step)
 
 
-def _packed(learner: Learner, aim: Aim, batch: Batch) -> Tensor | None:
+def _packed(learner: Learner, aim: LossSettings, batch: Batch) -> Tensor | None:
     """Add the gradients of a worker's share and return each loss and their weighted sum; None if there is no loss."""
     with learner.autocast():
         found = packed_losses(learner.head, learner.embed(batch.patches), batch, aim)

@@ -53,8 +53,8 @@ def test_every_bag_is_seen_once_an_epoch_within_the_budget(
         for step in steps:
             assert 1 <= len(step.bags) <= slides_per_step
             sizes = [len(step.samples.get(i, range(len(bags[i])))) for i in step.bags]
-            assert step.is_giant == (sum(sizes) > patches_per_step)
-            assert not step.is_giant or len(step.bags) == 1
+            assert step.is_chunked == (sum(sizes) > patches_per_step)
+            assert not step.is_chunked or len(step.bags) == 1
             assert all((len(bags[i]) > sample > 0) == (i in step.samples) for i in step.bags)
             for drawn in step.samples.values():
                 assert len(drawn) == len(set(drawn.tolist())) == sample

@@ -80,8 +80,8 @@ MUTATIONS = (
     ),
     Mutation(
         "training learns from the validation split", "pipeline/training",
-        'learning = [bag for bag in bags if bag.split == "train"]\n    judging',
-        'learning = [bag for bag in bags if bag.split == "val"]\n    judging', "pipeline/training/test_worker.py",
+        'learning = [bag for bag in bags if bag.split == "train"]\n    validation',
+        'learning = [bag for bag in bags if bag.split == "val"]\n    validation', "pipeline/training/test_worker.py",
     ),
     Mutation(
         "validation judges the training split", "pipeline/training",

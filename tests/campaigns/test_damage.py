@@ -89,7 +89,9 @@ def test_a_slide_whose_embeddings_are_not_finite_costs_its_own_prediction(made, 
     monkeypatch.setattr(predict, "wants_gpu", lambda _: False)
     config = made.config.model_copy(update={"tiling": made.config.tiling.model_copy(update={"max_bad_fraction": 0.5})})
     job, bundle = Job(config, made.store), load_bundle("first", made.store)
-    found = predict.judge_slides(job, made.cohort, made.slides, bundle, place="first", run="spoilt", with_labels=False)
+    found = predict.predict_slides(
+        job, made.cohort, made.slides, bundle, place="first", run="spoilt", with_labels=False
+    )
     assert sorted(found.rows) == ["s0", "s2", "s3"]
     assert found.prepared.statuses == {"ok": 3, "failed": 1}
     job.outcomes.show(job.console)

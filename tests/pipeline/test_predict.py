@@ -8,7 +8,7 @@ from distmil.config.root import Config
 from distmil.errors import BundleError, TooManyBadSlides
 from distmil.inference.bundle import save_bundle
 from distmil.pipeline.job import Job
-from distmil.pipeline.predict import _without_failed, bundle_place, judge_slides, open_bundle
+from distmil.pipeline.predict import _without_failed, bundle_place, open_bundle, predict_slides
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
 from tests.inference.test_bundle import make_old
@@ -44,7 +44,7 @@ def test_too_many_slides_without_scores_end_the_job(store):
 
 def test_a_bundle_whose_network_does_not_fit_its_encoder_is_refused_before_any_work(store):
     with pytest.raises(BundleError, match="takes embeddings of width 12, its encoder gives"):
-        judge_slides(Job(Config(), store), None, [], make_bundle(), place="", run="r", with_labels=False)
+        predict_slides(Job(Config(), store), None, [], make_bundle(), place="", run="r", with_labels=False)
 
 
 @pytest.mark.parametrize("is_old", [True, False])

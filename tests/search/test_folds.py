@@ -7,7 +7,7 @@ import pytest
 
 from distmil.cohort import Slide
 from distmil.errors import ConfigError
-from distmil.search.folds import check_judged, check_labels, patient_folds
+from distmil.search.folds import check_labels, check_metric, patient_folds
 from tests.support.bags import make_bag, make_bags
 
 
@@ -25,11 +25,11 @@ def test_patients_stay_together_and_every_slide_is_judged_once(seed: int) -> Non
     folds = patient_folds(slides, count=4, seed=seed)
     patient_of = {slide.slide_id: slide.patient_id for slide in slides}
     label_of = {slide.slide_id: slide.label for slide in slides}
-    assert sorted(i for _, judging in folds for i in judging) == sorted(patient_of)
-    for learning, judging in folds:
-        assert sorted(learning + judging) == sorted(patient_of)
-        assert not {patient_of[i] for i in learning} & {patient_of[i] for i in judging}
-        assert {label_of[i] for i in judging} == {label_of[i] for i in learning} == {0, 1}
+    assert sorted(i for _, validation in folds for i in validation) == sorted(patient_of)
+    for learning, validation in folds:
+        assert sorted(learning + validation) == sorted(patient_of)
+        assert not {patient_of[i] for i in learning} & {patient_of[i] for i in validation}
+        assert {label_of[i] for i in validation} == {label_of[i] for i in learning} == {0, 1}
 
 
 def test_folds_follow_the_seed() -> None:
@@ -69,17 +69,17 @@ def test_slides_of_one_class_judge_nothing(labels: list[int], metric: str, is_re
 
 def test_the_fold_that_cannot_judge_is_named() -> None:
     good = make_bags(4)
-    check_judged([good, good], "slide_auc")
-    check_judged([good, good], "patch_ap_probability")
+    check_metric([good, good], "slide_auc")
+    check_metric([good, good], "patch_ap_probability")
     with pytest.raises(ConfigError, match=r"fold 2 of 2 has slides of one kind only \(2 of class 1\)"):
-        check_judged([good, [make_bag(1), make_bag(3)]], "slide_auc")
+        check_metric([good, [make_bag(1), make_bag(3)]], "slide_auc")
     pseudo = [make_bag(1), replace(make_bag(2), is_pseudo=True)]
     with pytest.raises(ConfigError, match="val has slides of one kind only"):
-        check_judged([pseudo], "slide_auc")
+        check_metric([pseudo], "slide_auc")
 
 
 @pytest.mark.parametrize(("kind", "value"), [("positive", 0), ("negative", 1)])
 def test_patch_labels_of_one_kind_judge_nothing(kind: str, value: int) -> None:
     bags = [replace(bag, label_N=np.full_like(bag.label_N, value)) for bag in make_bags(4)]
     with pytest.raises(ConfigError, match=f"fold 1 of 2 has no {kind} patch label"):
-        check_judged([bags, make_bags(4)], "patch_ap_probability")
+        check_metric([bags, make_bags(4)], "patch_ap_probability")

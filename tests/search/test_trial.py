@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distmil.encoders.registry import EncoderSpec
-from distmil.search.trial import Fold, Trial, judge_run, mean_row
+from distmil.search.trial import Fold, Trial, evaluate_run, mean_row
 from distmil.storage.store import Store
 from distmil.training.engine import evaluate
 from distmil.training.run import open_run
@@ -80,8 +80,8 @@ def test_under_early_stopping_the_kept_weights_are_judged_though_the_trial_was_l
         found.append(evaluate(trial._runs[0].learner, others, config, group=Group()))
     best = trial._runs[0].history.best_epoch
     assert found[best] != found[-1]
-    assert trial.judge(others) == found[best]
-    assert judge_run(config, others, SPEC, store, name="sweep/kept/fold-0") == found[best]
+    assert trial.evaluate(others) == found[best]
+    assert evaluate_run(config, others, SPEC, store, name="sweep/kept/fold-0") == found[best]
     again = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
     assert [again.row(epoch) for epoch in range(len(rows) - 2)] == rows[:-2]  # told again as it was told
 
@@ -91,8 +91,8 @@ def test_other_slides_are_judged_by_every_folds_network(store: Store) -> None:
     trial.row(3)
     others = make_bags(40)[30:]
     each = [evaluate(run.learner, others, run.config, group=Group()) for run in trial._runs]
-    assert trial.judge(others) == mean_row(each)
-    assert trial.judge(others)["slide_auc"] is not None
+    assert trial.evaluate(others) == mean_row(each)
+    assert trial.evaluate(others)["slide_auc"] is not None
 
 
 def test_a_mean_is_of_the_values_that_are_there() -> None:

@@ -11,7 +11,7 @@ import simplejpeg
 from distmil.cohort import Slide
 from distmil.storage.store import Store
 from distmil.tiling import tiler as tiling
-from distmil.tiling.plan import Survey
+from distmil.tiling.plan import TilingPlan
 from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.worker import do_step
 from distmil.visualization.slide_maps import _thumbnail
@@ -26,9 +26,9 @@ CHECKED = 12
 
 @pytest.mark.parametrize("first", range(0, cases(160, full=2000), GROUP))
 def test_every_slide_is_tiled_as_openslide_shows_it(tmp_path, monkeypatch, first):
-    found: list[Survey] = []
-    look = tiling.survey
-    monkeypatch.setattr(tiling, "survey", lambda *given: found.append(look(*given)) or found[-1])
+    found: list[TilingPlan] = []
+    look = tiling.plan_tiling
+    monkeypatch.setattr(tiling, "plan_tiling", lambda *given: found.append(look(*given)) or found[-1])
     wrong = []
     for seed in range(first, first + GROUP):
         case = random_case(seed)
@@ -45,9 +45,9 @@ def test_every_slide_is_tiled_as_openslide_shows_it(tmp_path, monkeypatch, first
 @pytest.mark.parametrize("length", [12_100, 12_801, 14_000, 16_383, 16_384, 16_390])
 def test_a_20x_slide_of_an_aperio_is_tiled_whatever_its_length(tmp_path, monkeypatch, length):
     # levels 1, 4 and 16; of these lengths the overview is best made from level 4, reduced fourfold to a little too much
-    found: list[Survey] = []
-    look = tiling.survey
-    monkeypatch.setattr(tiling, "survey", lambda *given: found.append(look(*given)) or found[-1])
+    found: list[TilingPlan] = []
+    look = tiling.plan_tiling
+    monkeypatch.setattr(tiling, "plan_tiling", lambda *given: found.append(look(*given)) or found[-1])
     values = {"strategy": "foreground", "patch_px": 112, "stride_px": 448, "mpp": 0.5, "encode": "png"}
     case = Case(length, (length, 240), (4, 4), "floor", (240, 240), "jpeg", (2, 2), True, 0.5, values)
     check(case, tmp_path, found)

@@ -1,4 +1,4 @@
-"""One training step: a giant bag in chunks and over workers gives what one pass gives."""
+"""One training step: a chunked bag in chunks and over workers gives what one pass gives."""
 
 import itertools
 from dataclasses import dataclass, replace
@@ -14,9 +14,9 @@ from distmil.bags.bag import Bag
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.models.baselines import NETWORKS, make_network
-from distmil.training.chunked_bag import GiantBag
+from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner, make_learner
-from distmil.training.losses import Aim, Totals
+from distmil.training.losses import LossSettings, Totals
 from distmil.training.step import share_of, take_step
 from distmil.training.workers import Group
 from tests.support.bags import EMBEDDING, make_bag, small_config
@@ -136,15 +136,15 @@ def make_case(seed: int, name: str, levels: dict[str, Any]) -> Case:
         training={"seed": seed, "clip_norm": 1e6},
     )  # fmt: skip
     bags = [make_bag(i, classes=classes, size=int(generator.integers(17, 300))) for i in range(4)]
-    giant = int(generator.integers(4))
+    chunked = int(generator.integers(4))
     samples = {}
     if levels["is_sample"]:
-        samples = {giant: np.sort(generator.choice(len(bags[giant]), size=17, replace=False))}
+        samples = {chunked: np.sort(generator.choice(len(bags[chunked]), size=17, replace=False))}
     mixed, patches = NOTHING, NOTHING
     if levels["has_mixed"] and learns != {"bag"}:
         mixed = generator.integers(0, 4, size=int(generator.integers(1, 20)))
         patches = np.array([int(generator.integers(len(bags[i]))) for i in mixed], np.int64)
-    step = Step([giant], samples, mixed, patches, is_giant=True)
+    step = Step([chunked], samples, mixed, patches, is_chunked=True)
     return Case(config, bags, step, classes, levels["dtype"], levels["workers"])
 
 
@@ -161,7 +161,7 @@ def test_a_giant_bag_in_chunks_and_over_workers_equals_one_pass(block: int) -> N
     for drawn in BLOCKS[block]:
         case = make_case(*drawn)
         run = partial(outcome, case.config, case.bags, classes=case.classes, dtype=case.dtype)
-        one_pass = run(replace(case.step, is_giant=False), Group())
+        one_pass = run(replace(case.step, is_chunked=False), Group())
         assert_equal(one_pass, run(case.step, Group()))
         for result in run_as_group(case.workers, partial(run, case.step)):
             assert_equal(one_pass, result)
@@ -176,7 +176,7 @@ def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int)
         slides = np.random.default_rng(seed).permutation(4)[: 2 + seed % 3].tolist()
         learns = bool(config.losses.bag or config.losses.topk)
         run = partial(outcome, config, case.bags, group=Group(), classes=case.classes, dtype=torch.float64)
-        packed = run(replace(step, bags=slides if learns else [], samples={}, is_giant=False))
+        packed = run(replace(step, bags=slides if learns else [], samples={}, is_chunked=False))
         parts = [run(Step([i], {}, NOTHING, NOTHING)) for i in slides if learns]
         parts += [run(Step([], {}, step.mixed_bag, step.mixed_patch))] * bool(len(step.mixed_bag))
         shares = [1 / len(slides)] * (len(slides) * learns) + [1.0] * bool(len(step.mixed_bag))
@@ -214,7 +214,7 @@ def test_dropout_falls_alike_in_both_passes_of_a_chunk() -> None:
 
 def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() -> None:
     bags = [make_bag(i, size=60) for i in range(2)]
-    step = Step([1], {}, NOTHING, NOTHING, is_giant=True)
+    step = Step([1], {}, NOTHING, NOTHING, is_chunked=True)
     found = []
     for budget in (16, 25, 1000):
         config = small_config(
@@ -222,8 +222,8 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         )
         found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
-        aim = Aim(config, Totals(1, 1, 0), None)
-        drawn = [GiantBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
+        aim = LossSettings(config, Totals(1, 1, 0), None)
+        drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
         assert_equal(found[0], other)
@@ -235,15 +235,15 @@ def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() ->
     config = small_config(bags={"patches_per_step": 64, "slides_per_step": 4})
     bags = [make_bag(0, size=30), make_bag(1, size=200), make_bag(2, size=30)]
     steps = list(StepPlanner(bags, config.bags, num_classes=2, seed=0).steps(0, with_mixed=True))
-    giants = [step for step in steps if step.is_giant]
-    assert [step.bags for step in giants] == [[1]]
-    assert not giants[0].samples
+    chunked = [step for step in steps if step.is_chunked]
+    assert [step.bags for step in chunked] == [[1]]
+    assert not chunked[0].samples
     assert sorted(i for step in steps for i in step.bags) == [0, 1, 2]
-    shares = [share_of(giants[0], bags, Group(rank, 2)) for rank in range(2)]
+    shares = [share_of(chunked[0], bags, Group(rank, 2)) for rank in range(2)]
     assert sorted(map(len, shares)) == [0, 1]  # the mixed bag alone
     sampled = small_config(bags={"patches_per_step": 64, "sample": 40})
     steps = list(StepPlanner(bags, sampled.bags, num_classes=2, seed=0).steps(0, with_mixed=False))
-    assert not any(step.is_giant for step in steps)
+    assert not any(step.is_chunked for step in steps)
     assert {i: len(found) for step in steps for i, found in step.samples.items()} == {1: 40}
 
 
@@ -257,7 +257,7 @@ def test_every_bag_is_seen_every_epoch_and_workers_step_alike(workers: int) -> N
         assert sorted(i for step in steps for i in step.bags) == list(range(11))
         for step in steps:
             whole = [i for rank in range(workers) for i in share_of(step, bags, Group(rank, workers)) if i >= 0]
-            assert sorted(whole) == ([] if step.is_giant else sorted(step.bags))
+            assert sorted(whole) == ([] if step.is_chunked else sorted(step.bags))
             pieces = [Group(rank, workers).piece(len(bags[step.bags[0]])) for rank in range(workers)]
             assert [i for a, b in pieces for i in range(a, b)] == list(range(len(bags[step.bags[0]])))
 

@@ -15,7 +15,7 @@ from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import describe_thresholds, threshold_of
 from distmil.pipeline.evaluate import measure, metrics_file
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
-from distmil.pipeline.predict import judge_slides
+from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
 from distmil.pipeline.training.claim import (
     announce,
@@ -69,7 +69,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
         name = job.config.prediction.run or trained.run
         claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
         where = job.store.path(place)
-        predictions = judge_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
+        predictions = predict_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
         metrics = measure(inner, predictions, slides, cohort)
     record_training(
         job,
@@ -132,7 +132,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     load_checkpoint(job.store, run, learner, best=is_best)
     chosen = history.best_epoch if is_best else len(history.rows) - 1
     row = history.rows[chosen]
-    job.console.note(describe_thresholds(row, num_slides=sum(map(_is_judged, prepared.entries))))
+    job.console.note(describe_thresholds(row, num_slides=sum(map(_is_scored, prepared.entries))))
     bundle = Bundle(
         run=run,
         config=job.config,
@@ -146,7 +146,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
     return Trained(run, replace(bundle, digest=record.digest), history)
 
 
-def _is_judged(entry: BagEntry) -> bool:
+def _is_scored(entry: BagEntry) -> bool:
     return entry.split == "val" and entry.label is not None and not entry.is_pseudo
 
 

@@ -51,8 +51,8 @@ def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: 
     """Open the bags and go on from the latest checkpoint."""
     bags = open_bags(store, run, form=config.labels.form, num_classes=len(config.cohort.classes))
     learning = [bag for bag in bags if bag.split == "train"]
-    judging = [bag for bag in bags if bag.split == "val"]
-    return open_run(config, learning, judging, spec, store, name=run, device=choose_device(is_gpu=is_gpu))
+    validation = [bag for bag in bags if bag.split == "val"]
+    return open_run(config, learning, validation, spec, store, name=run, device=choose_device(is_gpu=is_gpu))
 
 
 def _run_epochs(

@@ -21,7 +21,7 @@ from distmil.pipeline.tuning.record import SearchRecord
 from distmil.pipeline.tuning.trials import HELD_OUT
 from distmil.pipeline.tuning.tune_adapter import concurrency, run_trials, trial_resources
 from distmil.search.comparison import Spread, ablations, repeat_tasks, spread_of
-from distmil.search.folds import check_judged, check_labels, patient_folds
+from distmil.search.folds import check_labels, check_metric, patient_folds
 from distmil.search.queue import TrialQueue
 from distmil.search.report import Outcome, write_report
 from distmil.search.samplers import OptunaSampler, distinct, draw_ahead
@@ -87,7 +87,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecor
     folds, held_out = _split(search, used, prepared, job.config)
     classes, form = len(cohort.classes), job.config.labels.form
     bags = {bag.slide_id: bag for bag in open_all_bags(job.store, prepared.entries, num_classes=classes, form=form)}
-    metric = _metric(job, [[bags[i] for i in judging] for _, judging in folds])
+    metric = _metric(job, [[bags[i] for i in validation] for _, validation in folds])
     run = claim_run(
         job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
         folders=folders,
@@ -164,7 +164,9 @@ def _split(
         ids[entry.split or "train"].append(entry.slide_id)
     if search.folds == 0:
         if not ids["val"]:
-            raise ConfigError("search.folds = 0: the manifest has no val slide to judge trials on; set search.folds=5")
+            raise ConfigError(
+                "search.folds = 0: the manifest has no val slide to compare trials on; set search.folds=5"
+            )
         return [(ids["train"], ids["val"])], ids["test"]
     known = set(ids["train"])
     learning = [slide for slide in slides if slide.slide_id in known]
@@ -178,11 +180,11 @@ def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
         ConfigError: If a fold cannot tell trials apart by it.
     """
     metric = job.config.search.metric
-    judged = [bag for bags in folds for bag in bags if not bag.is_pseudo]
-    if metric.startswith("patch") and not any((bag.label_N > 0).any() for bag in judged):
-        job.console.note(f"note: no positive patch label to judge {metric} by; trials are compared by slide_auc")
+    scored = [bag for bags in folds for bag in bags if not bag.is_pseudo]
+    if metric.startswith("patch") and not any((bag.label_N > 0).any() for bag in scored):
+        job.console.note(f"note: no positive patch label for {metric}; trials are compared by slide_auc")
         metric = "slide_auc"
-    check_judged(folds, metric)
+    check_metric(folds, metric)
     return metric
 
 

@@ -17,7 +17,7 @@ from distmil.pipeline.training.group import check_finished, make_trainer
 from distmil.pipeline.training.worker import open_bags, read_history, run_file
 from distmil.pipeline.tuning.plan import SearchPlan
 from distmil.search.space import WORST, Task, score_of
-from distmil.search.trial import Fold, Row, Trial, judge_run, kept_row
+from distmil.search.trial import Fold, Row, Trial, evaluate_run, kept_row
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
@@ -79,7 +79,9 @@ class TrialTraining:
 
     def _open(self, bags: dict[str, Bag]) -> Trial:
         plan = self._plan
-        folds = [Fold([bags[i] for i in learning], [bags[i] for i in judging]) for learning, judging in plan.folds]
+        folds = [
+            Fold([bags[i] for i in learning], [bags[i] for i in validation]) for learning, validation in plan.folds
+        ]
         return Trial(
             self._config, folds, plan.spec, plan.store,
             name=plan.checkpoint(self._task), device=trial_device(is_gpu=plan.is_gpu),
@@ -92,7 +94,7 @@ class TrialTraining:
         row = self._trial.row(epoch)
         is_last = epoch + 1 >= self._config.training.epochs or self._trial.is_finished(epoch)
         if is_last and self._task.is_repeat and plan.held_out:
-            row = row | _held_out(self._trial.judge([bags[i] for i in plan.held_out]))
+            row = row | _held_out(self._trial.evaluate([bags[i] for i in plan.held_out]))
         if not is_last and time.monotonic() - self._saved_s > CHECKPOINT_S:
             self._trial.save()
             self._saved_s = time.monotonic()
@@ -130,7 +132,7 @@ def fit_group(
     found = group_report(history.rows, len(history.rows) - 1, config, plan.metric) | {"is_last": True}
     if task.is_repeat and plan.held_out:
         bags = search_bags(plan)
-        unseen = judge_run(config, [bags[i] for i in plan.held_out], plan.spec, store, name=inner)
+        unseen = evaluate_run(config, [bags[i] for i in plan.held_out], plan.spec, store, name=inner)
         found["row"] = found["row"] | _held_out(unseen)
     tell(found)
 

@@ -115,7 +115,7 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]  # Ray ships no ty
         self._scores: dict[float, dict[str, float]] = {grace_epochs * reduction**k: {} for k in reversed(range(count))}
         """By milestone, the highest first, and by trial."""
 
-    def judge(self, trial: str, epoch: int, score: float) -> bool:
+    def decide(self, trial: str, epoch: int, score: float) -> bool:
         """Take in a trial's score after an epoch, and return whether the trial goes on."""
         scores = next((scores for milestone, scores in self._scores.items() if epoch >= milestone), None)
         if scores is None or trial in scores:
@@ -126,7 +126,7 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]  # Ray ships no ty
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Decide whether a trial goes on; a trial that failed is not a measure for others."""
-        goes_on = result["error"] is not None or self.judge(trial.trial_id, result["epoch"], result["score"])
+        goes_on = result["error"] is not None or self.decide(trial.trial_id, result["epoch"], result["score"])
         return str(TrialScheduler.CONTINUE if goes_on or result["is_last"] else TrialScheduler.STOP)
 
 
@@ -139,7 +139,7 @@ def make_scheduler(config: Config, over: Sequence[TrialRecord], *, metric: str) 
     for record in over:
         for epoch, row in enumerate(record.rows, start=1):
             score = score_of(row, metric)
-            found.judge(record.task.key, epoch, WORST if score is None else score)
+            found.decide(record.task.key, epoch, WORST if score is None else score)
     return found
 
 

@@ -83,8 +83,8 @@ def test_a_run_learns_from_the_train_split_and_is_judged_on_val(store: Store, mo
     splits = ("train", "val", "test", "train", "val", "train")
     bags = [replace(make_bag(i), split=split) for i, split in enumerate(splits)]
     monkeypatch.setattr(worker, "open_bags", lambda *_, **__: bags)
-    monkeypatch.setattr(worker, "open_run", lambda _config, learning, judging, *_, **__: (learning, judging))
+    monkeypatch.setattr(worker, "open_run", lambda _config, learning, validation, *_, **__: (learning, validation))
     found = worker._open(small_config(), store, "run", SPEC, is_gpu=False)
-    learning, judging = ([bag.slide_id for bag in part] for part in found)
+    learning, validation = ([bag.slide_id for bag in part] for part in found)
     assert learning == ["slide-00", "slide-03", "slide-05"]
-    assert judging == ["slide-01", "slide-04"]
+    assert validation == ["slide-01", "slide-04"]

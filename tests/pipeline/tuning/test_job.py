@@ -73,13 +73,15 @@ def test_folds_leave_val_and_test_unseen():
     folds, held_out = split(folds=3)
     assert held_out == ["s8", "s9", "s10", "s11"]
     assert len(folds) == 3
-    assert sorted(i for _, judging in folds for i in judging) == [f"s{i}" for i in range(1, 8)]  # s0 is not usable
-    assert all(not {*learning, *judging} & set(held_out) for learning, judging in folds)
+    assert sorted(i for _, validation in folds for i in validation) == [
+        f"s{i}" for i in range(1, 8)
+    ]  # s0 is not usable
+    assert all(not {*learning, *validation} & set(held_out) for learning, validation in folds)
 
 
 def test_without_folds_val_judges_and_test_is_unseen():
     assert split(folds=0) == ([([f"s{i}" for i in range(1, 8)], ["s8", "s9"])], ["s10", "s11"])
-    with pytest.raises(ConfigError, match="no val slide to judge trials on"):
+    with pytest.raises(ConfigError, match="no val slide to compare trials on"):
         split(folds=0, val=False)
 
 

@@ -102,7 +102,7 @@ def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_pat
     monkeypatch.setattr(trials, "make_trainer", make)
     monkeypatch.setattr(trials, "read_history", lambda *_: next(histories))
     monkeypatch.setattr(trials, "_bags", lambda *_: {"x": None})
-    monkeypatch.setattr(trials, "judge_run", lambda *_, **__: {"slide_auc": 0.55})
+    monkeypatch.setattr(trials, "evaluate_run", lambda *_, **__: {"slide_auc": 0.55})
     train_group({TASK: task}, plan)
     assert [(found["epoch"], found["score"]) for found in told] == [(1, 0.6), (2, 0.9), (3, 0.7), (3, 0.7)]
     assert told[-1]["row"] == {**ROWS[2], "held_out_slide_auc": 0.55}
