@@ -96,11 +96,32 @@ def stop_ray() -> None:
     if not ray.is_initialized():
         return
     started = descendants(_own_processes())  # Ray's agents would look for their node for another half minute
-    with signals_held():  # Ray leaves them without a handler
+    with signals_held(), _handlers_set_again():
         ray.shutdown()
+    end_processes(started, patience_s=PATIENCE_S)
+
+
+@contextmanager
+def _handlers_set_again() -> Iterator[None]:
+    """Set the signals' handlers again as soon as Ray has taken them away: before it ends its processes, not after."""
+    node = ray._private.worker._global_node
+
+    def set_again() -> None:
         for call in _after_start:
             call()
-    end_processes(started, patience_s=PATIENCE_S)
+
+    if node is not None:
+        end = node.kill_all_processes
+
+        def end_with_handlers(*given: Any, **more: Any) -> None:
+            set_again()
+            end(*given, **more)
+
+        node.kill_all_processes = end_with_handlers
+    try:
+        yield
+    finally:
+        set_again()
 
 
 def _own_processes() -> list[int]:

@@ -33,6 +33,8 @@ JOBS = {
     "predict": ((*NET, "prediction.map_px=512"), "validation"),
 }
 GONE_WITHIN_S = 5.0
+AGENTS_GONE_WITHIN_S = 60.0
+"""Of a job that died without a handler: Ray's agents look for their node for half a minute."""
 PAIRS = [(job, number) for job in JOBS for number in (signal.SIGINT, signal.SIGTERM)]
 USUAL = [("tile", signal.SIGTERM), ("train", signal.SIGINT)]
 """The second signal's test sends SIGTERM to a training; every job gets both signals in make test-all."""
@@ -123,8 +125,9 @@ def test_a_second_signal_ends_a_job_at_once(trained: Path, tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     time.sleep(1.2)
     process.send_signal(signal.SIGTERM)  # it may be over by now
-    assert process.wait(10) in {143, -signal.SIGTERM}  # Ray takes the handler away while it ends
-    deadline = time.monotonic() + GONE_WITHIN_S
+    code = process.wait(10)
+    assert code in {143, -signal.SIGTERM}  # Ray takes the handler away for a moment while it ends
+    deadline = time.monotonic() + (GONE_WITHIN_S if code == 143 else AGENTS_GONE_WITHIN_S)
     while (left := [child for child in started if child.is_alive]) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert left == []

@@ -18,7 +18,7 @@ def look(root: str | None, marker: str) -> dict[str, Any]:
         facts["distmil"] = importlib.import_module("distmil").__version__
         facts["source"] = importlib.import_module("distmil.tracking.provenance").source_digest()[:8]
         if root is not None:
-            facts["store"] = importlib.import_module("distmil.pipeline.cluster").look_at_store(root, marker)
+            facts["store"] = importlib.import_module("distmil.pipeline.nodes").look_at_store(root, marker)
     except Exception as error:  # noqa: BLE001 (whatever is wrong there is reported)
         facts["error"] = f"{type(error).__name__}: {error}"
     return facts
