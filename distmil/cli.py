@@ -13,7 +13,8 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from distmil.config.loading import describe_keys, load_config
+from distmil.config.description import describe_keys
+from distmil.config.loading import load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.processes.interruption import Interrupted, Interruption, exit_code

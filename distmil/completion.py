@@ -5,7 +5,7 @@ A script holds all words itself, so that completing starts no Python.
 
 from collections.abc import Mapping
 
-from distmil.config.loading import key_choices
+from distmil.config.description import key_choices
 
 _BASH = r"""# bash completion of distmil: source <(distmil completion bash)
 _distmil() {

@@ -5,7 +5,7 @@ python docs/generate.py
 
 from pathlib import Path
 
-from distmil.config.loading import describe_section
+from distmil.config.description import describe_section
 from distmil.config.root import Config
 
 PAGE = Path(__file__).parent / "reference" / "configuration.md"

@@ -46,6 +46,7 @@ OWNERS = {
     "simplejpeg": {"slides.jpeg", "demo.cohort"},
     "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort"},
 }
+MAX_LINES = 300
 MAX_FILES = 12
 """Of a package, its __init__ included."""
 
@@ -114,6 +115,11 @@ def test_imports_point_down(name: str) -> None:
 def test_no_package_has_a_circle() -> None:
     graph = {name: {module for module, _ in imports(path) if module in MODULES} for name, path in MODULES.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)
+
+
+def test_files_are_short() -> None:
+    lengths = {name: len(path.read_text(encoding="utf-8").splitlines()) for name, path in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > MAX_LINES} == {}
 
 
 def test_packages_are_small() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from distmil.config.data import TilingConfig
-from distmil.config.loading import build_config, describe_keys, load_config, parse_yaml, per_job_keys
+from distmil.config.description import describe_keys
+from distmil.config.loading import build_config, load_config, parse_yaml, per_job_keys
 from distmil.config.root import Config, fingerprint
 from distmil.errors import ConfigError
 from distmil.labels.tables import labels_folder
