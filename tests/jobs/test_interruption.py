@@ -29,8 +29,8 @@ JOBS = {
     "embed": (("cohort.synthetic=8",), "embedding 8 slides"),
     "train": ((*SMALL, "training.run=again", "training.epochs=60"), "epoch 1/60"),
     "tune": ((*SMALL, "search.run=found", "search.trials=6", "search.repeats=0", "training.epochs=6"), "trial 1/6"),
-    "evaluate": (NET, "validation"),
-    "predict": ((*NET, "prediction.map_px=512"), "validation"),
+    "evaluate": (NET, "predicting"),
+    "predict": ((*NET, "prediction.map_px=512"), "predicting"),
 }
 GONE_WITHIN_S = 5.0
 AGENTS_GONE_WITHIN_S = 60.0
