@@ -95,7 +95,7 @@ def open_bags(root: str | Path | None = None, *, run: str, split: str | None = N
         split: ``train`` or ``val``; None: both.
 
     Raises:
-        ConfigError: If there is no such run, or ``split`` is another word.
+        ConfigError: If the run does not exist, or ``split`` is another word.
         StorageError: If a file is damaged or gone.
         SlideError: If an embedding is not finite.
     """

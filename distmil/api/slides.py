@@ -72,7 +72,7 @@ class OpenSlide:
             level: 0 is the finest.
 
         Raises:
-            ConfigError: If there is no such level, or the region has no pixel.
+            ConfigError: If the level does not exist, or the region has no pixel.
             UnreadableSlide: If pixels cannot be decoded.
         """
         if not 0 <= level < len(self.level_sizes):
@@ -102,7 +102,7 @@ def open_slide(path: str | Path) -> OpenSlide:
     """Open a slide: a whole-slide file that OpenSlide knows, or a plain PNG, JPEG, BMP or TIFF image.
 
     Raises:
-        MissingSlide: If there is no file.
+        MissingSlide: If the file does not exist.
         UnreadableSlide: If it cannot be opened, or its pixels would be read wrongly.
     """
     file = Path(path).expanduser()

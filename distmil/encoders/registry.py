@@ -67,7 +67,7 @@ def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str,
         state: Weights to take in place of the configured ones (out of a bundle).
 
     Raises:
-        ConfigError: If there is no such file or weights name.
+        ConfigError: If the file or the weights name does not exist.
         EncoderError: If the weights cannot be had or do not fit.
     """
     if config.name == "texture":

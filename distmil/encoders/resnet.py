@@ -90,7 +90,7 @@ def load_state(config: EncoderConfig) -> State:
     """Return the configured ResNet weights in torchvision's names, without the last layer.
 
     Raises:
-        ConfigError: If there is no such file or weights name.
+        ConfigError: If the file or the weights name does not exist.
         EncoderError: If the file holds something else, or a download is not possible.
     """
     if config.weights == "random":

@@ -248,13 +248,12 @@ def _without_job_keys(values: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]
     }
 
 
-def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
+def with_bundle(config: Config, bundle: Bundle) -> Config:
     """Lay the bundle's tiling, encoder, model and classes over a job's configuration.
 
     Args:
         config: The job's own.
         bundle: Its model.
-        per_job: Dotted keys that the job may set for itself.
 
     Raises:
         ConfigError: If the job sets one of the bundle's keys to something else.
@@ -264,7 +263,7 @@ def with_bundle(config: Config, bundle: Bundle, *, per_job: set[str]) -> Config:
     clashes = []
     for key, value in config.explicit().items():
         section, _, name = key.partition(".")
-        if section not in values or name not in values[section] or key in per_job:
+        if section not in values or name not in values[section]:
             continue
         if key == "encoder.weights" and value == "auto":
             continue

@@ -4,8 +4,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from distmil.annotations.outlines import Annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Slide
@@ -18,7 +16,7 @@ from distmil.labels.slide_outlines import SlideOutlines
 from distmil.storage.records import Record
 from distmil.storage.schemas import to_parquet
 from distmil.storage.store import Committed, Store
-from distmil.visualization.slide_maps import MAPS, draw_maps
+from distmil.visualization.slide_maps import MAPS, draw_maps, subtitle_of
 
 FORMAT_VERSION = 2
 MAPS_VERSION = 1
@@ -137,7 +135,7 @@ class SlidePredictor:
         """Draw and commit the maps of committed scores. Raises: StorageError."""
         settings, row = self.config.prediction, scores.info
         threshold = bundle.slide_thresholds[settings.slide_score]
-        subtitle = f"{settings.slide_score} {row['probability']:.3f} (threshold {threshold:.3f}): {row['predicted']}"
+        subtitle = subtitle_of(row, slide_score=settings.slide_score, threshold=threshold)
         drawn = draw_maps(
             self.slide,
             read_patch_table(self.store, self.run, scores.parts[0], ("x", "y", "extent_px", *MAPS)),
@@ -189,12 +187,5 @@ def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:
 
 def check_finite(scores: BagScores) -> None:
     """Refuse scores that are not all finite. Raises: SlideError."""
-    values = (
-        scores.bag_C,
-        scores.attention_N,
-        scores.probability_N,
-        scores.topk_probability_N,
-        scores.class_probability_NC,
-    )
-    if not all(np.isfinite(value).all() for value in values):
+    if not scores.is_finite:
         raise SlideError("the slide's scores are not finite; delete its folder of embeddings and run again")

@@ -104,7 +104,7 @@ class SlidePrediction:
             RGB image with a title and a colour bar; Jupyter shows it.
 
         Raises:
-            ConfigError: If there is no such map, or ``max_px`` is not positive.
+            ConfigError: If the map does not exist, or ``max_px`` is not positive.
             SlideError: If the slide's file cannot be read any more.
         """
         if name not in MAPS:

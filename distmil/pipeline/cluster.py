@@ -35,6 +35,11 @@ def after_start(call: Callable[[], None]) -> None:
     _after_start[:] = [call]
 
 
+def _call_after_start() -> None:
+    for call in _after_start:
+        call()
+
+
 def start_ray() -> None:
     """Connect to the cluster of a submitted job or of RAY_ADDRESS, else start a local Ray; do nothing if it runs."""
     if ray.is_initialized():
@@ -47,8 +52,7 @@ def start_ray() -> None:
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **where)
         except SystemExit as error:  # Ray's own handler, which stands while Ray starts
             raise Interrupted(signal.SIGTERM) from error
-    for call in _after_start:
-        call()
+    _call_after_start()
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     for name in ("ray", "ray.data", "ray.train", "ray.tune"):
@@ -63,8 +67,7 @@ def _signals_kept() -> Iterator[None]:
     def connect_quietly(*given: Any, **more: Any) -> None:
         with signals_held():
             connect(*given, **more)
-            for call in _after_start:
-                call()
+            _call_after_start()
 
     ray._private.worker.connect = connect_quietly
     try:
@@ -106,22 +109,18 @@ def _handlers_set_again() -> Iterator[None]:
     """Set the signals' handlers again as soon as Ray has taken them away: before it ends its processes, not after."""
     node = ray._private.worker._global_node
 
-    def set_again() -> None:
-        for call in _after_start:
-            call()
-
     if node is not None:
         end = node.kill_all_processes
 
         def end_with_handlers(*given: Any, **more: Any) -> None:
-            set_again()
+            _call_after_start()
             end(*given, **more)
 
         node.kill_all_processes = end_with_handlers
     try:
         yield
     finally:
-        set_again()
+        _call_after_start()
 
 
 def _own_processes() -> list[int]:

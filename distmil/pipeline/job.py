@@ -69,7 +69,7 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
         state: Weights out of a bundle.
 
     Raises:
-        ConfigError: If there is no such file or weights name.
+        ConfigError: If the file or the weights name does not exist.
         EncoderError: If the weights cannot be had or do not fit.
     """
     encoder = job.config.encoder

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -63,15 +63,26 @@ def _can_work(node: Mapping[str, Any]) -> bool:
 
 
 def _ask_nodes(nodes: Sequence[Mapping[str, Any]], root: str, marker: str) -> dict[str, str | None]:
-    """Return the fault of the store on each node: "" for none, None where no answer came."""
-    probe = ray.remote(num_cpus=0, max_retries=1)(look_at_store)
-    asked = {}
+    """Ask each node for the fault of the store there: "" for none, None where no answer came."""
+    references = ask_nodes(nodes, look_at_store, root, marker)
+    names = [node_name(node) for node in nodes]
+    return {name: None if ref is None else _answer(ref) for name, ref in zip(names, references, strict=True)}
+
+
+def node_name(node: Mapping[str, Any]) -> str:
+    """Name a node of ``ray.nodes()`` by host, address and the start of its id."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+
+
+def ask_nodes(nodes: Sequence[Mapping[str, Any]], look: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Run a function on every node, without a CPU; list Ray's references, None where no answer came in time."""
+    probe = ray.remote(num_cpus=0, max_retries=1)(look)
+    asked = []
     for node in nodes:
         there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
-        asked[name] = probe.options(scheduling_strategy=there).remote(root, marker)
-    ready, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=PROBE_LIMIT_S)
-    return {name: _answer(reference) if reference in ready else None for name, reference in asked.items()}
+        asked.append(probe.options(scheduling_strategy=there).remote(*arguments))
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=PROBE_LIMIT_S)
+    return [reference if reference in ready else None for reference in asked]
 
 
 def _answer(reference: Any) -> str | None:

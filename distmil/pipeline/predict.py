@@ -11,7 +11,6 @@ import torch
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
-from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
@@ -82,7 +81,7 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
             f"the bundle {bundle.run} is of an earlier distmil: no checksum protects its settings and thresholds; "
             "the command that trained it writes it again with one"
         )
-    config = with_bundle(job.config, bundle, per_job=per_job_keys())
+    config = with_bundle(job.config, bundle)
     return replace(job, config=config), bundle
 
 

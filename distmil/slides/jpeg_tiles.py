@@ -244,7 +244,7 @@ def open_level(path: str | Path, place: LevelPlace, *, size: tuple[int, int]) ->
         size: The slide's level-0 width and height.
 
     Raises:
-        MissingSlide: If there is no file.
+        MissingSlide: If the file does not exist.
         UnreadableSlide: If the file has no such level in plain JPEG tiles.
     """
     path = Path(path)

@@ -44,7 +44,7 @@ def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False
         is_known: The file was opened before, and need not be checked again.
 
     Raises:
-        MissingSlide: If there is no file.
+        MissingSlide: If the file does not exist.
         UnreadableSlide: If no reader can open it, or its pixels would be read wrongly.
     """
     path = Path(path)

@@ -31,12 +31,12 @@ from distmil.pipeline.cluster import stop_ray
 from distmil.pipeline.job import Job
 from distmil.pipeline.training import group as fitting
 from distmil.pipeline.training.worker import read_history, run_file
+from distmil.processes.tree import descendants
 from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
 from distmil.training.run import new_learner
-from tests.support.jobs import descendants
 
 EMBEDDING, NUM_SLIDES = 128, 16
 SPEC = EncoderSpec("texture", "made", EMBEDDING, None)
@@ -198,7 +198,7 @@ def small_cluster() -> Iterator[tuple[Cluster, list[Any]]]:
 def worker_pids(root: int) -> list[int]:
     """Return the training workers among the processes that one started."""
     found = []
-    for pid in descendants(root):
+    for pid in [child.pid for child in descendants([root])[1:]]:
         try:
             line = Path(f"/proc/{pid}/cmdline").read_text()
         except OSError:

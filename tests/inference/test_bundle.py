@@ -59,7 +59,7 @@ def test_an_encoder_travels_without_its_path(store: Store) -> None:
     assert found.encoder_state is not None
     assert torch.equal(found.encoder_state["conv1.weight"], torch.ones(2, 3))
     same = build_config({"encoder": {"name": "resnet18", "weights": "/elsewhere/weights.pth"}})
-    assert with_bundle(same, found, per_job=per_job_keys()).encoder.weights == "weights.pth"
+    assert with_bundle(same, found).encoder.weights == "weights.pth"
 
 
 @pytest.mark.parametrize("damage", ["no record", "cut weights", "other version", "no config"])
@@ -324,7 +324,7 @@ def test_keys_of_a_job_never_come_from_a_bundle(store: Store) -> None:
     values = bundle_values(bundle.config)
     assert not theirs.keys() & {key for section in values.values() for key in section}
     make_old(store, bundle)
-    merged = with_bundle(Config(), load_bundle("run", store), per_job=per_job_keys())
+    merged = with_bundle(Config(), load_bundle("run", store))
     assert (merged.tiling.default_mpp, merged.tiling.verify) == (None, False)
     assert merged.tiling.max_bad_fraction == Config().tiling.max_bad_fraction
 
@@ -332,17 +332,17 @@ def test_keys_of_a_job_never_come_from_a_bundle(store: Store) -> None:
 def test_the_bundles_keys_hold_and_the_jobs_own_stay(store: Store) -> None:
     bundle = make_bundle()
     own = build_config({"tiling": {"default_mpp": 0.25, "patch_px": 96}, "prediction": {"map_px": 300}})
-    merged = with_bundle(own, bundle, per_job=per_job_keys())
+    merged = with_bundle(own, bundle)
     assert (merged.tiling.patch_px, merged.tiling.mpp, merged.tiling.default_mpp) == (96, 1.0, 0.25)
     assert merged.cohort.classes == bundle.classes
     assert merged.prediction.map_px == 300
-    assert with_bundle(Config(), bundle, per_job=per_job_keys()).model == bundle.config.model
+    assert with_bundle(Config(), bundle).model == bundle.config.model
 
 
 def test_every_clash_is_named(store: Store) -> None:
     own = build_config({"tiling": {"mpp": 0.5}, "model": {"feature_dim": 9}})
     with pytest.raises(ConfigError) as error:
-        with_bundle(own, replace(make_bundle(), run="old"), per_job=per_job_keys())
+        with_bundle(own, replace(make_bundle(), run="old"))
     assert "tiling.mpp = 0.5: the bundle old was trained with 1.0" in str(error.value)
     assert "model.feature_dim = 9" in str(error.value)
 
@@ -366,7 +366,7 @@ def test_a_bundle_of_the_first_version_with_a_random_encoder_opens(store: Store)
     found = load_bundle("run", store)
     assert found.config.encoder.weights == "random"
     assert found.config.bags.top_k_share == 0.1
-    assert with_bundle(build_config({}), found, per_job=per_job_keys()).encoder.weights == "random"
+    assert with_bundle(build_config({}), found).encoder.weights == "random"
 
 
 @pytest.mark.parametrize("weights", ["auto", "DEFAULT"])
@@ -375,4 +375,4 @@ def test_published_weights_are_the_same_by_either_name(store: Store, weights: st
     found = load_bundle("run", store)
     assert found.config.encoder.weights == "DEFAULT"
     own = build_config({"encoder": {"name": "resnet18", "weights": weights}})
-    assert with_bundle(own, found, per_job=per_job_keys()).encoder.weights == "DEFAULT"
+    assert with_bundle(own, found).encoder.weights == "DEFAULT"

@@ -19,6 +19,7 @@ import pytest
 
 from distmil import cli
 from distmil.pipeline import cluster
+from distmil.processes.tree import descendants
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 400
@@ -120,28 +121,10 @@ def kill_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        started = descendants(process.pid)
+        started = [child.pid for child in descendants([process.pid])[1:]]
         for pid in (process.pid, *started):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
         process.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """Return the processes that a process started, and theirs."""
-    parents: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                fields = (entry / "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            parents.setdefault(int(fields[1]), []).append(int(entry.name))
-    found, todo = [], [pid]
-    while todo:
-        children = parents.get(todo.pop(), [])
-        found += children
-        todo += children
-    return found

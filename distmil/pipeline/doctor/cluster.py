@@ -6,16 +6,14 @@ from typing import Any
 
 import ray
 import ray.cloudpickle
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from distmil.errors import StorageError
 from distmil.pipeline.cluster import is_autoscaling, start_ray, stop_ray
 from distmil.pipeline.doctor import node_probe
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding, reason
+from distmil.pipeline.nodes import ask_nodes, node_name
 from distmil.storage.store import Store
 
-PROBE_LIMIT_S = 120.0
-"""A node may have to fetch the working folder and start a worker before it answers."""
 _GIB = 2**30
 _MOUNT = "mount one shared folder at this path on all nodes, or give an s3:// or gs:// URI"
 _CREDENTIALS = (
@@ -66,15 +64,8 @@ def examine_nodes(root: str | None) -> list[Finding]:
 def _ask(nodes: list[dict[str, Any]], root: str | None, marker: str) -> list[Facts]:
     """Run the probe on every node; return its facts, or only the reason under ``silent``."""
     ray.cloudpickle.register_pickle_by_value(node_probe)
-    probe = ray.remote(num_cpus=0, max_retries=1)(node_probe.look)
-    asked = [
-        probe.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-            root, marker
-        )
-        for node in nodes
-    ]
-    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=PROBE_LIMIT_S)
-    return [_facts(reference) if reference in ready else {"silent": "no answer in time"} for reference in asked]
+    references = ask_nodes(nodes, node_probe.look, root, marker)
+    return [{"silent": "no answer in time"} if ref is None else _facts(ref) for ref in references]
 
 
 def _facts(reference: Any) -> Facts:
@@ -96,7 +87,7 @@ def node_finding(node: Mapping[str, Any], facts: Facts, own: Facts, root: str | 
         root: The storage root.
     """
     resources = node["Resources"]
-    name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
+    name = f"node {node_name(node)}"
     memory = resources.get("memory", 0) / _GIB
     text = f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs, {memory:.1f} GiB of memory"
     if "silent" in facts:

@@ -7,7 +7,6 @@ import torch
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort
-from distmil.config.loading import per_job_keys
 from distmil.encoders.registry import encoder_state
 from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.inference.question import check_owner, claim_question, make_question
@@ -65,7 +64,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     slides = held_out_slides(job, cohort)
     predictions, metrics = None, {}
     if slides:
-        inner = replace(job, config=with_bundle(job.config, trained.bundle, per_job=per_job_keys()))
+        inner = replace(job, config=with_bundle(job.config, trained.bundle))
         name = job.config.prediction.run or trained.run
         claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
         where = job.store.path(place)
