@@ -21,7 +21,7 @@ from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution,
 from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.storage.store import Store
 from distmil.visualization.heatmap import encode_png
-from distmil.visualization.slide_maps import MAPS, draw_maps, subtitle_of
+from distmil.visualization.slide_maps import MAPS, SHEET, draw_maps
 from tests.support.trained import RUN, House, make_house
 
 ROOT = Path(__file__).parents[1]
@@ -131,20 +131,22 @@ def test_maps_are_those_of_the_job(house: House, found: distmil.SlidePrediction,
     slide = house.cohort.slides[1]
     with distmil.open_slide(slide.path) as image:
         size = image.size
-    subtitle = subtitle_of(found.row, slide_score="bag", threshold=found.threshold)
+        mpp = image.mpp
     drawn = draw_maps(
-        slide, found.patches, outlines=lambda: None, size=size, subtitle=subtitle, max_px=1024, reader="auto"
+        slide, found.patches, found.reading, outlines=lambda: None, size=size, mpp=mpp, max_px=1024, reader="auto"
     )
     found.save(tmp_path / "new" / "folder")
-    for name in MAPS:
+    for name in (*MAPS, SHEET):
         assert encode_png(found.map(name)) == drawn.images[name]
         assert (tmp_path / "new" / "folder" / f"{found.slide_id}_{name}.png").read_bytes() == drawn.images[name]
     assert pq.read_table(tmp_path / "new" / "folder" / f"{found.slide_id}.parquet").equals(found.patches)
     row = json.loads((tmp_path / "new" / "folder" / f"{found.slide_id}.json").read_text())
     assert row["bag"] == found.bag
     assert found.map("fused", max_px=300).size != found.map("fused").size
-    with pytest.raises(ConfigError, match="'heat': expected attention, probability, fused"):
+    with pytest.raises(ConfigError, match="'heat': expected attention, probability, fused, sheet"):
         found.map("heat")
+    with pytest.raises(ConfigError, match="colours = 'hot': expected jet or viridis"):
+        found.map(colours="hot")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="max_px = 0"):
         found.map(max_px=0)
 

@@ -40,7 +40,7 @@ OWNERS = {
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},
     "jinja2": {"visualization.tiling_page"},
-    "matplotlib": {"visualization.heatmap", "search.plots"},
+    "matplotlib": {"visualization.colours", "search.plots"},
     "sklearn": {"inference.metrics", "search.folds"},
     "defusedxml": {"annotations.asap"},
     "simplejpeg": {"slides.jpeg", "demo.cohort"},

@@ -73,9 +73,11 @@ class PredictionConfig(Section):
     slide_score: Literal["bag", "max", "topk_mean"] = "bag"
     """Read-out that becomes the slide's probability."""
     maps: bool = True
-    """Draw the three maps of each slide."""
+    """Draw the three maps of each slide, and a sheet of all."""
     map_px: int = Field(default=1024, ge=64, le=8192)
     """Longer edge of a map in pixels."""
+    colours: Literal["jet", "viridis"] = "jet"
+    """Colours of the maps: `jet`, blue 0 to red 1, or `viridis`, blue 0 to yellow 1, for colour-blind eyes too."""
 
 
 class TrackingConfig(Section):

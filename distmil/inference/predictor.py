@@ -16,10 +16,10 @@ from distmil.labels.slide_outlines import SlideOutlines
 from distmil.storage.records import Record
 from distmil.storage.schemas import to_parquet
 from distmil.storage.store import Committed, Store
-from distmil.visualization.slide_maps import MAPS, draw_maps, subtitle_of
+from distmil.visualization.slide_maps import MAPS, SHEET, Reading, draw_maps
 
 FORMAT_VERSION = 2
-MAPS_VERSION = 1
+MAPS_VERSION = 2
 
 Inputs = tuple[BagEntry, Slide, Record, str | None]
 """Of one slide: its bag, the slide, the record of its patches, and the version of its annotation."""
@@ -84,6 +84,7 @@ class SlidePredictor:
             "outlines": self.config.labels.identity(),
             "label": self.label,
             "map_px": self.config.prediction.map_px,
+            "colours": self.config.prediction.colours,
             "reader": self.config.tiling.reader,
             "format_version": MAPS_VERSION,
         }
@@ -134,16 +135,16 @@ class SlidePredictor:
     def draw(self, scores: Record, bundle: Bundle) -> Record:
         """Draw and commit the maps of committed scores. Raises: StorageError."""
         settings, row = self.config.prediction, scores.info
-        threshold = bundle.slide_thresholds[settings.slide_score]
-        subtitle = subtitle_of(row, slide_score=settings.slide_score, threshold=threshold)
         drawn = draw_maps(
             self.slide,
             read_patch_table(self.store, self.run, scores.parts[0], ("x", "y", "extent_px", *MAPS)),
+            reading_of(bundle, row, slide_score=settings.slide_score, label=self.label),
             outlines=self._outlines,
             size=(self.patches.info["width_px"], self.patches.info["height_px"]),
-            subtitle=subtitle + (f", labelled {self.label}" if self.label else ""),
+            mpp=self.patches.info["mpp"],
             max_px=settings.map_px,
             reader=self.config.tiling.reader,
+            colours=settings.colours,
         )
         parts = [
             self.store.write_part(self.folder, f"maps/{file}", drawn.images[name], rows=1)
@@ -173,7 +174,27 @@ class SlidePredictor:
 
 def map_files(slide_id: str) -> dict[str, str]:
     """Return the file names of a slide's maps, each with the name of what it shows."""
-    return {f"{slide_id}_{name}.png": name for name in MAPS}
+    return {f"{slide_id}_{name}.png": name for name in (*MAPS, SHEET)}
+
+
+def reading_of(bundle: Bundle, row: Mapping[str, Any], *, slide_score: str, label: str | None = None) -> Reading:
+    """Put together how a slide's row of predictions is read.
+
+    Args:
+        bundle: What made it.
+        row: As ``slide_row`` makes it.
+        slide_score: The read-out that counts.
+        label: Name of the slide's known class.
+    """
+    return Reading(
+        probability=row["probability"],
+        slide_score=slide_score,
+        threshold=bundle.slide_thresholds[slide_score],
+        predicted=row["predicted"],
+        abnormal=bundle.classes[1] if len(bundle.classes) == 2 else f"not {bundle.classes[0]}",
+        patch_threshold=bundle.patch_threshold,
+        label=label,
+    )
 
 
 def keep_slides(store: Store, run: str, slide_ids: Collection[str]) -> None:

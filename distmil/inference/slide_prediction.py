@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from distmil.encoders.embedder import embed_patches
 from distmil.encoders.registry import Encoder, load_carried
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
 from distmil.inference.bundle import Bundle
+from distmil.inference.predictor import reading_of
 from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
@@ -32,8 +33,9 @@ from distmil.slides.reader import open_slide, overview
 from distmil.storage.schemas import to_parquet
 from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
 from distmil.tiling.tiler import cut_patches
+from distmil.visualization.colours import Colours
 from distmil.visualization.heatmap import encode_png
-from distmil.visualization.slide_maps import MAPS, draw_map, subtitle_of
+from distmil.visualization.slide_maps import MAPS, SHEET, Reading, SlideMaps
 
 MAP_PX = 1024
 _ID_LENGTH = 128
@@ -50,10 +52,10 @@ class SlidePrediction:
     """One row per patch: slide_id, x, y (level-0 pixels of the top-left corner), extent_px (level-0 edge), attention,
     probability, topk_probability, fused (each within 0 and 1), predicted (a class name); with more than two classes,
     the probability of each. ``to_pandas()`` makes a data frame of it."""
-    slide_score: str
-    """The read-out that counts: ``bag``, ``max`` or ``topk_mean``."""
-    threshold: float
-    """From which probability the slide counts as abnormal."""
+    reading: Reading
+    """How the scores are read: the read-out that counts, thresholds, classes."""
+    mpp: float | None = None
+    """Um per level-0 pixel."""
     doubts: tuple[str, ...] = ()
     """What a person should know of the slide's pixels, resolution or tissue."""
 
@@ -61,6 +63,16 @@ class SlidePrediction:
     def slide_id(self) -> str:
         """Name the slide."""
         return self.slide.slide_id
+
+    @property
+    def slide_score(self) -> str:
+        """Name the read-out that counts: ``bag``, ``max`` or ``topk_mean``."""
+        return self.reading.slide_score
+
+    @property
+    def threshold(self) -> float:
+        """Give the probability from which the slide counts as abnormal."""
+        return self.reading.threshold
 
     @property
     def predicted(self) -> str:
@@ -93,44 +105,49 @@ class SlidePrediction:
             f"{self.patches.num_rows} patches)"
         )
 
-    def map(self, name: str = "fused", *, max_px: int = MAP_PX) -> Image.Image:
-        """Draw a map of the patches' scores over the slide, blue 0 to red 1.
+    def map(self, name: str = "fused", *, max_px: int = MAP_PX, colours: Colours = "jet") -> Image.Image:
+        """Draw a map of the patches' scores over the slide; where a score is 0, the tissue shows untouched.
 
         Args:
-            name: ``attention``, ``probability`` or ``fused`` (attention x probability).
+            name: ``attention``, ``probability`` or ``fused`` (attention x probability); ``sheet``: the slide and all
+                three.
             max_px: Longer edge of the slide's picture in pixels.
+            colours: ``jet``, blue 0 to red 1, or ``viridis``, blue 0 to yellow 1, for colour-blind eyes too.
 
         Returns:
-            RGB image with a title and a colour bar; Jupyter shows it.
+            RGB image with a title, a colour bar and a legend; Jupyter shows it.
 
         Raises:
-            ConfigError: If the map does not exist, or ``max_px`` is not positive.
+            ConfigError: If the map or the colours do not exist, or ``max_px`` is not positive.
             SlideError: If the slide's file cannot be read any more.
         """
-        if name not in MAPS:
-            raise ConfigError(f"name = {name!r}: expected {', '.join(MAPS)}")
+        if name not in (*MAPS, SHEET):
+            raise ConfigError(f"name = {name!r}: expected {', '.join((*MAPS, SHEET))}")
+        if colours not in get_args(Colours):
+            raise ConfigError(f"colours = {colours!r}: expected {' or '.join(get_args(Colours))}")
         if max_px < 1:
             raise ConfigError(f"max_px = {max_px}: expected at least 1 pixel")
         if max_px not in self._overviews:
             with open_slide(self.slide.path) as image:
                 self._overviews[max_px] = overview(image, max_px=max_px)
         thumbnail, scale = self._overviews[max_px]
-        subtitle = subtitle_of(self.row, slide_score=self.slide_score, threshold=self.threshold)
-        title = f"{self.slide_id}: {name}"
-        return draw_map(name, self.patches, thumbnail, scale=scale, title=title, subtitle=subtitle)
+        maps = SlideMaps(
+            self.slide_id, self.patches, self.reading, thumbnail, scale=scale, mpp=self.mpp, colours=colours
+        )
+        return maps.draw(name)
 
     def save(self, folder: str | Path) -> None:
-        """Write the patch table, the slide's scores and the three maps into a folder, which is made where absent.
+        """Write the patch table, the slide's scores, the three maps and their sheet into a folder.
 
-        The files are ``<slide_id>.parquet``, ``<slide_id>.json`` and ``<slide_id>_<map>.png``; those of an earlier
-        call are replaced.
+        The folder is made where it is absent. The files are ``<slide_id>.parquet``, ``<slide_id>.json`` and
+        ``<slide_id>_<map>.png``; those of an earlier call are replaced.
 
         Raises:
             SlideError: If the slide's file cannot be read any more.
             OSError: If the folder cannot be written.
         """
         place = Path(folder).expanduser()
-        maps = {name: encode_png(self.map(name)) for name in MAPS}
+        maps = {name: encode_png(self.map(name)) for name in (*MAPS, SHEET)}
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{self.slide_id}.parquet").write_bytes(to_parquet(self.patches))
         (place / f"{self.slide_id}.json").write_text(json.dumps(dict(self.row), indent=1) + "\n")
@@ -194,17 +211,17 @@ def predict_slide(
         raise SlideError(
             "the slide's scores are not finite numbers; its pixels are unlike any that the bundle has seen"
         )
-    threshold = bundle.slide_thresholds[slide_score]
     row = slide_row(
         scores,
         slide_id=slide.slide_id,
         label=None,
         classes=bundle.classes,
         slide_score=slide_score,
-        threshold=threshold,
+        threshold=bundle.slide_thresholds[slide_score],
     )
     table = patch_table(scores, found.grid, classes=bundle.classes, threshold=bundle.patch_threshold)
-    return SlidePrediction(slide, row, table, slide_score, threshold, tuple(found.info["doubts"]))
+    reading = reading_of(bundle, row, slide_score=slide_score)
+    return SlidePrediction(slide, row, table, reading, found.info["mpp"], tuple(found.info["doubts"]))
 
 
 def _slide(path: str | Path, *, mpp: float | None, slide_id: str | None, tissue_path: str | Path | None) -> Slide:

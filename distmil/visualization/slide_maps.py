@@ -1,9 +1,9 @@
-"""The three maps of a slide: attention, probability and fused, laid over its overview with its outlines."""
+"""The three maps of a slide, attention, probability and fused, over its overview, and a sheet of all."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +15,38 @@ from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
 from distmil.errors import SlideError
 from distmil.slides.reader import open_slide, overview
-from distmil.visualization.heatmap import encode_png, render_map, score_grid
+from distmil.visualization.colours import Colours
+from distmil.visualization.heatmap import Frame, Key, Panel, encode_png, render
+from distmil.visualization.overlay import MapBase, paint
+from distmil.visualization.score_grid import score_grid
 
 MAPS = ("attention", "probability", "fused")
+
+
+SHEET = "sheet"
+"""The slide and its three maps in one picture."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a bundle's scores of a slide are read, in words and lines of its maps."""
+
+    probability: float
+    """Of the read-out that counts."""
+    slide_score: str
+    threshold: float
+    """Of that read-out."""
+    predicted: str
+    """Name of the slide's class."""
+    abnormal: str
+    """What a high score stands for: the name of the second class of two; else "not" and the first."""
+    patch_threshold: float
+    label: str | None = None
+
+    def words(self) -> str:
+        """Describe the prediction for the line under a map's title."""
+        text = f"probability of {self.abnormal} {self.probability:.2f} ({self.slide_score}), predicted {self.predicted}"
+        return f"{text} (from {self.threshold:.2f})" + (f", labelled {self.label}" if self.label else "")
 
 
 @dataclass(frozen=True)
@@ -31,71 +60,96 @@ class Drawn:
 def draw_maps(
     slide: Slide,
     patches: pa.Table,
+    reading: Reading,
     *,
     outlines: Callable[[], Annotation | None],
     size: tuple[int, int],
-    subtitle: str,
+    mpp: float | None,
     max_px: int,
     reader: str,
+    colours: Colours = "jet",
 ) -> Drawn:
-    """Draw every map of a slide.
+    """Draw every map of a slide, and the sheet of all.
 
     Args:
         slide: The slide.
         patches: Its patch predictions.
+        reading: How they are read.
         outlines: Reads its annotation, None if it has none; may raise SlideError and OSError.
         size: Slide (width, height) in level-0 pixels.
-        subtitle: A line under the title.
+        mpp: Um per level-0 pixel, None where it is not known.
         max_px: Longer edge of the overview.
         reader: ``tiling.reader``.
+        colours: ``prediction.colours``.
     """
     doubts: list[str] = []
-    images: dict[str, bytes] = {}
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
     rings = [point_N2 / scale for point_N2 in _drawable(outlines, doubts)]
-    for name in MAPS:
-        title = f"{slide.slide_id}: {name}"
-        drawn = draw_map(name, patches, thumbnail, scale=scale, title=title, subtitle=subtitle, outlines=rings)
-        images[name] = encode_png(drawn)
-    return Drawn(images, doubts)
+    maps = SlideMaps(slide.slide_id, patches, reading, thumbnail, scale=scale, mpp=mpp, outlines=rings, colours=colours)
+    return Drawn({name: encode_png(maps.draw(name)) for name in (*MAPS, SHEET)}, doubts)
 
 
-def draw_map(
-    name: str,
-    patches: pa.Table,
-    thumbnail: NDArray[np.uint8],
-    *,
-    scale: float,
-    title: str,
-    subtitle: str = "",
-    outlines: Sequence[NDArray[np.float64]] = (),
-) -> Image.Image:
-    """Draw one map of a slide.
+@dataclass(frozen=True)
+class SlideMaps:
+    """Draws the maps of a slide."""
 
-    Args:
-        name: One of ``MAPS``, a column of ``patches``.
-        patches: Patch predictions: x, y, extent_px in level-0 pixels, and the score within 0 and 1.
-        thumbnail: The slide's overview, RGB, H x W x 3.
-        scale: Level-0 pixels per pixel of it.
-        title: First line.
-        subtitle: Second line.
-        outlines: Rings in pixels of the thumbnail, each n x 2 (x, y).
-    """
-    map_size = (thumbnail.shape[1], thumbnail.shape[0])
-    grid = score_grid(
-        patches["x"].to_numpy(),
-        patches["y"].to_numpy(),
-        patches["extent_px"].to_numpy(),
-        patches[name].to_numpy(),
-        slide_size=(round(map_size[0] * scale), round(map_size[1] * scale)),
-        map_size=map_size,
-    )
-    return render_map(thumbnail, grid, title=title, subtitle=subtitle, outlines=outlines)
+    slide_id: str
+    patches: pa.Table
+    """Patch predictions: x, y, extent_px in level-0 pixels, and the scores ``MAPS`` within 0 and 1."""
+    reading: Reading
+    thumbnail: NDArray[np.uint8]
+    """The slide's overview, RGB, H x W x 3."""
+    scale: float
+    """Level-0 pixels per pixel of it."""
+    mpp: float | None = None
+    """Um per level-0 pixel."""
+    outlines: Sequence[NDArray[np.float64]] = ()
+    """Rings in pixels of the thumbnail, each n x 2 (x, y)."""
+    colours: Colours = "jet"
 
+    def draw(self, name: str) -> Image.Image:
+        """Draw one of ``MAPS``, or the sheet."""
+        if name == SHEET:
+            panels = [Panel(paint(self._base, None), "slide"), *(Panel(self._picture(i), self._label(i)) for i in MAPS)]
+        else:
+            panels = [Panel(self._picture(name))]
+        title = self.slide_id if name == SHEET else f"{self.slide_id}: {self._label(name)}"
+        return render(panels, Frame(title, self.reading.words(), self._legend(), self.colours))
 
-def subtitle_of(row: Mapping[str, Any], *, slide_score: str, threshold: float) -> str:
-    """Word a slide's prediction for the line under a map's title: read-out, threshold and class."""
-    return f"{slide_score} {row['probability']:.3f} (threshold {threshold:.3f}): {row['predicted']}"
+    def grid(self, name: str) -> NDArray[np.float32]:
+        """Spread a score over the thumbnail, H x W, NaN where no patch lies."""
+        width, height = self.thumbnail.shape[1], self.thumbnail.shape[0]
+        return score_grid(
+            *(self.patches[column].to_numpy() for column in ("x", "y", "extent_px", name)),
+            slide_size=(round(width * self.scale), round(height * self.scale)),
+            map_size=(width, height),
+        )
+
+    def _picture(self, name: str) -> Image.Image:
+        return paint(self._base, self.grid(name), colours=self.colours)
+
+    @cached_property
+    def _base(self) -> MapBase:
+        probability = self.grid("probability")
+        return MapBase(
+            self.thumbnail,
+            scored=~np.isnan(probability),
+            predicted=np.nan_to_num(probability, nan=-1) >= self.reading.patch_threshold,
+            outlines=self.outlines,
+            um_per_px=self.mpp and self.mpp * self.scale,
+        )
+
+    def _label(self, name: str) -> str:
+        of = {"probability": f" of {self.reading.abnormal}", "fused": ", attention x probability"}
+        return name + of.get(name, "")
+
+    def _legend(self) -> list[Key]:
+        """List the lines that the maps show."""
+        predicted = f"patches predicted {self.reading.abnormal} (probability from {self.reading.patch_threshold:.2f})"
+        keys = [Key("annotated", "annotated")] if self.outlines else []
+        if self._base.predicted.any():
+            keys.append(Key("predicted", predicted))
+        return [*keys, Key("scored", "scored inside the grey line; elsewhere no tissue was found, or it was left out")]
 
 
 def _thumbnail(

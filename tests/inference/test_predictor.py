@@ -57,7 +57,7 @@ def predictor(store, tmp_path, bundle):
     outlines.write_text(json.dumps(OUTLINE))
     slide = Slide("s1", str(path), label=1, annotation_path=str(outlines))
     entry = BagEntry("s1", 1, "val", False, "embeddings/e/s1", (write_embeddings(store),), None)
-    patches = Record("s1", {}, info={"width_px": SIZE[0], "height_px": SIZE[1]})
+    patches = Record("s1", {}, info={"width_px": SIZE[0], "height_px": SIZE[1], "mpp": 0.5})
     config = small_config(cohort={"classes": bundle.classes}, prediction={"map_px": 150})
     return SlidePredictor(entry, slide, patches, annotation_version(slide), bundle.digest, config, store, "run")
 
@@ -97,7 +97,7 @@ def test_what_is_done_is_not_done_again(store, predictor, bundle):
     assert (record.rows, record.info["num_patches"]) == (table.num_rows, 24)
     assert set(files(store)) == {
         "patches/s1.parquet", "records/s1.json", "records/maps/s1.json",
-        "maps/s1_attention.png", "maps/s1_probability.png", "maps/s1_fused.png",
+        "maps/s1_attention.png", "maps/s1_probability.png", "maps/s1_fused.png", "maps/s1_sheet.png",
     }  # fmt: skip
 
 

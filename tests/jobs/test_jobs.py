@@ -226,7 +226,11 @@ def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: 
     assert again.code == 0, again.err
     assert "predictions of 2 slides are gone or damaged, and are made again" in again.err
     made = {name.removeprefix("predictions/small/") for name in changes(copy, before) if "predictions/small/" in name}
-    maps = {f"maps/{i}_{name}.png" for i in (annotated, *plain[:2]) for name in ("attention", "probability", "fused")}
+    maps = {
+        f"maps/{i}_{name}.png"
+        for i in (annotated, *plain[:2])
+        for name in ("attention", "probability", "fused", "sheet")
+    }
     assert {name for name in made if name.startswith("maps/")} == maps
     assert {name for name in made if name.startswith("patches/")} == {f"patches/{plain[0]}.parquet"}
     for name in made - {f"records/maps/{annotated}.json"}:

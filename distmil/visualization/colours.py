@@ -1,0 +1,40 @@
+"""From scores to colours and opacity: tissue shows untouched where the score is 0."""
+
+from typing import Literal, get_args
+
+import numpy as np
+from matplotlib import colormaps
+from numpy.typing import NDArray
+
+from distmil.visualization.score_grid import check_scores
+
+Colours = Literal["jet", "viridis"]
+"""``jet``: blue 0 to red 1; ``viridis``: dark blue 0 to yellow 1, in order to colour-blind eyes too."""
+OPACITY = 0.7
+"""Of the score 1; that of a lower score is as much smaller as the score."""
+
+Pixels = NDArray[np.uint8]
+
+_TABLES = {name: np.asarray(colormaps[name](np.linspace(0, 1, 256)))[:, :3] * 255 for name in get_args(Colours)}
+
+
+def blend(under: Pixels, score: NDArray[np.floating], *, colours: Colours, opacity: float = OPACITY) -> Pixels:
+    """Lay the colours of scores over pixels.
+
+    Args:
+        under: RGB, ... x 3.
+        score: Scores in [0, 1], ...; NaN leaves a pixel as it is.
+        colours: Name of the colours.
+        opacity: Of the score 1, in [0, 1].
+
+    Raises:
+        ValueError: If a score is outside [0, 1] or infinite.
+    """
+    covered = ~np.isnan(score)
+    found = score[covered].astype(np.float64)
+    check_scores(found)
+    alpha = opacity * found[:, None]
+    blended = under.copy()
+    colour = _TABLES[colours][np.rint(found * 255).astype(np.intp)]
+    blended[covered] = np.rint(alpha * colour + (1 - alpha) * under[covered])
+    return blended
