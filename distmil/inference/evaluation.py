@@ -1,16 +1,29 @@
 """How good written predictions are, where labels are known."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from distmil.bags.bag import BagEntry, labels_of
 from distmil.errors import StorageError
-from distmil.inference.metrics import PATCH_SCORES, LabelledScores, summarise
+from distmil.inference.intervals import DRAWS, Interval, intervals_of
+from distmil.inference.metrics import PATCH_SCORES, LabelledScores, at_threshold, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import Row, read_patch_table
 from distmil.storage.records import Part
 from distmil.storage.store import Store
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Metrics of some slides, how sure they are, and of how many cases they are."""
+
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    intervals: dict[str, Interval | None] = field(default_factory=dict)
+    """95 % intervals by patient."""
+    counts: dict[str, int] = field(default_factory=dict)
+    """slides, positive_slides, patients, patches (with known labels), positive_patches."""
 
 
 def evaluate_predictions(
@@ -23,8 +36,10 @@ def evaluate_predictions(
     classes: Sequence[str],
     slide_score: str,
     threshold: float,
-) -> dict[str, float | None]:
-    """Return the metrics of written predictions against the entries' labels; pseudo-labelled slides are left out.
+    patients: Mapping[str, str],
+    draws: int = DRAWS,
+) -> Evaluation:
+    """Evaluate written predictions against the entries' labels; pseudo-labelled slides are left out.
 
     Args:
         store: Where predictions and labels are.
@@ -35,13 +50,32 @@ def evaluate_predictions(
         classes: Class names.
         slide_score: The read-out that counts.
         threshold: The bundle's threshold of that read-out.
+        patients: Patients by slide id.
+        draws: Draws of the bootstrap.
     """
-    labelled = [
-        _labelled(store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes)
+    labelled = {
+        entry.slide_id: _labelled(
+            store, run, rows[entry.slide_id], entry, table=tables[entry.slide_id], classes=classes
+        )
         for entry in entries
         if entry.slide_id in rows and entry.label is not None and not entry.is_pseudo
-    ]
-    return summarise(labelled, slide_score=slide_score, threshold=threshold)
+    }
+    if not labelled:
+        return Evaluation()
+    scores = list(labelled.values())
+    patient_S = [patients[slide_id] for slide_id in labelled]
+    return Evaluation(
+        metrics=summarise(scores, slide_score=slide_score, threshold=threshold)
+        | at_threshold(scores, slide_score=slide_score, threshold=threshold),
+        intervals=intervals_of(scores, patient_S, slide_score=slide_score, threshold=threshold, draws=draws),
+        counts={
+            "slides": len(scores),
+            "positive_slides": sum(row.label > 0 for row in scores),
+            "patients": len(set(patient_S)),
+            "patches": sum(len(row.is_target_N) for row in scores),
+            "positive_patches": sum(int(row.is_target_N.sum()) for row in scores),
+        },
+    )
 
 
 def _labelled(

@@ -85,6 +85,22 @@ def summarise(
     return found
 
 
+def at_threshold(rows: Sequence[LabelledScores], *, slide_score: str, threshold: float) -> dict[str, float | None]:
+    """Compute slide_sensitivity and slide_specificity where a read-out counts as positive from a threshold on.
+
+    Args:
+        rows: The slides; positive is every class but 0.
+        slide_score: The read-out.
+        threshold: Its threshold.
+    """
+    is_called = np.array([row.read_outs[READ_OUTS.index(slide_score)] >= threshold for row in rows], bool)
+    is_positive = np.array([row.label > 0 for row in rows], bool)
+    return {
+        "slide_sensitivity": float(is_called[is_positive].mean()) if is_positive.any() else None,
+        "slide_specificity": float((~is_called)[~is_positive].mean()) if (~is_positive).any() else None,
+    }
+
+
 def choose_thresholds(rows: Sequence[LabelledScores]) -> dict[str, float | None]:
     """Choose the thresholds of slides and patches by Youden's J.
 

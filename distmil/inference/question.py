@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from distmil.cohort import Slide
 from distmil.config.root import fingerprint
 from distmil.errors import ConfigError
-from distmil.inference.tables import predictions_folder
+from distmil.inference.tables import delete_derived, predictions_folder
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 
@@ -78,7 +78,7 @@ def claim_question(store: Store, name: str, question: Question, *, owner: str | 
         raise _taken(store, name, _UNKNOWN)
     if record is not None:
         store.delete_folder(folder)
-    store.delete(f"{folder}/metrics.json")
+    delete_derived(store, name)
     store.write_record(file, Record(name, values, info={"owner": owner}))
 
 

@@ -12,6 +12,9 @@ from distmil.storage.records import Part
 from distmil.storage.schemas import patch_predictions_schema, slide_predictions_schema, to_parquet
 from distmil.storage.store import Committed, Store
 
+METRICS, INTERVALS, RESULTS = "metrics.json", "intervals.json", "slides.csv"
+"""What is made of the slide predictions, beside them."""
+
 Row = dict[str, Any]
 
 
@@ -75,7 +78,7 @@ def slide_row(
 def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequence[str]) -> str:
     """Commit the slide predictions and return the file's name.
 
-    Metrics of another table are deleted before the new table is written.
+    What was made of another table, such as its metrics, is deleted before the new table is written.
     """
     folder = predictions_folder(run)
     committed = Committed(store, folder, run, "slides.json")
@@ -83,10 +86,16 @@ def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequ
     data = to_parquet(pa.Table.from_pylist(list(rows), schema=slide_predictions_schema(classes)))
     part = Part.of("slides.parquet", data, rows=len(rows))
     if earlier is None or tuple(earlier.parts) != (part,):
-        store.delete(f"{folder}/metrics.json")
+        delete_derived(store, run)
     store.write(f"{folder}/{part.name}", data)
     committed.commit({}, parts=[part])
     return f"{folder}/{part.name}"
+
+
+def delete_derived(store: Store, run: str) -> None:
+    """Delete what was made of the slide predictions."""
+    for name in (METRICS, INTERVALS, RESULTS):
+        store.delete(f"{predictions_folder(run)}/{name}")
 
 
 def read_patch_table(store: Store, run: str, part: Part, columns: Sequence[str]) -> pa.Table:

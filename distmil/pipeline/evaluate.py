@@ -5,10 +5,10 @@ from typing import Any
 
 from distmil.cohort import Cohort, Slide
 from distmil.inference.evaluation import evaluate_predictions
+from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
 from distmil.pipeline.predict import Predictions, bundle_place, claim_output, open_bundle, predict_slides
-
-METRICS = "metrics.json"
+from distmil.pipeline.results import show_metrics, write_results
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -18,32 +18,36 @@ def run(job: Job) -> dict[str, Any]:
     slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
     made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
-    metrics = measure(inner, made, slides, cohort)
-    return {"run": name, "metrics": metrics, **made.paths(job), "metrics_file": metrics_file(job, made)}
+    return {"run": name, **made.paths(job), **measure(inner, made, slides, cohort)}
 
 
 def measure(job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort) -> dict[str, Any]:
-    """Return metrics by split, show them, and write them beside the predictions."""
+    """Measure predictions by split, show the metrics and the slides, and write them beside the predictions.
+
+    Returns:
+        For the job's JSON line: metrics by split, and the files written.
+    """
     split_of = {slide.slide_id: slide.split or "all" for slide in slides}
-    found: dict[str, Any] = {}
+    metrics: dict[str, Any] = {}
+    intervals: dict[str, Any] = {}
     for split in sorted(set(split_of.values())):
-        entries = [entry for entry in made.prepared.entries if split_of[entry.slide_id] == split]
-        found[split] = evaluate_predictions(
+        found = evaluate_predictions(
             job.store,
             made.run,
             made.rows,
-            entries,
+            [entry for entry in made.prepared.entries if split_of[entry.slide_id] == split],
             tables=made.tables,
             classes=cohort.classes,
             slide_score=job.config.prediction.slide_score,
             threshold=made.threshold,
+            patients={slide.slide_id: slide.patient_id for slide in slides},
         )
-        rows = [(name, "not defined" if value is None else f"{value:.4f}") for name, value in found[split].items()]
-        job.console.table(f"metrics on {split} ({len(entries)} slides)", ("metric", "value"), rows)
-    job.store.write_json(f"{made.folder}/{METRICS}", found)
-    return found
-
-
-def metrics_file(job: Job, made: Predictions) -> str:
-    """Return where ``measure`` wrote the metrics."""
-    return job.store.path(f"{made.folder}/{METRICS}")
+        metrics[split], intervals[split] = found.metrics, {**found.counts, **found.intervals}
+        show_metrics(job, split, found)
+    for name, values in ((METRICS, metrics), (INTERVALS, intervals)):
+        job.store.write_json(f"{made.folder}/{name}", values)
+    return {
+        "metrics": metrics,
+        "metrics_file": job.store.path(f"{made.folder}/{METRICS}"),
+        "results": write_results(job, made.folder, made.rows, slides, cohort, threshold=made.threshold),
+    }

@@ -24,6 +24,7 @@ from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import map_slides, wants_gpu
 from distmil.pipeline.job import Job, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
+from distmil.pipeline.results import write_results
 from distmil.storage.records import Part, Record
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -41,7 +42,8 @@ def run(job: Job) -> dict[str, Any]:
     slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
     name = claim_output(job, bundle, slides)
     made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
-    return {"run": name, **made.paths(job)}
+    table = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+    return {"run": name, **made.paths(job), "results": table}
 
 
 @dataclass(frozen=True)

@@ -231,7 +231,16 @@ def predictions(made: TrainedStore) -> Kind:
             rows[found.scores.slide_id], tables[found.scores.slide_id] = dict(found.scores.info), found.scores.parts[0]
         classes = made.cohort.classes
         metrics = evaluate_predictions(
-            made.store, run, rows, made.entries, tables=tables, classes=classes, slide_score="bag", threshold=0.5
+            made.store,
+            run,
+            rows,
+            made.entries,
+            tables=tables,
+            classes=classes,
+            slide_score="bag",
+            threshold=0.5,
+            patients={entry.slide_id: entry.slide_id for entry in made.entries},
+            draws=20,
         )
         return rows, metrics
 

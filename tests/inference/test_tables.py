@@ -10,7 +10,7 @@ import pytest
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
 from distmil.inference.evaluation import evaluate_predictions
-from distmil.inference.metrics import label_scores, summarise
+from distmil.inference.metrics import at_threshold, label_scores, summarise
 from distmil.inference.scoring import BagScores
 from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.storage.records import Part
@@ -152,14 +152,19 @@ def write_run(store, *, classes=TWO, num=25, count=6):
 
 def judged(store, rows, entries, tables, classes=TWO, *, threshold=0.5):
     return evaluate_predictions(
-        store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold
-    )
+        store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold,
+        patients={entry.slide_id: entry.slide_id for entry in entries}, draws=20,
+    ).metrics  # fmt: skip
+
+
+def expected_of(kept):
+    return summarise(kept, slide_score="max") | at_threshold(kept, slide_score="max", threshold=0.5)
 
 
 @pytest.mark.parametrize("classes", [TWO, THREE])
 def test_judging_written_predictions_gives_what_evaluation_gives(store, classes):
     entries, rows, tables, kept = write_run(store, classes=classes)
-    expected = summarise(kept, slide_score="max")
+    expected = expected_of(kept)
     found = judged(store, rows, entries, tables, classes)
     assert set(found) == set(expected)
     for name, value in expected.items():
@@ -173,10 +178,10 @@ def test_pseudo_labels_and_missing_labels_judge_nothing(store):
         dataclasses.replace(entry, is_pseudo=i == 0, label=None if i == 3 else entry.label)
         for i, entry in enumerate(entries)
     ]
-    expected = summarise([row for i, row in enumerate(kept) if i not in {0, 3}], slide_score="max")
+    expected = expected_of([row for i, row in enumerate(kept) if i not in {0, 3}])
     assert judged(store, rows, changed, tables) == pytest.approx(expected)
     del rows["s2"]  # a slide that failed has no prediction
-    expected = summarise([row for i, row in enumerate(kept) if i not in {0, 2, 3}], slide_score="max")
+    expected = expected_of([row for i, row in enumerate(kept) if i not in {0, 2, 3}])
     assert judged(store, rows, changed, tables) == pytest.approx(expected)
     assert judged(store, {}, entries, tables) == {}
 

@@ -12,7 +12,7 @@ from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bu
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import describe_thresholds, threshold_of
-from distmil.pipeline.evaluate import measure, metrics_file
+from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
@@ -62,32 +62,29 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     trained = train(job, cohort, tracker)
     place = bundle_folder(trained.run)
     slides = held_out_slides(job, cohort)
-    predictions, metrics = None, {}
+    predictions, measured = None, dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, trained.bundle))
         name = job.config.prediction.run or trained.run
         claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
         where = job.store.path(place)
         predictions = predict_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
-        metrics = measure(inner, predictions, slides, cohort)
+        measured = measure(inner, predictions, slides, cohort)
     record_training(
         job,
         tracker,
         bundle=trained.bundle,
         history=trained.history,
         predictions=predictions,
-        metrics=metrics,
+        metrics=measured["metrics"],
     )
     _note_record(job, tracker, trained.run)
     answer = {
         "run": trained.run,
         "bundle": job.store.path(place),
         "epochs": len(trained.history.rows),
-        "metrics": metrics,
     }
-    if predictions is None:
-        return answer
-    return answer | predictions.paths(job) | {"metrics_file": metrics_file(job, predictions)}
+    return answer | (predictions.paths(job) if predictions else {}) | measured
 
 
 @dataclass(frozen=True)

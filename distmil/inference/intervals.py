@@ -1,0 +1,142 @@
+"""95 % intervals of metrics by a bootstrap over patients: all slides of a patient are drawn together.
+
+D draws, P patients, N cases (slides, or patches with known labels), B bins of scores.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
+
+from distmil.inference.metrics import PATCH_SCORES, LabelledScores
+from distmil.inference.scoring import READ_OUTS
+
+DRAWS = 1000
+MAX_BINS = 2048
+"""Scores with more distinct values are ranked into this many bins, which moves an area by less than 1/1000."""
+
+Interval = tuple[float, float]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """Draws of patients, with replacement."""
+
+    patient_S: NDArray[np.intp]
+    """Index of each slide's patient."""
+    weight_PD: Floats
+    """How often each patient is in each draw."""
+
+    @classmethod
+    def of(cls, patients: Sequence[str], *, draws: int = DRAWS, seed: int = 0) -> "Bootstrap":
+        """Draw as many patients as there are.
+
+        Args:
+            patients: Of each slide.
+            draws: Number of draws.
+            seed: Of the draws.
+        """
+        names, index = np.unique(np.array(patients, object), return_inverse=True)
+        rng = np.random.default_rng(seed)
+        return cls(index, rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws).T.astype(float))
+
+    def mean(self, slide_S: NDArray[np.intp], value_S: ArrayLike) -> Interval | None:
+        """Bound the mean of a value of some slides, such as the share of right ones."""
+        total_PD, count_PD = (
+            np.bincount(self.patient_S[slide_S], values, minlength=len(self.weight_PD))
+            for values in (np.asarray(value_S, float), np.ones(len(slide_S)))
+        )
+        with np.errstate(invalid="ignore"):
+            return _percentiles((total_PD @ self.weight_PD) / (count_PD @ self.weight_PD))
+
+    def ranking(
+        self, slide_N: NDArray[np.intp], is_positive_N: ArrayLike, score_N: ArrayLike
+    ) -> tuple[Interval | None, Interval | None]:
+        """Bound the area under the ROC curve, and average precision.
+
+        Args:
+            slide_N: Index of each case's slide.
+            is_positive_N: Whether it is positive.
+            score_N: Its score.
+        """
+        is_positive = np.asarray(is_positive_N, bool)
+        bin_N = _binned(np.asarray(score_N, np.float64))
+        pos_BD, neg_BD = (self._drawn(slide_N[chosen], bin_N[chosen]) for chosen in (is_positive, ~is_positive))
+        num_bins = max(len(pos_BD), len(neg_BD))
+        pos_BD, neg_BD = (np.pad(counts, ((0, num_bins - len(counts)), (0, 0))) for counts in (pos_BD, neg_BD))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            below_BD = neg_BD.cumsum(axis=0) - neg_BD / 2
+            area_D = (pos_BD * below_BD).sum(axis=0) / (pos_BD.sum(axis=0) * neg_BD.sum(axis=0))
+            found_BD, all_BD = pos_BD[::-1].cumsum(axis=0), (pos_BD + neg_BD)[::-1].cumsum(axis=0)
+            precision_BD = np.where(all_BD > 0, found_BD / all_BD, 0)
+            average_D = (pos_BD[::-1] * precision_BD).sum(axis=0) / pos_BD.sum(axis=0)
+        return _percentiles(area_D), _percentiles(average_D)
+
+    def _drawn(self, slide_N: NDArray[np.intp], bin_N: NDArray[np.intp]) -> Floats:
+        """Count the cases of each bin in each draw, B x D."""
+        num_bins = int(bin_N.max(initial=0)) + 1
+        shape = (num_bins, len(self.weight_PD))
+        return np.asarray(csr_matrix((np.ones(len(bin_N)), (bin_N, self.patient_S[slide_N])), shape) @ self.weight_PD)
+
+
+def intervals_of(
+    rows: Sequence[LabelledScores], patients: Sequence[str], *, slide_score: str, threshold: float, draws: int = DRAWS
+) -> dict[str, Interval | None]:
+    """Bound the metrics of slides and their patches.
+
+    Args:
+        rows: The slides.
+        patients: Their patients.
+        slide_score: The read-out that counts.
+        threshold: Of that read-out.
+        draws: Number of draws.
+
+    Returns:
+        The 2.5th and 97.5th percentile of each metric of ``summarise`` and ``at_threshold`` but the loss; None where
+        fewer than two patients, or one class, leave nothing to draw.
+    """
+    if not rows:
+        return {}
+    bootstrap = Bootstrap.of(patients, draws=draws)
+    slide_S = np.arange(len(rows))
+    label_S = np.array([row.label for row in rows])
+    is_positive = label_S > 0
+    read_out = {name: np.array([row.read_outs[i] for row in rows]) for i, name in enumerate(READ_OUTS)}
+    is_called = read_out[slide_score] >= threshold
+    area, average = bootstrap.ranking(slide_S, is_positive, read_out[slide_score])
+    found = {
+        "slide_auc": area,
+        "slide_ap": average,
+        "slide_accuracy": bootstrap.mean(slide_S, is_called == is_positive),
+        "slide_sensitivity": bootstrap.mean(slide_S[is_positive], is_called[is_positive]),
+        "slide_specificity": bootstrap.mean(slide_S[~is_positive], ~is_called[~is_positive]),
+    }
+    found |= {f"slide_auc_{name}": bootstrap.ranking(slide_S, is_positive, read_out[name])[0] for name in READ_OUTS}
+    if len(rows[0].bag_C) > 2:
+        found["slide_class_accuracy"] = bootstrap.mean(slide_S, [row.bag_C.argmax() == row.label for row in rows])
+    slide_N = np.repeat(slide_S, [len(row.is_target_N) for row in rows])
+    is_target_N = np.concatenate([row.is_target_N for row in rows])
+    for i, name in enumerate(PATCH_SCORES):
+        score_N = np.concatenate([row.scores_N[i] for row in rows])
+        found[f"patch_auc_{name}"], found[f"patch_ap_{name}"] = bootstrap.ranking(slide_N, is_target_N, score_N)
+    return found if len(bootstrap.weight_PD) > 1 else dict.fromkeys(found)
+
+
+def _binned(score_N: Floats) -> NDArray[np.intp]:
+    """Rank scores into bins, equal ones into one."""
+    distinct, index_N, count = np.unique(score_N, return_inverse=True, return_counts=True)
+    if len(distinct) <= MAX_BINS:
+        return index_N
+    return np.asarray(((count.cumsum() - 1) * MAX_BINS // count.sum())[index_N])
+
+
+def _percentiles(value_D: Floats) -> Interval | None:
+    """Take the middle 95 % of the draws in which a metric is defined."""
+    defined = value_D[np.isfinite(value_D)]
+    if not len(defined):
+        return None
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return float(low), float(high)
