@@ -45,7 +45,7 @@ from benchmarks.stainfolds import NUM_GROUPS, Groups, cut_down, stain_groups
 from distmil.bags.bag import Bag
 from distmil.config.loading import build_config
 from distmil.config.root import Config
-from distmil.inference.metrics import PATCH_SCORES, auc, average_precision
+from distmil.evaluation.metrics import PATCH_SCORES, auc, average_precision
 from distmil.inference.scoring import READ_OUTS, BagScores, score_bag
 from distmil.training.learner import Learner
 from tests.support.data import PCAM_COHORT

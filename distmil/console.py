@@ -4,14 +4,17 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rich.console import Console as RichConsole
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
+
+from distmil.pace import Pace, in_words
 
 PLAIN_INTERVAL_S = 5.0
 _MAX_ROWS = 40
@@ -47,15 +50,57 @@ class Console:
             self.note(line)
 
     @contextlib.contextmanager
-    def progress(self, label: str, total: int, unit: str) -> Iterator[Callable[[], None]]:
-        """Show the progress of some work; yields a function to call once per finished unit."""
-        if self.rich.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-            with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=self.rich) as bar:
-                task = bar.add_task(label, total=total)
-                yield lambda: bar.advance(task)
+    def progress(
+        self, label: str, total: int, unit: str, *, work: float | None = None, work_unit: str = ""
+    ) -> Iterator["Advance"]:
+        """Show the progress of some work, its rate and how long the rest takes.
+
+        Args:
+            label: What is done.
+            total: Number of units.
+            unit: Their name.
+            work: Amount of work in all units, where they are not alike; default: each unit is one.
+            work_unit: Its name, for the rate.
+
+        Yields:
+            A function to call once per finished unit, with its amount of work.
+        """
+        pace = Pace(total if work is None else work)
+        named = work_unit or unit
+        if not self.rich.is_terminal:
+            yield _PlainProgress(self, label, total, unit, named, pace).advance
             return
-        yield _PlainProgress(self, label, total, unit).advance
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        with Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[pace]}"), console=self.rich) as bar:
+            task = bar.add_task(label, total=total, pace="")
+
+            def advance(amount: float = 1.0) -> None:
+                pace.add(amount)
+                bar.update(task, advance=1, pace=describe(pace, named))
+
+            yield advance
+
+
+class Advance(Protocol):
+    """Counts one finished unit."""
+
+    def __call__(self, amount: float = 1.0) -> None:
+        """Count a unit of some amount of work."""
+
+
+def describe(pace: Pace, unit: str) -> str:
+    """Word the rate of some work, and how long the rest will take."""
+    rate, left = pace.rate, pace.left_s
+    if rate is None or left is None:
+        return ""
+    speed = (
+        f"{rate:,.0f} {unit}/s"
+        if rate >= 10
+        else f"{rate:.1f} {unit}/s"
+        if rate >= 1
+        else f"{60 * rate:.1f} {unit}/min"
+    )
+    return speed + (f", about {in_words(left)} left" if pace.done < pace.total else "")
 
 
 @dataclass
@@ -66,17 +111,21 @@ class _PlainProgress:
     label: str
     total: int
     unit: str
+    work_unit: str
+    pace: Pace
     done: int = 0
-    started: float = field(default_factory=time.monotonic)
-    said: float = field(default_factory=time.monotonic)
+    shown: float = field(default_factory=time.monotonic)
 
-    def advance(self) -> None:
+    def advance(self, amount: float = 1.0) -> None:
         """Count one unit."""
         self.done += 1
+        self.pace.add(amount)
         now = time.monotonic()
-        if self.done == self.total or now - self.said >= PLAIN_INTERVAL_S:
-            self.said = now
-            self.console.note(f"{self.label}: {self.done}/{self.total} {self.unit}, {now - self.started:.0f} s")
+        if self.done == self.total or now - self.shown >= PLAIN_INTERVAL_S:
+            self.shown = now
+            found = describe(self.pace, self.work_unit)
+            text = f"{self.label}: {self.done}/{self.total} {self.unit}, {in_words(self.pace.elapsed_s)}"
+            self.console.note(f"{text}, {found}" if found else text)
 
 
 def set_up_logging(console: Console) -> None:

@@ -1,14 +1,13 @@
 """What a job says: every word as it was given, nothing lost, nothing on stdout."""
 
 import io
-import itertools
 import logging
 import time
 
 import pytest
 from rich.console import Console as RichConsole
 
-from distmil import console as module
+from distmil import pace as pace_module
 from distmil.console import Console, set_up_logging
 
 
@@ -69,18 +68,41 @@ def test_plain_progress_says_the_end_and_not_every_step():
     with console.progress("tile", 100, "slides") as advance:
         for _ in range(100):
             advance()
-    assert stream.getvalue() == "tile: 100/100 slides, 0 s\n"
+    assert stream.getvalue().startswith("tile: 100/100 slides, 0 s, ")
+    assert stream.getvalue().count("\n") == 1
 
 
 def test_plain_progress_says_something_every_few_seconds(monkeypatch):
-    now = itertools.count(time.monotonic() + 2, 2)
+    now = [time.monotonic()]
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
     console, stream = make(terminal=False)
     with console.progress("tile", 20, "slides") as advance:
-        monkeypatch.setattr(module.time, "monotonic", lambda: next(now))
         for _ in range(10):
+            now[0] += 2
             advance()
     lines = stream.getvalue().splitlines()
-    assert [line.split(" ")[1] for line in lines] == ["3/20", "6/20", "9/20"]
+    assert lines == [
+        "tile: 3/20 slides, 6 s, 30.0 slides/min, about 34 s left",
+        "tile: 6/20 slides, 12 s, 30.0 slides/min, about 28 s left",
+        "tile: 9/20 slides, 18 s, 30.0 slides/min, about 22 s left",
+    ]
+
+
+def test_progress_counts_the_work_of_units_that_are_not_alike(monkeypatch):
+    """9 small units and a large one: after the small ones, most is left."""
+    now = [time.monotonic()]
+    monkeypatch.setattr(pace_module.time, "monotonic", lambda: now[0])
+    console, stream = make(terminal=False)
+    with console.progress("embed", 10, "shards", work=1000, work_unit="patches") as advance:
+        now[0] += 30  # workers start
+        for _ in range(9):
+            advance(10)
+            now[0] += 1
+        advance(910)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "embed: 1/10 shards, 30 s, 20.0 patches/min, about 49 min left"
+    assert lines[1] == "embed: 6/10 shards, 35 s, 10 patches/s, about 2 min left"
+    assert lines[-1] == "embed: 10/10 shards, 39 s, 110 patches/s"
 
 
 def test_progress_shows_where_it_is_on_a_terminal():

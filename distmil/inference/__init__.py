@@ -1,4 +1,4 @@
-"""Bundles, scores, thresholds and metrics."""
+"""Bundles, scores and thresholds."""
 
 from typing import TYPE_CHECKING
 

@@ -72,10 +72,11 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
     items = [(embedder.patches, embedder.view, part) for embedder in todo.values() for part in embedder.patches.parts]
     is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)
     found: dict[_Key, dict[str, Part]] = {key: {} for key in todo}
-    with job.console.progress("embed", len(items), "shards") as advance:
+    num_patches = sum(part.rows for _, _, part in items)
+    with job.console.progress("embed", len(items), "shards", work=num_patches, work_unit="patches") as advance:
         arguments = {"config": job.config, "store": job.store, "spec": first.spec, "is_gpu": is_gpu}
         for (patches, view, source), made in map_slides(items, _Embedder, num_gpus=int(is_gpu), **arguments):
-            advance()
+            advance(source.rows)
             key = patches.slide_id, view
             if isinstance(made, Record):
                 records[key] = made

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from distmil.cohort import Cohort, Slide
-from distmil.inference.evaluation import evaluate_predictions
+from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
 from distmil.pipeline.predict import Predictions, bundle_place, claim_output, open_bundle, predict_slides

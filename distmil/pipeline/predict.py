@@ -168,9 +168,10 @@ def _predict_all(
             "config": job.config, "store": job.store, "place": place, "run": run, "digest": bundle.digest,
             "is_gpu": is_gpu,
         }  # fmt: skip
-        with job.console.progress("predict", len(todo), "slides") as advance:
+        work = sum(entry.num_patches for (entry, *_), _ in todo)
+        with job.console.progress("predict", len(todo), "slides", work=work, work_unit="patches") as advance:
             for ((entry, *_), _), record in map_slides(todo, _Predictor, num_gpus=int(is_gpu), **arguments):
-                advance()
+                advance(entry.num_patches)
                 records[entry.slide_id] = record
     return records
 

@@ -3,10 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from distmil.cohort import Cohort, Slide
-from distmil.inference.evaluation import Evaluation
-from distmil.inference.metrics import PATCH_SCORES
+from distmil.evaluation.metrics import PATCH_SCORES
+from distmil.evaluation.predictions import Evaluation
+from distmil.evaluation.slide_results import WRONG, SlideResult, slide_results, to_csv
 from distmil.inference.scoring import READ_OUTS
-from distmil.inference.slide_results import WRONG, SlideResult, slide_results, to_csv
 from distmil.inference.tables import RESULTS, Row
 from distmil.pipeline.job import Job
 

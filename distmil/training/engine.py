@@ -17,7 +17,7 @@ from distmil.bags.loader import Batch, load_ahead, load_batch, make_resident
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.inference.metrics import LabelledScores, choose_thresholds, label_scores, summarise
+from distmil.evaluation.metrics import LabelledScores, choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import SCORE_CHUNK, score_bag
 from distmil.models.baselines import NETWORKS
 from distmil.models.losses import LOSSES

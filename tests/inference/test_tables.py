@@ -9,8 +9,8 @@ import pytest
 
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
-from distmil.inference.evaluation import evaluate_predictions
-from distmil.inference.metrics import at_threshold, label_scores, summarise
+from distmil.evaluation.metrics import at_threshold, label_scores, summarise
+from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.scoring import BagScores
 from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.storage.records import Part

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from distmil.inference.metrics import choose_thresholds, label_scores, summarise
+from distmil.evaluation.metrics import choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import describe_thresholds, threshold_of, youden_threshold
 from tests.inference.test_metrics import scores

@@ -9,7 +9,10 @@ from typing import Any
 from ray.train import UserCallback
 
 from distmil.config.root import Config
+from distmil.console import describe
 from distmil.errors import StorageError
+from distmil.models.losses import LOSSES
+from distmil.pace import Pace
 from distmil.pipeline.cluster import node_resources
 from distmil.pipeline.job import Job
 from distmil.pipeline.training.worker import read_history
@@ -66,14 +69,17 @@ class _Epochs:
     def __init__(self, job: Job, run: str, count: int) -> None:
         self._job, self._run, self._count = job, run, count
         self._shown = len(_rows(job.store, run))
+        self._pace = Pace(count - self._shown)
 
     def show(self, *, is_last: bool) -> None:
         """Show the epochs that are new."""
         rows = _rows(self._job.store, self._run)
         every = max(1, self._count // 10)
         for epoch in range(self._shown, len(rows)):
+            self._pace.add(1)
             if (epoch + 1) % every == 0 or epoch == 0 or (is_last and epoch == len(rows) - 1):
-                self._job.console.note(_epoch_line(epoch, self._count, rows[epoch]))
+                pace = describe(self._pace, "epochs")
+                self._job.console.note(_epoch_line(epoch, self._count, rows[epoch]) + (f"; {pace}" if pace else ""))
         self._shown = len(rows)
 
 
@@ -119,11 +125,15 @@ def _rows(store: Store, run: str) -> Sequence[Row]:
 
 
 def _epoch_line(epoch: int, epochs: int, row: Row) -> str:
+    """Word an epoch: the whole loss and its parts, then what validation says."""
+    parts = [f"{name} {value:.3f}" for name in LOSSES if (value := row.get(f"loss_{name}")) is not None]
     names = {
-        "loss": "loss",
+        "val_slide_loss": "val loss",
         "val_slide_auc": "slide AUC",
         "val_patch_auc_probability": "patch AUC",
         "val_patch_ap_probability": "patch AP",
     }
-    found = [f"{label} {value:.4f}" for name, label in names.items() if (value := row.get(name)) is not None]
-    return f"epoch {epoch + 1}/{epochs}: " + ", ".join(found)
+    found = [f"{label} {value:.3f}" for name, label in names.items() if (value := row.get(name)) is not None]
+    loss = row.get("loss")
+    whole = "" if loss is None else f"loss {loss:.3f}" + (f" ({', '.join(parts)})" if parts else "")
+    return f"epoch {epoch + 1}/{epochs}: " + ", ".join([*([whole] if whole else []), *found])

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from distmil.inference.metrics import auc, average_precision, label_scores, summarise
+from distmil.evaluation.metrics import auc, average_precision, label_scores, summarise
 from distmil.inference.scoring import BagScores
 
 

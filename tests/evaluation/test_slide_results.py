@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from distmil.cohort import Slide
-from distmil.inference.slide_results import slide_results, to_csv
+from distmil.evaluation.slide_results import slide_results, to_csv
 from tests.support.scale import cases
 
 CLASSES = ["normal", "tumour"]

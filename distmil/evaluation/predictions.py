@@ -7,8 +7,8 @@ import numpy as np
 
 from distmil.bags.bag import BagEntry, labels_of
 from distmil.errors import StorageError
-from distmil.inference.intervals import DRAWS, Interval, intervals_of
-from distmil.inference.metrics import PATCH_SCORES, LabelledScores, at_threshold, summarise
+from distmil.evaluation.intervals import DRAWS, Interval, intervals_of
+from distmil.evaluation.metrics import PATCH_SCORES, LabelledScores, at_threshold, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import Row, read_patch_table
 from distmil.storage.records import Part

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import csr_matrix
 
-from distmil.inference.metrics import PATCH_SCORES, LabelledScores
+from distmil.evaluation.metrics import PATCH_SCORES, LabelledScores
 from distmil.inference.scoring import READ_OUTS
 
 DRAWS = 1000

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from distmil.inference.intervals import MAX_BINS, Bootstrap, intervals_of
-from distmil.inference.metrics import PATCH_SCORES, LabelledScores
+from distmil.evaluation.intervals import MAX_BINS, Bootstrap, intervals_of
+from distmil.evaluation.metrics import PATCH_SCORES, LabelledScores
 from distmil.inference.scoring import READ_OUTS
 from tests.support.scale import cases
 

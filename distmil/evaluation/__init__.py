@@ -1,0 +1,17 @@
+"""Metrics, their intervals, and slides as people look at them."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.evaluation.intervals import intervals_of
+    from distmil.evaluation.metrics import summarise
+    from distmil.evaluation.slide_results import slide_results
+
+__all__ = ["intervals_of", "slide_results", "summarise"]
+__getattr__, __dir__ = lazy_exports(__name__, {
+    "intervals": ["intervals_of"],
+    "metrics": ["summarise"],
+    "slide_results": ["slide_results"],
+})  # fmt: skip
