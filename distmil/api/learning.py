@@ -15,6 +15,7 @@ from distmil.encoders.registry import EncoderSpec, encoder_state, stored_spec
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
+from distmil.inference.shift import reach_of, sampled
 from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
 from distmil.storage.roots import resolve_root
@@ -169,6 +170,7 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
     """Make the bundle of a finished run, as the job does."""
     rows, history, nets = run.history.rows, run.history, run.learner.eval_model
     epoch = history.best_epoch if config.training.patience else len(rows) - 1
+    some = [] if config.encoder.trainable else sampled(list(bags))
     return Bundle(
         run=config.training.run or "fit",
         config=config,
@@ -176,6 +178,7 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
         encoder_state=encoder_state(bags.spec, bags.store, trained=nets.encoder),
         patch_threshold=threshold_of(rows[epoch], "patch"),
         slide_thresholds={name: threshold_of(rows[epoch], name) for name in READ_OUTS},
+        reach=reach_of(nets.head.normaliser, (bag.source for bag in some), seed=config.training.seed),
         metrics={"epoch": epoch, "epochs": len(rows), "last": rows[epoch]},
     )
 

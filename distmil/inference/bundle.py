@@ -3,6 +3,7 @@
 A bundle is one thing: its commit record names every file with its checksum, and its digest covers them all.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class Bundle:
     patch_threshold: float = DEFAULT_THRESHOLD
     slide_thresholds: Mapping[str, float] = field(default_factory=_default_thresholds)
     """Of every read-out."""
+    reach: float | None = None
+    """How far training slides lie from their mean, which tells foreign slides; None where it is not known."""
     digest: str = field(default="", repr=False)
     """Hash of everything that predictions depend on; empty before the bundle is saved."""
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -124,6 +127,7 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
         "classes": bundle.classes,
         "patch_threshold": bundle.patch_threshold,
         "slide_thresholds": dict(bundle.slide_thresholds),
+        "reach": bundle.reach,
     }
     files = {HEAD_FILE: save_safetensors(head)}
     if bundle.encoder_state is not None:
@@ -184,6 +188,9 @@ def _load(found: Store, record: Record) -> Bundle:
     else:
         thresholds = dict.fromkeys(READ_OUTS, checked_threshold("slide_threshold", labels["slide_threshold"]))
     patch_threshold = checked_threshold("patch_threshold", labels["patch_threshold"])
+    reach = labels.get("reach")  # bundles of earlier versions lack it
+    if reach is not None and not (isinstance(reach, float) and 0 <= reach < math.inf):
+        raise wrong("labels.json: reach", reach, "expected a number, at least 0")
     metrics = files.json("metrics.json")
     if not isinstance(metrics, dict):
         raise wrong("metrics.json", metrics, "expected names and values")
@@ -194,6 +201,7 @@ def _load(found: Store, record: Record) -> Bundle:
         encoder_state=encoder_state_of(built, files),
         patch_threshold=patch_threshold,
         slide_thresholds=thresholds,
+        reach=reach,
         digest=files.digest(),
         metrics=metrics,
         format_version=files.version,

@@ -1,5 +1,6 @@
 """The predictions of one slide: a committed table of patch scores, and committed maps, each made again by itself."""
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from distmil.storage.schemas import to_parquet
 from distmil.storage.store import Committed, Store
 from distmil.visualization.slide_maps import MAPS, SHEET, Reading, draw_maps
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MAPS_VERSION = 2
 
 Inputs = tuple[BagEntry, Slide, Record, str | None]
@@ -112,7 +113,7 @@ class SlidePredictor:
         """
         source, places = open_source(self.store, self.entry)
         bags = bundle.config.bags
-        scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share)
+        scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share, with_shift=True)
         check_finite(scores)
         record_of_maps = self._maps.record_name
         if self.store.exists(record_of_maps):  # no maps of other scores lie beside the new ones
@@ -130,7 +131,11 @@ class SlidePredictor:
         table = patch_table(scores, places, classes=bundle.classes, threshold=bundle.patch_threshold)
         name = f"patches/{self.slide.slide_id}.parquet"
         part = self.store.write_part(self.folder, name, to_parquet(table), rows=table.num_rows)
-        return self._scores.commit(self.scores_key(), parts=[part], info=row)
+        return self._scores.commit(
+            self.scores_key(),
+            parts=[part],
+            info={**row, "shift": scores.shift if math.isfinite(scores.shift) else None},
+        )
 
     def draw(self, scores: Record, bundle: Bundle) -> Record:
         """Draw and commit the maps of committed scores. Raises: StorageError."""

@@ -3,6 +3,7 @@
 N patches of the bag, E embedding, F feature, C classes.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from distmil.bags.source import Patches, PatchSource
+from distmil.inference.shift import Shift
 from distmil.models.layout import DEFAULT_SHARE, top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
@@ -37,6 +39,8 @@ class BagScores:
     bag: float
     max: float
     topk_mean: float
+    shift: float = math.nan
+    """How far the embeddings lie from those of training; see ``Shift``. NaN where it was not asked for."""
 
     @property
     def is_finite(self) -> bool:
@@ -53,6 +57,7 @@ def score_bag(
     top_k: int,
     top_k_share: float = DEFAULT_SHARE,
     chunk: int = SCORE_CHUNK,
+    with_shift: bool = False,
 ) -> BagScores:
     """Score every patch of a bag and the bag itself, chunk by chunk; the result does not depend on the chunk.
 
@@ -63,12 +68,16 @@ def score_bag(
         top_k: Largest K of ``topk_mean``.
         top_k_share: Largest K as a share of the bag.
         chunk: Patches held at once.
+        with_shift: Compute how far the embeddings lie from those of training.
     """
-    pooled = RunningPool(head.pooling)
+    pooled, shift = RunningPool(head.pooling), Shift(head.normaliser)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for patches in _chunks(source, chunk):
-            feature_TF, attention_T = head(embed(patches))
+            embedding_TE = embed(patches)
+            if with_shift:
+                shift.add(embedding_TE)
+            feature_TF, attention_T = head(embedding_TE)
             pooled.add(feature_TF, attention_T)
             log_TC = head.patch_logits(feature_TF, attention_T).log_softmax(1)
             topk_T = 1 - head.topk_logits(feature_TF, attention_T).softmax(1)[:, 0]
@@ -88,6 +97,7 @@ def score_bag(
         bag=float(bag_C[1:].sum()),
         max=float(fused_N.max()),
         topk_mean=float(top_k_mean(torch.from_numpy(fused_N), top_k, share=top_k_share)),
+        shift=shift.distance(),
     )
 
 

@@ -27,6 +27,7 @@ from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution,
 from distmil.inference.bundle import Bundle
 from distmil.inference.predictor import reading_of
 from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
 from distmil.slides.reader import open_slide, overview
@@ -57,7 +58,7 @@ class SlidePrediction:
     mpp: float | None = None
     """Um per level-0 pixel."""
     doubts: tuple[str, ...] = ()
-    """What a person should know of the slide's pixels, resolution or tissue."""
+    """What a person should know of the slide: its pixels, resolution, tissue, and likeness to the training slides."""
 
     @property
     def slide_id(self) -> str:
@@ -206,6 +207,7 @@ def predict_slide(
         lambda embedding_TE: torch.as_tensor(embedding_TE, device=place).float(),
         top_k=config.bags.top_k,
         top_k_share=config.bags.top_k_share,
+        with_shift=True,
     )
     if not scores.is_finite:
         raise SlideError(
@@ -221,7 +223,14 @@ def predict_slide(
     )
     table = patch_table(scores, found.grid, classes=bundle.classes, threshold=bundle.patch_threshold)
     reading = reading_of(bundle, row, slide_score=slide_score)
-    return SlidePrediction(slide, row, table, reading, found.info["mpp"], tuple(found.info["doubts"]))
+    return SlidePrediction(
+        slide,
+        row,
+        table,
+        reading,
+        found.info["mpp"],
+        (*found.info["doubts"], *shift_doubts(scores.shift, bundle.reach, num_patches=table.num_rows)),
+    )
 
 
 def _slide(path: str | Path, *, mpp: float | None, slide_id: str | None, tissue_path: str | Path | None) -> Slide:

@@ -19,6 +19,7 @@ from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_files import BUNDLE_VERSION
 from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
 from distmil.inference.question import claim_question, default_name, make_question
+from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import map_slides, wants_gpu
@@ -156,7 +157,9 @@ def _predict_all(
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
         looked = list(pool.map(look, prepared.entries))
     records = {
-        predictor.slide.slide_id: _with_doubts(found.scores, found.maps) for predictor, found in looked if found.scores
+        predictor.slide.slide_id: _with_doubts(found.scores, found.maps, bundle)
+        for predictor, found in looked
+        if found.scores
     }
     todo = [(predictor.inputs, found.scores) for predictor, found in looked if not predictor.is_done(found)]
     if damaged := sum(found.is_damaged for _, found in looked):
@@ -186,8 +189,12 @@ def _without_failed(job: Job, prepared: Prepared, records: dict[str, Record]) ->
     return replace(prepared, entries=entries, statuses=dict(+statuses)) if failed else prepared
 
 
-def _with_doubts(scores: Record, maps: Record | None) -> Record:
-    return replace(scores, info={**scores.info, "doubts": list(maps.info["doubts"]) if maps else []})
+def _with_doubts(scores: Record, maps: Record | None, bundle: Bundle) -> Record:
+    doubts = [
+        *shift_doubts(scores.info["shift"], bundle.reach, num_patches=scores.info["num_patches"]),
+        *(maps.info["doubts"] if maps else ()),
+    ]
+    return replace(scores, info={**scores.info, "doubts": doubts})
 
 
 class _Predictor:
@@ -214,4 +221,5 @@ class _Predictor:
         if self._bundle.digest != self._digest:
             raise StorageError("the bundle became another one while the job ran; run the same command again")
         scores = scores or predictor.score(self._bundle, lambda patches: embed(patches, None, self._device))
-        return _with_doubts(scores, predictor.draw(scores, self._bundle) if self._config.prediction.maps else None)
+        maps = predictor.draw(scores, self._bundle) if self._config.prediction.maps else None
+        return _with_doubts(scores, maps, self._bundle)

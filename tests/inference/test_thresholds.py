@@ -6,7 +6,7 @@ import pytest
 from distmil.evaluation.metrics import choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import describe_thresholds, threshold_of, youden_threshold
-from tests.inference.test_metrics import scores
+from tests.evaluation.test_metrics import scores
 from tests.support.scale import cases
 
 

@@ -1,17 +1,20 @@
 """The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from distmil.bags.bag import BagEntry
+from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Cohort
 from distmil.encoders.registry import encoder_state
 from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
+from distmil.inference.shift import reach_of, sampled
 from distmil.inference.thresholds import describe_thresholds, threshold_of
+from distmil.models.normaliser import Normaliser
 from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
@@ -136,10 +139,18 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
         encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
+        reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
     record = save_bundle(job.store, bundle)
     return Trained(run, replace(bundle, digest=record.digest), history)
+
+
+def _reach(job: Job, entries: Sequence[BagEntry], normaliser: Normaliser) -> float | None:
+    """Measure how far some training slides lie from their mean; None where their embeddings are not kept."""
+    learned = [] if job.config.encoder.trainable else [entry for entry in entries if entry.split == "train"]
+    sources = (open_source(job.store, entry)[0] for entry in sampled(learned))
+    return reach_of(normaliser, sources, seed=job.config.training.seed)
 
 
 def _is_scored(entry: BagEntry) -> bool:
