@@ -30,11 +30,5 @@ __all__ = [
     "predict_slide",
     "read_manifest",
 ]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "api.bundles": ["load_bundle"],
-    "api.learning": ["Bags", "FittedRun", "fit", "open_bags"],
-    "api.slides": ["OpenSlide", "open_slide", "read_manifest"],
-    "errors": ["BundleError", "ConfigError", "DistmilError", "SlideError"],
-    "inference.bundle": ["Bundle"],
-    "inference.slide_prediction": ["SlidePrediction", "predict_slide"],
-})  # fmt: skip
+
+lazy_exports(__name__)

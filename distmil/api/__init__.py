@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.api.slides import OpenSlide, open_slide, read_manifest
 
 __all__ = ["Bags", "FittedRun", "OpenSlide", "fit", "load_bundle", "open_bags", "open_slide", "read_manifest"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "bundles": ["load_bundle"],
-    "learning": ["Bags", "FittedRun", "fit", "open_bags"],
-    "slides": ["OpenSlide", "open_slide", "read_manifest"],
-})  # fmt: skip
+
+lazy_exports(__name__)

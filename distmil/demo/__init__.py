@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.demo.drawing import draw_slide
 
 __all__ = ["draw_slide", "encode_slide", "make_cohort"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "cohort": ["encode_slide", "make_cohort"],
-    "drawing": ["draw_slide"],
-})  # fmt: skip
+
+lazy_exports(__name__)

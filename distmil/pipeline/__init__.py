@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from distmil.pipeline.job import Job
 
 __all__ = ["Job"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "job": ["Job"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.processes.interruption import Interrupted, interruption_held
 
 __all__ = ["Child", "ChildCrashed", "ChildTimedOut", "Interrupted", "in_background", "interruption_held"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "background": ["in_background"],
-    "child": ["Child", "ChildCrashed", "ChildTimedOut"],
-    "interruption": ["Interrupted", "interruption_held"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.slides.tissue import detect_tissue
 
 __all__ = ["SlideImage", "detect_tissue", "open_slide", "overview"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "image": ["SlideImage"],
-    "reader": ["open_slide", "overview"],
-    "tissue": ["detect_tissue"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -11,9 +11,5 @@ if TYPE_CHECKING:
     from distmil.tiling.verification import find_damage
 
 __all__ = ["SlideTiler", "TilingPlan", "cut_patches", "find_damage", "plan_tiling", "read_patches", "tile_slide"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "plan": ["TilingPlan", "plan_tiling"],
-    "shards": ["read_patches"],
-    "tiler": ["SlideTiler", "cut_patches", "tile_slide"],
-    "verification": ["find_damage"],
-})  # fmt: skip
+
+lazy_exports(__name__)

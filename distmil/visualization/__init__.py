@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.visualization.slide_maps import MAPS, draw_map
 
 __all__ = ["MAPS", "draw_map", "render_map", "score_grid"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "heatmap": ["render_map", "score_grid"],
-    "slide_maps": ["MAPS", "draw_map"],
-})  # fmt: skip
+
+lazy_exports(__name__)

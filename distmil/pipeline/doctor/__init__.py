@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from distmil.pipeline.doctor.job import main
 
 __all__ = ["main"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "job": ["main"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from distmil.pipeline.tuning.job import run
 
 __all__ = ["run"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "job": ["run"],
-})  # fmt: skip
+
+lazy_exports(__name__)
