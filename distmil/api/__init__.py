@@ -7,8 +7,8 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.api.bundles import load_bundle
     from distmil.api.learning import Bags, FittedRun, fit, open_bags
-    from distmil.api.slides import OpenSlide, open_slide, read_manifest
+    from distmil.api.slides import open_slide, read_manifest
 
-__all__ = ["Bags", "FittedRun", "OpenSlide", "fit", "load_bundle", "open_bags", "open_slide", "read_manifest"]
+__all__ = ["Bags", "FittedRun", "fit", "load_bundle", "open_bags", "open_slide", "read_manifest"]
 
 lazy_exports(__name__)

@@ -28,7 +28,8 @@ from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
-from distmil.slides.reader import open_slide, overview
+from distmil.slides.image import overview
+from distmil.slides.reader import open_slide
 from distmil.storage.schemas import to_parquet
 from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
 from distmil.tiling.tiler import cut_patches

@@ -18,9 +18,8 @@ from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
 from distmil.errors import ReplacedSlide, SlideError, StorageError
 from distmil.slides.file_version import has_checksum, is_same_version, is_unchanged, source_key
-from distmil.slides.image import SlideImage
+from distmil.slides.image import SlideImage, resize
 from distmil.slides.jpeg_tiles import TileLevel
-from distmil.slides.reader import resize
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
 from distmil.storage.store import RECORD_FILE, Committed, Store
