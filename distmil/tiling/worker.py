@@ -58,16 +58,17 @@ class Step:
     """None for the plan."""
 
 
-def work(step: Step) -> Answer:
-    """Do one step; the child process's function."""
+def work(step: Step) -> dict[str, Any]:
+    """Do one step, and return its answer as JSON-ready values; the child process's function."""
     cv2.setNumThreads(1)
-    tiler = SlideTiler(step.slide, step.config, step.store)
+    slide = step.slide
     try:
-        return do_step(tiler, step.chunk)
+        answer = do_step(SlideTiler(slide, step.config, step.store), step.chunk)
     except StorageError as error:
-        return Answer(fatal=str(error))
+        answer = Answer(fatal=str(error))
     except Exception as error:  # noqa: BLE001 (it would look as if the file had crashed this process)
-        return Answer(failure_record(step.slide.slide_id, error, hidden=(step.slide.path, step.slide.tissue_path)))
+        answer = Answer(failure_record(slide.slide_id, error, hidden=(slide.path, slide.tissue_path)))
+    return answer.to_json()
 
 
 def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:
@@ -132,10 +133,8 @@ class SlideWorker:
         crash = ""
         for _ in range(2):
             try:
-                answer: Answer = self._child.call(
-                    Step(slide, self._config, self._store, chunk), timeout_s=self._config.chunk_timeout_s
-                )
-                return answer
+                step = Step(slide, self._config, self._store, chunk)
+                return Answer.from_json(self._child.call(step, timeout_s=self._config.chunk_timeout_s))
             except ChildTimedOut:
                 return self._failed(
                     slide,
