@@ -85,10 +85,9 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
         return executor.submit(check.run, **arguments)
 
     reading = executor.submit(SETTINGS.call, path=options.config, overrides=options.overrides)
-    running = [start(_library(name), distribution=name) for name in libraries.MAIN]
+    running = [start(_library(name), distribution=name) for name in libraries.LARGE]
     running += [start(OPENSLIDE), start(SMALL)]
     yield from _here("Python", machine.check_python)
-    yield from _here("distmil", machine.check_distmil)
     yield from _here("machine", machine.check_memory)
     value, failures = reading.result()
     settings |= value or {"error": failures[0].text}

@@ -21,16 +21,12 @@ _CGROUP_MEMORY = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.lim
 
 
 def check_python() -> list[Finding]:
-    """Check the version of Python."""
+    """Check the version of Python, and name distmil's version and folder."""
     text = f"{platform.python_version()} ({sys.executable}), on {platform.platform(terse=True)}"
-    if _LOWEST <= sys.version_info[:2] < _HIGHEST:
-        return [Finding(OK, "Python", text)]
-    return [Finding(FAILED, "Python", text, "use Python 3.11, 3.12 or 3.13")]
-
-
-def check_distmil() -> list[Finding]:
-    """Name distmil's version and folder."""
-    return [Finding(OK, "distmil", f"{distmil.__version__} in {Path(distmil.__file__).parent}")]
+    is_fit = _LOWEST <= sys.version_info[:2] < _HIGHEST
+    advice = "" if is_fit else "use Python 3.11, 3.12 or 3.13"
+    own = Finding(OK, "distmil", f"{distmil.__version__} in {Path(distmil.__file__).parent}")
+    return [Finding(OK if is_fit else FAILED, "Python", text, advice), own]
 
 
 def check_memory() -> list[Finding]:

@@ -1,15 +1,18 @@
 """The doctor's single checks: libraries, machine, configuration, storage, MLflow, and the address of a cluster."""
 
+import re
 import socket
 import sqlite3
 import sys
 import threading
+import tomllib
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distmil.pipeline.doctor import job, libraries, machine, record, services
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding
@@ -30,6 +33,11 @@ class TestLibraries:
         assert found.level == FAILED
         assert found.text == "cannot be imported: OSError: libopenslide.so.1: cannot open shared object file"
         assert "pip install openslide-bin" in found.advice
+
+    def test_every_dependency_is_looked_at(self) -> None:
+        project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        wanted = {re.split(r"[\[<>=]", text)[0] for text in project["dependencies"]}
+        assert {*libraries.LARGE, *libraries.SMALL, "openslide-python", "openslide-bin"} == wanted
 
     def test_openslide_states_both_versions(self) -> None:
         (found,) = job.OPENSLIDE.run()
@@ -196,14 +204,20 @@ class TestAddress:
         assert "correct RAY_ADDRESS" in found.advice
 
 
-def test_gpus_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_has_cuda", lambda _: False)
+def test_the_gpus_of_this_machine_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (found,) = libraries.check_gpus("auto", has_cluster=False)
-    assert found.text.startswith("torch sees none; Ray counts ")
-    if "Ray counts 0" in found.text and not Path("/proc/driver/nvidia").exists():
+    assert found.text.startswith(f"torch {torch.__version__} sees none")
+    if Path("/proc/driver/nvidia/version").exists():
+        assert (found.level, "NVIDIA driver" in found.text) == (WARNING, True)
+    else:
         (found,) = libraries.check_gpus(True, has_cluster=False)
         assert found == Finding(FAILED, "GPUs", found.text, "set training.use_gpu=auto")
         assert libraries.check_gpus(True, has_cluster=True)[0].level == OK
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    (found,) = libraries.check_gpus(True, has_cluster=False)
+    assert (found.level, found.text) == (OK, f"torch {torch.__version__} sees GPU 0, GPU 1")
 
 
 def test_a_quick_check_that_raises_is_a_finding() -> None:
