@@ -45,7 +45,7 @@ class Child:
 
     def __init__(self, function: str, *, is_silent: bool = False) -> None:
         self._function = function
-        self._output, self._errors = (subprocess.DEVNULL, subprocess.DEVNULL) if is_silent else (_ERRORS, None)
+        self._output = subprocess.DEVNULL if is_silent else _ERRORS
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def call(self, request: Any, *, timeout_s: float) -> Any:
@@ -79,7 +79,7 @@ class Child:
         pipe, other_end = multiprocessing.Pipe()
         with other_end:
             process = subprocess.Popen(  # noqa: S603 (this interpreter)
-                command, stdin=other_end.fileno(), stdout=self._output, stderr=self._errors, env=environment
+                command, stdin=other_end.fileno(), stdout=self._output, stderr=self._output, env=environment
             )
         try:
             _receive(process, pipe, timeout_s=_START_LIMIT_S)

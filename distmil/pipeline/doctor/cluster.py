@@ -25,26 +25,21 @@ def check_cluster(root: str | None) -> list[Finding]:
     """
     start_ray()
     try:
-        return _examine_nodes(root)
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        cpus, gpus = (sum(node["Resources"].get(unit, 0) for node in nodes) for unit in ("CPU", "GPU"))
+        store = Store(root) if root is not None else None
+        try:
+            answers = ask_nodes(nodes, look, store)
+        except StorageError:  # the check of the storage reports it
+            answers = ask_nodes(nodes, look, None)
+        found = [Finding(OK, "cluster", f"{len(nodes)} nodes, {cpus:g} CPUs, {gpus:g} GPUs; Ray {ray.__version__}")]
+        found += [node_finding(node, answer, root) for node, answer in zip(nodes, answers, strict=True)]
+        if store is not None and store.is_local and is_autoscaling():
+            text = f"the cluster can start more nodes; {store.root} must be mounted there too"
+            found.append(Finding(WARNING, "cluster", text, MOUNT))
+        return found
     finally:
         stop_ray()
-
-
-def _examine_nodes(root: str | None) -> list[Finding]:
-    """Look from every node of the cluster that Ray is connected to."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    total = [sum(node["Resources"].get(unit, 0) for node in nodes) for unit in ("CPU", "GPU")]
-    found = [Finding(OK, "cluster", f"{len(nodes)} nodes, {total[0]:g} CPUs, {total[1]:g} GPUs; Ray {ray.__version__}")]
-    store = Store(root) if root is not None else None
-    try:
-        answers = ask_nodes(nodes, look, store)
-    except StorageError:  # the check of the storage reports it
-        answers = ask_nodes(nodes, look, None)
-    found += [node_finding(node, answer, root) for node, answer in zip(nodes, answers, strict=True)]
-    if store is not None and store.is_local and is_autoscaling():
-        text = f"the cluster can start more nodes; {store.root} must be mounted there too"
-        found.append(Finding(WARNING, "cluster", text, MOUNT))
-    return found
 
 
 def code_version() -> str:

@@ -68,6 +68,8 @@ class Check:
             value, fault = None, f"the check crashed: {error}"
         except ChildTimedOut:
             value, fault = None, f"no answer within {self.limit_s:g} s"
+        except OSError as error:  # no process can be started
+            value, fault = None, reason(error)
         finally:
             child.close()
         return value, [Finding(FAILED, self.name, fault, self.advice)] if fault else []

@@ -70,9 +70,9 @@ class TestLibraries:
 
 class TestMachine:
     def test_this_python_is_supported(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert machine.check_python()[0].level == OK
+        assert machine.check_machine()[0].level == OK
         monkeypatch.setattr(sys, "version_info", (3, 10, 2))
-        assert machine.check_python()[0].level == FAILED
+        assert machine.check_machine()[0].level == FAILED
 
     @pytest.mark.parametrize(
         ("free_gb", "total_gb", "level"), [(50, 100, OK), (5, 100, WARNING), (40, 1000, WARNING), (60, 1000, OK)]
@@ -82,10 +82,15 @@ class TestMachine:
     ) -> None:
         usage = Usage(total_gb * 10**9, (total_gb - free_gb) * 10**9, free_gb * 10**9)
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
-        (found,) = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
+        found = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
         assert found.level == level
         assert found.text.startswith(f"{free_gb}.0 GB free of {total_gb}.0 GB")
         assert bool(found.advice) == (level == WARNING)
+
+    def test_the_disk_of_an_object_store_is_not_looked_at(self, tmp_path: Path) -> None:
+        names = [finding.name for finding in machine.check_disks("s3://bucket/data")]
+        assert [finding.name for finding in machine.check_disks(str(tmp_path))] == ["storage disk", *names]
+        assert names[0] == "temporary files"
 
     def test_small_shared_memory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Usage(64 * 10**6, 0, 64 * 10**6))
@@ -96,7 +101,7 @@ class TestMachine:
     def test_a_container_limits_the_memory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text("2000000000\n")
         monkeypatch.setattr(machine, "_CGROUP_MEMORY", (str(tmp_path / "absent"), str(tmp_path / "memory.max")))
-        (found,) = machine.check_memory()
+        _, _, found = machine.check_machine()
         assert found.level == WARNING
         assert "2.0 GB of memory" in found.text
 
@@ -218,10 +223,3 @@ def test_the_gpus_of_this_machine_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
     (found,) = libraries.check_gpus(True, has_cluster=False)
     assert (found.level, found.text) == (OK, f"torch {torch.__version__} sees GPU 0, GPU 1")
-
-
-def test_a_quick_check_that_raises_is_a_finding() -> None:
-    def fail(folder: str) -> list[Finding]:
-        raise OSError(f"{folder} is gone")
-
-    assert job._here("disk", fail, "/data") == [Finding(WARNING, "disk", "OSError: /data is gone")]
