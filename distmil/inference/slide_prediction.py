@@ -179,7 +179,7 @@ def predict_slide(
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
-    encoder = load_carried(config.encoder, bundle.encoder_state, device=str(place))
+    encoder = load_carried(config.encoder.name, bundle.encoder_state, device=str(place))
     found = _plan(slide, bundle)
     source = _embed(slide, found, bundle, encoder)
     _check_width(bundle, source)
