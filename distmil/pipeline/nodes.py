@@ -48,17 +48,14 @@ def check_nodes(job: Job) -> None:
     if store.is_local and is_autoscaling():
         job.console.note(f"storage: nodes that the cluster starts later must have {store.root} mounted, too")
     own = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _can_work(node)]
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    nodes = [node for node in others if any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))]
     found = dict(zip(map(node_name, nodes), ask_nodes(nodes, look_at_store, store), strict=True))
     answers = {name: failed_task(answer) or answer for name, answer in found.items()}
     unasked = [name for name, answer in answers.items() if isinstance(answer, Exception)]
     if unasked:
         job.console.note(f"storage: {_some(unasked)} did not answer; whether the store can be used there is not known")
     check_answers(store, {name: None if name in unasked else answer for name, answer in answers.items()})
-
-
-def _can_work(node: Mapping[str, Any]) -> bool:
-    return any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))
 
 
 def node_name(node: Mapping[str, Any]) -> str:

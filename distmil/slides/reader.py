@@ -47,8 +47,12 @@ def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False
     path = Path(path)
     if not path.exists():
         raise MissingSlide("the slide's file is not there")
-    if refusal := unusable(path) or _unfit_name(path):
+    if refusal := unusable(path):
         raise UnreadableSlide(f"the slide {refusal}")
+    if path.suffix.lower() == ".mrxs" != path.suffix:  # OpenSlide's driver goes by the name
+        raise UnreadableSlide(
+            "the slide cannot be opened: OpenSlide wants the suffix .mrxs in small letters; rename the file"
+        )
     try:
         known = openslide.OpenSlide.detect_format(path)
         start = _start(path)
@@ -80,13 +84,6 @@ def _start(path: Path) -> bytes:
     """Read a file's first bytes, filled up with zeros."""
     with path.open("rb") as file:
         return file.read(_PNG_DEPTH + 1).ljust(_PNG_DEPTH + 1, b"\0")
-
-
-def _unfit_name(path: Path) -> str | None:
-    """Say what is wrong with a name that OpenSlide's drivers go by."""
-    if path.suffix.lower() == ".mrxs" and path.suffix != ".mrxs":
-        return "cannot be opened: OpenSlide wants the suffix .mrxs in small letters; rename the file"
-    return None
 
 
 def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None) -> float:
