@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ class Files:
     """Files under one root, local or on an object store. Names are relative, with forward slashes."""
 
     root: str
-    patience: Patience = WORK
+    patience: Patience = field(default=WORK, kw_only=True)
     """How long an object store is waited for."""
 
     @cached_property
@@ -79,7 +79,7 @@ class Files:
         if self.is_local:
             with self._explained("write", ""):
                 open_root(Path(self.root), access)
-        tried = Files(self.root, TRIAL)
+        tried = Files(self.root, patience=TRIAL)
         probe = f".probe-{uuid.uuid4().hex}"
         if not self.is_local:
             tried.names("")  # a silent server is given up sooner at a read than at a write
@@ -219,4 +219,4 @@ def read_file(uri: str, *, key: str) -> bytes:
     folder, _, name = base.rpartition("/")
     if folder.endswith("/"):
         raise ConfigError(f"{key} = {uri!r}: expected {folder}/bucket/file")
-    return Files(f"{folder}{mark}{options}", TRIAL).read(name)
+    return Files(f"{folder}{mark}{options}", patience=TRIAL).read(name)
