@@ -7,6 +7,7 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3 python; do \
 VENV := .venv
 BIN := $(VENV)/bin
 UV_VERSION := 0.13.9
+PIP_AUDIT_VERSION := 2.10.1
 STAMP := $(VENV)/.lock-installed
 CAMPAIGNS := mutations damage training_faults object_store durability
 
@@ -61,9 +62,10 @@ lock: $(STAMP)
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--extra aws --extra optuna --constraint requirements.lock pyproject.toml -o requirements-image.lock
 
-# Its exit code is 1 where a locked package has a known vulnerability, and 0, with a word, where the database is silent.
+# Its exit code is 1 where a locked package has a known vulnerability, and where the database does not answer.
 audit: $(STAMP)
-	@$(BIN)/python deploy/audit.py requirements-image.lock
+	@$(BIN)/uvx --quiet "pip-audit==$(PIP_AUDIT_VERSION)" --disable-pip --progress-spinner off \
+		--vulnerability-service osv --requirement requirements-image.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -7,7 +7,7 @@ import numpy as np
 import tifffile
 from numpy.typing import NDArray
 
-from distmil.demo import draw_slide
+from distmil.demo.drawing import draw_slide
 from distmil.slides import jpeg
 
 Pixels = NDArray[np.uint8]

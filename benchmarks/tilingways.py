@@ -29,7 +29,8 @@ from distmil.config.data import TilingConfig
 from distmil.slides.jpeg_tiles import LevelPlace, open_level
 from distmil.storage.store import Store
 from distmil.tiling.shards import grid_of
-from distmil.tiling.tiler import SlideTiler, tile_slide
+from distmil.tiling.tiler import SlideTiler
+from tests.support.tiles import tile_slide
 
 SHARD = 1024
 QUALITY = 90

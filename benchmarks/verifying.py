@@ -90,7 +90,7 @@ def embed_reads(data: Path, store: Store, found: Prepared) -> None:
     for record in found.patches.values():
         grid_of(store, config.tiling, record)
         for part in record.parts:
-            read_patches(store, f"{patches_folder(config.tiling)}/{record.slide_id}/{part.name}", part=part)
+            read_patches(store, f"{patches_folder(config.tiling)}/{record.name}/{part.name}", part=part)
 
 
 def train_seconds(store: Store, entries: Sequence[BagEntry], data: Path) -> float:

@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from images import ROOT
 from problems import Problem
 
+from distmil.__main__ import JOBS
 from distmil.cli import job_parser
 from distmil.config.loading import load_config
 from distmil.config.root import Config
@@ -19,8 +20,8 @@ from distmil.search.space import read_space
 
 IMAGE_FOLDER = PurePosixPath("/home/ray/distmil")
 """The image's working folder, which has jobs/ as it is here."""
-_JOB = re.compile(r"(?:python3? )?\S*jobs/(\w+)\.py(.*)", re.DOTALL)
-_EXAMPLE = re.compile(r"\bpython3? jobs/\w+\.py.*")
+_JOB = re.compile(r"(?:(?:python3? )?\S*jobs/(\w+)\.py|(?:python3? -m )?distmil (\w+))\b(.*)", re.DOTALL)
+_EXAMPLE = re.compile(rf"\bpython3? jobs/\w+\.py.*|\bdistmil (?:{'|'.join(JOBS)}) (?=--|\S+=).*")
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class JobCommand:
         """Parse a text; None if it is not a job of ours with arguments."""
         found = _JOB.fullmatch(text.strip())
         try:
-            arguments = shlex.split(found[2]) if found else []
+            arguments = shlex.split(found[3]) if found else []
         except ValueError:  # a quote without its other end
             return None
-        return cls(found[1], tuple(arguments)) if found and arguments else None
+        return cls(found[1] or found[2], tuple(arguments)) if found and arguments else None
 
     def override(self, key: str) -> str | None:
         """Find the value that the command gives to a key of the configuration; of several the last counts."""
@@ -46,9 +47,8 @@ class JobCommand:
 
     def problems(self, place: str, text: str, *, is_in_image: bool) -> Iterator[Problem]:
         """Yield what is wrong with the command; in the image it runs without files that were submitted along."""
-        jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
-        if self.job not in jobs:
-            yield Problem(place, text, f"expected one of the jobs {', '.join(jobs)}: there is no jobs/{self.job}.py")
+        if self.job not in JOBS:
+            yield Problem(place, text, f"expected one of the jobs {', '.join(JOBS)}: there is no job {self.job}")
             return
         try:
             config = self._config()

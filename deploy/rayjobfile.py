@@ -66,7 +66,7 @@ def rayjob_problems(values: Mapping[str, Any]) -> Iterator[Problem]:
     text = str(at(values, "spec.entrypoint"))
     command = JobCommand.parse(text)
     if command is None:
-        expected = "expected a job with its settings: python jobs/train.py --config FILE.yaml storage.root=..."
+        expected = "expected a job with its settings: distmil train --config FILE.yaml storage.root=..."
         yield Problem("spec.entrypoint", text, expected)
     else:
         yield from command.problems("spec.entrypoint", text, is_in_image=True)

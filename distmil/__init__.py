@@ -7,10 +7,11 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.api.bundles import load_bundle
     from distmil.api.learning import Bags, FittedRun, fit, open_bags
-    from distmil.api.slides import OpenSlide, open_slide, read_manifest
+    from distmil.api.slides import open_slide, read_manifest
     from distmil.errors import BundleError, ConfigError, DistmilError, SlideError
     from distmil.inference.bundle import Bundle
     from distmil.inference.slide_prediction import SlidePrediction, predict_slide
+    from distmil.slides.image import SlideImage
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,8 +21,8 @@ __all__ = [
     "ConfigError",
     "DistmilError",
     "FittedRun",
-    "OpenSlide",
     "SlideError",
+    "SlideImage",
     "SlidePrediction",
     "fit",
     "load_bundle",
@@ -30,11 +31,5 @@ __all__ = [
     "predict_slide",
     "read_manifest",
 ]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "api.bundles": ["load_bundle"],
-    "api.learning": ["Bags", "FittedRun", "fit", "open_bags"],
-    "api.slides": ["OpenSlide", "open_slide", "read_manifest"],
-    "errors": ["BundleError", "ConfigError", "DistmilError", "SlideError"],
-    "inference.bundle": ["Bundle"],
-    "inference.slide_prediction": ["SlidePrediction", "predict_slide"],
-})  # fmt: skip
+
+lazy_exports(__name__)

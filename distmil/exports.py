@@ -1,35 +1,36 @@
 """What a package offers others, imported when it is first asked for: importing a package loads nothing heavy."""
 
+import ast
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
-def lazy_exports(
-    package: str, homes: Mapping[str, Sequence[str]]
-) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Make a package's ``__getattr__`` and ``__dir__``.
+def lazy_exports(package: str) -> None:
+    """Give a package what it imports under ``TYPE_CHECKING``, each name when it is first asked for.
 
-    For a type checker the package imports the same names under ``TYPE_CHECKING`` and lists them in ``__all__``.
+    The package's own source is the only list of homes: type checkers and editors read it too.
 
     Args:
         package: The package's ``__name__``.
-        homes: Exported names by their module, which is named relative to the package.
 
     Source: PEP 562.
     """
-    home_of = {name: f"{package}.{module}" for module, names in homes.items() for name in names}
+    module = sys.modules[package]
+    source = Path(str(module.__file__)).read_text(encoding="utf-8")
+    blocks = [node.body for node in ast.parse(source).body if isinstance(node, ast.If)]
+    imports = [node for body in blocks for node in body if isinstance(node, ast.ImportFrom)]
+    home_of = {alias.name: str(node.module) for node in imports for alias in node.names}
 
     def load(name: str) -> Any:
         if name not in home_of:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         value = getattr(importlib.import_module(home_of[name]), name)
-        setattr(sys.modules[package], name, value)
+        setattr(module, name, value)
         return value
 
     def names() -> list[str]:
-        own = {name for name in vars(sys.modules[package]) if name.startswith("__")}
-        return sorted(own | home_of.keys())
+        return sorted({name for name in vars(module) if name.startswith("__")} | home_of.keys())
 
-    return load, names
+    vars(module).update(__getattr__=load, __dir__=names)

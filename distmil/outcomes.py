@@ -42,9 +42,9 @@ class Outcomes:
 
     def note_failure(self, failure: Record, what: str) -> None:
         """Add failed work beside a slide: the slide is used all the same, but a defect is a defect."""
-        self.doubt(failure.slide_id, [f"{what}: {failure.error}"])
+        self.doubt(failure.name, [f"{what}: {failure.error}"])
         if DEFECT in failure.info:
-            self.defects[failure.slide_id] = str(failure.info[DEFECT])
+            self.defects[failure.name] = str(failure.info[DEFECT])
 
     def show(self, console: Console) -> None:
         """Show the doubts, then the dropped slides, with equal texts in one line."""

@@ -13,7 +13,8 @@ import pytest
 import shapely
 import tifffile
 
-from distmil.demo import drawing, make_cohort
+from distmil.demo import drawing
+from distmil.demo.cohort import make_cohort
 from distmil.errors import ConfigError
 
 NUM_SLIDES = 6  # the fewest that hold ASAP XML, GeoJSON, an island in each, and a positive slide without annotation
@@ -182,11 +183,11 @@ def content(folder):
 
 def test_same_seed_same_bytes_and_a_smaller_cohort_is_the_start_of_a_larger_one(cohort, tmp_path):
     made = []
-    make_cohort(tmp_path / "again", num_slides=2, seed=3, progress=lambda *numbers: made.append(numbers))
+    make_cohort(tmp_path / "again", num_slides=2, seed=3, progress=lambda: made.append(1))
     make_cohort(tmp_path / "other", num_slides=2, seed=4)
     whole, again, other = (content(folder) for folder in (cohort, tmp_path / "again", tmp_path / "other"))
     slides = [path for path in again if path.parts[0] != "manifest.csv"]
-    assert made == [(1, 2), (2, 2)]
+    assert len(made) == 2
     assert len(slides) == 3
     assert all(again[path] == whole[path] for path in slides)
     assert whole[Path("manifest.csv")].startswith(again[Path("manifest.csv")])
@@ -200,9 +201,8 @@ def test_a_finished_cohort_is_left_alone(cohort):
 
 
 def test_a_crash_leaves_no_manifest_and_the_next_call_finishes(monkeypatch, tmp_path):
-    def crash(made, _wanted):
-        if made == 1:
-            raise KeyboardInterrupt
+    def crash():
+        raise KeyboardInterrupt
 
     blank = np.full((300, 500, 3), 240, np.uint8)
     monkeypatch.setattr("distmil.demo.cohort.draw_slide", lambda *_args, **_options: (blank, []))
@@ -220,7 +220,7 @@ def test_slides_are_written_without_imagecodecs(tmp_path):
 import sys
 sys.modules["imagecodecs"] = None
 import numpy as np
-from distmil.demo import encode_slide
+from distmil.demo.cohort import encode_slide
 pixels = np.full((300, 500, 3), (200, 100, 50), np.uint8)
 open({str(tmp_path / "a.tif")!r}, "wb").write(encode_slide(pixels, downsamples=(1, 2)))
 """

@@ -13,7 +13,7 @@ import yaml
 
 from distmil.cli import STAGES
 from distmil.config.loading import load_config
-from distmil.demo import make_cohort
+from distmil.demo.cohort import make_cohort
 from docs.generate import PAGE, configuration_page
 
 ROOT = Path(__file__).parents[1]

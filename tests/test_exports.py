@@ -12,6 +12,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = sorted(
     ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "distmil").rglob("__init__.py")
 )  # fmt: skip
+INTERNAL = [
+    f"distmil.{name}"
+    for name in ("api", "demo", "pipeline", "pipeline.doctor", "pipeline.training", "pipeline.tuning", "processes")
+]
+"""They offer nothing: jobs are commands, and ``import distmil`` has all of the API."""
+OFFERING = [name for name in PACKAGES if name not in INTERNAL]
 HEAVY = {"cv2", "matplotlib", "mlflow", "numpy", "openslide", "PIL", "pyarrow", "pydantic", "ray", "torch"}
 IMPORT_MS = 30
 
@@ -21,7 +27,7 @@ def order(name: str) -> tuple[int, str]:
     return (0 if name.isupper() else 1 if name[0].isupper() else 2), name
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", OFFERING)
 def test_a_package_lists_what_it_offers(name: str) -> None:
     package = importlib.import_module(name)
     assert package.__all__ == sorted(package.__all__, key=order)
@@ -35,7 +41,7 @@ def test_a_package_lists_what_it_offers(name: str) -> None:
         _ = package.nothing
 
 
-@pytest.mark.parametrize("name", PACKAGES)
+@pytest.mark.parametrize("name", OFFERING)
 def test_a_type_checker_sees_what_is_loaded(name: str) -> None:
     path = ROOT / Path(*name.split(".")) / "__init__.py"
     imported = {
@@ -48,6 +54,12 @@ def test_a_type_checker_sees_what_is_loaded(name: str) -> None:
     assert sorted(imported, key=order) == package.__all__
     for exported, module in imported.items():
         assert getattr(package, exported) is getattr(importlib.import_module(str(module)), exported)
+
+
+@pytest.mark.parametrize("name", INTERNAL)
+def test_an_internal_package_is_its_docstring(name: str) -> None:
+    source = (ROOT / Path(*name.split(".")) / "__init__.py").read_text(encoding="utf-8")
+    assert [type(node) for node in ast.parse(source).body] == [ast.Expr]
 
 
 def test_importing_packages_is_light() -> None:

@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.annotations.reader import annotation_checksum, read_annotation
 
 __all__ = ["Annotation", "annotation_checksum", "read_annotation"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "outlines": ["Annotation"],
-    "reader": ["annotation_checksum", "read_annotation"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.bags.source import PatchSource
 
 __all__ = ["Bag", "BagEntry", "PatchSource", "StepPlanner", "open_all_bags", "open_bag", "open_source"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "bag": ["Bag", "BagEntry", "open_all_bags", "open_bag", "open_source"],
-    "sampler": ["StepPlanner"],
-    "source": ["PatchSource"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.cohort.slides import Cohort, Slide, draw_splits
 
 __all__ = ["Cohort", "Slide", "draw_splits", "read_cohort"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "manifest": ["read_cohort"],
-    "slides": ["Cohort", "Slide", "draw_splits"],
-})  # fmt: skip
+
+lazy_exports(__name__)

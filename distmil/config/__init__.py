@@ -29,10 +29,5 @@ __all__ = [
     "fingerprint",
     "load_config",
 ]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "data": ["CohortConfig", "EncoderConfig", "LabelsConfig", "StorageConfig", "TilingConfig"],
-    "jobs": ["PredictionConfig", "SearchConfig", "TrackingConfig"],
-    "learning": ["BagsConfig", "LossesConfig", "ModelConfig", "TrainingConfig"],
-    "loading": ["build_config", "load_config"],
-    "root": ["Config", "fingerprint"],
-})  # fmt: skip
+
+lazy_exports(__name__)

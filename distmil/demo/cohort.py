@@ -19,16 +19,14 @@ TILE_PX = 256
 COLUMNS = ("slide_id", "slide_path", "label", "patient_id", "annotation_path", "annotation_complete")
 
 
-def make_cohort(
-    folder: Path, *, num_slides: int, seed: int = 0, progress: Callable[[int, int], None] | None = None
-) -> Path:
+def make_cohort(folder: Path, *, num_slides: int, seed: int = 0, progress: Callable[[], None] | None = None) -> Path:
     """Write ``num_slides`` slides (at least 2), annotations and a manifest to ``folder``; return the manifest's path.
 
     Of every two slides one is positive; of every five, two belong to one patient. A quarter of the positive slides has
     no annotation, the others a complete one, by turns ASAP XML and QuPath GeoJSON; half have a normal island in their
-    lesion. A cohort is the start of every larger one of its seed. ``progress`` is called after each slide with the
-    number made and the number wanted. The manifest comes last and in one step: where it exists the cohort counts as
-    finished, whatever its seed and size, and the function returns at once.
+    lesion. A cohort is the start of every larger one of its seed. ``progress`` is called after each slide. The manifest
+    comes last and in one step: where it exists the cohort counts as finished, whatever its seed and size, and the
+    function returns at once.
 
     Raises:
         ConfigError: If ``num_slides`` is below 2 or ``seed`` is negative.
@@ -42,7 +40,7 @@ def make_cohort(
     for index in range(num_slides):
         rows.append(_make_slide(folder, index, seed))
         if progress is not None:
-            progress(index + 1, num_slides)
+            progress()
     _write(manifest_path, "".join(",".join(row) + "\n" for row in rows).encode())
     return manifest_path
 

@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.encoders.registry import Encoder, EncoderSpec, load_encoder, prepare_encoder
 
 __all__ = ["Encoder", "EncoderSpec", "SlideEmbedder", "embed_patches", "load_encoder", "prepare_encoder"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "embedder": ["SlideEmbedder", "embed_patches"],
-    "registry": ["Encoder", "EncoderSpec", "load_encoder", "prepare_encoder"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -43,12 +43,12 @@ class SlideEmbedder:
     @property
     def folder(self) -> str:
         """Return the slide's folder."""
-        return f"{embeddings_folder(self.config, self.spec, view=self.view)}/{self.patches.slide_id}"
+        return f"{embeddings_folder(self.config, self.spec, view=self.view)}/{self.patches.name}"
 
     @property
     def committed(self) -> Committed:
         """Return where the shards and their record are."""
-        return Committed(self.store, self.folder, self.patches.slide_id)
+        return Committed(self.store, self.folder, self.patches.name)
 
     def key(self) -> dict[str, Any]:
         """Name everything but the configuration that the embeddings depend on."""
@@ -70,9 +70,9 @@ class SlideEmbedder:
         done = self.store.read_receipt(receipt, self.key())
         if done and self.store.is_intact(self.folder, done):
             return done
-        folder = f"{patches_folder(self.config.tiling)}/{self.patches.slide_id}"
+        folder = f"{patches_folder(self.config.tiling)}/{self.patches.name}"
         table = read_patches(self.store, f"{folder}/{part.name}", part=part)
-        check_slide(table, self.patches.slide_id, where=self.store.path(folder))
+        check_slide(table, self.patches.name, where=self.store.path(folder))
         embedding_NE = embed_patches(table, encoder, batch_size=self.config.encoder.batch_size, decode=self._images)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())
@@ -86,7 +86,7 @@ class SlideEmbedder:
     def commit(self, parts: Sequence[Part]) -> Record:
         """Commit the slide's shards, in order, and delete the receipts."""
         if sum(part.rows for part in parts) != self.patches.rows:
-            raise StorageError(f"{self.patches.slide_id}: embeddings of {self.patches.rows} patches are not all there")
+            raise StorageError(f"{self.patches.name}: embeddings of {self.patches.rows} patches are not all there")
         info = {name: self.patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px")}
         committed = self.committed
         record = committed.commit(self.key(), parts=parts, info=info)
@@ -97,7 +97,7 @@ class SlideEmbedder:
         """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
         if self.view == 0:
             return decode_patches(table)
-        slide = zlib.crc32(self.patches.slide_id.encode())
+        slide = zlib.crc32(self.patches.name.encode())
         places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
         spread = self.config.encoder.stain_shift
         return np.stack([

@@ -71,30 +71,26 @@ def prepare_encoder(config: EncoderConfig, store: Store, *, state: "Mapping[str,
         EncoderError: If the weights cannot be had or do not fit.
     """
     if config.name == "texture":
-        return EncoderSpec("texture", f"v{TEXTURE_VERSION}", TEXTURE_DIMENSION, None)
+        return stored_spec("texture", f"v{TEXTURE_VERSION}")
     resnet = _resnet()
     state = resnet.load_state(config) if state is None else state
-    digest: str = resnet.state_digest(state)
-    name = _weights_file(config.name, digest)
-    spec = EncoderSpec(config.name, digest, RESNET_DIMENSIONS[config.name], name)
+    spec = stored_spec(config.name, resnet.state_digest(state))
     if not _is_stored(spec, store):
-        store.write(name, resnet.encode_state(state))
+        store.write(str(spec.weights_file), resnet.encode_state(state))
     return spec
 
 
 def load_encoder(spec: EncoderSpec, store: Store, *, device: str = "cpu") -> Encoder:
     """Load a prepared encoder in evaluation mode. Raises: StorageError if its weights are damaged or gone."""
-    if spec.weights_file is None:
-        return TextureEncoder()
-    encoder: Encoder = _resnet().load_module(spec.name, _stored_state(spec, store), device=device)
-    return encoder
+    state = None if spec.weights_file is None else _stored_state(spec, store)
+    return load_carried(spec.name, state, device=device)
 
 
-def load_carried(config: EncoderConfig, state: "Mapping[str, Tensor] | None", *, device: str = "cpu") -> Encoder:
-    """Load the encoder of a bundle, in evaluation mode, from the weights that the bundle carries.
+def load_carried(name: str, state: "Mapping[str, Tensor] | None", *, device: str = "cpu") -> Encoder:
+    """Load an encoder in evaluation mode from weights in memory, as a bundle carries them.
 
     Args:
-        config: The encoder's section.
+        name: The encoder's.
         state: Its weights; None for the texture encoder, which has none.
         device: Where it runs.
 
@@ -103,19 +99,15 @@ def load_carried(config: EncoderConfig, state: "Mapping[str, Tensor] | None", *,
     """
     if state is None:
         return TextureEncoder()
-    encoder: Encoder = _resnet().load_module(config.name, state, device=device)
+    encoder: Encoder = _resnet().load_module(name, state, device=device)
     return encoder
 
 
 def stored_spec(name: str, digest: str) -> EncoderSpec:
-    """Name the encoder whose embeddings a run was trained on, by what ``EncoderSpec.identity`` recorded."""
+    """Describe an encoder whose weights are in the store, by what ``EncoderSpec.identity`` says of it."""
     if name == "texture":
         return EncoderSpec(name, digest, TEXTURE_DIMENSION, None)
-    return EncoderSpec(name, digest, RESNET_DIMENSIONS[name], _weights_file(name, digest))
-
-
-def _weights_file(name: str, digest: str) -> str:
-    return f"encoders/{name}-{digest[:16]}.safetensors"
+    return EncoderSpec(name, digest, RESNET_DIMENSIONS[name], f"encoders/{name}-{digest[:16]}.safetensors")
 
 
 def load_trainable(spec: EncoderSpec, store: Store) -> "nn.Module":

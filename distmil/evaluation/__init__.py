@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.evaluation.slide_results import slide_results
 
 __all__ = ["intervals_of", "slide_results", "summarise"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "intervals": ["intervals_of"],
-    "metrics": ["summarise"],
-    "slide_results": ["slide_results"],
-})  # fmt: skip
+
+lazy_exports(__name__)

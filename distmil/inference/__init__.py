@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.inference.slide_prediction import SlidePrediction, predict_slide
 
 __all__ = ["BagScores", "Bundle", "SlidePrediction", "load_bundle", "predict_slide", "save_bundle", "score_bag"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "bundle": ["Bundle", "load_bundle", "save_bundle"],
-    "scoring": ["BagScores", "score_bag"],
-    "slide_prediction": ["SlidePrediction", "predict_slide"],
-})  # fmt: skip
+
+lazy_exports(__name__)

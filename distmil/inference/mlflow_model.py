@@ -4,7 +4,6 @@ N patches of a bag, E embedding, F feature, C classes, S scores.
 """
 
 import copy
-import logging
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -24,8 +23,6 @@ from distmil.models.layout import top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
 from distmil.tracking.models import DIGEST
-
-logger = logging.getLogger(__name__)
 
 MODEL_SCORES = ("attention", "probability", "topk_probability", "fused")
 _EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants

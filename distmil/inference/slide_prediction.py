@@ -30,7 +30,8 @@ from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import patch_table, slide_row
 from distmil.slides.file_version import slide_in_folder
-from distmil.slides.reader import open_slide, overview
+from distmil.slides.image import overview
+from distmil.slides.reader import open_slide
 from distmil.storage.schemas import to_parquet
 from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
 from distmil.tiling.tiler import cut_patches
@@ -196,7 +197,7 @@ def predict_slide(
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
-    encoder = load_carried(config.encoder, bundle.encoder_state, device=str(place))
+    encoder = load_carried(config.encoder.name, bundle.encoder_state, device=str(place))
     found = _plan(slide, bundle)
     source = _embed(slide, found, bundle, encoder)
     _check_width(bundle, source)

@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.labels.tables import SlideLabeller
 
 __all__ = ["LabelRule", "SlideLabeller", "SlideOutlines", "label_patches"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "rules": ["LabelRule", "label_patches"],
-    "slide_outlines": ["SlideOutlines"],
-    "tables": ["SlideLabeller"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -24,10 +24,5 @@ __all__ = [
     "top_k_size",
     "topk_loss",
 ]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "baselines": ["NETWORKS", "make_network"],
-    "layout": ["top_k_patches", "top_k_size"],
-    "losses": ["LOSSES", "attention_loss", "bag_loss", "patch_loss", "topk_loss"],
-    "network": ["Network"],
-    "pooling": ["pool"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -22,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
     """Turn patch shards into embeddings; what is not tiled is tiled first."""
     cohort = open_cohort(job, needs_labels=False, needs_splits=False)
     spec = open_encoder(job)
-    patches = tile(job, cohort.slides)
+    patches = tile(job, cohort.slides).records
     records = patches | embed(job, patches, spec)
     job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
@@ -61,7 +61,7 @@ def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> d
 
 def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
     """Do what is not done, shard by shard on the cluster, and return each record."""
-    by_key = {_key(embedder): embedder for embedder in embedders}
+    by_key = {(embedder.patches.name, embedder.view): embedder for embedder in embedders}
     records = {key: record for key, embedder in by_key.items() if (record := embedder.finished())}
     todo = {key: embedder for key, embedder in by_key.items() if key not in records}
     if not todo:
@@ -77,7 +77,7 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
         arguments = {"config": job.config, "store": job.store, "spec": first.spec, "is_gpu": is_gpu}
         for (patches, view, source), made in map_slides(items, _Embedder, num_gpus=int(is_gpu), **arguments):
             advance(source.rows)
-            key = patches.slide_id, view
+            key = patches.name, view
             if isinstance(made, Record):
                 records[key] = made
                 continue
@@ -85,10 +85,6 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
             if key not in records and len(found[key]) == len(patches.parts):
                 records[key] = todo[key].commit([found[key][part.name] for part in patches.parts])
     return records
-
-
-def _key(embedder: SlideEmbedder) -> _Key:
-    return embedder.patches.slide_id, embedder.view
 
 
 class _Embedder:
@@ -102,4 +98,4 @@ class _Embedder:
         """Embed one shard, and return the new shard's entry, or the slide's record if it fails."""
         patches, view, part = item
         embedder = SlideEmbedder(patches, self._config, self._spec, self._store, view)
-        return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.slide_id)
+        return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.config.root import Config
 from distmil.console import Console
-from distmil.demo import make_cohort
+from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, TooManyBadSlides
 from distmil.outcomes import Outcomes
@@ -101,7 +101,7 @@ def _synthetic(job: Job, num_slides: int) -> Path:
     if not (folder / "manifest.csv").exists():
         job.console.note(f"making {num_slides} synthetic slides in {folder}")
     with job.console.progress("make", num_slides, "slides") as advance:
-        return make_cohort(folder, num_slides=num_slides, progress=lambda _done, _total: advance())
+        return make_cohort(folder, num_slides=num_slides, progress=advance)
 
 
 def status_counts(records: Mapping[str, Record]) -> dict[str, int]:

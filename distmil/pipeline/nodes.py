@@ -21,6 +21,11 @@ PROBE_LIMIT_S = 120.0
 """A node may have to fetch the job's working folder before it answers."""
 SEEN_WITHIN_S = 5.0
 """A network folder may show a new file a little later on other machines."""
+MOUNT = "mount one shared folder at this path on all nodes, or give an s3:// or gs:// URI"
+CREDENTIALS = (
+    "give all nodes the credentials: by the machines' role, in ~/.aws/credentials, or for one job by `ray job submit "
+    "--runtime-env-json '{\"env_vars\": {...}}'`"
+)
 _UNSEEN = "it does not see this folder"
 _NODES_NAMED = 5
 
@@ -43,30 +48,14 @@ def check_nodes(job: Job) -> None:
     if store.is_local and is_autoscaling():
         job.console.note(f"storage: nodes that the cluster starts later must have {store.root} mounted, too")
     own = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own and _can_work(node)]
-    if not nodes:
-        return
-    marker = f".seen-{uuid.uuid4().hex}"
-    store.write(marker, b"distmil")
-    try:
-        answers = _ask_nodes(nodes, store.root, marker)
-    finally:
-        store.delete(marker)
-    unasked = [name for name, answer in answers.items() if answer is None]
+    others = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] != own]
+    nodes = [node for node in others if any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))]
+    found = dict(zip(map(node_name, nodes), ask_nodes(nodes, look_at_store, store), strict=True))
+    answers = {name: failed_task(answer) or answer for name, answer in found.items()}
+    unasked = [name for name, answer in answers.items() if isinstance(answer, Exception)]
     if unasked:
         job.console.note(f"storage: {_some(unasked)} did not answer; whether the store can be used there is not known")
-    check_answers(store, answers)
-
-
-def _can_work(node: Mapping[str, Any]) -> bool:
-    return any(node["Resources"].get(unit, 0) > 0 for unit in ("CPU", "GPU"))
-
-
-def _ask_nodes(nodes: Sequence[Mapping[str, Any]], root: str, marker: str) -> dict[str, str | None]:
-    """Ask each node for the fault of the store there: "" for none, None where no answer came."""
-    references = ask_nodes(nodes, look_at_store, root, marker)
-    names = [node_name(node) for node in nodes]
-    return {name: None if ref is None else _answer(ref) for name, ref in zip(names, references, strict=True)}
+    check_answers(store, {name: None if name in unasked else answer for name, answer in answers.items()})
 
 
 def node_name(node: Mapping[str, Any]) -> str:
@@ -74,25 +63,44 @@ def node_name(node: Mapping[str, Any]) -> str:
     return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:8]})"
 
 
-def ask_nodes(nodes: Sequence[Mapping[str, Any]], look: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """Run a function on every node, without a CPU; list Ray's references, None where no answer came in time."""
+def ask_nodes(nodes: Sequence[Mapping[str, Any]], look: Callable[..., Any], store: Store | None) -> list[Any]:
+    """Run a function on every node, without a CPU.
+
+    Args:
+        nodes: Of ``ray.nodes()``.
+        look: Gets the store's root, or None, and the name of a file that the store holds meanwhile.
+        store: The store that is looked at.
+
+    Returns:
+        The nodes' answers, an exception in the place of each that did not come.
+    """
+    marker = f".seen-{uuid.uuid4().hex}"
     probe = ray.remote(num_cpus=0, max_retries=1)(look)
-    asked = []
-    for node in nodes:
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        asked.append(probe.options(scheduling_strategy=there).remote(*arguments))
-    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=PROBE_LIMIT_S)
-    return [reference if reference in ready else None for reference in asked]
-
-
-def _answer(reference: Any) -> str | None:
+    if store is not None and nodes:
+        store.write(marker, b"distmil")
     try:
-        return str(ray.get(reference))
-    except ray.exceptions.RayTaskError as error:  # the node cannot even run the probe
-        return str(error).strip().splitlines()[-1]
+        asked = []
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked.append(probe.options(scheduling_strategy=there).remote(store and store.root, marker))
+        ready, _ = ray.wait(asked, num_returns=len(asked), timeout=PROBE_LIMIT_S) if asked else ([], [])
+        return [_answer(ref) if ref in ready else TimeoutError("no answer in time") for ref in asked]
+    finally:
+        if store is not None and nodes:
+            store.delete(marker)
+
+
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference)
     except ray.exceptions.RayError as error:
-        logger.info("a node was lost before it could try the store: %s", error)
-        return None
+        logger.info("a node did not answer: %s", error)
+        return error
+
+
+def failed_task(answer: Any) -> str | None:
+    """Return why a node cannot even run the function that it was asked for; None if it can, or was lost."""
+    return str(answer).strip().splitlines()[-1] if isinstance(answer, ray.exceptions.RayTaskError) else None
 
 
 def look_at_store(root: str, marker: str) -> str:
@@ -126,16 +134,9 @@ def check_answers(store: Store, answers: Mapping[str, str | None]) -> None:
         return
     first = next(iter(wrong.values()))
     where = f"{len(wrong)} of {len(answers)} other nodes: {_some(list(wrong))}"
-    if store.is_local:
-        raise ConfigError(
-            f"storage.root = {store.root!r} cannot be used on {where}: {first}. Work done there would be lost. Mount "
-            "one shared folder at this path on all nodes, or give an s3:// or gs:// URI"
-        )
-    raise StorageError(
-        f"storage.root = {store.root!r} cannot be used on {where}: {first}. Credentials must be there on all nodes: by "
-        "the machines' role, in ~/.aws/credentials, or for this job by `ray job submit --runtime-env-json "
-        "'{\"env_vars\": {...}}'`"
-    )
+    advice = f"Work done there would be lost; {MOUNT}" if store.is_local else f"Way out: {CREDENTIALS}"
+    kind = ConfigError if store.is_local else StorageError
+    raise kind(f"storage.root = {store.root!r} cannot be used on {where}: {first}. {advice}")
 
 
 def _some(names: Sequence[str]) -> str:

@@ -190,11 +190,9 @@ def _without_failed(job: Job, prepared: Prepared, records: dict[str, Record]) ->
 
 
 def _with_doubts(scores: Record, maps: Record | None, bundle: Bundle) -> Record:
-    doubts = [
-        *shift_doubts(scores.info["shift"], bundle.reach, num_patches=scores.info["num_patches"]),
-        *(maps.info["doubts"] if maps else ()),
-    ]
-    return replace(scores, info={**scores.info, "doubts": doubts})
+    info = scores.info
+    doubts = shift_doubts(info["shift"], bundle.reach, num_patches=info["num_patches"])
+    return replace(scores, info={**info, "doubts": doubts + list(maps.info["doubts"] if maps else ())})
 
 
 class _Predictor:

@@ -42,7 +42,7 @@ def run(job: Job) -> dict[str, Any]:
     if job.config.tiling.verify:
         num_damaged = verify(job, cohort.slides)
         verified = {"verified": len(cohort.slides), "repaired": num_damaged}
-    tiled = tile_timed(job, cohort.slides)
+    tiled = tile(job, cohort.slides)
     records = tiled.records
     report = job.store.path(f"{write_report(job, cohort.slides, tiled)}/summary.html")
     job.console.note(f"report: {report}")
@@ -57,17 +57,12 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def tile(job: Job, slides: Sequence[Slide]) -> dict[str, Record]:
-    """Tile every slide that is not done, and return the record of each by slide id.
+def tile(job: Job, slides: Sequence[Slide]) -> Tiled:
+    """Tile every slide that is not done, and write the slides table of this manifest beside the patches.
 
     Raises:
         StorageError: If the store cannot be written.
     """
-    return tile_timed(job, slides).records
-
-
-def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
-    """Tile every slide that is not done; see ``tile``."""
     started = time.monotonic()
     config, store = job.config.tiling, job.store
     found = ((slide.slide_id, SlideTiler(slide, config, store).finished()) for slide in slides)
@@ -82,7 +77,8 @@ def tile_timed(job: Job, slides: Sequence[Slide]) -> Tiled:
                 "with more care now; the folder may be deleted"
             )
         _tile(job, todo, tiled)
-    _gather(store, config, [tiled.records[slide.slide_id] for slide in slides])
+    table = pa.Table.from_pylist([slide_row(tiled.records[slide.slide_id]) for slide in slides], schema=SLIDES)
+    store.write(f"{patches_folder(config)}/slides.parquet", to_parquet(table))
     tiled.wall_s = time.monotonic() - started
     return tiled
 
@@ -140,12 +136,6 @@ class _Tiler:
         return answer, time.monotonic() - started
 
 
-def _gather(store: Store, config: TilingConfig, records: Sequence[Record]) -> None:
-    """Write the slides table of this manifest beside the patches."""
-    table = pa.Table.from_pylist([slide_row(record) for record in records], schema=SLIDES)
-    store.write(f"{patches_folder(config)}/slides.parquet", to_parquet(table))
-
-
 def verify(job: Job, slides: Sequence[Slide]) -> int:
     """Check the committed patches of these slides, and return how many slides were damaged and may now be tiled again.
 
@@ -155,7 +145,7 @@ def verify(job: Job, slides: Sequence[Slide]) -> int:
     """
     damaged: list[tuple[str, str]] = []
     with job.console.progress("verify", len(slides), "slides") as advance:
-        for slide, found in map_slides(slides, _Verifier, config=job.config.tiling, store=job.store):
+        for slide, found in map_slides(slides, _verifier, config=job.config.tiling, store=job.store):
             if isinstance(found, Record):
                 job.outcomes.note_failure(found, "it cannot be verified")
             else:
@@ -174,21 +164,16 @@ def verify(job: Job, slides: Sequence[Slide]) -> int:
     return len(bad)
 
 
-class _Verifier:
-    """Checks one slide after the other."""
+def _verifier(config: TilingConfig, store: Store) -> Callable[[Slide], list[str] | Record]:
+    """Make the function that lists a slide's damage, or returns its record if it cannot be checked."""
 
-    def __init__(self, config: TilingConfig, store: Store) -> None:
-        self._config, self._store = config, store
-
-    def __call__(self, slide: Slide) -> list[str] | Record:
-        """List a slide's damage, or return its record if it cannot be checked."""
-        return attempt(lambda: self._check(slide), slide_id=slide.slide_id, hidden=(slide.path, slide.tissue_path))
-
-    def _check(self, slide: Slide) -> list[str]:
+    def check(slide: Slide) -> list[str]:
         """List what is damaged, and tidy the slide's folder where nothing is."""
-        tiler = SlideTiler(slide, self._config, self._store)
-        damage = find_damage(slide, self._config, self._store)
+        tiler = SlideTiler(slide, config, store)
+        damage = find_damage(slide, config, store)
         record = None if damage else tiler.finished()
         if record:
             tiler.tidy(record)
         return damage
+
+    return lambda slide: attempt(lambda: check(slide), slide_id=slide.slide_id, hidden=(slide.path, slide.tissue_path))

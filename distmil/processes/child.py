@@ -8,6 +8,7 @@ the child again, and wait for the time limit where a library ends the process wi
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 _PARENT_CHECK_S = 1.0
 _START_LIMIT_S = 120.0
 _END_LIMIT_S = 5.0
+_MAX_ANSWER_BYTES = 2**26
 _INPUT, _ERRORS = 0, 2
 
 
@@ -36,11 +38,14 @@ class Child:
     """A process that serves calls of one function.
 
     Args:
-        function: ``module:function``, of one argument. Arguments and results travel by pickle.
+        function: ``module:function``, from one argument to a JSON-ready value. Arguments travel by pickle, answers as
+            JSON: a file that takes over the child's decoder cannot run code here.
+        is_silent: Drop what the child prints; otherwise it goes where this process's errors go.
     """
 
-    def __init__(self, function: str) -> None:
+    def __init__(self, function: str, *, is_silent: bool = False) -> None:
         self._function = function
+        self._output = subprocess.DEVNULL if is_silent else _ERRORS
         self._running: tuple[subprocess.Popen[bytes], Connection] | None = None
 
     def call(self, request: Any, *, timeout_s: float) -> Any:
@@ -72,8 +77,10 @@ class Child:
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
         command = [sys.executable, "-m", __name__, self._function]
         pipe, other_end = multiprocessing.Pipe()
-        with other_end:  # what libraries print goes where errors go
-            process = subprocess.Popen(command, stdin=other_end.fileno(), stdout=_ERRORS, env=environment)  # noqa: S603
+        with other_end:
+            process = subprocess.Popen(  # noqa: S603 (this interpreter)
+                command, stdin=other_end.fileno(), stdout=self._output, stderr=self._output, env=environment
+            )
         try:
             _receive(process, pipe, timeout_s=_START_LIMIT_S)
         except BaseException:
@@ -83,13 +90,15 @@ class Child:
 
 
 def _receive(process: subprocess.Popen[bytes], pipe: Connection, *, timeout_s: float) -> Any:
-    """Wait for the next object that comes out of the pipe."""
+    """Wait for the next answer that comes out of the pipe."""
     if not pipe.poll(timeout_s):
         raise ChildTimedOut(f"it took more than {timeout_s:g} s")
     try:
-        return pipe.recv()
+        return json.loads(pipe.recv_bytes(_MAX_ANSWER_BYTES))
     except (EOFError, ConnectionError):
         raise ChildCrashed(_reason(process.wait())) from None
+    except (OSError, ValueError, RecursionError) as error:  # a file that took over the child wrote it
+        raise ChildCrashed(f"its answer is not JSON: {type(error).__name__}") from None
 
 
 def _reason(code: int) -> str:
@@ -115,9 +124,10 @@ def _serve(name: str) -> None:
     work = getattr(importlib.import_module(module), function)
     with Connection(os.dup(_INPUT)) as pipe, contextlib.suppress(EOFError):
         os.dup2(os.open(os.devnull, os.O_RDONLY), _INPUT)  # a process that the work starts does not hold the pipe
-        pipe.send("ready")
+        answer = "ready"
         while True:
-            pipe.send(work(pipe.recv()))
+            pipe.send_bytes(json.dumps(answer).encode())
+            answer = work(pipe.recv())
 
 
 def _follow_parent(parent: int) -> None:

@@ -9,7 +9,5 @@ if TYPE_CHECKING:
     from distmil.search.space import read_space
 
 __all__ = ["compare", "read_space"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "comparison": ["compare"],
-    "space": ["read_space"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -15,7 +15,6 @@ from distmil.search.space import Domain, TrialRecord, Values
 _COLUMNS = 3
 _STOPPED = "0.75"
 _MAP = "viridis"
-_DOTS = (("stopped", "none", "0.6", "ended early"), ("finished", "tab:blue", "tab:blue", "to the end"))
 
 
 def parallel_coordinates(

@@ -5,13 +5,10 @@ from typing import TYPE_CHECKING
 from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from distmil.slides.image import SlideImage
-    from distmil.slides.reader import open_slide, overview
+    from distmil.slides.image import SlideImage, overview
+    from distmil.slides.reader import open_slide
     from distmil.slides.tissue import detect_tissue
 
 __all__ = ["SlideImage", "detect_tissue", "open_slide", "overview"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "image": ["SlideImage"],
-    "reader": ["open_slide", "overview"],
-    "tissue": ["detect_tissue"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -134,10 +134,8 @@ class TileLevel(SlideImage):
         self.mpp: float | None = None
         self.vendor = "tiff"
 
-    def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region; see SlideImage. Pixels are those of the level after its reduction, and hold until the next."""
-        if level != 0:
-            raise ValueError(f"level {level}: this is one level only")
+    def _read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Read a region of the level after its reduction; the pixels hold until the next call."""
         left, top = round(x / self.downsamples[0]), round(y / self.downsamples[0])
         wide, high = (edge // self._place.reduction for edge in self._table.tile_size)
         first, last = left // wide, (left + width - 1) // wide

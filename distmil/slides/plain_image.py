@@ -49,10 +49,7 @@ class PlainImage(SlideImage):
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self.level_sizes: tuple[tuple[int, int], ...] = (self.size,)
 
-    def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region; see SlideImage."""
-        if level != 0:
-            raise ValueError(f"level {level}: a plain image has level 0 only")
+    def _read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         region = np.full((height, width, 3), 255, np.uint8)
         left, top = max(0, x), max(0, y)
         inside = self._pixels[top : max(top, y + height), left : max(left, x + width)]

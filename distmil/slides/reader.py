@@ -4,11 +4,9 @@ Only technical properties are ever read: size, levels, resolution, vendor. Label
 Messages never hold a file's name, which may name a person.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 import openslide
 from numpy.typing import NDArray
@@ -20,7 +18,6 @@ from distmil.slides.image import SlideImage, nameless, over_white
 from distmil.slides.plain_image import PlainImage
 from distmil.slides.tiff_pages import TiffPage, read_pages
 
-_BLOCK_PX = 4096
 _MAGIC = {
     b"\x89PNG": "PNG",
     b"\xff\xd8\xff": "JPEG",
@@ -50,8 +47,12 @@ def open_slide(path: str | Path, *, reader: str = "auto", is_known: bool = False
     path = Path(path)
     if not path.exists():
         raise MissingSlide("the slide's file is not there")
-    if refusal := unusable(path) or _unfit_name(path):
+    if refusal := unusable(path):
         raise UnreadableSlide(f"the slide {refusal}")
+    if path.suffix.lower() == ".mrxs" != path.suffix:  # OpenSlide's driver goes by the name
+        raise UnreadableSlide(
+            "the slide cannot be opened: OpenSlide wants the suffix .mrxs in small letters; rename the file"
+        )
     try:
         known = openslide.OpenSlide.detect_format(path)
         start = _start(path)
@@ -85,13 +86,6 @@ def _start(path: Path) -> bytes:
         return file.read(_PNG_DEPTH + 1).ljust(_PNG_DEPTH + 1, b"\0")
 
 
-def _unfit_name(path: Path) -> str | None:
-    """Say what is wrong with a name that OpenSlide's drivers go by."""
-    if path.suffix.lower() == ".mrxs" and path.suffix != ".mrxs":
-        return "cannot be opened: OpenSlide wants the suffix .mrxs in small letters; rename the file"
-    return None
-
-
 def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None) -> float:
     """Find um per level-0 pixel: the manifest's, else the file's, else the default.
 
@@ -110,50 +104,6 @@ def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None
             "images)"
         )
     return found
-
-
-def overview(image: SlideImage, *, max_px: int) -> tuple[NDArray[np.uint8], float]:
-    """Reduce the slide by area averaging to at most ``max_px`` on its longer edge.
-
-    It is read block by block, which bounds the memory for a huge slide of one level too.
-
-    Returns:
-        RGB, H x W x 3, and level-0 pixels per pixel of it.
-    """
-    level, wanted = overview_level(image, max_px=max_px)
-    downsample = image.downsamples[level]
-    factor = max(1, math.ceil(wanted / downsample - 1e-6))
-    width, height = (math.ceil(edge / downsample - 1e-6) for edge in image.size)  # a started pixel counts
-    step = max(1, _BLOCK_PX // factor)
-    columns, rows = math.ceil(width / factor), math.ceil(height / factor)
-    result = np.empty((rows, columns, 3), np.uint8)
-    for row in range(0, rows, step):
-        for column in range(0, columns, step):
-            high, wide = min(step, rows - row), min(step, columns - column)
-            corner = (round(column * factor * downsample), round(row * factor * downsample))
-            block = image.read(*corner, level=level, width=wide * factor, height=high * factor)
-            result[row : row + high, column : column + wide] = resize(block, (wide, high))
-    return result, downsample * factor
-
-
-def overview_level(image: SlideImage, *, max_px: int) -> tuple[int, float]:
-    """Choose the level that an overview is made from: the next finer than wanted, else the finest that there is.
-
-    Returns:
-        The level, and the reduction wanted of level 0.
-    """
-    wanted = max(1.0, max(image.size) / max_px)
-    levels = range(len(image.downsamples))
-    level = max(levels, key=lambda i: (d <= wanted, d) if (d := image.downsamples[i]) <= wanted else (False, -d))
-    return level, wanted
-
-
-def resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Resample to (width, height): area averaging down, cubic up."""
-    if (image.shape[1], image.shape[0]) == size:
-        return image
-    is_smaller = size[0] <= image.shape[1] and size[1] <= image.shape[0]
-    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA if is_smaller else cv2.INTER_CUBIC))
 
 
 class WholeSlide(SlideImage):
@@ -203,8 +153,7 @@ class WholeSlide(SlideImage):
         side = x or y
         return resolution_of((x or side, y or side) if side else None)
 
-    def read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Read a region; see SlideImage."""
+    def _read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         try:
             region = np.asarray(self._handle.read_region((x, y), level, (width, height)))
         except openslide.OpenSlideError as error:

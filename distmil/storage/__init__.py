@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.storage.store import Committed, Store
 
 __all__ = ["Committed", "Part", "Record", "Store", "resolve_root"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "records": ["Part", "Record"],
-    "roots": ["resolve_root"],
-    "store": ["Committed", "Store"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -6,7 +6,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from distmil.errors import ConfigError, StorageError
 from distmil.storage.access import PRIVATE, Access, access_of, open_root
 from distmil.storage.local_files import write_whole
-from distmil.storage.object_store import TRIAL, explain, join_uri, open_filesystem, read_whole
+from distmil.storage.object_store import TRIAL, WORK, Patience, explain, join_uri, open_filesystem, read_whole
 from distmil.storage.records import digest_of, encode_json
 from distmil.storage.roots import resolve_root
 
@@ -27,13 +27,15 @@ class Files:
     """Files under one root, local or on an object store. Names are relative, with forward slashes."""
 
     root: str
+    patience: Patience = field(default=WORK, kw_only=True)
+    """How long an object store is waited for."""
 
     @cached_property
     def _target(self) -> tuple[pafs.FileSystem, str]:
-        return (pafs.LocalFileSystem(), self.root) if self.is_local else open_filesystem(self.root)
+        return (pafs.LocalFileSystem(), self.root) if self.is_local else open_filesystem(self.root, self.patience)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root}
+        return {"root": self.root, "patience": self.patience}
 
     def _located(self, name: str) -> tuple[pafs.FileSystem, str]:
         """Return the file system and the path on it. Raises: StorageError if it would leave the root."""
@@ -77,7 +79,7 @@ class Files:
         if self.is_local:
             with self._explained("write", ""):
                 open_root(Path(self.root), access)
-        tried = self if self.is_local else _TriedFiles(self.root)
+        tried = Files(self.root, patience=TRIAL)
         probe = f".probe-{uuid.uuid4().hex}"
         if not self.is_local:
             tried.names("")  # a silent server is given up sooner at a read than at a write
@@ -201,14 +203,6 @@ class Files:
             raise StorageError(f"cannot {verb} {self.path(name)}: {reason}") from error
 
 
-class _TriedFiles(Files):
-    """Files of a root that is tried for the first time, with little patience."""
-
-    @cached_property
-    def _target(self) -> tuple[pafs.FileSystem, str]:
-        return open_filesystem(self.root, patience=TRIAL)
-
-
 def read_file(uri: str, *, key: str) -> bytes:
     """Read a single file on an object store, with the patience of a first try.
 
@@ -225,4 +219,4 @@ def read_file(uri: str, *, key: str) -> bytes:
     folder, _, name = base.rpartition("/")
     if folder.endswith("/"):
         raise ConfigError(f"{key} = {uri!r}: expected {folder}/bucket/file")
-    return _TriedFiles(f"{folder}{mark}{options}").read(name)
+    return Files(f"{folder}{mark}{options}", patience=TRIAL).read(name)

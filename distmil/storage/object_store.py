@@ -119,7 +119,7 @@ def s3_endpoint(uri: str) -> str | None:
     return endpoint if "://" in endpoint else f"{options.get('scheme', 'https')}://{endpoint}"
 
 
-def open_filesystem(uri: str, *, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
+def open_filesystem(uri: str, patience: Patience = WORK) -> tuple[pafs.FileSystem, str]:
     """Return a URI's file system, the same one for the same server, and the path on it.
 
     Raises:

@@ -40,12 +40,12 @@ class Part:
 class Record:
     """A commit record: what was made, from what.
 
-    ``slide_id`` names the slide, or the run where a run commits something. ``key`` is everything the content depends on
-    besides the stage's fingerprint (source size and time, resolution, the record it was made from). ``info`` is what
-    readers want to know without opening the parts.
+    ``name`` is the slide's id, or the run's name where a run commits something. ``key`` is everything the content
+    depends on besides the stage's fingerprint (source size and time, resolution, the record it was made from). ``info``
+    is what readers want to know without opening the parts.
     """
 
-    slide_id: str
+    name: str
     key: Mapping[str, Any]
     status: str = "ok"
     error: str | None = None
@@ -60,7 +60,7 @@ class Record:
     @property
     def digest(self) -> str:
         """Return a hash that changes whenever the content does."""
-        return digest_of([self.slide_id, self.status, [asdict(part) for part in self.parts]])
+        return digest_of([self.name, self.status, [asdict(part) for part in self.parts]])
 
     @property
     def rows(self) -> int:
@@ -68,13 +68,15 @@ class Record:
         return sum(part.rows for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the record as JSON-ready values."""
-        return asdict(self) | {"parts": [asdict(part) for part in self.parts]}
+        """Return the record as JSON-ready values, its name under ``slide_id``: every version of distmil reads that."""
+        values = asdict(self)
+        return {"slide_id": values.pop("name"), **values, "parts": list(values["parts"])}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Record":
         """Rebuild a record. Raises: StorageError if the values are not those of a record."""
         try:
-            return cls(**{**values, "parts": tuple(Part(**part) for part in values["parts"])})
+            given = {**values, "parts": tuple(Part(**part) for part in values["parts"])}
+            return cls(given.pop("slide_id"), **given)
         except (KeyError, TypeError) as error:
             raise StorageError(f"not a commit record: {str(values)[:200]}") from error

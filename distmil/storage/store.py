@@ -139,11 +139,12 @@ class Store(Files):
 
 @dataclass(frozen=True)
 class Committed:
-    """The commit of one slide by one stage: parts in a folder, and the record that makes them count."""
+    """The commit of one slide or run: parts in a folder, and the record that makes them count."""
 
     store: Store
     folder: str
-    slide_id: str
+    name: str
+    """The slide's id, or the run's name."""
     file: str = RECORD_FILE
     """The record, relative to the folder."""
 
@@ -153,9 +154,9 @@ class Committed:
         return f"{self.folder}/{self.file}"
 
     def read(self) -> Record | None:
-        """Read this slide's record, whatever it was made from; None if there is none."""
+        """Read this record, whatever it was made from; None if there is none."""
         record = self.store.read_record(self.record_name)
-        return record if record is not None and record.slide_id == self.slide_id else None
+        return record if record is not None and record.name == self.name else None
 
     def finished(self, key: Mapping[str, Any]) -> Record | None:
         """Read the record if it was made from what ``key`` holds, else None."""
@@ -176,6 +177,6 @@ class Committed:
         error: str | None = None,
     ) -> Record:
         """Write the record: from now on the parts count."""
-        record = Record(self.slide_id, key, status=status, error=error, parts=tuple(parts), info=info or {})
+        record = Record(self.name, key, status=status, error=error, parts=tuple(parts), info=info or {})
         self.store.write_record(self.record_name, record)
         return record

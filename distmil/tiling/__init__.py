@@ -7,13 +7,9 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.tiling.plan import TilingPlan, plan_tiling
     from distmil.tiling.shards import read_patches
-    from distmil.tiling.tiler import SlideTiler, cut_patches, tile_slide
+    from distmil.tiling.tiler import SlideTiler, cut_patches
     from distmil.tiling.verification import find_damage
 
-__all__ = ["SlideTiler", "TilingPlan", "cut_patches", "find_damage", "plan_tiling", "read_patches", "tile_slide"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "plan": ["TilingPlan", "plan_tiling"],
-    "shards": ["read_patches"],
-    "tiler": ["SlideTiler", "cut_patches", "tile_slide"],
-    "verification": ["find_damage"],
-})  # fmt: skip
+__all__ = ["SlideTiler", "TilingPlan", "cut_patches", "find_damage", "plan_tiling", "read_patches"]
+
+lazy_exports(__name__)

@@ -20,7 +20,7 @@ from distmil.config.data import TilingConfig
 from distmil.errors import NoTissue, SlideError, UnreadableSlide
 from distmil.slides.checks import mpp_doubts
 from distmil.slides.grid import Box, ReadPlan, banded, lay_grid, plan_read, snapped
-from distmil.slides.image import SlideImage
+from distmil.slides.image import SlideImage, overview, overview_level
 from distmil.slides.jpeg_tiles import (
     REDUCTIONS,
     LevelPlace,
@@ -31,7 +31,7 @@ from distmil.slides.jpeg_tiles import (
     open_level,
     read_tile_table,
 )
-from distmil.slides.reader import open_slide, overview, overview_level, resolve_mpp
+from distmil.slides.reader import open_slide, resolve_mpp
 from distmil.slides.tissue import TISSUE_MAX_PX, TISSUE_MPP, Tissue, bounding_box, detect_tissue
 from distmil.storage.schemas import GRID
 

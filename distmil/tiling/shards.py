@@ -42,9 +42,9 @@ def read_grid(store: Store, folder: str, part: Part) -> pa.Table:
 
 def grid_of(store: Store, config: TilingConfig, record: Record) -> pa.Table:
     """Return the grid that a committed slide's patches lie on."""
-    folder = f"{patches_folder(config)}/{record.slide_id}"
+    folder = f"{patches_folder(config)}/{record.name}"
     grid = read_grid(store, folder, Part(**record.info["grid"]))
-    check_slide(grid, record.slide_id, where=store.path(folder))
+    check_slide(grid, record.name, where=store.path(folder))
     return grid
 
 

@@ -16,11 +16,10 @@ from distmil.annotations.reader import annotation_checksum
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
-from distmil.errors import ReplacedSlide, SlideError, StorageError
+from distmil.errors import ReplacedSlide, StorageError
 from distmil.slides.file_version import has_checksum, is_same_version, is_unchanged, source_key
-from distmil.slides.image import SlideImage
+from distmil.slides.image import SlideImage, resize
 from distmil.slides.jpeg_tiles import TileLevel
-from distmil.slides.reader import resize
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
 from distmil.storage.store import RECORD_FILE, Committed, Store
@@ -238,28 +237,11 @@ def _receipt(chunk: int) -> str:
     return f"part-{chunk:05d}.json"
 
 
-def tile_slide(slide: Slide, config: TilingConfig, store: Store) -> Record:
-    """Make all shards of a slide in this process; a slide that cannot be used becomes a record too."""
-    tiler = SlideTiler(slide, config, store)
-    done = tiler.finished() or tiler.revived()
-    if done:
-        return done
-    try:
-        for chunk in range(tiler.plan()):
-            tiler.write_chunk(chunk)
-    except (SlideError, FileNotFoundError) as error:
-        return tiler.fail(error)
-    record = tiler.commit_if_whole()
-    if record is None:
-        raise StorageError(f"{slide.slide_id}: its shards vanished while it was tiled; does something clean the store?")
-    return record
-
-
 def slide_row(record: Record) -> dict[str, Any]:
     """Return a record as a row of the slides table."""
     names = ("width_px", "height_px", "mpp", "levels", "vendor", "reader")
     return {
-        "slide_id": record.slide_id,
+        "slide_id": record.name,
         "status": record.status,
         "error": record.error,
         **{name: record.info.get(name) for name in names},

@@ -23,8 +23,8 @@ def find_damage(slide: Slide, config: TilingConfig, store: Store) -> list[str]:
     record = store.read_record(tiler.committed.record_name)
     if record is None:
         return ["its commit record cannot be read"] if store.exists(tiler.committed.record_name) else []
-    if record.slide_id != slide.slide_id:
-        return [f"its commit record is that of the slide {record.slide_id}"]
+    if record.name != slide.slide_id:
+        return [f"its commit record is that of the slide {record.name}"]
     found = _damaged_source(slide, record)
     if not record.ok:
         return found

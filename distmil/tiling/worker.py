@@ -47,27 +47,21 @@ class Answer:
         return cls(record, values["chunks"], values["fatal"])
 
 
-@dataclass(frozen=True)
-class Step:
-    """What the child process is asked to do."""
-
-    slide: Slide
-    config: TilingConfig
-    store: Store
-    chunk: int | None
-    """None for the plan."""
+Step = tuple[Slide, TilingConfig, Store, int | None]
+"""What the child process is asked to do: a chunk, or the plan where the number is None."""
 
 
-def work(step: Step) -> Answer:
-    """Do one step; the child process's function."""
+def work(step: Step) -> dict[str, Any]:
+    """Do one step, and return its answer as JSON-ready values; the child process's function."""
     cv2.setNumThreads(1)
-    tiler = SlideTiler(step.slide, step.config, step.store)
+    slide, config, store, chunk = step
     try:
-        return do_step(tiler, step.chunk)
+        answer = do_step(SlideTiler(slide, config, store), chunk)
     except StorageError as error:
-        return Answer(fatal=str(error))
+        answer = Answer(fatal=str(error))
     except Exception as error:  # noqa: BLE001 (it would look as if the file had crashed this process)
-        return Answer(failure_record(step.slide.slide_id, error, hidden=(step.slide.path, step.slide.tissue_path)))
+        answer = Answer(failure_record(slide.slide_id, error, hidden=(slide.path, slide.tissue_path)))
+    return answer.to_json()
 
 
 def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:
@@ -76,7 +70,7 @@ def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:
         try:
             return _plan(tiler) if chunk is None else _write(tiler, chunk)
         except StorageError as error:
-            if attempt == TRIES or _errno(error) in _FINAL:
+            if attempt == TRIES or getattr(error.__cause__, "errno", None) in _FINAL:
                 return Answer(fatal=str(error))
         except (OSError, UnreadableSlide) as error:
             if attempt == TRIES or isinstance(error, FileNotFoundError):
@@ -86,10 +80,6 @@ def do_step(tiler: SlideTiler, chunk: int | None) -> Answer:
         logger.info("%s: trying again", tiler.slide.slide_id)
         time.sleep(PAUSE_S * attempt)
     raise AssertionError("the last try returns")
-
-
-def _errno(error: StorageError) -> int | None:
-    return error.__cause__.errno if isinstance(error.__cause__, OSError) else None
 
 
 def _plan(tiler: SlideTiler) -> Answer:
@@ -132,10 +122,8 @@ class SlideWorker:
         crash = ""
         for _ in range(2):
             try:
-                answer: Answer = self._child.call(
-                    Step(slide, self._config, self._store, chunk), timeout_s=self._config.chunk_timeout_s
-                )
-                return answer
+                step: Step = (slide, self._config, self._store, chunk)
+                return Answer.from_json(self._child.call(step, timeout_s=self._config.chunk_timeout_s))
             except ChildTimedOut:
                 return self._failed(
                     slide,

@@ -8,6 +8,5 @@ if TYPE_CHECKING:
     from distmil.tracking.tracker import Tracker
 
 __all__ = ["Tracker"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "tracker": ["Tracker"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -11,9 +11,5 @@ if TYPE_CHECKING:
     from distmil.training.workers import Group
 
 __all__ = ["Group", "History", "Run", "evaluate", "load_checkpoint", "open_run", "save_checkpoint", "train_epoch"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "checkpoints": ["load_checkpoint", "save_checkpoint"],
-    "engine": ["History", "evaluate", "train_epoch"],
-    "run": ["Run", "open_run"],
-    "workers": ["Group"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -66,7 +66,7 @@ def save_checkpoint(
     info = {"history": vars(history), "steps_done": learner.steps_done, "best": best}
     if lease is not None:
         lease.check(store)  # the files took a moment to write
-    store.write_record(_record_name(run), Record(slide_id=run, key={"epoch": epoch}, parts=parts, info=info))
+    store.write_record(_record_name(run), Record(run, {"epoch": epoch}, parts=parts, info=info))
     keep = {part["name"] for kept in (latest, best) for part in kept["parts"]}
     for name in store.names(folder):
         # Unnamed files of this epoch or a later one may be those of a job that takes over just now.
@@ -111,9 +111,9 @@ def read_latest(store: Store, run: str) -> Record | None:
         raise StorageError(
             f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
         )
-    if record is not None and record.slide_id != run:
+    if record is not None and record.name != run:
         raise StorageError(
-            f"{store.path(name)} belongs to the run {record.slide_id}; restore it, or delete "
+            f"{store.path(name)} belongs to the run {record.name}; restore it, or delete "
             f"{store.path(checkpoint_folder(run))} to train again"
         )
     return record

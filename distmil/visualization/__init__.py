@@ -10,8 +10,5 @@ if TYPE_CHECKING:
     from distmil.visualization.slide_maps import MAPS, SlideMaps
 
 __all__ = ["MAPS", "SlideMaps", "render", "score_grid"]
-__getattr__, __dir__ = lazy_exports(__name__, {
-    "heatmap": ["render"],
-    "score_grid": ["score_grid"],
-    "slide_maps": ["MAPS", "SlideMaps"],
-})  # fmt: skip
+
+lazy_exports(__name__)

@@ -14,7 +14,8 @@ from PIL import Image
 from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
 from distmil.errors import SlideError
-from distmil.slides.reader import open_slide, overview
+from distmil.slides.image import overview
+from distmil.slides.reader import open_slide
 from distmil.visualization.colours import Colours
 from distmil.visualization.heatmap import Frame, Key, Panel, encode_png, render
 from distmil.visualization.overlay import MapBase, paint

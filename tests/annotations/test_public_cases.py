@@ -10,8 +10,8 @@ from distmil.bags.bag import read_labels
 from distmil.cohort import read_cohort
 from distmil.config.loading import build_config
 from distmil.labels.tables import SlideLabeller
-from distmil.tiling.tiler import tile_slide
 from tests.support.data import DATA
+from tests.support.tiles import tile_slide
 
 CASES = DATA / "public_cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the shared data is not here")

@@ -32,7 +32,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from distmil.config.loading import parse_yaml
-from distmil.demo import make_cohort
+from distmil.demo.cohort import make_cohort
 from distmil.storage.object_store import join_uri, open_filesystem
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store

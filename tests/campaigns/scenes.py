@@ -16,11 +16,12 @@ from distmil.config.data import TilingConfig
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from distmil.tiling.shards import read_grid, read_patches
-from distmil.tiling.tiler import PLAN_FILE, SlideTiler, tile_slide
+from distmil.tiling.tiler import PLAN_FILE, SlideTiler
 from distmil.tiling.verification import find_damage
 from tests.campaigns.forking import ask
 from tests.support.jpeg_tiff import save_jpeg_tiff
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 SIZE, LARGER = (700, 420), (900, 500)
 CHUNK_PATCHES = 16

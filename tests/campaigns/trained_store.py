@@ -28,11 +28,11 @@ from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from distmil.tiling.overview import decode_overview
 from distmil.tiling.shards import patches_folder
-from distmil.tiling.tiler import tile_slide
 from distmil.training.checkpoints import save_checkpoint
 from distmil.training.run import open_run
 from distmil.training.workers import Group
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 CLASSES = ["negative", "positive"]
 SIZE = (415, 210)
@@ -209,7 +209,7 @@ def labels_of_bag(made: TrainedStore, entry: BagEntry) -> Any:
 
 def pictures_of(made: TrainedStore, record: Record) -> Any:
     """Read a slide's overview and tissue as the report does."""
-    folder = f"{patches_folder(made.config.tiling)}/{record.slide_id}"
+    folder = f"{patches_folder(made.config.tiling)}/{record.name}"
     parts = [Part(**part) for part in record.info["pictures"]]
     return [image.tobytes() for image in decode_overview(*(made.store.read_part(folder, part) for part in parts))]
 

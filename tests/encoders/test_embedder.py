@@ -10,8 +10,8 @@ from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import SlideError, StorageError
 from distmil.tiling.shards import decode_image, patches_folder, read_patches
-from distmil.tiling.tiler import tile_slide
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 CONFIG = build_config(
     {

@@ -85,7 +85,7 @@ class TestOnACluster:
         with pytest.raises(ConfigError) as caught:
             check_nodes(make_job(store))
         assert "storage.root = '/proc/self/cwd/store' cannot be used on 2 of 2 other nodes: " in str(caught.value)
-        assert "it does not see this folder. Work done there would be lost. Mount one shared folder" in str(
+        assert "it does not see this folder. Work done there would be lost; mount one shared folder" in str(
             caught.value
         )
         for node in ray.nodes():
@@ -145,8 +145,8 @@ def test_nodes_without_a_complaint_pass(store: Store, answers: dict[str, str | N
 @pytest.mark.parametrize(
     ("root", "kind", "advice"),
     [
-        ("/data/runs", ConfigError, "Mount one shared folder at this path on all nodes"),
-        ("s3://bucket/runs", StorageError, "Credentials must be there on all nodes"),
+        ("/data/runs", ConfigError, "mount one shared folder at this path on all nodes"),
+        ("s3://bucket/runs", StorageError, "give all nodes the credentials"),
     ],
 )
 def test_nodes_that_complain_are_named(root: str, kind: type[DistmilError], advice: str) -> None:

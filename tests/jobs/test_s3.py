@@ -15,7 +15,7 @@ import ray
 from distmil import cli
 from distmil.cli import STAGES
 from distmil.config.loading import load_config
-from distmil.demo import make_cohort
+from distmil.demo.cohort import make_cohort
 from distmil.pipeline.job import Job
 from distmil.storage.store import Store
 from tests.campaigns.object_store import JOBS, RUN, Stages, differences, settings_of

@@ -11,10 +11,10 @@ from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.pipeline.tile import MOST_CHUNKS
 from distmil.storage.store import Store
-from distmil.tiling.tiler import tile_slide
 from tests.support.jobs import Done, run_here
 from tests.support.jpeg_tiff import save_jpeg_tiff
 from tests.support.slides import tissue_image
+from tests.support.tiles import tile_slide
 
 pytestmark = [
     pytest.mark.ray,

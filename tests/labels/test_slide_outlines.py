@@ -19,9 +19,9 @@ from distmil.labels.slide_outlines import SlideOutlines
 from distmil.labels.tables import SlideLabeller
 from distmil.pipeline import label, tile_report
 from distmil.storage.records import Record
-from distmil.tiling.tiler import tile_slide
 from distmil.visualization.slide_maps import rings_of
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}
 

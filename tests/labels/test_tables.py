@@ -14,8 +14,8 @@ from distmil.labels.tables import SlideLabeller, groups_of, labels_folder
 from distmil.storage.schemas import labels_schema
 from distmil.storage.store import Store
 from distmil.tiling.shards import grid_of
-from distmil.tiling.tiler import tile_slide
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}
 

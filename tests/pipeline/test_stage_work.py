@@ -17,8 +17,8 @@ from distmil.pipeline import embed, label, predict, tile, tile_report
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
-from distmil.tiling.tiler import tile_slide
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 VALUES = {"tiling": {"strategy": "crop", "patch_px": 32, "mpp": None, "encode": "png", "chunk_patches": 16}}
 SPEC = EncoderSpec("fake", "digest", 4, None)
@@ -65,7 +65,7 @@ def ask(monkeypatch, slide, config, store, patches):
 
     def verifies(error):
         monkeypatch.setattr(tile, "find_damage", raising(error))
-        return tile._Verifier(config.tiling, store)(slide)
+        return tile._verifier(config.tiling, store)(slide)
 
     def predicts(error):
         worker = predict._Predictor.__new__(predict._Predictor)
@@ -82,7 +82,7 @@ STAGES = ["label", "embed", "draw", "verify", "predict"]
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_unexpected_exception_comes_back_as_a_defect_of_its_slide(ask, stage):
     record = ask[stage](ZeroDivisionError("oh"))
-    assert (record.slide_id, record.status) == ("s1", "failed")
+    assert (record.name, record.status) == ("s1", "failed")
     assert record.info[DEFECT].startswith("ZeroDivisionError: oh (")
 
 

@@ -11,9 +11,10 @@ from distmil.config.loading import build_config
 from distmil.errors import DamagedStore, StorageError
 from distmil.pipeline import tile
 from distmil.pipeline.job import Job
-from distmil.tiling.tiler import SlideTiler, tile_slide
+from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.worker import Answer, SlideWorker, do_step
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import tile_slide
 
 VALUES = {"strategy": "crop", "patch_px": 32, "mpp": None, "encode": "png", "chunk_patches": 16}
 
@@ -57,13 +58,13 @@ def rounds(monkeypatch):
 def test_the_chunks_of_a_large_slide_are_shared_out_after_the_whole_slides(job, slides, rounds, monkeypatch, tmp_path):
     monkeypatch.setattr(tile, "MOST_CHUNKS", 3)
     monkeypatch.setattr(tile, "WINDOW", 8)
-    found = tile.tile_timed(job, slides)
+    found = tile.tile(job, slides)
     assert {name: record.rows for name, record in found.records.items()} == {"large": 252, "small": 2}
     assert rounds == [{None: 2}, dict.fromkeys(range(3, 11), 1), dict.fromkeys(range(11, 16), 1)]
     assert set(found.seconds) == {"large", "small"}
     other = type(job.store)(str(tmp_path / "alone"))
     assert found.records["large"].parts == tile_slide(slides[0], job.config.tiling, other).parts
-    assert tile.tile_timed(job, slides).seconds == {}
+    assert tile.tile(job, slides).seconds == {}
     assert len(rounds) == 3
 
 
@@ -79,7 +80,7 @@ def test_a_shard_that_vanishes_meanwhile_is_made_once_more(job, slides, rounds, 
         return step(self, slide, chunk)
 
     monkeypatch.setattr(SlideWorker, "step", clean)
-    assert tile.tile(job, slides)["large"].rows == 252
+    assert tile.tile(job, slides).records["large"].rows == 252
     assert rounds[-1] == {None: 1}
 
 
@@ -90,7 +91,7 @@ def test_a_store_that_fails_ends_the_job(job, slides, rounds, monkeypatch):
 
 
 def test_damage_is_named_and_then_repaired(job, slides, rounds):
-    record = tile.tile(job, slides)["large"]
+    record = tile.tile(job, slides).records["large"]
     assert tile.verify(job, slides) == 0
     part = Path(job.store.path(SlideTiler(slides[0], job.config.tiling, job.store).folder)) / record.parts[5].name
     whole = part.read_bytes()
@@ -99,5 +100,5 @@ def test_damage_is_named_and_then_repaired(job, slides, rounds):
         tile.verify(job, slides)
     repairing = Job(build_config({"tiling": VALUES | {"verify": "repair"}}), job.store)
     assert tile.verify(repairing, slides) == 1
-    assert tile.tile(repairing, slides)["large"] == record
+    assert tile.tile(repairing, slides).records["large"] == record
     assert part.read_bytes() == whole

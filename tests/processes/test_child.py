@@ -59,6 +59,16 @@ def test_a_crash_is_named_and_the_next_call_starts_another_process(child, reques
     assert echo(child) != first
 
 
+@pytest.mark.parametrize("by", ["pickle", "endless brackets"])
+def test_an_answer_runs_no_code_here(child, tmp_path, by):
+    first = echo(child)
+    with pytest.raises(ChildCrashed, match="its answer is not JSON"):
+        child.call({"do": "take over", "by": by, "file": str(tmp_path / "evil")}, timeout_s=20)
+    assert not (tmp_path / "evil").exists()
+    assert not is_alive(first)
+    assert echo(child) != first
+
+
 @pytest.mark.parametrize("request_", [{"do": "sleep", "seconds": 60}, {"do": "block"}], ids=["sleep", "block"])
 def test_a_call_that_does_not_end_is_ended(child, request_):
     first = echo(child)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from distmil.errors import MissingSlide, UnreadableSlide
+from distmil.slides.image import overview
 from distmil.slides.jpeg_tiles import LevelPlace, TileLevel, agrees, can_reduce, open_level, read_tile_table
-from distmil.slides.reader import open_slide, overview
+from distmil.slides.reader import open_slide
 from tests.support.jpeg_tiff import RGB, YCBCR, save_jpeg_tiff
 from tests.support.slides import save_pyramid, tissue_image
 

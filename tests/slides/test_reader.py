@@ -12,9 +12,10 @@ import tifffile
 from PIL import Image
 
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
-from distmil.slides import reader
+from distmil.slides import image as slide_image
 from distmil.slides.file_version import source_key
-from distmil.slides.reader import open_slide, overview, overview_level, resize, resolve_mpp
+from distmil.slides.image import overview, overview_level, resize
+from distmil.slides.reader import open_slide, resolve_mpp
 from tests.support.slides import save_image, save_pyramid, tissue_image
 
 SIZE = (173, 97)
@@ -326,7 +327,7 @@ def reduced(pixels, factor):
 @pytest.mark.parametrize("block", [4096, 64, 7])
 def test_the_overview_is_the_area_average_without_seams(slide, pixels, monkeypatch, reduction, block):
     max_px, factor = reduction
-    monkeypatch.setattr(reader, "_BLOCK_PX", block)
+    monkeypatch.setattr(slide_image, "_BLOCK_PX", block)
     picture, scale = overview(slide, max_px=max_px)
     assert scale == factor
     assert max(picture.shape[:2]) <= max_px

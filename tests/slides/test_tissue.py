@@ -9,7 +9,8 @@ import pytest
 
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
-from distmil.slides.reader import open_slide, overview
+from distmil.slides.image import overview
+from distmil.slides.reader import open_slide
 from distmil.slides.tissue import bounding_box, detect_tissue
 from distmil.storage.records import Part
 from distmil.tiling.shards import read_grid

@@ -237,7 +237,7 @@ def test_a_record_comes_back_as_it_was(any_store):
 @pytest.mark.parametrize(
     "change",
     [
-        {"slide_id": "s2"},
+        {"name": "s2"},
         {"status": "failed"},
         {"parts": RECORD.parts[::-1]},
         {"parts": RECORD.parts[:1]},

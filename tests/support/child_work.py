@@ -2,12 +2,31 @@
 
 import ctypes
 import os
+import stat
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from distmil.labels import annotation_worker
+
+
+class _Evil:
+    """A pickle that writes a file where it is opened."""
+
+    def __init__(self, file: str) -> None:
+        self._file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.write_text, (Path(self._file), "taken over")
+
+
+def _mode(descriptor: int) -> int:
+    try:
+        return os.fstat(descriptor).st_mode
+    except OSError:
+        return 0
 
 
 def act(request: dict[str, Any]) -> dict[str, Any]:
@@ -24,6 +43,10 @@ def act(request: dict[str, Any]) -> dict[str, Any]:
             os._exit(request.get("code", 7))
         case "files":
             return {"files": [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.exists()]}
+        case "take over":  # as code in a damaged file would: it answers by itself
+            pipe = next(fd for fd in range(3, 64) if stat.S_ISSOCK(_mode(fd)))
+            with Connection(os.dup(pipe)) as own:
+                own.send(_Evil(request["file"])) if request["by"] == "pickle" else own.send_bytes(b"[" * 10**6)
         case "sleep":
             time.sleep(request["seconds"])
         case "block":

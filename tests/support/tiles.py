@@ -7,7 +7,11 @@ import pyarrow as pa
 
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
+from distmil.errors import SlideError, StorageError
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 from distmil.tiling.shards import decode_image, patches_folder, read_patches
+from distmil.tiling.tiler import SlideTiler
 from tests.support.slides import save_image, save_pyramid, tissue_image
 
 SIZE = (700, 420)
@@ -29,8 +33,25 @@ def make_slide(tmp_path, *, pixels=PIXELS, name="slide.tif", mpp=None, **values)
     return Slide("s1", str(path), **values)
 
 
+def tile_slide(slide: Slide, config: TilingConfig, store: Store) -> Record:
+    """Make all shards of a slide in this process; a slide that cannot be used becomes a record too."""
+    tiler = SlideTiler(slide, config, store)
+    done = tiler.finished() or tiler.revived()
+    if done:
+        return done
+    try:
+        for chunk in range(tiler.plan()):
+            tiler.write_chunk(chunk)
+    except (SlideError, FileNotFoundError) as error:
+        return tiler.fail(error)
+    record = tiler.commit_if_whole()
+    if record is None:
+        raise StorageError(f"{slide.slide_id}: its shards vanished while it was tiled; does something clean the store?")
+    return record
+
+
 def patches_of(store, config, record):
-    folder = f"{patches_folder(config)}/{record.slide_id}"
+    folder = f"{patches_folder(config)}/{record.name}"
     return pa.concat_tables([read_patches(store, f"{folder}/{part.name}") for part in record.parts])
 
 

@@ -9,13 +9,13 @@ from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, read_cohort
 from distmil.config.loading import build_config
 from distmil.config.root import Config
-from distmil.demo import make_cohort
+from distmil.demo.cohort import make_cohort
 from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import load_encoder, prepare_encoder
 from distmil.labels.tables import SlideLabeller
 from distmil.storage.store import Store
-from distmil.tiling.tiler import tile_slide
 from distmil.training.checkpoints import checkpoint_folder
+from tests.support.tiles import tile_slide
 
 RUN = "door"
 SETTINGS = {

@@ -27,12 +27,12 @@ from distmil.tiling.shards import (
     patches_folder,
     read_patches,
 )
-from distmil.tiling.tiler import SlideTiler, cut_patches, slide_row, tile_slide
+from distmil.tiling.tiler import SlideTiler, cut_patches, slide_row
 from distmil.tiling.worker import do_step
 from tests.support.dicom import save_dicom
 from tests.support.jpeg_tiff import save_jpeg_tiff
 from tests.support.slides import save_image, save_pyramid, tissue_image
-from tests.support.tiles import PIXELS, SIZE, contents, framed, images_of, make_slide, patches_of, tiling
+from tests.support.tiles import PIXELS, SIZE, contents, framed, images_of, make_slide, patches_of, tile_slide, tiling
 
 # --- pixels
 

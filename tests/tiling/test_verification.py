@@ -10,10 +10,10 @@ import pytest
 from distmil.cohort import Slide
 from distmil.storage.store import RECORD_FILE
 from distmil.tiling.shards import encode_shard, read_patches
-from distmil.tiling.tiler import SlideTiler, tile_slide
+from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.verification import find_damage
 from tests.support.jpeg_tiff import save_jpeg_tiff
-from tests.support.tiles import PIXELS, make_slide, tiling
+from tests.support.tiles import PIXELS, make_slide, tile_slide, tiling
 
 
 @pytest.fixture

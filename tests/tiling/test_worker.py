@@ -1,6 +1,7 @@
 """What becomes of a slide, or of the store, that fails in the middle of the work."""
 
 import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,10 @@ from distmil.errors import StorageError, UnreadableSlide
 from distmil.processes.child import ChildCrashed, ChildTimedOut
 from distmil.storage.store import Store
 from distmil.tiling import worker as tilework
-from distmil.tiling.tiler import SlideTiler, tile_slide
+from distmil.tiling.tiler import SlideTiler
 from distmil.tiling.worker import Answer, SlideWorker, do_step
 from tests.support.jpeg_tiff import save_jpeg_tiff
-from tests.support.tiles import PIXELS, contents, make_slide, tiling
+from tests.support.tiles import PIXELS, contents, make_slide, tile_slide, tiling
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +128,8 @@ def test_a_message_tells_neither_the_slides_name_nor_its_folder(tiler, monkeypat
 def test_what_breaks_around_a_step_is_a_defect_and_no_damaged_file(tiler, monkeypatch):
     failing(monkeypatch, UnreadableSlide("damaged"), times=99, name="plan")
     failing(monkeypatch, KeyError("oh"), times=99, name="fail")
-    answer = tilework.work(tilework.Step(tiler.slide, tiler.config, tiler.store, None))
+    values = tilework.work((tiler.slide, tiler.config, tiler.store, None))
+    answer = tilework.Answer.from_json(json.loads(json.dumps(values)))
     assert answer.record.status == "failed"
     assert answer.record.info[DEFECT].startswith("KeyError: 'oh'")
 

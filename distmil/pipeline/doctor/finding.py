@@ -1,10 +1,7 @@
 """The result of one check, and the child process in which checks run, so that none can crash or stall the doctor."""
 
-import contextlib
 import importlib
-import os
 import textwrap
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -64,40 +61,25 @@ class Check:
 
     def call(self, **arguments: Any) -> tuple[Any, list[Finding]]:
         """Return the function's value as JSON keeps it, or None and why there is none."""
-        child = Child("distmil.pipeline.doctor.finding:answer")
+        child = Child("distmil.pipeline.doctor.finding:answer", is_silent=True)
         try:
-            reply = child.call({"function": self.function, "arguments": arguments}, timeout_s=self.limit_s)
-            text = reply["error"]
+            value, fault = child.call((self.function, arguments), timeout_s=self.limit_s)
         except ChildCrashed as error:
-            text = f"the check crashed: {error}"
+            value, fault = None, f"the check crashed: {error}"
         except ChildTimedOut:
-            text = f"no answer within {self.limit_s:g} s"
-        except Exception as error:  # noqa: BLE001 (the doctor reports whatever is wrong)
-            text = reason(error)
+            value, fault = None, f"no answer within {self.limit_s:g} s"
+        except OSError as error:  # no process can be started
+            value, fault = None, reason(error)
         finally:
             child.close()
-        return (None, [Finding(FAILED, self.name, text, self.advice)]) if text else (reply["value"], [])
+        return value, [Finding(FAILED, self.name, fault, self.advice)] if fault else []
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Run a check in this process, the child."""
-    module, _, function = request["function"].partition(":")
+def answer(request: tuple[str, dict[str, Any]]) -> tuple[Any, str]:
+    """Run a check in this process, the child; return its value, and what it raised."""
+    module, _, function = request[0].partition(":")
     try:
-        with _silence():
-            value = getattr(importlib.import_module(module), function)(**request["arguments"])
+        value = getattr(importlib.import_module(module), function)(**request[1])
     except BaseException as error:  # noqa: BLE001 (a library may even exit when it is imported)
-        return {"error": reason(error), "value": None}
-    return {"error": "", "value": [asdict(finding) for finding in value] if isinstance(value, list) else value}
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Hide what libraries write to stderr."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    os.close(nowhere)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        return None, reason(error)
+    return [asdict(finding) for finding in value] if isinstance(value, list) else value, ""

@@ -10,13 +10,13 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from distmil.pipeline.doctor import libraries, machine
-from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Check, Finding, reason
-from distmil.processes.interruption import Interrupted, Interruption, exit_code
+from distmil.pipeline.doctor import libraries
+from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Check, Finding
+from distmil.processes.interruption import Interruption, exit_code
 from distmil.processes.tree import end_descendants
 
 MAX_CHILDREN = 4
@@ -30,6 +30,8 @@ GPUS = Check("GPUs", f"{_HERE}.libraries:check_gpus", 120)
 CLUSTER = Check("cluster", f"{_HERE}.cluster:check_cluster", 240, "look at `ray status` and at the head's logs")
 SMALL = Check("libraries", f"{_HERE}.libraries:check_small", 90)
 OPENSLIDE = Check("openslide", f"{_HERE}.libraries:check_openslide", 60, libraries.OPENSLIDE_ADVICE)
+PYTHON = Check("Python", f"{_HERE}.machine:check_machine", 30)
+DISKS = Check("disks", f"{_HERE}.machine:check_disks", 60, "is a network disk silent?")
 OPTIONAL = Check("optional", f"{_HERE}.libraries:check_optional", 90)
 
 
@@ -45,14 +47,12 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
         for finding in _examine(options, executor, settings):
             found.append(finding)
             _report(finding)
-    except KeyboardInterrupt as error:
-        executor.shutdown(wait=False, cancel_futures=True)
-        end_descendants(patience_s=PATIENCE_S)
-        return exit_code(error.number if isinstance(error, Interrupted) else signal.SIGINT)
+    except KeyboardInterrupt:
+        return exit_code(interruption.number or signal.SIGINT)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+        end_descendants(patience_s=PATIENCE_S)  # such as of a local Ray whose check was ended
         interruption.remove()
-    end_descendants(patience_s=PATIENCE_S)  # such as of a local Ray whose check was ended
     counts = {level: sum(finding.level == level for finding in found) for level in (OK, WARNING, FAILED)}
     summary = f"doctor: {counts[OK]} ok, {counts[WARNING]} warning, {counts[FAILED]} FAILED"
     sys.stderr.write(f"{summary}\n")
@@ -85,11 +85,11 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
         return executor.submit(check.run, **arguments)
 
     reading = executor.submit(SETTINGS.call, path=options.config, overrides=options.overrides)
-    running = [start(_library(name), distribution=name) for name in libraries.MAIN]
+    running = [start(PYTHON)]
+    for name in libraries.LARGE:
+        check = Check(name, f"{_HERE}.libraries:check_library", 120, libraries.install_advice(name))
+        running.append(start(check, distribution=name))
     running += [start(OPENSLIDE), start(SMALL)]
-    yield from _here("Python", machine.check_python)
-    yield from _here("distmil", machine.check_distmil)
-    yield from _here("machine", machine.check_memory)
     value, failures = reading.result()
     settings |= value or {"error": failures[0].text}
     root, address = settings.get("root"), os.environ.get("RAY_ADDRESS", "")
@@ -102,7 +102,7 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
     silent = check_address(address)
     if silent is None and (address or options.ray):
         services.append(start(CLUSTER, root=root))
-    yield from _disks(root)
+    running.append(start(DISKS, root=root))
     for future in running:
         yield from future.result()
     yield from _configuration(options, settings["error"])
@@ -112,26 +112,6 @@ def _examine(options: argparse.Namespace, executor: ThreadPoolExecutor, settings
         yield silent
     elif not (address or options.ray):
         yield Finding(OK, "cluster", "not checked: RAY_ADDRESS is not set; --ray tries a local Ray")
-
-
-def _here(name: str, check: Callable[..., list[Finding]], *arguments: Any) -> list[Finding]:
-    """Run a quick check of the standard library in this process; an exception is a finding."""
-    try:
-        return check(*arguments)
-    except Exception as error:  # noqa: BLE001 (the doctor reports whatever is wrong)
-        return [Finding(WARNING, name, reason(error))]
-
-
-def _library(name: str) -> Check:
-    return Check(name, f"{_HERE}.libraries:check_library", 120, libraries.install_advice(name))
-
-
-def _disks(root: str | None) -> Iterator[Finding]:
-    if root is not None and "://" not in root:
-        advice = "free some space, or choose another storage.root"
-        yield from _here("storage disk", machine.check_disk, "storage disk", root, advice)
-    yield from _here("temporary files", machine.check_temporary)
-    yield from _here("shared memory", machine.check_shared_memory)
 
 
 def _configuration(options: argparse.Namespace, error: str) -> Iterator[Finding]:

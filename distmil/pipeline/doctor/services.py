@@ -10,31 +10,29 @@ from distmil.storage.store import Store
 
 
 def read_settings(path: str | None, overrides: list[str]) -> dict[str, Any]:
-    """Read the configuration, and return the values that other checks need, or the reason under ``error``."""
+    """Read the configuration, and return the values that other checks need, or the reason under ``error``.
+
+    ``needed`` has the level of each optional library that would be missed, by its distribution.
+    """
     try:
         config = load_config(path, overrides)
         root = resolve_root(config.storage.root)
     except DistmilError as error:
         return {"error": str(error)}
+    needed = {"optuna": FAILED} if config.search.algorithm == "optuna" else {}
+    for scheme, library in (("s3://", "boto3"), ("gs://", "google-cloud-storage")):
+        if config.tracking.uri != "none" and root.startswith(scheme):
+            needed[library] = WARNING
+    if config.tracking.system_metrics:
+        needed["psutil"] = WARNING
     return {
         "error": "",
         "root": root,
         "access": config.storage.access,
         "uri": config.tracking.uri,
         "use_gpu": config.training.use_gpu,
-        "needed": _needed_libraries(root, config.tracking.uri, config.search.algorithm)
-        | ({"psutil": WARNING} if config.tracking.system_metrics else {}),
+        "needed": needed,
     }
-
-
-def _needed_libraries(root: str, uri: str | None, algorithm: str) -> dict[str, str]:
-    """Return the level of each optional library that would be missed, by its distribution."""
-    needed = {"optuna": FAILED} if algorithm == "optuna" else {}
-    if uri != "none" and root.startswith("s3://"):
-        needed["boto3"] = WARNING
-    if uri != "none" and root.startswith("gs://"):
-        needed["google-cloud-storage"] = WARNING
-    return needed
 
 
 def check_store(root: str, access: str) -> list[Finding]:

@@ -33,8 +33,6 @@ from distmil.processes.malloc import keep_freed_memory
 from distmil.search.queue import TrialQueue
 from distmil.search.space import WORST, TrialRecord, score_of
 
-logger = logging.getLogger(__name__)
-
 TASK = "task"
 """Key of a trial's task in Tune's configuration of the trial."""
 

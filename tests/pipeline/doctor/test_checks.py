@@ -1,15 +1,18 @@
 """The doctor's single checks: libraries, machine, configuration, storage, MLflow, and the address of a cluster."""
 
+import re
 import socket
 import sqlite3
 import sys
 import threading
+import tomllib
 from collections import namedtuple
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from distmil.pipeline.doctor import job, libraries, machine, record, services
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding
@@ -30,6 +33,11 @@ class TestLibraries:
         assert found.level == FAILED
         assert found.text == "cannot be imported: OSError: libopenslide.so.1: cannot open shared object file"
         assert "pip install openslide-bin" in found.advice
+
+    def test_every_dependency_is_looked_at(self) -> None:
+        project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        wanted = {re.split(r"[\[<>=]", text)[0] for text in project["dependencies"]}
+        assert {*libraries.LARGE, *libraries.SMALL, "openslide-python", "openslide-bin"} == wanted
 
     def test_openslide_states_both_versions(self) -> None:
         (found,) = job.OPENSLIDE.run()
@@ -62,9 +70,9 @@ class TestLibraries:
 
 class TestMachine:
     def test_this_python_is_supported(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert machine.check_python()[0].level == OK
+        assert machine.check_machine()[0].level == OK
         monkeypatch.setattr(sys, "version_info", (3, 10, 2))
-        assert machine.check_python()[0].level == FAILED
+        assert machine.check_machine()[0].level == FAILED
 
     @pytest.mark.parametrize(
         ("free_gb", "total_gb", "level"), [(50, 100, OK), (5, 100, WARNING), (40, 1000, WARNING), (60, 1000, OK)]
@@ -74,10 +82,15 @@ class TestMachine:
     ) -> None:
         usage = Usage(total_gb * 10**9, (total_gb - free_gb) * 10**9, free_gb * 10**9)
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: usage)
-        (found,) = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
+        found = machine.check_disk("disk", str(tmp_path / "absent" / "below"), "free some space")
         assert found.level == level
         assert found.text.startswith(f"{free_gb}.0 GB free of {total_gb}.0 GB")
         assert bool(found.advice) == (level == WARNING)
+
+    def test_the_disk_of_an_object_store_is_not_looked_at(self, tmp_path: Path) -> None:
+        names = [finding.name for finding in machine.check_disks("s3://bucket/data")]
+        assert [finding.name for finding in machine.check_disks(str(tmp_path))] == ["storage disk", *names]
+        assert names[0] == "temporary files"
 
     def test_small_shared_memory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Usage(64 * 10**6, 0, 64 * 10**6))
@@ -88,7 +101,7 @@ class TestMachine:
     def test_a_container_limits_the_memory(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (tmp_path / "memory.max").write_text("2000000000\n")
         monkeypatch.setattr(machine, "_CGROUP_MEMORY", (str(tmp_path / "absent"), str(tmp_path / "memory.max")))
-        (found,) = machine.check_memory()
+        _, _, found = machine.check_machine()
         assert found.level == WARNING
         assert "2.0 GB of memory" in found.text
 
@@ -196,18 +209,17 @@ class TestAddress:
         assert "correct RAY_ADDRESS" in found.advice
 
 
-def test_gpus_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(libraries, "_has_cuda", lambda _: False)
+def test_the_gpus_of_this_machine_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     (found,) = libraries.check_gpus("auto", has_cluster=False)
-    assert found.text.startswith("torch sees none; Ray counts ")
-    if "Ray counts 0" in found.text and not Path("/proc/driver/nvidia").exists():
+    assert found.text.startswith(f"torch {torch.__version__} sees none")
+    if Path("/proc/driver/nvidia/version").exists():
+        assert (found.level, "NVIDIA driver" in found.text) == (WARNING, True)
+    else:
         (found,) = libraries.check_gpus(True, has_cluster=False)
         assert found == Finding(FAILED, "GPUs", found.text, "set training.use_gpu=auto")
         assert libraries.check_gpus(True, has_cluster=True)[0].level == OK
-
-
-def test_a_quick_check_that_raises_is_a_finding() -> None:
-    def fail(folder: str) -> list[Finding]:
-        raise OSError(f"{folder} is gone")
-
-    assert job._here("disk", fail, "/data") == [Finding(WARNING, "disk", "OSError: /data is gone")]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: f"GPU {i}")
+    (found,) = libraries.check_gpus(True, has_cluster=False)
+    assert (found.level, found.text) == (OK, f"torch {torch.__version__} sees GPU 0, GPU 1")
