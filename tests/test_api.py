@@ -113,17 +113,20 @@ def _entries(house: House) -> list[BagEntry]:
     return [BagEntry.from_json(v) for v in house.store.read_checked(f"checkpoints/{RUN}/cohort.json", owner=RUN)]
 
 
-def test_a_prediction_tells_the_slide_apart(house: House, bundle: distmil.Bundle) -> None:
-    both = [distmil.predict_slide(bundle, slide.path) for slide in house.cohort.slides[:2]]
-    assert both[0].probability < both[1].probability  # the first is negative, the second positive
-    table = both[1].patches.to_pandas().nlargest(5, "fused")
+def test_a_prediction_tells_the_slide_apart(
+    house: House, bundle: distmil.Bundle, found: distmil.SlidePrediction
+) -> None:
+    path = house.cohort.slides[0].path
+    negative = distmil.predict_slide(bundle, path)
+    assert negative.probability < found.probability
+    table = found.patches.to_pandas().nlargest(5, "fused")
     assert list(table.columns[:8]) == [
         "slide_id", "x", "y", "extent_px", "attention", "probability", "topk_probability", "fused",
     ]  # fmt: skip
-    other = distmil.predict_slide(bundle, house.cohort.slides[1].path, slide_score="max", slide_id="case.1")
-    assert (other.probability, other.slide_id) == (both[1].max, "case.1")
-    assert repr(both[1]) == f"SlidePrediction({both[1].slide_id}: {both[1].predicted}, bag {both[1].bag:.3f}, " + (
-        f"{both[1].patches.num_rows} patches)"
+    other = distmil.predict_slide(bundle, path, slide_score="max", slide_id="case.1")
+    assert (other.probability, other.slide_id) == (negative.max, "case.1")
+    assert repr(found) == f"SlidePrediction({found.slide_id}: {found.predicted}, bag {found.bag:.3f}, " + (
+        f"{found.patches.num_rows} patches)"
     )
 
 
@@ -177,11 +180,15 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(bundle: distmil.Bundle, 
         distmil.predict_slide("models/demo", tmp_path / "plain.png")  # type: ignore[arg-type]
 
 
-def test_a_plain_image_is_predicted_where_its_resolution_is_given(bundle: distmil.Bundle, tmp_path: Path) -> None:
+def plain_image(folder: Path) -> str:
     noise = np.random.default_rng(0).integers(0, 255, (500, 740, 3), np.uint8)
     noise[..., 1] //= 3
-    Image.fromarray(noise).save(tmp_path / "a b.png")
-    found = distmil.predict_slide(bundle, str(tmp_path / "a b.png"), mpp=0.5)
+    Image.fromarray(noise).save(folder / "a b.png")
+    return str(folder / "a b.png")
+
+
+def test_a_plain_image_is_predicted_where_its_resolution_is_given(bundle: distmil.Bundle, tmp_path: Path) -> None:
+    found = distmil.predict_slide(bundle, plain_image(tmp_path), mpp=0.5)
     assert found.slide_id == "a-b"
     assert found.patches.num_rows > 0
 
@@ -268,22 +275,25 @@ def test_help_shows_arguments_units_and_errors() -> None:
 
 def test_the_door_stays_shut_to_ray(house: House, bundle: distmil.Bundle, tmp_path: Path) -> None:
     """Slides are predicted where Ray and MLflow are not, and torch warns of nothing."""
-    folder = bundle.save(tmp_path / "bundle")
+    folder, image = bundle.save(tmp_path / "bundle"), plain_image(tmp_path)
     code = f"""
 import sys, warnings
 warnings.simplefilter("error", UserWarning)
 sys.modules["ray"] = sys.modules["mlflow"] = None
 import distmil
-found = distmil.predict_slide(distmil.load_bundle({folder!r}), {house.cohort.slides[1].path!r}, device="cpu")
+found = distmil.predict_slide(distmil.load_bundle({folder!r}), {image!r}, mpp=0.5, device="cpu")
 bags = distmil.open_bags({house.store.root!r}, run={RUN!r})
 run = distmil.fit(bags, config={{"training": {{"epochs": 1}}}})
 print(found.bag, len(run.history))
 """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     bag, epochs = done.stdout.split()
-    assert float(bag) == pytest.approx(distmil.predict_slide(bundle, house.cohort.slides[1].path).bag, abs=1e-12)
+    assert float(bag) == pytest.approx(distmil.predict_slide(bundle, image, mpp=0.5).bag, abs=1e-12)
     assert epochs == "1"
 
 
@@ -301,7 +311,7 @@ def test_the_notebook_runs(house: House, bundle: distmil.Bundle, data: Path, tmp
     for name in ("run", "cohort"):
         values = house.store.read_checked(f"checkpoints/{RUN}/{name}.json", owner=RUN)
         Store(str(home)).write_checked(f"checkpoints/demo/{name}.json", values, owner="demo")
-    environment = {**os.environ, "DISTMIL_HOME": str(home), "DISTMIL_DATA": str(data)}
+    environment = {**os.environ, "DISTMIL_HOME": str(home), "DISTMIL_DATA": str(data), "OMP_NUM_THREADS": "1"}
     code = "\n".join(cells) + "\nprint(found, run)\n"
     done = subprocess.run(
         [sys.executable, "-W", "error::UserWarning", "-c", code],

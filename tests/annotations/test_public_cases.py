@@ -1,7 +1,6 @@
 """Situations of public bug reports about annotations, by their generators: right, or refused with the reason."""
 
-import os
-import subprocess
+import runpy
 import sys
 
 import pytest
@@ -18,13 +17,15 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the shared data is n
 
 
 @pytest.fixture
-def labelled(tmp_path, store):
+def labelled(tmp_path, store, monkeypatch):
     """Make a case, and return by annotation the record of its labels and the places of its positive patches."""
 
     def make(name, *arguments):
         script = next(CASES.glob(f"{name}_*.py"))
-        command = [sys.executable, str(script), str(tmp_path / "case"), *arguments]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+        monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "case"), *arguments])
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # the folder of shared data stays as it is
+        monkeypatch.syspath_prepend(CASES)
+        runpy.run_path(str(script))
         manifest = tmp_path / "case" / "manifest.csv"
         rows = manifest.read_text().splitlines()  # where a file stands in val as well, the manifest is refused
         manifest.write_text("\n".join(row for row in rows if not row.endswith(",val")) + "\n")

@@ -79,25 +79,44 @@ def without_pickle(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved") / "model"
-    save_model(folder, make_bundle())
-    return folder
+def exported(tmp_path_factory):
+    """A folder with the model of a network that trains meanwhile, that network, and its state before the export."""
+    folder, bundle = tmp_path_factory.mktemp("saved") / "model", make_bundle()
+    bundle.head.train()
+    before = {key: value.clone() for key, value in bundle.head.state_dict().items()}
+    save_model(folder, bundle)
+    return folder, bundle.head, before
 
 
-ONE_OF_EACH_POOLING = [("dual", 2), ("dual", 4), ("attention", 2), ("mean", 4), ("max", 2)]
-EVERY = [(name, classes) for name in NETWORKS for classes in (2, 4)]
+@pytest.fixture
+def saved(exported):
+    return exported[0]
+
+
+ATTENDED = {"patch_feature": "attended"}, {"topk_feature": "attended"}
+ONE_OF_EACH_POOLING = [("dual", 4, ATTENDED[0]), ("dual", 2, ATTENDED[1])]
+ONE_OF_EACH_POOLING += [("attention", 2, {}), ("mean", 4, {}), ("max", 2, {})]
+EVERY = [(name, classes, {}) for name in NETWORKS for classes in (2, 4)]
+EVERY += [("dual", classes, form) for form in ATTENDED for classes in (2, 4)]
 
 
 def test_every_pooling_is_exported():
-    assert {NETWORKS[name].pooling for name, _ in ONE_OF_EACH_POOLING} == {net.pooling for net in NETWORKS.values()}
+    assert {NETWORKS[name].pooling for name, *_ in ONE_OF_EACH_POOLING} == {net.pooling for net in NETWORKS.values()}
 
 
-@pytest.mark.parametrize(("name", "classes"), EVERY if IS_FULL else ONE_OF_EACH_POOLING)
-def test_every_network_judges_bags_of_any_size_as_distmil_does(tmp_path, name, classes):
-    bundle = make_bundle(name, classes=classes)
+@pytest.mark.parametrize(("name", "classes", "form"), EVERY if IS_FULL else ONE_OF_EACH_POOLING)
+def test_every_network_judges_bags_of_any_size_as_distmil_does(tmp_path, name, classes, form):
+    bundle = make_bundle(name, classes=classes, **form)
     save_model(tmp_path / "model", bundle)
-    model = mlflow.pyfunc.load_model(str(tmp_path / "model"))
+    assert_judges_alike(tmp_path / "model", bundle)
+
+
+def test_a_network_without_attended_features_does_so_too(saved):
+    assert_judges_alike(saved, make_bundle())
+
+
+def assert_judges_alike(folder, bundle):
+    model = mlflow.pyfunc.load_model(str(folder))
     for size in SIZES:
         embedding_NE = make_embeddings(size)
         found = model.predict(embedding_NE.astype(np.float32))
@@ -106,21 +125,20 @@ def test_every_network_judges_bags_of_any_size_as_distmil_does(tmp_path, name, c
         np.testing.assert_allclose(found, expected(bundle, embedding_NE), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [{"patch_feature": "attended"}, {"topk_feature": "attended"}])
-def test_what_classifiers_see_is_exported_too(tmp_path, form):
-    bundle, embedding_NE = make_bundle(**form), make_embeddings(50)
-    save_model(tmp_path / "model", bundle)
-    found = mlflow.pytorch.load_model(str(tmp_path / "model"))(torch.from_numpy(embedding_NE).float())
-    assert np.abs(expected(bundle, embedding_NE) - expected(make_bundle(), embedding_NE)).max() > 0.01
-    np.testing.assert_allclose(found.numpy(), expected(bundle, embedding_NE), rtol=0, atol=1e-5)
+@pytest.mark.parametrize("form", ATTENDED)
+def test_what_classifiers_see_changes_the_scores(form):
+    embedding_NE = make_embeddings(50)
+    assert np.abs(expected(make_bundle(**form), embedding_NE) - expected(make_bundle(), embedding_NE)).max() > 0.01
 
 
-def test_attention_far_below_zero_is_pooled_exactly(tmp_path):
+def test_attention_far_below_zero_is_pooled_exactly(saved):
     bundle, embedding_NE = make_bundle(), make_embeddings(50)
+    graph = mlflow.pytorch.load_model(str(saved))
     with torch.no_grad():
-        bundle.head.score.bias.fill_(-150)  # sigmoid(a) is 0 in fp32
-    save_model(tmp_path / "model", bundle)
-    found = mlflow.pyfunc.load_model(str(tmp_path / "model")).predict(embedding_NE.astype(np.float32))
+        for bias in (bundle.head.score.bias, graph.state_dict()["head.score.bias"]):
+            bias.fill_(-150)  # sigmoid(a) is 0 in fp32
+    found = graph(torch.from_numpy(embedding_NE).float()).detach().numpy()
+    assert found[:, 0].max() == 0
     np.testing.assert_allclose(found, expected(bundle, embedding_NE), rtol=0, atol=1e-5)
 
 
@@ -136,14 +154,11 @@ def test_the_model_says_what_its_columns_are(saved):
     )
 
 
-def test_export_leaves_the_network_as_it_is(tmp_path):
-    bundle = make_bundle()
-    bundle.head.train()
-    before = {key: value.clone() for key, value in bundle.head.state_dict().items()}
-    save_model(tmp_path / "model", bundle)
-    assert bundle.head.training
-    assert all(parameter.requires_grad for parameter in bundle.head.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in bundle.head.state_dict().items())
+def test_export_leaves_the_network_as_it_is(exported):
+    _, head, before = exported
+    assert head.training
+    assert all(parameter.requires_grad for parameter in head.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in head.state_dict().items())
 
 
 def test_a_saved_model_tells_nothing_of_the_machine(saved):
@@ -313,7 +328,8 @@ def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path,
 
 
 @pytest.mark.parametrize("is_wanted", [True, False])
-def test_maps_can_be_left_out_of_the_record(tracker, tmp_path, is_wanted):
+def test_maps_can_be_left_out_of_the_record(tracker, saved, tmp_path, monkeypatch, is_wanted):
+    monkeypatch.setattr("distmil.pipeline.training.record.save_model", lambda folder, _: shutil.copytree(saved, folder))
     config = small_config(cohort={"classes": ["normal", "tumour"]}, tracking={"maps": is_wanted})
     job = Job(config, Store(str(tmp_path / "store")))
     bundle = make_bundle()

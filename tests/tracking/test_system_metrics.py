@@ -1,5 +1,6 @@
 """System metrics of a run: recorded while it goes on, through an outage, and never in its way."""
 
+import shutil
 import time
 
 import pytest
@@ -12,8 +13,9 @@ from distmil.tracking.tracker import Tracker
 
 
 @pytest.fixture
-def tracker(tmp_path):
+def tracker(empty_database, tmp_path):
     mlflow_client.outage_of.cache_clear()
+    shutil.copy(empty_database, tmp_path / "mlflow.db")
     found = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "an experiment")
     found.start("a run", artifacts=str(tmp_path / "artifacts"))
     return found

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from distmil.pipeline.doctor.finding import FAILED, OK, WARNING
+from distmil.pipeline.doctor import job
+from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Check, Finding
 from distmil.processes.tree import descendants
 
 ROOT = Path(__file__).parents[3]
@@ -61,35 +62,44 @@ def test_all_is_fine(tmp_path: Path) -> None:
     assert list(home.iterdir()) == []
 
 
-def test_without_openslide_with_a_wrong_key_and_without_the_cluster(tmp_path: Path) -> None:
-    (tmp_path / "openslide").mkdir()
-    (tmp_path / "openslide" / "__init__.py").write_text("raise ImportError('openslide is blocked')")
-    values = environment(tmp_path / "home", tmp_path) | {"RAY_ADDRESS": "127.0.0.1:9"}
-    code, found, words = doctor("tiling.patch=3", cwd=tmp_path, env=values)
-    assert (code, failed(found)) == (1, ["openslide", "configuration", "cluster"]), words
-    assert "openslide is blocked" in found["openslide"]["text"]
-    assert "pip install openslide-bin" in found["openslide"]["advice"]
-    assert found["configuration"]["text"] == "unknown key tiling.patch; did you mean patch_px or losses.patch?"
-    assert found["cluster"]["text"] == "RAY_ADDRESS = '127.0.0.1:9': Connection refused"
-    assert not (tmp_path / "home").exists()
-
-
 def heed_permissions() -> None:
     """Take from a process of root, once it starts its program, the right to write where permissions forbid it."""
     for capability in (DAC_OVERRIDE, DAC_READ_SEARCH):
         ctypes.CDLL(None).prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
 
 
-def test_a_root_without_write_access(tmp_path: Path) -> None:
+def test_without_openslide_without_write_access_and_without_the_cluster(tmp_path: Path) -> None:
+    (tmp_path / "openslide").mkdir()
+    (tmp_path / "openslide" / "__init__.py").write_text("raise ImportError('openslide is blocked')")
     root = tmp_path / "root"
     root.mkdir(mode=0o555)
-    code, found, words = doctor(cwd=tmp_path, env=environment(root), preexec_fn=heed_permissions)
-    assert (code, failed(found)) == (1, ["storage"]), words
+    values = environment(root, tmp_path) | {"RAY_ADDRESS": "127.0.0.1:9"}
+    code, found, words = doctor(cwd=tmp_path, env=values, preexec_fn=heed_permissions)
+    assert (code, failed(found)) == (1, ["openslide", "storage", "cluster"]), words
+    assert "openslide is blocked" in found["openslide"]["text"]
+    assert "pip install openslide-bin" in found["openslide"]["advice"]
     assert found["storage"]["text"].startswith(f"cannot write {root}")
     assert "Permission denied" in found["storage"]["text"]
     assert "set storage.root" in found["storage"]["advice"]
     assert found["MLflow"]["level"] == WARNING
+    assert found["cluster"]["text"] == "RAY_ADDRESS = '127.0.0.1:9': Connection refused"
+
+
+def test_with_a_wrong_key_there_is_no_storage_to_check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Check, "run", lambda check, **_: [Finding(OK, check.name, "not run here")])
+    monkeypatch.setattr(job, "end_descendants", lambda **_: None)  # this process has others
+    monkeypatch.setenv("DISTMIL_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert job.main("", ["tiling.patch=3"]) == 1
+    checks = json.loads(capsys.readouterr().out.splitlines()[-1])["checks"]
+    found = {check["name"]: check for check in checks}
+    assert failed(found) == ["configuration"]
+    assert found["configuration"]["text"] == "unknown key tiling.patch; did you mean patch_px or losses.patch?"
+    assert not {"storage", "MLflow"} & set(found)
     assert "RAY_ADDRESS is not set" in found["cluster"]["text"]
+    assert not (tmp_path / "home").exists()
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
