@@ -70,7 +70,7 @@ class StepPlanner:
         labels = {bag.label or 0 for bag in bags}
         self._negatives = [PatchPool.of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
         self._labelled = PatchPool.of({i: np.flatnonzero(bag.is_known_N) for i, bag in enumerate(bags)})
-        self._positive = PatchPool.of({i: np.flatnonzero(bag.positive_N > 0) for i, bag in enumerate(bags)})
+        self._positive = PatchPool.of({i: np.flatnonzero(bag.target_NC[:, 0] < 1) for i, bag in enumerate(bags)})
 
     @property
     def num_positive(self) -> int:

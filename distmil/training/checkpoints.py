@@ -107,15 +107,10 @@ def read_latest(store: Store, run: str) -> Record | None:
     """
     name = _record_name(run)
     record = store.read_record(name)
-    if record is None and store.exists(name):
-        raise StorageError(
-            f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
-        )
-    if record is not None and record.slide_id != run:
-        raise StorageError(
-            f"{store.path(name)} belongs to the run {record.slide_id}; restore it, or delete "
-            f"{store.path(checkpoint_folder(run))} to train again"
-        )
+    wrong = "is damaged" if record is None else f"belongs to the run {record.slide_id}"
+    if record.slide_id != run if record else store.exists(name):
+        folder = store.path(checkpoint_folder(run))
+        raise StorageError(f"{store.path(name)} {wrong}; restore it, or delete {folder} to train again")
     return record
 
 

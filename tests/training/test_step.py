@@ -16,7 +16,7 @@ from distmil.config.root import Config
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner, make_learner
-from distmil.training.losses import LossSettings, Totals
+from distmil.training.losses import LossSettings
 from distmil.training.step import share_of, take_step
 from distmil.training.workers import Group
 from tests.support.bags import EMBEDDING, make_bag, small_config
@@ -222,7 +222,7 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         )
         found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
-        aim = LossSettings(config, Totals(1, 1, 0), None)
+        aim = LossSettings(config, 1, 1, 0)
         drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
