@@ -37,7 +37,7 @@ OWNERS = {
     "mlflow": {"tracking", "inference.mlflow_model"},
     "openslide": {"slides.reader"},
     "torchvision": {"encoders.resnet"},
-    "pydantic": {"config", "cohort.row"},
+    "pydantic": {"config", "cohort.row", "bags.bag"},
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},
     "jinja2": {"visualization.tiling_page"},

@@ -154,14 +154,14 @@ def fit(
     ):  # the caller's own random numbers stay as they were
         run = open_run(wanted, bags, val, bags.spec, bags.store, name=None, device=place)
         nets = run.learner.eval_model
-        best: list[dict[str, Any]] = []
+        best = None
         while not run.is_finished:
             if run.advance(Group()) and wanted.training.patience:
-                best = [copy.deepcopy(module.state_dict()) for module in nets.modules]
+                best = copy.deepcopy(nets.state_dict())
             if on_epoch:
                 on_epoch(dict(run.history.rows[-1]))
-    for module, state in zip(nets.modules, best, strict=False):
-        module.load_state_dict(state)
+    if best is not None:
+        nets.load_state_dict(best)
     nets.train(False)
     return FittedRun(run.history.rows, run.history.best_epoch, _bundle(run, bags, wanted))
 

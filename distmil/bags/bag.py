@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from distmil.bags.source import EmbeddingSource, ImageSource, PatchSource, find_not_finite
 from distmil.errors import SlideError, StorageError
@@ -34,11 +35,6 @@ class Shards:
     def files(self) -> list[tuple[str, Part]]:
         """List the name and the part of each."""
         return [(f"{self.folder}/{part.name}", part) for part in self.parts]
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Shards":
-        """Rebuild them."""
-        return cls(values["folder"], tuple(Part(**part) for part in values["parts"]))
 
 
 @dataclass(frozen=True)
@@ -82,10 +78,10 @@ class BagEntry:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "BagEntry":
         """Rebuild an entry."""
-        views = tuple(map(Shards.from_json, values.get("views", ())))
-        part = values.get("labels_part")
-        labels_part = Part(**part) if part else None
-        return cls(**{**values, "parts": Shards.from_json(values).parts, "views": views, "labels_part": labels_part})
+        return _ENTRY.validate_python(values)
+
+
+_ENTRY = TypeAdapter(BagEntry)
 
 
 @dataclass(frozen=True)
@@ -116,11 +112,6 @@ class Bag:
     def is_known_N(self) -> NDArray[np.bool_]:
         """Mark the patches that have a label."""
         return ~np.isnan(self.target_NC[:, 0])
-
-    @cached_property
-    def positive_N(self) -> NDArray[np.float32]:
-        """Compute the share of target in each patch, NaN where unknown."""
-        return 1 - self.target_NC[:, 0]
 
 
 def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> Bag:

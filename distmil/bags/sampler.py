@@ -5,7 +5,7 @@ Every bag comes at least once an epoch. A bag larger than a step's budget is a s
 An epoch's steps follow from a seed for the whole group; each worker draws the same plan and takes its share of it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -70,20 +70,12 @@ class StepPlanner:
         labels = {bag.label or 0 for bag in bags}
         self._negatives = [PatchPool.of(_of_class(bags, 0, slide_label=label)) for label in sorted(labels)]
         self._labelled = PatchPool.of({i: np.flatnonzero(bag.is_known_N) for i, bag in enumerate(bags)})
-        self._positive = PatchPool.of({i: np.flatnonzero(bag.positive_N > 0) for i, bag in enumerate(bags)})
+        self._positive = PatchPool.of({i: np.flatnonzero(bag.target_NC[:, 0] < 1) for i, bag in enumerate(bags)})
 
     @property
     def num_positive(self) -> int:
         """Return how many patches are known to hold target."""
         return sum(pool.size for pool in self._by_class[1:])
-
-    def steps(self, epoch: int, *, with_mixed: bool, with_slides: bool = True) -> Iterator[Step]:
-        """Yield the steps of an epoch: every bag, in an order of its own, with a mixed bag each if wanted.
-
-        Without slides the steps are the same but for their slide bags, which no loss would look at.
-        """
-        for number, slides in enumerate(self.slides(epoch)):
-            yield self.step(epoch, number, slides, with_mixed=with_mixed, with_slides=with_slides)
 
     def slides(self, epoch: int) -> list[list[int]]:
         """Return the slides of every step of an epoch: all that must be known before the first step."""
@@ -103,7 +95,10 @@ class StepPlanner:
     def step(
         self, epoch: int, number: int, slides: Sequence[int], *, with_mixed: bool, with_slides: bool = True
     ) -> Step:
-        """Draw one step of an epoch: its samples, its mixed bag and its views. Steps may be drawn in any order."""
+        """Draw one step of an epoch: its samples, its views, and a mixed bag if wanted. The order of draws is free.
+
+        Without slides the step is the same but for its slide bags, which no loss would look at.
+        """
         generator = np.random.default_rng([self._seed, epoch, 1 + number])  # a seed's trailing zero would not count
         samples = {
             i: np.sort(generator.choice(self._lengths[i], size=self._size(i), replace=False))

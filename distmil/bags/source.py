@@ -20,10 +20,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
 
 Indices = NDArray[np.int64]
 Patches: TypeAlias = "NDArray[Any] | Tensor"
-_FEW = 16
-_MAGNITUDE, _INFINITY = np.uint16(0x7FFF), np.uint16(0x7C00)
-_CHECKED_AT_ONCE = 2**17
-"""Half floats that are checked in one go: they and their copy stay in the cache of a core."""
 
 
 class PatchSource(Protocol):
@@ -59,7 +55,7 @@ class EmbeddingSource:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
     def pieces(self, indices: Indices | slice) -> list[NDArray[np.floating[Any]]]:
-        """Take embeddings in pieces; those of a slice, and a few single ones, are not copied."""
+        """Take embeddings in pieces; those of a slice are not copied."""
         if isinstance(indices, slice):
             start, stop, _ = indices.indices(len(self))
             found = [
@@ -68,9 +64,6 @@ class EmbeddingSource:
             ]
             return [piece for piece in found if len(piece)] or found[:1]
         part_of, row_of = _locate(self._starts, indices)
-        if len(indices) <= _FEW:
-            places = zip(part_of.tolist(), row_of.tolist(), strict=True)
-            return [self.parts[part][row : row + 1] for part, row in places] or [self.parts[0][:0]]
         chosen = np.empty((len(indices), *self.parts[0].shape[1:]), self.parts[0].dtype)
         for part in np.unique(part_of):
             where = part_of == part
@@ -117,13 +110,6 @@ def _locate(starts: Indices, indices: Indices) -> tuple[Indices, Indices]:
 
 
 def find_not_finite(matrix_NE: NDArray[np.float16]) -> int | None:
-    """Find the first row of half floats that holds an infinity or a NaN, None if all are finite.
-
-    An exponent of ones is what both have: comparing bits runs at memory speed, converting half floats does not.
-    """
-    rows = max(1, _CHECKED_AT_ONCE // max(1, matrix_NE.shape[1]))
-    for start in range(0, len(matrix_NE), rows):
-        bits = matrix_NE[start : start + rows].view(np.uint16) & _MAGNITUDE
-        if bits.size and bits.max() >= _INFINITY:
-            return start + int(np.flatnonzero((bits >= _INFINITY).any(axis=1))[0])
-    return None
+    """Find the first row that holds an infinity or a NaN, None if all are finite."""
+    bad = np.flatnonzero(~np.isfinite(matrix_NE).all(axis=1))
+    return int(bad[0]) if len(bad) else None

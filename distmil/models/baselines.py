@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from distmil.config.learning import ModelConfig
-from distmil.models.dual import DualNetwork
-from distmil.models.network import GatedNetwork, Network, exact
+from distmil.models.network import DualNetwork, GatedNetwork, Network, exact
 from distmil.models.pooling import Pooling
 
 

@@ -1,4 +1,4 @@
-"""What every network over patch embeddings shares: a normaliser, the attention block's feature, and the classifier C1.
+"""The method's network, and what every network over patch embeddings shares: a normaliser, a feature, a classifier.
 
 Under autocast only the wide products run in half precision; scores and logits are fp32.
 
@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from distmil.config.learning import ModelConfig
-from distmil.models.cpu_attention import attended_in_blocks, features_in_blocks
 from distmil.models.layout import BagLayout
 from distmil.models.normaliser import Normaliser
 from distmil.models.pooling import PooledPart, Pooling, pool
-from distmil.models.tensors import widen
+from distmil.models.tensors import drop_by_bytes, widen
 
 
 class Network(nn.Module):
@@ -50,17 +49,11 @@ class Network(nn.Module):
         """
         # The normaliser's factors go into the weights: F x E products in place of T x E.
         weight_FE = (self.draw_scale() if scale_E is None else scale_E) * self.phi.weight
-        drop = self.feature_dropout.p if self.training else 0.0
-        in_blocks = embedding_TE.device.type == "cpu" and not embedding_TE.requires_grad
-        if in_blocks and not torch.compiler.is_exporting():
-            return self.attend_in_blocks(embedding_TE, weight_FE, drop=drop)
-        feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias)
-        feature_TF = nn.functional.dropout(feature_TF.relu_(), drop)
-        return feature_TF, self.attend(feature_TF)
-
-    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
-        """Compute features and raw attention scores on a CPU, for embeddings that need no gradient."""
-        feature_TF = features_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, drop=drop)
+        feature_TF = nn.functional.linear(self.normaliser.centred(embedding_TE), weight_FE, self.phi.bias).relu_()
+        if self.training and self.feature_dropout.p:
+            is_stored = embedding_TE.device.type == "cpu" and not embedding_TE.requires_grad
+            dropout = drop_by_bytes if is_stored else nn.functional.dropout
+            feature_TF = dropout(feature_TF, self.feature_dropout.p)
         return feature_TF, self.attend(feature_TF)
 
     def attend(self, feature_TF: Tensor) -> Tensor:
@@ -102,10 +95,31 @@ class GatedNetwork(Network):
         value_TA, gate_TA = self.gates(feature_TF).chunk(2, dim=1)
         return exact(self.score, value_TA.tanh() * gate_TA.sigmoid())[:, 0]
 
-    def attend_in_blocks(self, embedding_TE: Tensor, weight_FE: Tensor, *, drop: float) -> tuple[Tensor, Tensor]:
-        """Compute features and raw attention scores, the gates block by block as well."""
-        gating = (self.gates.weight, self.gates.bias, self.score.weight[0], self.score.bias)
-        return attended_in_blocks(self.normaliser, embedding_TE, weight_FE, self.phi.bias, *gating, drop=drop)
+
+class DualNetwork(GatedNetwork):
+    """Attention block phi and gated attention, C1 for patches and bags, C2 for top-K patches.
+
+    Source: DESIGN section 1.
+    """
+
+    pooling: ClassVar[Pooling] = "sigmoid"
+    losses: ClassVar[frozenset[str]] = frozenset({"patch", "bag", "topk", "attention"})
+
+    def __init__(self, config: ModelConfig, *, embedding_dim: int, num_classes: int) -> None:
+        super().__init__(config, embedding_dim=embedding_dim, num_classes=num_classes)
+        self.topk_classifier = nn.Linear(config.feature_dim, num_classes)
+
+    def patch_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+        """Compute C1's logits of single patches, T x C."""
+        return _classify(self.classifier, self.config.patch_feature, feature_TF, attention_T)
+
+    def topk_logits(self, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+        """Compute C2's logits of single patches, T x C; meant for the top-K patches alone."""
+        return _classify(self.topk_classifier, self.config.topk_feature, feature_TF, attention_T)
+
+
+def _classify(classifier: nn.Linear, form: str, feature_TF: Tensor, attention_T: Tensor) -> Tensor:
+    return exact(classifier, attention_T.sigmoid()[:, None] * feature_TF if form == "attended" else feature_TF)
 
 
 def exact(layer: nn.Linear, values: Tensor) -> Tensor:

@@ -24,3 +24,15 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
 def widen(values: Tensor) -> Tensor:
     """Turn half-precision values into fp32; wider ones stay. Scores and losses are never computed in less."""
     return values.float() if values.dtype in {torch.float16, torch.bfloat16} else values
+
+
+def drop_by_bytes(values: Tensor, share: float) -> Tensor:
+    """Set a share of values to 0, in steps of 1/256, and scale the others to keep the mean.
+
+    From random bytes, eight to a draw, so that a seed drops the same values as in earlier versions on a CPU.
+    """
+    threshold = round(256 * share)
+    draws = np.random.Generator(np.random.SFC64(int(torch.randint(2**63 - 1, ()))))
+    drawn = draws.integers(0, 2**64 - 1, size=-(-values.numel() // 8), dtype=np.uint64, endpoint=True)
+    kept = drawn.view(np.uint8)[: values.numel()] >= threshold
+    return values * torch.from_numpy(kept).view(values.shape) / (1 - threshold / 256)

@@ -10,7 +10,8 @@ from scipy import stats
 
 from distmil.config.root import Config
 from distmil.models.losses import LOSSES
-from distmil.search.space import Task, Values, score_of
+from distmil.search.space import Values
+from distmil.search.trial import Trial, score_of
 
 SIGNIFICANT = 0.05
 
@@ -88,8 +89,8 @@ def ablations(active: Config, values: Values) -> dict[str, dict[str, Any]]:
     return {name: {**values, f"losses.{name}": 0.0} for name in names} if len(names) > 1 else {}
 
 
-def repeat_tasks(settings: Mapping[str, Values], seeds: Sequence[int], *, claim: str = "") -> list[Task]:
+def repeat_trials(settings: Mapping[str, Values], seeds: Sequence[int], *, claim: str = "") -> list[Trial]:
     """List every setting with every seed, seeds in the outer loop; equal settings are trained once."""
     pairs = itertools.product(seeds, settings.values())
-    tasks = [Task(values, seed, is_repeat=True, claim=claim) for seed, values in pairs]
-    return list({task.key: task for task in tasks}.values())
+    trials = [Trial(values, seed, is_repeat=True, claim=claim) for seed, values in pairs]
+    return list({trial.key: trial for trial in trials}.values())

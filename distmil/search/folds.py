@@ -41,11 +41,9 @@ def check_metric(folds: Sequence[Sequence[Bag]], metric: str) -> None:
         check_labels([bag.label or 0 for bag in scored], metric, where=where)
         if not metric.startswith("patch"):
             continue
-        for kind, is_there in (
-            ("positive", any((bag.label_N > 0).any() for bag in scored)),
-            ("negative", any((bag.label_N == 0).any() for bag in scored)),
-        ):
-            if not is_there:
+        known = {int(sign) for bag in scored for sign in np.unique(np.sign(bag.label_N))}
+        for kind, sign in (("positive", 1), ("negative", 0)):
+            if sign not in known:
                 raise ConfigError(
                     f"search.metric = {metric!r}: {where} has no {kind} patch label to compare trials by; annotate "
                     "slides of it, set fewer search.folds, or set search.metric=slide_auc"

@@ -5,39 +5,40 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from distmil.search.comparison import Spread
-from distmil.search.space import Domain, TrialRecord, Values
+from distmil.search.space import Domain, Values
+from distmil.search.trial import Trial
 
 _COLUMNS = 3
 _STOPPED = "0.75"
 _MAP = "viridis"
+_DOTS = (("stopped", "none", "0.6", "ended early"), ("finished", "tab:blue", "tab:blue", "to the end"))
+"""Of trials by status: face, edge, and words."""
 
 
-def parallel_coordinates(
-    records: Sequence[TrialRecord], space: Mapping[str, Domain], *, metric: str, winner: Values
-) -> bytes:
+def parallel_coordinates(trials: Sequence[Trial], space: Mapping[str, Domain], *, metric: str, winner: Values) -> bytes:
     """Draw a line for each trial over its values, coloured by its score; ended trials are grey, the best one red.
 
     Returns:
         A PNG.
     """
-    shown = [record for record in records if record.score is not None]
+    shown = [(trial.score, trial) for trial in trials if trial.score is not None]
     figure = Figure(figsize=(1.8 * (len(space) + 1) + 1.5, 4.6), layout="constrained")
     axis = figure.subplots()
-    done = [record.score or 0.0 for record in shown if record.status == "finished"]
+    scores, done = [s for s, _ in shown], [s for s, trial in shown if trial.status == "finished"]
     norm = mpl.colors.Normalize(min(done, default=0), max(done, default=1) + 1e-9)
     colours = mpl.colormaps[_MAP]
-    scores = np.array([record.score or 0.0 for record in shown])
-    low, high = (scores.min(), scores.max()) if len(scores) else (0.0, 1.0)
-    for record in sorted(shown, key=lambda r: (r.values == winner, r.status == "finished", r.score or 0.0)):
-        places = [_place(domain, record.values[key]) for key, domain in space.items()]
-        heights = [*places, ((record.score or 0.0) - low) / ((high - low) or 1)]
-        is_done, is_best = record.status == "finished", record.values == winner
-        colour = "tab:red" if is_best else colours(norm(record.score or 0.0)) if is_done else _STOPPED
+    low, high = min(scores, default=0.0), max(scores, default=1.0)
+    for score, trial in sorted(
+        shown, key=lambda pair: (pair[1].values == winner, pair[1].status == "finished", pair[0])
+    ):
+        heights = [_place(domain, trial.values[key]) for key, domain in space.items()]
+        heights.append((score - low) / ((high - low) or 1))
+        is_done, is_best = trial.status == "finished", trial.values == winner
+        colour = "tab:red" if is_best else colours(norm(score)) if is_done else _STOPPED
         width = 3.0 if is_best else 1.6 if is_done else 0.8
         axis.plot(range(len(heights)), heights, color=colour, linewidth=width)
     for i, (key, domain) in enumerate(space.items()):
@@ -59,9 +60,7 @@ def parallel_coordinates(
     return _png(figure)
 
 
-def parameter_plots(
-    records: Sequence[TrialRecord], space: Mapping[str, Domain], *, metric: str, default: Values
-) -> bytes:
+def parameter_plots(trials: Sequence[Trial], space: Mapping[str, Domain], *, metric: str, default: Values) -> bytes:
     """Draw the score of each trial over each parameter; ended trials are hollow, the default is a dashed line.
 
     Returns:
@@ -73,18 +72,16 @@ def parameter_plots(
     for axis in axes[len(space) :]:
         axis.set_axis_off()
     for axis, (key, domain) in zip(axes, space.items(), strict=False):
-        for status, style in (
-            ("stopped", {"facecolors": "none", "edgecolors": "0.6"}),
-            ("finished", {"c": "tab:blue"}),
-        ):
-            chosen = [r for r in records if r.status == status and r.score is not None]
-            label = "ended early" if status == "stopped" else "to the end"
-            axis.scatter(
-                [_x(domain, r.values[key]) for r in chosen], [r.score for r in chosen], s=26, label=label, **style
-            )
+        for status, face, edge, label in _DOTS:
+            chosen = [trial for trial in trials if trial.status == status and trial.score is not None]
+            places = [_place(domain, trial.values[key]) for trial in chosen]
+            scores = [trial.score for trial in chosen]
+            axis.scatter(places, scores, s=26, facecolors=face, edgecolors=edge, label=label)
         if default[key] in domain:
-            axis.axvline(_x(domain, default[key]), color="tab:orange", linestyle="--", linewidth=1.8, label="default")
-        _set_axis(axis, domain)
+            place = _place(domain, default[key])
+            axis.axvline(place, color="tab:orange", linestyle="--", linewidth=1.8, label="default")
+        axis.set_xticks(*zip(*_ticks(domain), strict=True))
+        axis.set_xlim(-0.07, 1.07)
         axis.set_xlabel(key)
         axis.set_ylabel(_words(metric))
         axis.grid(alpha=0.25)
@@ -131,30 +128,6 @@ def _ticks(domain: Domain) -> list[tuple[float, str]]:
     low, high = domain.values
     middle = float(np.sqrt(low * high)) if domain.kind == "loguniform" else (low + high) / 2
     return [(_place(domain, value), f"{value:.3g}") for value in (low, middle, high)]
-
-
-def _x(domain: Domain, value: object) -> float:
-    """Place a value on a plot's axis: a number by itself, a choice by its index."""
-    if domain.kind == "choice":
-        return float(domain.values.index(value)) if value in domain else -1.0
-    return float(value)  # type: ignore[arg-type]
-
-
-def _set_axis(axis: Axes, domain: Domain) -> None:
-    if domain.kind == "choice":
-        axis.set_xticks(range(len(domain.values)), [str(value) for value in domain.values])
-        axis.set_xlim(-0.4, len(domain.values) - 0.6)
-        return
-    low, high = domain.values
-    if domain.kind == "loguniform":
-        axis.set_xscale("log")
-        margin = (high / low) ** 0.05
-        axis.set_xlim(low / margin, high * margin)
-        ticks = [low, (low * high) ** 0.5, high]
-        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        axis.minorticks_off()
-    else:
-        axis.set_xlim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 def _words(metric: str) -> str:

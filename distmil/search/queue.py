@@ -5,78 +5,73 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from distmil.search.samplers import OptunaSampler
-from distmil.search.space import Task, TrialRecord, Values
+from distmil.search.space import Values
+from distmil.search.trial import Trial
 
 
 class TrialQueue:
-    """Hands out the tasks to train, and takes in how they end."""
+    """Hands out the trials to train, and takes in how they end."""
 
     def __init__(
         self,
-        tasks: Sequence[Task],
+        trials: Sequence[Trial],
         *,
-        known: Mapping[str, TrialRecord],
+        known: Mapping[str, Trial],
         max_lost: int,
         sampler: OptunaSampler | None = None,
-        make: Callable[[Values], Task] | None = None,
+        make: Callable[[Values], Trial] | None = None,
         count: int | None = None,
     ) -> None:
-        """Begin with the tasks that are known.
+        """Begin with the trials that are known.
 
         Args:
-            tasks: In order, all different.
-            known: Records of earlier calls, by task.
-            max_lost: How often a lost task is tried again.
-            sampler: Draws the settings of more tasks.
-            make: Makes a task of a setting.
-            count: Tasks in all; None: the given ones.
+            trials: In order, all different.
+            known: Trials of earlier calls, by key.
+            max_lost: How often a lost trial is tried again.
+            sampler: Draws the settings of more trials.
+            make: Makes a trial of a setting.
+            count: Trials in all; None: the given ones.
         """
-        self._numbers = {task.key: number for number, task in enumerate(tasks)}
-        self.over = [
-            replace(known[key], number=number)
-            for key, number in self._numbers.items()
-            if key in known and known[key].is_over
-        ]
-        done = {record.task.key for record in self.over}
-        self._waiting = deque(task for task in tasks if task.key not in done)
+        numbered = [replace(trial, number=number) for number, trial in enumerate(trials)]
+        done = {key for key, trial in known.items() if trial.is_over}
+        self._keys = {trial.key for trial in numbered}
+        self.over = [replace(known[trial.key], number=trial.number) for trial in numbered if trial.key in done]
+        self._waiting = deque(trial for trial in numbered if trial.key not in done)
         self._running: set[str] = set()
         self._losses: Counter[str] = Counter()
         self._max_lost, self._sampler, self._make = max_lost, sampler, make
-        self.total = len(tasks) if count is None else count
+        self.total = len(trials) if count is None else count
 
     @property
     def is_done(self) -> bool:
         """Return whether everything is over."""
-        return not self._waiting and not self._running and len(self._numbers) >= self.total
+        return not self._waiting and not self._running and len(self._keys) >= self.total
 
-    def number(self, task: Task) -> int:
-        """Look up a task's place in the order."""
-        return self._numbers[task.key]
-
-    def next(self) -> Task | None:
-        """Hand out the next task, None if there is none now."""
+    def next(self) -> Trial | None:
+        """Hand out the next trial, None if there is none now."""
         if self._waiting:
-            task = self._waiting.popleft()
-        elif self._sampler is not None and self._make is not None and len(self._numbers) < self.total:
-            make, numbers = self._make, self._numbers
-            task = make(self._sampler.ask(lambda values: make(values).key not in numbers))
-            numbers[task.key] = len(numbers)
+            trial = self._waiting.popleft()
+        elif self._sampler is not None and self._make is not None and len(self._keys) < self.total:
+            make, keys = self._make, self._keys
+            trial = make(self._sampler.ask(lambda values: make(values).key not in keys))
+            trial = replace(trial, number=len(keys))
+            keys.add(trial.key)
         else:
             return None
-        self._running.add(task.key)
-        return task
+        self._running.add(trial.key)
+        return trial
 
-    def end(self, task: Task, score: float | None) -> None:
-        """Note that a task is over, or failed for good."""
-        self._running.discard(task.key)
+    def end(self, trial: Trial, score: float | None) -> None:
+        """Note that a trial is over, or failed for good."""
+        self._running.discard(trial.key)
         if self._sampler is not None:
-            self._sampler.tell(task.values, score)
+            self._sampler.tell(trial.values, score)
 
-    def lose(self, task: Task) -> bool:
-        """Note that a task's process or node was lost, and return whether the task comes next, to be tried again."""
-        self._losses[task.key] += 1
-        if self._losses[task.key] > self._max_lost:
+    def lose(self, trial: Trial) -> bool:
+        """Note that a trial's process or node was lost, and return whether the trial comes next, to be tried again."""
+        self._losses[trial.key] += 1
+        if self._losses[trial.key] > self._max_lost:
             return False
-        self._running.discard(task.key)
-        self._waiting.appendleft(task)
+        self._running.discard(trial.key)
+        self._waiting.appendleft(trial)
         return True

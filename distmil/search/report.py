@@ -12,7 +12,8 @@ from distmil.config.root import PRIVATE_KEYS, Config
 from distmil.console import Console
 from distmil.search.comparison import SIGNIFICANT, Difference, Spread, compare
 from distmil.search.plots import comparison_plot, parallel_coordinates, parameter_plots
-from distmil.search.space import Domain, TrialRecord, Values
+from distmil.search.space import Domain, Values
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 
 SHOWN = 10
@@ -31,8 +32,8 @@ class Outcome:
     metric: str
     space: Mapping[str, Domain]
     default: Values
-    winner: TrialRecord
-    records: Sequence[TrialRecord]
+    winner: Trial
+    records: Sequence[Trial]
     spreads: Mapping[str, Spread]
     """Scores of the settings that were trained again, over seeds; empty if none were."""
     held_out: Mapping[str, Spread]
@@ -44,14 +45,12 @@ class Outcome:
     @property
     def difference(self) -> Difference | None:
         """The best values less the default ones, None if they were not trained again."""
-        return compare(self.spreads["best"], self.spreads["default"]) if self.spreads else None
+        return _difference(self.spreads)
 
     @property
     def unseen(self) -> Difference | None:
         """The best values less the default ones on slides that no trial saw, None if there are none."""
-        if not {"best", "default"} <= set(self.held_out):
-            return None
-        return compare(self.held_out["best"], self.held_out["default"])
+        return _difference(self.held_out)
 
     @property
     def is_better(self) -> bool:
@@ -84,11 +83,13 @@ class Outcome:
             for name in ("best", "default"):
                 if name in spreads:
                     found |= {f"{place}{name}_mean": spreads[name].mean, f"{place}{name}_sd": spreads[name].sd}
-        if self.difference is not None:
-            found |= {"difference_mean": self.difference.mean, "difference_p": self.difference.p}
-        if self.unseen is not None:
-            found |= {"held_out_difference_mean": self.unseen.mean, "held_out_difference_p": self.unseen.p}
+            if (difference := _difference(spreads)) is not None:
+                found |= {f"{place}difference_mean": difference.mean, f"{place}difference_p": difference.p}
         return found
+
+
+def _difference(spreads: Mapping[str, Spread]) -> Difference | None:
+    return compare(spreads["best"], spreads["default"]) if {"best", "default"} <= spreads.keys() else None
 
 
 def _facts(found: Difference, seeds: int) -> str:
@@ -164,7 +165,7 @@ def _trial_rows(outcome: Outcome) -> list[dict[str, Any]]:
     order = sorted(outcome.records, key=lambda r: (r.status != "finished", -(r.score if r.score is not None else -1e9)))
     return [
         {
-            "trial": record.task.key, **record.values, "status": record.status, outcome.metric: record.score,
+            "trial": record.key, **record.values, "status": record.status, outcome.metric: record.score,
             "epochs": len(record.rows), "seconds": round(record.seconds, 1), "error": record.error or "",
         }
         for record in order

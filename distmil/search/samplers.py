@@ -9,7 +9,8 @@ import numpy as np
 
 from distmil.config.root import fingerprint
 from distmil.errors import ConfigError
-from distmil.search.space import Domain, TrialRecord, Values
+from distmil.search.space import Domain, Values
+from distmil.search.trial import Trial
 
 MAX_REPEATED = 200
 """Draws by Optuna of what was drawn before, after which a new setting is drawn at random."""
@@ -17,18 +18,14 @@ MAX_REPEATED = 200
 
 def num_settings(space: Mapping[str, Domain]) -> int | None:
     """Count the settings of a space, None where a range is continuous."""
-    sizes = [_size(domain) for domain in space.values()]
-    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+    every = [_listed(domain) for domain in space.values()]
+    return None if None in every else math.prod(len(values or ()) for values in every)
 
 
-def _size(domain: Domain) -> int | None:
-    if domain.kind == "choice":
-        return len(domain.values)
-    return len(_numbers(domain)) if domain.kind == "int" else None
-
-
-def _numbers(domain: Domain) -> list[Any]:
-    """List the whole numbers of a range, of the type that the key has."""
+def _listed(domain: Domain) -> Sequence[Any] | None:
+    """List the values of a domain, whole numbers of the type that the key has; None for a continuous range."""
+    if domain.kind != "int":
+        return domain.values if domain.kind == "choice" else None
     low, high = domain.values
     return [type(low)(number) for number in range(int(low), int(high) + 1)]
 
@@ -68,8 +65,7 @@ def distinct(settings: Iterable[Values], count: int | None = None) -> list[Value
 
 def all_values(space: Mapping[str, Domain]) -> Iterator[dict[str, Any]]:
     """Yield every setting of a space of choices and whole numbers."""
-    every = [d.values if d.kind == "choice" else _numbers(d) for d in space.values()]
-    for values in itertools.product(*every):
+    for values in itertools.product(*(_listed(domain) or () for domain in space.values())):
         yield dict(zip(space, values, strict=True))
 
 
@@ -97,7 +93,7 @@ class OptunaSampler:
     Choices are known to it by their place, for it takes no lists or mappings.
     """
 
-    def __init__(self, space: Mapping[str, Domain], *, seed: int, results: Sequence[TrialRecord]) -> None:
+    def __init__(self, space: Mapping[str, Domain], *, seed: int, results: Sequence[Trial]) -> None:
         """Begin with the results so far; another number of them draws from another seed. Raises: ConfigError."""
         try:
             import optuna  # noqa: PLC0415  # an extra

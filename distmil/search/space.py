@@ -1,9 +1,9 @@
-"""The space of a search and its trials: domains, tasks and records."""
+"""The space of a search: the domain of every searched key."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 from distmil.config.loading import build_config
 from distmil.config.root import Config, fingerprint
@@ -14,10 +14,7 @@ KINDS = ("choice", "uniform", "loguniform", "int")
 SECTIONS = ("bags", "model", "losses", "training")
 FIXED = ("training.seed", "training.epochs", "training.select_by", "training.patience")
 """Keys that must be the same for all trials, or they could not be compared."""
-WORST = -1e6
-"""Score of a trial that cannot go on; every metric is better."""
 Values = Mapping[str, Any]
-Status = Literal["running", "finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True)
@@ -149,65 +146,3 @@ def default_values(config: Config, space: Mapping[str, Domain]) -> dict[str, Any
     """List the values that the searched keys have without a search."""
     known = config.flat()
     return {key: known[key] for key in space}
-
-
-def score_of(row: Mapping[str, float | None], metric: str, prefix: str = "val_") -> float | None:
-    """Compute the score that trials are compared by, higher is better; None where it is not defined."""
-    if metric == "loss":
-        loss = row.get(f"{prefix}slide_loss")
-        return None if loss is None else -loss
-    return row.get(f"{prefix}{metric}")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One setting and seed to train."""
-
-    values: Values
-    seed: int
-    is_repeat: bool = False
-    """It is part of the comparison at the end, and evaluated on held-out slides as well."""
-    claim: str = ""
-    """Fingerprint of all else that the search depends on: slides, labels, folds and settings."""
-
-    @property
-    def key(self) -> str:
-        """A name made from everything that the trial is."""
-        return fingerprint(asdict(self))
-
-
-@dataclass
-class TrialRecord:
-    """The course of a trial so far."""
-
-    values: dict[str, Any]
-    seed: int
-    is_repeat: bool
-    number: int
-    status: Status = "running"
-    rows: list[dict[str, float | None]] = field(default_factory=list)
-    score: float | None = None
-    error: str | None = None
-    seconds: float = 0.0
-    mlflow: str | None = None
-    claim: str = ""
-
-    @property
-    def task(self) -> Task:
-        """The setting and seed that were trained."""
-        return Task(self.values, self.seed, self.is_repeat, self.claim)
-
-    @property
-    def is_over(self) -> bool:
-        """Whether nothing is left to train; a failed trial is tried again."""
-        return self.status in {"finished", "stopped"}
-
-    def to_json(self) -> dict[str, Any]:
-        """Convert to JSON-ready values."""
-        return asdict(self)
-
-
-def best_trial(records: Sequence[TrialRecord]) -> TrialRecord | None:
-    """Choose the trial with the best score of those that were trained to the end; the earlier of equal ones."""
-    done = [record for record in records if record.status == "finished" and record.score is not None]
-    return max(done, key=lambda record: (record.score or 0.0, -record.number)) if done else None

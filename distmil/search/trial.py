@@ -1,113 +1,58 @@
-"""One trial of a search: a setting trained on every fold side by side, epoch by epoch. Torch only."""
+"""A trial of a search: one setting and seed, the course of its training, and what trials are compared by."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-import torch
+from distmil.config.root import fingerprint
+from distmil.search.space import Values
 
-from distmil.bags.bag import Bag
-from distmil.config.learning import TrainingConfig
-from distmil.config.root import Config
-from distmil.encoders.registry import EncoderSpec
-from distmil.storage.store import Store
-from distmil.training.checkpoints import load_checkpoint, save_checkpoint
-from distmil.training.engine import History, evaluate
-from distmil.training.run import new_learner, open_run
-from distmil.training.workers import Group
-
+WORST = -1e6
+"""Score of a trial that cannot go on; every metric is better."""
 Row = dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Fold:
-    """Bags to train on, and others to validate on."""
-
-    train_bags: Sequence[Bag]
-    validation_bags: Sequence[Bag]
-
-
+@dataclass
 class Trial:
-    """A setting in training, on one fold or on several."""
+    """One setting and seed, and its course so far. JSON-ready."""
 
-    def __init__(
-        self,
-        config: Config,
-        folds: Sequence[Fold],
-        spec: EncoderSpec,
-        store: Store,
-        *,
-        name: str,
-        device: torch.device,
-        keeps_best: bool = False,
-    ) -> None:
-        self._store, self._name = store, name
-        self._keeps_best = keeps_best and config.training.patience > 0
-        self._runs = [
-            open_run(config, fold.train_bags, fold.validation_bags, spec, store, name=_run_name(name, i), device=device)
-            for i, fold in enumerate(folds)
-        ]
+    values: Values
+    seed: int
+    is_repeat: bool = False
+    """It is part of the comparison at the end, and evaluated on held-out slides as well."""
+    number: int = 0
+    """Place in the order of the search."""
+    status: Literal["running", "finished", "stopped", "failed"] = "running"
+    rows: list[Row] = field(default_factory=list)
+    score: float | None = None
+    error: str | None = None
+    seconds: float = 0.0
+    mlflow: str | None = None
+    """Id of its run in MLflow."""
+    claim: str = ""
+    """Fingerprint of all else that the search depends on: slides, labels, folds and settings."""
 
-    def row(self, epoch: int) -> Row:
-        """Train up to an epoch where that is not done, and return its metrics, means over the folds.
+    @property
+    def key(self) -> str:
+        """A name made from everything that is trained."""
+        names = ("values", "seed", "is_repeat", "claim")
+        return fingerprint({name: getattr(self, name) for name in names})
 
-        With early stopping they are those of the best epoch so far, as the run would keep it.
-        """
-        for i, run in enumerate(self._runs):
-            while len(run.history.rows) <= epoch and not run.is_finished:
-                if run.advance(Group()) and self._keeps_best:
-                    self._save(i, is_best=True)
-        return mean_row([kept_row(run.history, run.config.training, epoch) for run in self._runs])
-
-    def is_finished(self, epoch: int) -> bool:
-        """Return whether no fold has anything left to train after an epoch."""
-        return all(run.is_finished and len(run.history.rows) <= epoch + 1 for run in self._runs)
-
-    def evaluate(self, bags: Sequence[Bag]) -> Row:
-        """Evaluate on other slides, means over the folds' networks.
-
-        With early stopping the networks are those of the best epochs, which must have been kept.
-        """
-        if self._keeps_best:
-            for i, run in enumerate(self._runs):
-                load_checkpoint(self._store, _run_name(self._name, i), run.learner, best=True)
-        return mean_row([evaluate(run.learner, bags, run.config, group=Group()) for run in self._runs])
-
-    def save(self) -> None:
-        """Commit a checkpoint of every fold."""
-        for i in range(len(self._runs)):
-            self._save(i, is_best=False)
-
-    def _save(self, fold: int, *, is_best: bool) -> None:
-        run = self._runs[fold]
-        save_checkpoint(self._store, _run_name(self._name, fold), run.learner, run.history, is_best=is_best)
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to train; a failed trial is tried again."""
+        return self.status in {"finished", "stopped"}
 
 
-def _run_name(name: str, fold: int) -> str:
-    return f"{name}/fold-{fold}"
+def score_of(row: Mapping[str, float | None], metric: str, prefix: str = "val_") -> float | None:
+    """Compute the score that trials are compared by, higher is better; None where it is not defined."""
+    if metric == "loss":
+        loss = row.get(f"{prefix}slide_loss")
+        return None if loss is None else -loss
+    return row.get(f"{prefix}{metric}")
 
 
-def kept_row(history: History, training: TrainingConfig, epoch: int) -> Row:
-    """Choose the metrics of the network that a run would have kept after an epoch."""
-    rows = history.rows[: epoch + 1]
-    if not training.patience:
-        return rows[-1]
-    seen = History()
-    for row in rows:
-        seen.add(row, select_by=training.select_by)
-    return rows[seen.best_epoch]
-
-
-def evaluate_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: Store, *, name: str) -> Row:
-    """Evaluate the network that a finished run kept on other slides, on the CPU."""
-    learner = new_learner(config, spec, store, device=torch.device("cpu"))
-    load_checkpoint(store, name, learner, best=config.training.patience > 0)
-    return evaluate(learner, bags, config, group=Group())
-
-
-def mean_row(rows: Sequence[Row]) -> Row:
-    """Average every value over the rows that have it, None where none has."""
-    found: Row = {}
-    for name in dict.fromkeys(key for row in rows for key in row):
-        values = [value for row in rows if (value := row.get(name)) is not None]
-        found[name] = sum(values) / len(values) if values else None
-    return found
+def best_trial(trials: Sequence[Trial]) -> Trial | None:
+    """Choose the trial with the best score of those that were trained to the end; the earlier of equal ones."""
+    done = [trial for trial in trials if trial.status == "finished" and trial.score is not None]
+    return max(done, key=lambda trial: (trial.score or 0.0, -trial.number)) if done else None

@@ -5,7 +5,8 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -124,3 +125,17 @@ def recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> se
     if not defined:
         return set(range(len(rows)))
     return {metric.step for metric in client.get_metric_history(run_id, defined.most_common(1)[0][0])}
+
+
+@contextmanager
+def closing_run(finish: Callable[[str], object]) -> Iterator[None]:
+    """Call ``finish`` with how the block ended: FINISHED, KILLED if it was interrupted, or FAILED."""
+    status = "FAILED"
+    try:
+        yield
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        finish(status)

@@ -67,6 +67,11 @@ class Tracker:
         return Tracker, (self.uri, self.experiment, self.run_id)
 
     @property
+    def place(self) -> dict[str, str | None]:
+        """Where the run is, for a job's answer."""
+        return {"uri": self.uri, "experiment": self.experiment, "run_id": self.run_id}
+
+    @property
     def is_recording(self) -> bool:
         """Whether there is a run to log into, or one that opens when MLflow answers."""
         return self.uri is not None and not self._is_gone and not (self.run_id is None and self._open is None)
@@ -151,7 +156,7 @@ class Tracker:
 
         self.attempt(folder or path.name, send)
 
-    def attempt(self, what: str, work: Callable[[MlflowClient, str], None]) -> bool:
+    def attempt(self, what: str, work: Callable[[MlflowClient, str], object]) -> bool:
         """Call MLflow for something that cannot wait, and return whether it was done.
 
         Args:
@@ -159,14 +164,9 @@ class Tracker:
             work: Called with the client and the run's id, after everything that was held back is sent.
         """
         with self._lock:
-            done: list[str] = []
-
-            def call(run_id: str, client: MlflowClient) -> None:
-                work(client, run_id)
-                done.append(what)
-
+            done: list[object] = []
             if self._send():
-                self._guard(lambda client: self._ask(client, partial(call, client=client)))
+                self._guard(lambda client: self._ask(client, lambda run_id: done.append(work(client, run_id))))
             if not done and self.is_recording:
                 self._missing.append(what)
             return bool(done)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import Tensor, nn
+from torch import nn
 
 from distmil.errors import StorageError
 from distmil.storage.records import Part, Record
@@ -55,7 +55,8 @@ def save_checkpoint(
         lease.check(store)
     optimizer = io.BytesIO()
     torch.save(learner.optimizer.state_dict(), optimizer)
-    files = {".safetensors": save_safetensors(_tensors(learner)), ".pt": optimizer.getvalue()}
+    tensors = {key: value.cpu().contiguous() for key, value in _modules(learner).state_dict().items()}
+    files = {".safetensors": save_safetensors(tensors), ".pt": optimizer.getvalue()}
     parts = tuple(
         store.write_part(folder, f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
         for suffix, data in files.items()
@@ -89,10 +90,7 @@ def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = Fa
         parts, steps_done = [Part(**part) for part in record.info["best"]["parts"]], record.info["best"]["steps_done"]
     folder = checkpoint_folder(run)
     model, optimizer = parts
-    tensors = load_safetensors(store.read_part(folder, model))
-    for prefix, module in _modules(learner).items():
-        own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-        module.load_state_dict(own)
+    _modules(learner).load_state_dict(load_safetensors(store.read_part(folder, model)))
     state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
     learner.optimizer.load_state_dict(state)
     learner.steps_done = steps_done
@@ -107,15 +105,10 @@ def read_latest(store: Store, run: str) -> Record | None:
     """
     name = _record_name(run)
     record = store.read_record(name)
-    if record is None and store.exists(name):
-        raise StorageError(
-            f"{store.path(name)} is damaged; restore it, or delete {store.path(checkpoint_folder(run))} to train anew"
-        )
-    if record is not None and record.name != run:
-        raise StorageError(
-            f"{store.path(name)} belongs to the run {record.name}; restore it, or delete "
-            f"{store.path(checkpoint_folder(run))} to train again"
-        )
+    wrong = "is damaged" if record is None else f"belongs to the run {record.name}"
+    if record.name != run if record else store.exists(name):
+        folder = store.path(checkpoint_folder(run))
+        raise StorageError(f"{store.path(name)} {wrong}; restore it, or delete {folder} to train again")
     return record
 
 
@@ -123,17 +116,7 @@ def _record_name(run: str) -> str:
     return f"{checkpoint_folder(run)}/latest.json"
 
 
-def _modules(learner: Learner) -> dict[str, nn.Module]:
-    """List the modules of a checkpoint by the prefix of their tensors."""
-    found = {"head.": learner.head, "encoder.": learner.encoder}
-    if learner.averaged is not None:
-        found |= {"averaged.head.": learner.averaged.head, "averaged.encoder.": learner.averaged.encoder}
-    return {prefix: module for prefix, module in found.items() if module is not None}
-
-
-def _tensors(learner: Learner) -> dict[str, Tensor]:
-    return {
-        f"{prefix}{key}": value.detach().cpu().contiguous()
-        for prefix, module in _modules(learner).items()
-        for key, value in module.state_dict().items()
-    }
+def _modules(learner: Learner) -> nn.ModuleDict:
+    """Gather the modules of a checkpoint by the first part of their tensors' names."""
+    found = {"head": learner.head, "encoder": learner.encoder, "averaged": learner.averaged}
+    return nn.ModuleDict({name: module for name, module in found.items() if module is not None})

@@ -26,31 +26,20 @@ from distmil.training.cuda_graphs import StepGraphs
 NORMALISER_PATCHES = 20_000
 
 
-@dataclass(frozen=True)
-class Nets:
+class Nets(nn.Module):
     """A head, and an encoder where that is trained too."""
 
-    head: Network
-    encoder: nn.Module | None
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """Return both, or the head alone."""
-        return [self.head] if self.encoder is None else [self.head, self.encoder]
-
-    def train(self, mode: bool) -> None:
-        """Switch between training and evaluation."""
-        for module in self.modules:
-            module.train(mode)
+    def __init__(self, head: Network, encoder: nn.Module | None) -> None:
+        super().__init__()
+        self.head, self.encoder = head, encoder
 
     def follow(self, other: "Nets", *, decay: float) -> None:
         """Move parameters towards another's: mine x decay + theirs x (1 - decay); buffers are copied."""
         with torch.no_grad():
-            for mine, theirs in zip(self.modules, other.modules, strict=True):
-                for mean, value in zip(mine.parameters(), theirs.parameters(), strict=True):
-                    mean.lerp_(value, 1 - decay)
-                for kept, given in zip(mine.buffers(), theirs.buffers(), strict=True):
-                    kept.copy_(given)
+            for mean, value in zip(self.parameters(), other.parameters(), strict=True):
+                mean.lerp_(value, 1 - decay)
+            for kept, given in zip(self.buffers(), other.buffers(), strict=True):
+                kept.copy_(given)
 
 
 @dataclass

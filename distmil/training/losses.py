@@ -22,32 +22,25 @@ from distmil.models.network import Network
 
 
 @dataclass(frozen=True)
-class Totals:
-    """Divisors of a step's losses: counts over the whole group."""
+class LossSettings:
+    """Settings of a step's losses: the configuration, the counts over the whole group that divide, class weights."""
 
+    config: Config
     num_slides: int
     num_bags: int
     """Slides, and the mixed bag where the bag loss is on it as well."""
     num_mixed: int
-
-
-@dataclass(frozen=True)
-class LossSettings:
-    """Settings of a step's losses: the configuration, the totals, and the weight of each class."""
-
-    config: Config
-    totals: Totals
-    class_weight_C: Tensor | None
+    class_weight_C: Tensor | None = None
 
     def of_slides(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
         """Return the sum of slide losses by class weight, each a share of the group's mean."""
         if self.class_weight_C is not None:
             loss_B = loss_B * self.class_weight_C.to(loss_B)[label_B]
-        return loss_B.sum() / self.totals.num_slides
+        return loss_B.sum() / self.num_slides
 
     def of_bags(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
         """Return the sum of bag losses, where the mixed bag counts as one more."""
-        return self.of_slides(loss_B, label_B) * (self.totals.num_slides / self.totals.num_bags)
+        return self.of_slides(loss_B, label_B) * (self.num_slides / self.num_bags)
 
     def weigh(self, found: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return each loss in the order of LOSSES, 0 where there is none, and their weighted sum."""
@@ -97,7 +90,7 @@ def bag_losses(head: Network, feature_TF: Tensor, attention_T: Tensor, batch: Ba
     logits_SC = logits_BC[: len(label_B)]
     loss = aim.of_bags(losses.bag_loss(logits_SC, label_B), label_B) if len(label_B) else logits_BC.new_zeros(())
     if aim.config.bags.mixed_bag_loss and len(batch.target_NC):
-        loss = loss + losses.mixed_bag_loss(logits_BC[-1], is_positive=batch.has_target) / aim.totals.num_bags
+        loss = loss + losses.mixed_bag_loss(logits_BC[-1], is_positive=batch.has_target) / aim.num_bags
     return loss
 
 
@@ -115,11 +108,11 @@ def mixed_losses(
     head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: LossSettings
 ) -> dict[str, Tensor]:
     """Return the active losses of the mixed bag's patches: L1 and L4."""
-    weights, totals, found = aim.config.losses, aim.totals, {}
+    weights, found = aim.config.losses, {}
     positive_N = 1 - target_NC[:, 0]
     logits_NC = head.patch_logits(feature_NF, attention_N)
     if weights.patch:
-        found["patch"] = losses.patch_loss(logits_NC, target_NC).sum() / totals.num_mixed
+        found["patch"] = losses.patch_loss(logits_NC, target_NC).sum() / aim.num_mixed
     if weights.attention:
-        found["attention"] = losses.attention_loss(attention_N, logits_NC, positive_N).sum() / totals.num_mixed
+        found["attention"] = losses.attention_loss(attention_N, logits_NC, positive_N).sum() / aim.num_mixed
     return found

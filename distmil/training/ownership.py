@@ -8,21 +8,11 @@ again after a kill begins at once.
 
 import socket
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from distmil.errors import TrainingError
 from distmil.storage.store import Store
-
-
-@dataclass(frozen=True)
-class Owner:
-    """A job that works on a run."""
-
-    token: str
-    host: str
-    started: str
-    """UTC, ISO 8601."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +31,17 @@ class Lease:
             StorageError: If the store cannot be read.
         """
         try:
-            owner = Owner(**store.read_checked(_owner_file(self.folder), owner=self.run))
+            owner = store.read_checked(_owner_file(self.folder), owner=self.run)
         except FileNotFoundError:
             raise TrainingError(
                 f"run {self.run}: its folder {store.path(self.folder)} was deleted while this job worked on it; this "
                 "job stops, and the same command starts the run again"
             ) from None
-        if owner.token != self.token:
+        if owner["token"] != self.token:
             raise TrainingError(
-                f"run {self.run}: another job took it over (on {owner.host}, at {owner.started}); this job stops, and "
-                "the other one goes on from the last committed epoch. To train both, give one of them another name"
+                f"run {self.run}: another job took it over (on {owner['host']}, at {owner['started']}); this job "
+                "stops, and the other one goes on from the last committed epoch. To train both, give one of them "
+                "another name"
             )
 
 
@@ -62,9 +53,11 @@ def take_over(store: Store, folder: str, *, run: str) -> Lease:
         folder: The run's folder.
         run: The run's name.
     """
-    owner = Owner(uuid.uuid4().hex, socket.gethostname(), datetime.now(UTC).isoformat(timespec="seconds"))
-    store.write_checked(_owner_file(folder), asdict(owner), owner=run)
-    return Lease(folder, run, owner.token)
+    lease = Lease(folder, run, uuid.uuid4().hex)
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    owner = {"token": lease.token, "host": socket.gethostname(), "started": started}
+    store.write_checked(_owner_file(folder), owner, owner=run)
+    return lease
 
 
 def _owner_file(folder: str) -> str:

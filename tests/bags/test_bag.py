@@ -16,7 +16,7 @@ from distmil.config.learning import BagsConfig
 from distmil.errors import SlideError, StorageError
 from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
 from distmil.storage.store import Store
-from tests.support.bags import make_bag, make_bags
+from tests.support.bags import make_bag, make_bags, steps_of
 from tests.support.scale import cases
 
 
@@ -48,7 +48,7 @@ def test_every_bag_is_seen_once_an_epoch_within_the_budget(
     bags = make_bags(17)
     plan = planner(bags, slides_per_step=slides_per_step, patches_per_step=patches_per_step, sample=sample)
     for epoch in range(3):
-        steps = list(plan.steps(epoch, with_mixed=True))
+        steps = list(steps_of(plan, epoch, with_mixed=True))
         assert Counter(i for step in steps for i in step.bags) == Counter(range(17))
         for step in steps:
             assert 1 <= len(step.bags) <= slides_per_step
@@ -64,18 +64,19 @@ def test_steps_follow_from_the_seed_and_the_epoch() -> None:
     bags = make_bags(9)
 
     def drawn(seed: int, epoch: int) -> list[tuple[list[int], list[int]]]:
-        return [(list(s.bags), s.mixed_patch.tolist()) for s in planner(bags, seed=seed).steps(epoch, with_mixed=True)]
+        steps = steps_of(planner(bags, seed=seed), epoch, with_mixed=True)
+        return [(list(step.bags), step.mixed_patch.tolist()) for step in steps]
 
     assert drawn(1, 5) == drawn(1, 5)
     assert drawn(1, 5) != drawn(1, 6)
     assert drawn(1, 5) != drawn(2, 5)
-    orders = {str([step.bags for step in planner(bags, seed=seed).steps(5, with_mixed=False)]) for seed in range(4)}
+    orders = {str([step.bags for step in steps_of(planner(bags, seed=seed), 5, with_mixed=False)]) for seed in range(4)}
     assert len(orders) == 4
 
 
 def test_per_class_takes_positives_and_negatives_of_slides_of_every_class() -> None:
     bags = make_bags(12)
-    for step in planner(bags, k_positive=6, k_negative=10).steps(0, with_mixed=True):
+    for step in steps_of(planner(bags, k_positive=6, k_negative=10), 0, with_mixed=True):
         labels = [int(bags[b].label_N[p]) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)]
         assert labels.count(1) == 6
         assert labels.count(0) == 10
@@ -88,7 +89,7 @@ def test_per_class_takes_positives_and_negatives_of_slides_of_every_class() -> N
 def test_positives_are_not_repeated_while_there_are_others() -> None:
     bags = make_bags(12)
     total = sum(int((bag.label_N == 1).sum()) for bag in bags)
-    step = next(planner(bags, k_positive=total, k_negative=4).steps(0, with_mixed=True))
+    step = next(steps_of(planner(bags, k_positive=total, k_negative=4), 0, with_mixed=True))
     pairs = [
         (b, p) for b, p in zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True)
         if bags[b].label_N[p] == 1
@@ -98,7 +99,7 @@ def test_positives_are_not_repeated_while_there_are_others() -> None:
 
 def test_per_class_shares_positives_among_the_classes() -> None:
     bags = make_bags(12, classes=3)
-    step = next(planner(bags, classes=3, k_positive=7, k_negative=9).steps(0, with_mixed=True))
+    step = next(steps_of(planner(bags, classes=3, k_positive=7, k_negative=9), 0, with_mixed=True))
     labels = Counter(int(bags[b].label_N[p]) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True))
     assert labels == {0: 9, 1: 3, 2: 4}
 
@@ -125,7 +126,7 @@ def test_a_mixed_bag_comes_from_two_slides_and_per_slide_has_a_positive(mixed: s
     budget = {"slides_per_step": int(generator.integers(1, 5)), "patches_per_step": int(generator.choice([16, 1000]))}
     labelled = [i for i, bag in enumerate(bags) if bag.is_known_N.any()]
     has_positive = any((bag.label_N > 0).any() for bag in bags)
-    for step in planner(bags, mixed=mixed, **sizes, **budget).steps(seed, with_mixed=True):
+    for step in steps_of(planner(bags, mixed=mixed, **sizes, **budget), seed, with_mixed=True):
         drawn = list(zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True))
         assert all(bags[b].label_N[p] >= 0 for b, p in drawn)
         assert len(set(step.mixed_bag.tolist())) >= min(2, len(labelled))
@@ -137,7 +138,7 @@ def test_a_mixed_bag_comes_from_two_slides_and_per_slide_has_a_positive(mixed: s
 
 def test_per_slide_takes_slides_in_play_alone_where_they_will_do() -> None:
     bags = [*make_bags(10), make_bag(11, annotated=False)]
-    for step in planner(bags, mixed="per_slide", n=4, slides_per_step=6).steps(0, with_mixed=True):
+    for step in steps_of(planner(bags, mixed="per_slide", n=4, slides_per_step=6), 0, with_mixed=True):
         labelled = {i for i in step.bags if bags[i].is_known_N.any()}
         is_enough = len(labelled) > 1 and any((bags[i].label_N > 0).any() for i in labelled)
         assert set(step.mixed_bag.tolist()) == labelled or not is_enough
@@ -148,7 +149,7 @@ def test_pooled_draws_without_repeats_from_all_labelled_patches() -> None:
     bags = [*make_bags(10), make_bag(11, annotated=False)]
     seen = set()
     for epoch in range(60):
-        for step in planner(bags, mixed="pooled", n=16).steps(epoch, with_mixed=True):
+        for step in steps_of(planner(bags, mixed="pooled", n=16), epoch, with_mixed=True):
             pairs = list(zip(step.mixed_bag.tolist(), step.mixed_patch.tolist(), strict=True))
             assert len(pairs) == len(set(pairs)) == 16
             assert all(bags[b].label_N[p] >= 0 for b, p in pairs)
@@ -161,18 +162,18 @@ def test_every_view_of_every_bag_in_play_is_drawn_alike_often_and_the_rest_stays
     viewed = [replace(bag, views=[bag.source] * (3 if i % 2 else 0)) for i, bag in enumerate(plain)]
     drawn: Counter[int] = Counter()
     for epoch in range(100):
-        for step in planner(viewed).steps(epoch, with_mixed=True):
+        for step in steps_of(planner(viewed), epoch, with_mixed=True):
             assert set(step.views) == {i for i in (*step.bags, *step.mixed_bag.tolist()) if i % 2}
             drawn.update(step.views.values())
     assert set(drawn) == {0, 1, 2, 3}
     assert max(drawn.values()) < 1.1 * min(drawn.values())
-    assert all(not step.views for step in planner(plain).steps(0, with_mixed=True))
+    assert all(not step.views for step in steps_of(planner(plain), 0, with_mixed=True))
 
 
 def test_unknown_patches_are_never_drawn() -> None:
     bags = [make_bag(i, annotated=i % 4 == 1) for i in range(12)]
     for mixed in ("per_class", "per_slide", "pooled"):
-        for step in planner(bags, mixed=mixed).steps(0, with_mixed=True):
+        for step in steps_of(planner(bags, mixed=mixed), 0, with_mixed=True):
             assert all(bags[b].label_N[p] >= 0 for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True))
 
 
@@ -180,7 +181,7 @@ def test_unknown_patches_are_never_drawn() -> None:
 def test_workers_share_a_step_without_gaps_or_doubles(size: int) -> None:
     bags = make_bags(12)
     lengths = {i: len(bag) for i, bag in enumerate(bags)}
-    for step in planner(bags, slides_per_step=5).steps(0, with_mixed=True):
+    for step in steps_of(planner(bags, slides_per_step=5), 0, with_mixed=True):
         shares = [step.share(rank, size, lengths) for rank in range(size)]
         assert Counter(i for share in shares for i in share) == Counter([*step.bags, MIXED])
 

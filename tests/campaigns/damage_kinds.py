@@ -17,7 +17,7 @@ from distmil.inference.bundle import bundle_folder
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial
-from distmil.search.space import TrialRecord
+from distmil.search.trial import Trial
 from distmil.storage.local_files import keep_copy
 from distmil.storage.records import Part, Record
 from distmil.tiling.shards import grid_of, patches_folder
@@ -204,9 +204,9 @@ def trials(made: TrainedStore) -> Kind:
     files: list[tuple[Path, Reader]] = []
     for top_k in (1, 2, 4):
         rows = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
-        record = TrialRecord({"bags.top_k": top_k}, 0, False, top_k, status="finished", rows=rows, claim="made")
+        record = Trial({"bags.top_k": top_k}, 0, False, top_k, status="finished", rows=rows, claim="made")
         write_trial(plan, record)
-        files.append((made.path(plan.record_file(record.task)), lambda: read_trials(plan)))
+        files.append((made.path(plan.record_file(record.trial)), lambda: read_trials(plan)))
     return Kind("run records: trials", files)
 
 

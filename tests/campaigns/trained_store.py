@@ -22,7 +22,7 @@ from distmil.labels.slide_outlines import annotation_version
 from distmil.labels.tables import SlideLabeller, labels_folder
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.pipeline.training.claim import claim_run
+from distmil.pipeline.training.claim import Claim
 from distmil.pipeline.training.worker import run_file
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
@@ -92,7 +92,7 @@ class TrainedStore:
         values = {**VALUES, "training": {**VALUES["training"], **training, "run": run}}
         job = Job(build_config(values), self.store)
         prepared = Prepared(self.entries, self.patches, self.labels, {})
-        return claim_run(job, prepared, self.spec, self.cohort, name=run, kind="train")
+        return Claim(job, self.spec, self.cohort, run, "train").take(prepared)
 
     def predictors(self, run: str) -> list[SlidePredictor]:
         """Return what predicts the slides with a run's bundle."""

@@ -18,7 +18,7 @@ from distmil.training.engine import active_config, class_weights, evaluate, ramp
 from distmil.training.learner import fit_normaliser, make_learner
 from distmil.training.step import take_step
 from distmil.training.workers import Group
-from tests.support.bags import EMBEDDING, make_bag
+from tests.support.bags import EMBEDDING, make_bag, steps_of
 from tests.support.scale import cases
 
 CPU = torch.device("cpu")
@@ -86,7 +86,7 @@ def test_training_is_finite_and_every_active_loss_is_felt(seed: int) -> None:
     with_mixed = uses_patch_labels(active)
     learner.train()
     felt = dict.fromkeys(LOSSES, 0.0)
-    for number, step in enumerate(planner.steps(0, with_mixed=with_mixed)):
+    for number, step in enumerate(steps_of(planner, 0, with_mixed=with_mixed)):
         assert not with_mixed or len(step.mixed_bag), number
         weights = class_weights(active, planner)
         config_now = ramped(active, 0.5)

@@ -15,7 +15,7 @@ from distmil.config.loading import build_config, per_job_keys
 from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError
 from distmil.inference.bundle import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
-from distmil.models.dual import DualNetwork
+from distmil.models.network import DualNetwork
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from tests.support.scale import cases

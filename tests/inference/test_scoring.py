@@ -7,8 +7,8 @@ import torch
 from distmil.bags.source import EmbeddingSource
 from distmil.config.learning import ModelConfig
 from distmil.inference.scoring import score_bag
-from distmil.models.dual import DualNetwork
 from distmil.models.layout import top_k_size
+from distmil.models.network import DualNetwork
 from tests.support.bags import EMBEDDING, make_bag
 
 

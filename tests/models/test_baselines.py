@@ -11,7 +11,7 @@ from distmil.models.pooling import pool
 from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch
 from distmil.training.step import take_step
 from distmil.training.workers import Group
-from tests.support.bags import EMBEDDING, make_bags, small_config
+from tests.support.bags import EMBEDDING, make_bags, small_config, steps_of
 from tests.training.test_engine import make
 
 ALONE = Group()
@@ -92,7 +92,7 @@ def test_the_average_follows_the_weights_and_is_what_is_judged() -> None:
     assert average is not None
     assert learner.eval_model is average
     expected = {name: value.clone() for name, value in average.head.state_dict().items()}
-    for count, step in enumerate(planner.steps(0, with_mixed=True), start=1):
+    for count, step in enumerate(steps_of(planner, 0, with_mixed=True), start=1):
         take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
         decay = min(0.9, (1 + count) / (10 + count))
         for name, value in learner.head.state_dict().items():

@@ -8,7 +8,7 @@ from scipy import stats
 
 from distmil.bags.sampler import StepPlanner
 from distmil.config.root import Config
-from distmil.search.comparison import Spread, ablations, compare, repeat_tasks, spread_of
+from distmil.search.comparison import Spread, ablations, compare, repeat_trials, spread_of
 from distmil.search.space import with_values
 from distmil.training.engine import active_config
 from tests.support.bags import make_bags
@@ -67,5 +67,7 @@ def test_ablations_are_of_losses_that_are_trained_with() -> None:
 
 
 def test_settings_that_are_the_same_are_trained_once() -> None:
-    tasks = repeat_tasks({"default": {"bags.top_k": 8}, "best": {"bags.top_k": 8}, "other": {"bags.top_k": 2}}, [1, 2])
-    assert [(task.values["bags.top_k"], task.seed) for task in tasks] == [(8, 1), (2, 1), (8, 2), (2, 2)]
+    trials = repeat_trials(
+        {"default": {"bags.top_k": 8}, "best": {"bags.top_k": 8}, "other": {"bags.top_k": 2}}, [1, 2]
+    )
+    assert [(trial.values["bags.top_k"], trial.seed) for trial in trials] == [(8, 1), (2, 1), (8, 2), (2, 2)]

@@ -10,7 +10,8 @@ from PIL import Image
 
 from distmil.search.comparison import Spread
 from distmil.search.plots import comparison_plot, parallel_coordinates, parameter_plots
-from distmil.search.space import Domain, TrialRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 
 SPACE = {
     "bags.top_k": Domain("choice", (1, 8, 32)),
@@ -22,7 +23,7 @@ DEFAULT = {"bags.top_k": 8, "losses.bag": 1.0, "model.dropout": 0.25, "model.fea
 RED = (214, 39, 40)
 
 
-def make_record(number: int, status: Any = "finished", score: float | None = None) -> TrialRecord:
+def make_record(number: int, status: Any = "finished", score: float | None = None) -> Trial:
     generator = np.random.default_rng(number)
     values = {
         "bags.top_k": [1, 8, 32][number % 3],
@@ -31,7 +32,7 @@ def make_record(number: int, status: Any = "finished", score: float | None = Non
         "model.feature_dim": int(generator.integers(16, 513)),
     }
     score = float(generator.uniform(0.3, 0.6)) if score is None else score
-    return TrialRecord(values, 0, is_repeat=False, number=number, status=status, score=score)
+    return Trial(values, 0, is_repeat=False, number=number, status=status, score=score)
 
 
 def pixels(png: bytes) -> NDArray[np.uint8]:
@@ -52,7 +53,7 @@ def test_the_best_trial_is_red_among_its_axes(count: int) -> None:
 
 
 def test_trials_without_a_score_are_left_out() -> None:
-    failed = TrialRecord(dict(DEFAULT), 0, is_repeat=False, number=9, status="failed")
+    failed = Trial(dict(DEFAULT), 0, is_repeat=False, number=9, status="failed")
     records = [make_record(i) for i in range(3)]
     one = parallel_coordinates([*records, failed], SPACE, metric="loss", winner=records[1].values)
     assert (pixels(one) == pixels(parallel_coordinates(records, SPACE, metric="loss", winner=records[1].values))).all()
@@ -69,9 +70,7 @@ def test_each_parameter_has_a_panel(count: int) -> None:
 
 def test_a_default_outside_of_the_space_is_not_drawn() -> None:
     space = {"bags.top_k": Domain("choice", (1, 2))}
-    records = [
-        TrialRecord({"bags.top_k": k}, 0, is_repeat=False, number=k, status="finished", score=0.5) for k in (1, 2)
-    ]
+    records = [Trial({"bags.top_k": k}, 0, is_repeat=False, number=k, status="finished", score=0.5) for k in (1, 2)]
     image = pixels(parameter_plots(records, space, metric="slide_auc", default=DEFAULT))
     assert share_of((255, 127, 14), image) == 0
 

@@ -1,4 +1,4 @@
-"""What is trained next: every task once, a lost one again, and nothing that is over."""
+"""What is trained next: every trial once, a lost one again, and nothing that is over."""
 
 from dataclasses import replace
 
@@ -6,36 +6,37 @@ import pytest
 
 from distmil.search.queue import TrialQueue
 from distmil.search.samplers import OptunaSampler
-from distmil.search.space import Domain, Task, TrialRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 
-TASKS = [Task({"bags.top_k": k}, 0) for k in (1, 2, 4, 8)]
+TRIALS = [Trial({"bags.top_k": k}, 0, number=i) for i, k in enumerate((1, 2, 4, 8))]
 
 
-def record(task: Task, status: str, number: int = 0) -> TrialRecord:
-    return TrialRecord(dict(task.values), 0, is_repeat=False, number=number, status=status, score=0.5)  # type: ignore[arg-type]
+def record(trial: Trial, status: str, number: int = 0) -> Trial:
+    return Trial(dict(trial.values), 0, is_repeat=False, number=number, status=status, score=0.5)  # type: ignore[arg-type]
 
 
 def test_what_is_over_is_not_handed_out_and_what_was_interrupted_or_failed_is() -> None:
-    statuses = dict(zip((task.key for task in TASKS), ("finished", "running", "failed", "stopped"), strict=True))
-    known = {task.key: record(task, statuses[task.key], number=9) for task in TASKS}
-    queue = TrialQueue(TASKS, known=known, max_lost=0)
+    statuses = dict(zip((trial.key for trial in TRIALS), ("finished", "running", "failed", "stopped"), strict=True))
+    known = {trial.key: record(trial, statuses[trial.key], number=9) for trial in TRIALS}
+    queue = TrialQueue(TRIALS, known=known, max_lost=0)
     assert [(found.values["bags.top_k"], found.number) for found in queue.over] == [(1, 0), (8, 3)]
-    assert list(iter(queue.next, None)) == TASKS[1:3]
+    assert list(iter(queue.next, None)) == TRIALS[1:3]
     assert not queue.is_done
-    for task in TASKS[1:3]:
-        queue.end(task, 0.5)
+    for trial in TRIALS[1:3]:
+        queue.end(trial, 0.5)
     assert queue.is_done
 
 
 def test_a_lost_task_comes_next_until_it_was_lost_too_often() -> None:
-    queue = TrialQueue(TASKS, known={}, max_lost=2)
+    queue = TrialQueue(TRIALS, known={}, max_lost=2)
     starts = []
-    while (task := queue.next()) is not None:
-        starts.append(task)
-        if task is TASKS[1] and queue.lose(task):
+    while (trial := queue.next()) is not None:
+        starts.append(trial)
+        if trial == TRIALS[1] and queue.lose(trial):
             continue
-        queue.end(task, None)
-    assert starts == [TASKS[0], *[TASKS[1]] * 3, *TASKS[2:]]
+        queue.end(trial, None)
+    assert starts == [TRIALS[0], *[TRIALS[1]] * 3, *TRIALS[2:]]
     assert queue.is_done
 
 
@@ -45,28 +46,29 @@ def test_optuna_draws_every_setting_once_though_the_space_is_small(at_once: int)
     space = {"bags.top_k": Domain("choice", (1, 2, 4)), "losses.bag": Domain("choice", (0.5, 1.0))}
 
     def make(values):
-        return Task(values, 0)
+        return Trial(values, 0)
 
     first = make({"bags.top_k": 4, "losses.bag": 1.0})
     queue = TrialQueue(
         [first], known={}, max_lost=0, sampler=OptunaSampler(space, seed=0, results=[]), make=make, count=6
     )
-    running, starts = [], []
+    running, starts, numbers = [], [], []
     while not queue.is_done:
-        while len(running) < at_once and (task := queue.next()) is not None:
-            running.append(task)
-            starts.append(task.key)
-        task = running.pop(0)
-        queue.end(task, float(task.values["bags.top_k"]))
+        while len(running) < at_once and (trial := queue.next()) is not None:
+            running.append(trial)
+            starts.append(trial.key)
+            numbers.append(trial.number)
+        trial = running.pop(0)
+        queue.end(trial, float(trial.values["bags.top_k"]))
     assert len(starts) == len(set(starts)) == 6
-    assert [queue.number(Task(task, 0)) for task in (first.values,)] == [0]
+    assert (starts[0], numbers) == (first.key, [0, 1, 2, 3, 4, 5])
 
 
 def test_a_resumed_optuna_goes_on_with_other_draws() -> None:
     pytest.importorskip("optuna")
     space = {"losses.bag": Domain("loguniform", (0.1, 10.0))}
     values = [{"losses.bag": value} for value in (1.0, 2.0, 5.0)]
-    results = [replace(record(Task(v, 0), "finished"), score=v["losses.bag"]) for v in values]
+    results = [replace(record(Trial(v, 0), "finished"), score=v["losses.bag"]) for v in values]
 
     def drawn(known: int) -> list[float]:
         sampler = OptunaSampler(space, seed=3, results=results[:known])

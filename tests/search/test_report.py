@@ -14,7 +14,8 @@ from distmil.config.loading import build_config, load_config
 from distmil.console import Console
 from distmil.search.comparison import Spread
 from distmil.search.report import Outcome, write_report
-from distmil.search.space import Domain, TrialRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 
 SPACE = {"bags.top_k": Domain("choice", (2, 8)), "losses.bag": Domain("loguniform", (0.1, 10.0))}
@@ -23,8 +24,8 @@ BEST = {"bags.top_k": 2, "losses.bag": 0.5}
 
 
 def make_outcome(best: tuple[float, ...], default: tuple[float, ...], **changed: Any) -> Outcome:
-    winner = TrialRecord(dict(BEST), 0, is_repeat=False, number=1, status="finished", score=0.6, rows=[{}, {}])
-    other = TrialRecord(dict(DEFAULT), 0, is_repeat=False, number=0, status="stopped", score=0.5, rows=[{}])
+    winner = Trial(dict(BEST), 0, is_repeat=False, number=1, status="finished", score=0.6, rows=[{}, {}])
+    other = Trial(dict(DEFAULT), 0, is_repeat=False, number=0, status="stopped", score=0.5, rows=[{}])
     values: dict[str, Any] = {
         "run": "r", "metric": "slide_auc", "space": SPACE, "default": DEFAULT, "winner": winner,
         "records": [other, winner], "held_out": {}, "seconds": 12.0,
@@ -74,7 +75,7 @@ def test_differences_without_spread_are_no_test() -> None:
 
 
 def test_the_default_may_win() -> None:
-    winner = TrialRecord(dict(DEFAULT), 0, is_repeat=False, number=0, status="finished", score=0.6)
+    winner = Trial(dict(DEFAULT), 0, is_repeat=False, number=0, status="finished", score=0.6)
     assert make_outcome((), (), winner=winner).verdict == "the default values are the best that was tried"
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from distmil.search.samplers import OptunaSampler, all_values, draw_ahead, num_settings, random_values
-from distmil.search.space import Domain, TrialRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 
 SMALL = {"bags.top_k": Domain("choice", (1, 2, 4)), "losses.bag": Domain("int", (0.0, 2.0))}
 WIDE = {
@@ -69,5 +70,5 @@ def test_optuna_learns_from_what_it_is_told() -> None:
         scores.append(-abs(np.log(values["losses.bag"] / 5)) - (values["losses.ramp"] == {}))
         sampler.tell(values, scores[-1])
     assert np.mean(scores[20:]) > np.mean(scores[:10]) + 0.3
-    known = [TrialRecord({**values}, 0, False, 0, "finished", score=1.0) for values in [values]]
+    known = [Trial({**values}, 0, False, 0, "finished", score=1.0) for values in [values]]
     OptunaSampler(WIDE, seed=0, results=known).tell(values, None)

@@ -7,17 +7,8 @@ import pytest
 from distmil.config.loading import build_config, load_config
 from distmil.config.root import Config
 from distmil.errors import ConfigError
-from distmil.search.space import (
-    Domain,
-    Task,
-    TrialRecord,
-    best_trial,
-    check_folds,
-    default_values,
-    read_space,
-    score_of,
-    with_values,
-)
+from distmil.search.space import Domain, check_folds, default_values, read_space, with_values
+from distmil.search.trial import Trial, best_trial, score_of
 
 
 def config_with(space: dict[str, Any], **search: Any) -> Config:
@@ -103,15 +94,15 @@ def test_folds_are_refused_for_trials_of_several_workers() -> None:
 
 
 def test_a_trial_is_named_by_what_it_trains() -> None:
-    one = Task({"bags.top_k": 4, "losses.bag": 1.0}, seed=0)
-    assert one.key == Task({"losses.bag": 1.0, "bags.top_k": 4}, seed=0).key
-    others = [Task(one.values, seed=1), Task(one.values, seed=0, is_repeat=True), Task({"bags.top_k": 4}, seed=0)]
-    others.append(Task(one.values, seed=0, claim="the same name on other slides"))
+    one = Trial({"bags.top_k": 4, "losses.bag": 1.0}, seed=0)
+    assert one.key == Trial({"losses.bag": 1.0, "bags.top_k": 4}, seed=0).key
+    others = [Trial(one.values, seed=1), Trial(one.values, seed=0, is_repeat=True), Trial({"bags.top_k": 4}, seed=0)]
+    others.append(Trial(one.values, seed=0, claim="the same name on other slides"))
     assert len({one.key, *(other.key for other in others)}) == 5
 
 
-def record(number: int, score: float | None, status: Any = "finished") -> TrialRecord:
-    return TrialRecord({"bags.top_k": number}, 0, is_repeat=False, number=number, status=status, score=score)
+def record(number: int, score: float | None, status: Any = "finished") -> Trial:
+    return Trial({"bags.top_k": number}, 0, is_repeat=False, number=number, status=status, score=score)
 
 
 def test_only_trials_that_went_to_the_end_can_win() -> None:

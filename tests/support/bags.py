@@ -1,10 +1,12 @@
 """Small random bags for the tests of bags, engine and scoring."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from distmil.bags.bag import Bag
+from distmil.bags.sampler import Step, StepPlanner
 from distmil.bags.source import EmbeddingSource
 from distmil.config.loading import build_config
 from distmil.config.root import Config
@@ -44,3 +46,9 @@ def small_config(**sections: dict[str, Any]) -> Config:
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section}
     return build_config(values)
+
+
+def steps_of(planner: StepPlanner, epoch: int, *, with_mixed: bool) -> Iterator[Step]:
+    """Yield the steps of an epoch, as the engine draws them."""
+    for number, slides in enumerate(planner.slides(epoch)):
+        yield planner.step(epoch, number, slides, with_mixed=with_mixed)

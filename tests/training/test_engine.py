@@ -27,7 +27,7 @@ from distmil.training.engine import History, active_config, evaluate, train_epoc
 from distmil.training.learner import Learner, fit_normaliser, learning_rate, make_learner
 from distmil.training.step import take_step
 from distmil.training.workers import Group
-from tests.support.bags import EMBEDDING, make_bag, make_bags, small_config
+from tests.support.bags import EMBEDDING, make_bag, make_bags, small_config, steps_of
 from tests.support.thread_group import run_as_group
 
 ALONE = Group()
@@ -77,7 +77,7 @@ def test_a_packed_step_equals_one_bag_at_a_time(
     config = small_config(model={"patch_feature": patch_feature, "topk_feature": topk_feature})
     bags = make_bags(8, classes=classes)
     learner, planner = make(config, bags, classes=classes, double=True)
-    for step in planner.steps(0, with_mixed=True):
+    for step in steps_of(planner, 0, with_mixed=True):
         expected = direct_losses(learner, bags, step, config)
         found = take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
         for name, value in expected.items():
@@ -88,7 +88,7 @@ def test_weights_scale_the_total_and_zero_leaves_a_loss_out() -> None:
     bags = make_bags(8)
     config = small_config(losses={"patch": 0.5, "bag": 2.0, "topk": 0.0, "attention": 3.0})
     learner, planner = make(config, bags)
-    step = next(planner.steps(0, with_mixed=True))
+    step = next(steps_of(planner, 0, with_mixed=True))
     before = copy.deepcopy(learner.head.topk_classifier.state_dict())
     found = take_step(learner, bags, step, config, ALONE, rate=1.0).losses()
     assert found["loss"] == pytest.approx(0.5 * found["patch"] + 2 * found["bag"] + 3 * found["attention"])
@@ -139,7 +139,7 @@ def test_the_mixed_bag_counts_as_a_bag_if_wanted() -> None:
     bags = make_bags(8)
     plain, wanted = small_config(), small_config(bags={"mixed_bag_loss": True})
     learner, planner = make(plain, bags)
-    step = next(planner.steps(0, with_mixed=True))
+    step = next(steps_of(planner, 0, with_mixed=True))
     with torch.no_grad():
         z = np.concatenate(
             [bags[b].source.take(np.array([p])) for b, p in zip(step.mixed_bag, step.mixed_patch, strict=True)]
@@ -215,7 +215,7 @@ def test_a_gradient_that_is_not_finite_ends_the_epoch_and_names_the_step(at: int
     bags = make_bags(12)
     config = small_config()
     learner, planner = make(config, bags)
-    steps = list(planner.steps(0, with_mixed=True))
+    steps = list(steps_of(planner, 0, with_mixed=True))
     assert len(steps) == 3
     factors = iter([torch.inf if i == at else 1.0 for i in range(3)])
     learner.head.classifier.weight.register_hook(lambda gradient: gradient * next(factors))

@@ -17,7 +17,7 @@ from distmil.models.baselines import NETWORKS, make_network
 from distmil.training.engine import evaluate, keep_resident, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, make_learner
 from distmil.training.workers import Group
-from tests.support.bags import EMBEDDING, make_bags, small_config
+from tests.support.bags import EMBEDDING, make_bags, small_config, steps_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 ALONE, GPU, CPU, BAGS = Group(), torch.device("cuda", 0), torch.device("cpu"), BagsConfig()
@@ -79,7 +79,7 @@ def test_replayed_steps_are_those_launched_one_by_one() -> None:
 def test_batches_are_the_same_resident_and_streamed_while_the_gpu_is_busy() -> None:
     bags = make_bags(12)
     planner = StepPlanner(bags, small_config(bags={"sample": 20}).bags, num_classes=2, seed=0)
-    steps = [step for epoch in range(20) for step in planner.steps(epoch, with_mixed=True)]
+    steps = [step for epoch in range(20) for step in steps_of(planner, epoch, with_mixed=True)]
     resident = make_resident(bags, GPU)
     busy = torch.randn(2048, 2048, device=GPU)
     for own in (bags, resident):

@@ -16,10 +16,10 @@ from distmil.config.root import Config
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner, make_learner
-from distmil.training.losses import LossSettings, Totals
+from distmil.training.losses import LossSettings
 from distmil.training.step import share_of, take_step
 from distmil.training.workers import Group
-from tests.support.bags import EMBEDDING, make_bag, small_config
+from tests.support.bags import EMBEDDING, make_bag, small_config, steps_of
 from tests.support.scale import IS_FULL
 from tests.support.thread_group import run_as_group
 
@@ -222,7 +222,7 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         )
         found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
-        aim = LossSettings(config, Totals(1, 1, 0), None)
+        aim = LossSettings(config, 1, 1, 0)
         drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
@@ -234,7 +234,7 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
 def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() -> None:
     config = small_config(bags={"patches_per_step": 64, "slides_per_step": 4})
     bags = [make_bag(0, size=30), make_bag(1, size=200), make_bag(2, size=30)]
-    steps = list(StepPlanner(bags, config.bags, num_classes=2, seed=0).steps(0, with_mixed=True))
+    steps = list(steps_of(StepPlanner(bags, config.bags, num_classes=2, seed=0), 0, with_mixed=True))
     chunked = [step for step in steps if step.is_chunked]
     assert [step.bags for step in chunked] == [[1]]
     assert not chunked[0].samples
@@ -242,7 +242,7 @@ def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() ->
     shares = [share_of(chunked[0], bags, Group(rank, 2)) for rank in range(2)]
     assert sorted(map(len, shares)) == [0, 1]  # the mixed bag alone
     sampled = small_config(bags={"patches_per_step": 64, "sample": 40})
-    steps = list(StepPlanner(bags, sampled.bags, num_classes=2, seed=0).steps(0, with_mixed=False))
+    steps = list(steps_of(StepPlanner(bags, sampled.bags, num_classes=2, seed=0), 0, with_mixed=False))
     assert not any(step.is_chunked for step in steps)
     assert {i: len(found) for step in steps for i, found in step.samples.items()} == {1: 40}
 
@@ -253,7 +253,7 @@ def test_every_bag_is_seen_every_epoch_and_workers_step_alike(workers: int) -> N
     bags = [make_bag(i, size=size) for i, size in enumerate([10, 300, 12, 64, 65, 20, 33, 9, 100, 17, 41])]
     planner = StepPlanner(bags, config.bags, num_classes=2, seed=1)
     for epoch in range(3):
-        steps = list(planner.steps(epoch, with_mixed=True))
+        steps = list(steps_of(planner, epoch, with_mixed=True))
         assert sorted(i for step in steps for i in step.bags) == list(range(11))
         for step in steps:
             whole = [i for rank in range(workers) for i in share_of(step, bags, Group(rank, workers)) if i >= 0]
@@ -268,14 +268,14 @@ def test_oversampling_decays_and_pairs_balance_each_step() -> None:
     planner = StepPlanner(bags, config.bags, num_classes=2, seed=0, epochs=5)
     counts = []
     for epoch in range(5):
-        seen = [i for step in planner.steps(epoch, with_mixed=False) for i in step.bags]
+        seen = [i for step in steps_of(planner, epoch, with_mixed=False) for i in step.bags]
         assert set(seen) == set(range(20))
         counts.append([seen.count(i) for i in (1, 3, 5)])
         assert all(seen.count(i) == 1 for i in range(20) if i not in {1, 3, 5})
     assert [sum(count) for count in counts] == [9, 7, 6, 5, 3]  # 2 extra each, falling to none: 6, 4.5, 3, 1.5, 0
     uneven = [make_bag(2 * i) for i in range(9)] + [make_bag(2 * i + 1) for i in range(4)]
     paired = small_config(bags={"paired": True, "slides_per_step": 4})
-    for step in StepPlanner(uneven, paired.bags, num_classes=2, seed=0).steps(0, with_mixed=False):
+    for step in steps_of(StepPlanner(uneven, paired.bags, num_classes=2, seed=0), 0, with_mixed=False):
         labels = [uneven[i].label for i in step.bags]
         assert abs(labels.count(0) - labels.count(1)) <= 1
         assert len(set(step.bags)) == len(step.bags)
@@ -284,7 +284,7 @@ def test_oversampling_decays_and_pairs_balance_each_step() -> None:
 def test_half_precision_keeps_scores_and_losses_wide() -> None:
     config = small_config(training={"precision": "bf16"})
     bags = [make_bag(i, size=60) for i in range(4)]
-    step = next(StepPlanner(bags, config.bags, num_classes=2, seed=0).steps(0, with_mixed=True))
+    step = next(steps_of(StepPlanner(bags, config.bags, num_classes=2, seed=0), 0, with_mixed=True))
     learner = still_learner(config, classes=2)
     with learner.autocast():
         feature, attention = learner.head(torch.from_numpy(bags[1].source.take(slice(None))))

@@ -3,7 +3,8 @@
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,37 +24,6 @@ from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import active_config
 
 KINDS = ("negative", "annotated", "part annotated", "label only")
-
-
-def read_claim(store: Store, run: str, *, folders: Sequence[str] = ()) -> Any:
-    """Read the settings and the fingerprint of the data that a run was started with.
-
-    Args:
-        store: Where the run is.
-        run: The run's name.
-        folders: Where else a run of that name leaves files.
-
-    Returns:
-        The claim, None if there was never a run of that name.
-
-    Raises:
-        StorageError: If the claim is damaged, or is gone while the run's results are there: what they were made with
-            is not known then, and other settings must not go on from them.
-    """
-    places = " and ".join(store.path(folder) for folder in (checkpoint_folder(run), *folders))
-    remedy = f"restore it, choose another name, or delete {places} to start the run from its beginning"
-    try:
-        return store.read_checked(run_file(run, "run"), owner=run)
-    except FileNotFoundError:
-        if not (store.exists(run_file(run, "latest")) or any(store.exists(folder) for folder in folders)):
-            return None
-        raise StorageError(
-            f"{store.path(run_file(run, 'run'))} is gone, but results of run {run} are there; {remedy}"
-        ) from None
-    except StorageError as error:
-        if isinstance(error.__cause__, OSError):
-            raise
-        raise StorageError(f"{store.path(run_file(run, 'run'))} is damaged; {remedy}") from error
 
 
 def read_record_id(job: Job, run: str) -> str | None:
@@ -85,72 +55,100 @@ def check_classes(prepared: Prepared, cohort: Cohort) -> None:
         raise TrainingError(f"training needs usable train slides of at least two classes; there are: {found}")
 
 
-def check_settings(
-    job: Job, spec: EncoderSpec, cohort: Cohort, *, name: str | None, kind: str, more: Mapping[str, Any] | None = None,
-    folders: Sequence[str] = (),
-) -> None:  # fmt: skip
-    """Compare the settings with those of an earlier run of that name, before a slide is tiled; see ``claim_run``.
+@dataclass(frozen=True)
+class Claim:
+    """The claim of a training or a search to a name: whatever has that name must have been started alike."""
 
-    Raises:
-        ConfigError: If the earlier run had other settings.
-        StorageError: If the claim of an earlier run is damaged or gone.
-    """
-    earlier = read_claim(job.store, name, folders=folders) if name else None
-    if name and earlier and (changed := _changes(_settings(job.config, spec, cohort, more), earlier["settings"])):
-        raise _refusal(job.store, name, kind, changed, folders)
+    job: Job
+    spec: EncoderSpec
+    cohort: Cohort
+    name: str | None
+    """None: made from the settings and data."""
+    kind: Literal["train", "tune"]
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Other settings that the results depend on, dotted."""
+
+    def check(self) -> None:
+        """Compare the settings with those of an earlier run of that name, before a slide is tiled.
+
+        Raises:
+            ConfigError: If the earlier run had other settings.
+            StorageError: If the claim of an earlier run is damaged or gone.
+        """
+        if self.name and (earlier := self._earlier(self.name)):
+            self._compare(self.name, _changes(self._settings(), earlier["settings"]))
+
+    def take(self, prepared: Prepared) -> str:
+        """Claim the name for the settings and the slides, note the slides for the workers, and return the name.
+
+        Raises:
+            ConfigError: If an earlier run of that name had other settings or other data.
+            StorageError: If the claim of an earlier run is damaged or gone.
+        """
+        claim = {"settings": self._settings(), "data": _data_fingerprint(prepared, self.cohort)}
+        run = self.name or f"{self.kind}-{fingerprint(claim, length=10)}"
+        earlier = self._earlier(run)
+        if earlier is not None and earlier != json.loads(json.dumps(claim)):
+            changed = _changes(self._settings(), earlier["settings"])
+            self._compare(run, changed or ["the slides, labels or outlines changed"])
+        self.job.store.write_checked(run_file(run, "run"), claim, owner=run)
+        entries = [entry.to_json() for entry in prepared.entries]
+        self.job.store.write_checked(run_file(run, "cohort"), entries, owner=run)
+        return run
+
+    def _settings(self) -> dict[str, Any]:
+        """List every setting that the results depend on, dotted."""
+        config = self.job.config
+        return {
+            **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
+               for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
+            **{f"training.{key}": value for key, value in config.training.identity().items()},
+            "encoder.trainable": config.encoder.trainable,
+            "encoder.views": config.encoder.views,
+            "encoder": self.spec.identity(),
+            "tiling": config.tiling.identity(),
+            "cohort.classes": list(self.cohort.classes),
+            **self.more,
+        }  # fmt: skip
+
+    def _earlier(self, run: str) -> Any:
+        """Read the settings and the fingerprint of the data that a run was started with, None if there is no such run.
+
+        Without its claim nobody knows what a run's results were made with, and other settings must not go on from them.
+        """
+        store, name = self.job.store, run_file(run, "run")
+        remedy = f"restore it, choose another name, or delete {self._places(run)} to start the run from its beginning"
+        try:
+            return store.read_checked(name, owner=run)
+        except FileNotFoundError:
+            if not any(map(store.exists, (run_file(run, "latest"), *self._folders(run)[1:]))):
+                return None
+            raise StorageError(f"{store.path(name)} is gone, but results of run {run} are there; {remedy}") from None
+        except StorageError as error:
+            if isinstance(error.__cause__, OSError):
+                raise
+            raise StorageError(f"{store.path(name)} is damaged; {remedy}") from error
+
+    def _compare(self, run: str, changed: Sequence[str]) -> None:
+        """Refuse changes. Raises: ConfigError."""
+        if changed:
+            section = "training" if self.kind == "train" else "search"
+            raise ConfigError(
+                f"{section}.run = {run!r} was started with something else; choose another name, or delete "
+                f"{self._places(run)}\n  " + "\n  ".join(changed)
+            )
+
+    def _folders(self, run: str) -> list[str]:
+        """List the folders with results of a run."""
+        return [checkpoint_folder(run), *([search_folder(run)] if self.kind == "tune" else [])]
+
+    def _places(self, run: str) -> str:
+        return " and ".join(map(self.job.store.path, self._folders(run)))
 
 
-def claim_run(
-    job: Job,
-    prepared: Prepared,
-    spec: EncoderSpec,
-    cohort: Cohort,
-    *,
-    name: str | None,
-    kind: str,
-    more: Mapping[str, Any] | None = None,
-    folders: Sequence[str] = (),
-) -> str:
-    """Claim the run's name for its settings and data, and return the name.
-
-    Args:
-        job: Its configuration is noted.
-        prepared: The slides' patches, embeddings and labels.
-        spec: The encoder.
-        cohort: The manifest.
-        name: The run's name; None: made from the settings and data.
-        kind: "train" or "tune", for made names and messages.
-        more: Other settings that the run depends on, dotted.
-        folders: Where else a run of that name leaves files, for messages.
-
-    Raises:
-        ConfigError: If an earlier run of that name had other settings or other data.
-        StorageError: If the claim of an earlier run is damaged or gone.
-    """
-    settings = _settings(job.config, spec, cohort, more)
-    claim = {"settings": settings, "data": _data_fingerprint(prepared, cohort)}
-    run = name or f"{kind}-{fingerprint(claim, length=10)}"
-    earlier = read_claim(job.store, run, folders=folders)
-    if earlier is not None and earlier != json.loads(json.dumps(claim)):
-        changed = _changes(settings, earlier["settings"]) or ["the slides, labels or outlines changed"]
-        raise _refusal(job.store, run, kind, changed, folders)
-    job.store.write_checked(run_file(run, "run"), claim, owner=run)
-    return run
-
-
-def _settings(config: Config, spec: EncoderSpec, cohort: Cohort, more: Mapping[str, Any] | None) -> dict[str, Any]:
-    """List every setting that a run's result depends on, dotted."""
-    return {
-        **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
-           for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
-        **{f"training.{key}": value for key, value in config.training.identity().items()},
-        "encoder.trainable": config.encoder.trainable,
-        "encoder.views": config.encoder.views,
-        "encoder": spec.identity(),
-        "tiling": config.tiling.identity(),
-        "cohort.classes": list(cohort.classes),
-        **(more or {}),
-    }  # fmt: skip
+def search_folder(run: str) -> str:
+    """Name the folder of a search."""
+    return f"searches/{run}"
 
 
 def _data_fingerprint(prepared: Prepared, cohort: Cohort) -> str:
@@ -166,14 +164,6 @@ def _changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[st
     """Word each setting that differs from an earlier run's, which was read from JSON."""
     pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
     return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
-
-
-def _refusal(store: Store, run: str, kind: str, changed: Sequence[str], folders: Sequence[str]) -> ConfigError:
-    places = " and ".join(store.path(folder) for folder in (checkpoint_folder(run), *folders))
-    return ConfigError(
-        f"{'training' if kind == 'train' else 'search'}.run = {run!r} was started with something else; choose "
-        f"another name, or delete {places}\n  " + "\n  ".join(changed)
-    )
 
 
 def announce(job: Job, prepared: Prepared) -> Config:

@@ -146,7 +146,8 @@ def make_trainer(
     Raises:
         ConfigError: If what workers need is not there.
     """
-    is_gpu = wants_gpu(config, count=config.training.min_workers or config.training.num_workers)
+    fewest, most = config.training.min_workers, config.training.num_workers
+    is_gpu = wants_gpu(config, count=fewest or most)
     resources = _resources(config, is_gpu=is_gpu, cores=cores)
     _set_environment(config)
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
@@ -158,7 +159,10 @@ def make_trainer(
             "is_gpu": is_gpu, "threads": int(resources["CPU"]),
         },
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        scaling_config=_scaling_config(config, resources, is_gpu=is_gpu),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=most if fewest is None else (fewest, most), use_gpu=is_gpu, resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
+        ),
         run_config=ray.train.RunConfig(
             name=run,
             **store.for_ray("ray-train"),
@@ -166,17 +170,6 @@ def make_trainer(
             callbacks=list(callbacks),
         ),
     )  # fmt: skip
-
-
-def _scaling_config(config: Config, resources: dict[str, float], *, is_gpu: bool) -> ray.train.ScalingConfig:
-    """Set the number of workers, and how often an elastic group looks for more."""
-    fewest, most = config.training.min_workers, config.training.num_workers
-    return ray.train.ScalingConfig(
-        num_workers=most if fewest is None else (fewest, most),
-        use_gpu=is_gpu,
-        resources_per_worker=resources,
-        elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
-    )
 
 
 def _failure_config(config: Config) -> ray.train.FailureConfig:

@@ -1,7 +1,7 @@
 """The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,18 +19,10 @@ from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
-from distmil.pipeline.training.claim import (
-    announce,
-    check_classes,
-    check_settings,
-    claim_run,
-    read_record_id,
-    write_record_id,
-)
+from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
 from distmil.pipeline.training.group import fit
 from distmil.pipeline.training.record import record_training
-from distmil.pipeline.training.worker import run_file
-from distmil.tracking.mlflow_client import resolve_uri
+from distmil.tracking.mlflow_client import closing_run, resolve_uri
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
@@ -43,63 +35,35 @@ def run(job: Job) -> dict[str, Any]:
     """The main job: from a manifest to a trained bundle, its metrics and its maps."""
     cohort = open_cohort(job, needs_labels=True, needs_splits=True)
     tracker = Tracker(resolve_uri(job.config.tracking.uri, job.store.root), job.config.tracking.experiment)
-    status = "FAILED"
-    try:
+    with closing_run(tracker.finish):
         answer = _run(job, cohort, tracker)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        tracker.finish(status)
     job.console.note(f"bundle: {answer['bundle']}")
     if "maps" in answer:
         job.console.note(f"maps: {answer['maps']}")
     if tracker.run_id is not None:
         is_local = str(tracker.uri).startswith("sqlite:")
         job.console.note(f"record: {'mlflow ui --backend-store-uri ' if is_local else ''}{tracker.uri}")
-    return answer | {"tracking": {"uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id}}
+    return answer | {"tracking": tracker.place}
 
 
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
-    trained = train(job, cohort, tracker)
-    place = bundle_folder(trained.run)
+    bundle, history = train(job, cohort, tracker)
+    run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
     slides = held_out_slides(job, cohort)
     predictions, measured = None, dict[str, Any](metrics={})
     if slides:
-        inner = replace(job, config=with_bundle(job.config, trained.bundle))
-        name = job.config.prediction.run or trained.run
-        claim_question(job.store, name, make_question(trained.bundle.digest, slides), owner=trained.run)
-        where = job.store.path(place)
-        predictions = predict_slides(inner, cohort, slides, trained.bundle, place=where, run=name, with_labels=True)
+        inner = replace(job, config=with_bundle(job.config, bundle))
+        name = job.config.prediction.run or run
+        claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
+        predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
         measured = measure(inner, predictions, slides, cohort)
-    record_training(
-        job,
-        tracker,
-        bundle=trained.bundle,
-        history=trained.history,
-        predictions=predictions,
-        metrics=measured["metrics"],
-    )
-    _note_record(job, tracker, trained.run)
-    answer = {
-        "run": trained.run,
-        "bundle": job.store.path(place),
-        "epochs": len(trained.history.rows),
-    }
+    record_training(job, tracker, bundle=bundle, history=history, predictions=predictions, metrics=measured["metrics"])
+    _note_record(job, tracker, run)
+    answer = {"run": run, "bundle": place, "epochs": len(history.rows)}
     return answer | (predictions.paths(job) if predictions else {}) | measured
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished training."""
-
-    run: str
-    bundle: Bundle
-    history: History
-
-
-def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
+def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     """Train a run to its end, going on where an earlier call of the same run stopped, and save its bundle.
 
     Raises:
@@ -108,22 +72,18 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
         StorageError: If the store cannot be written.
     """
     spec = open_encoder(job)
-    check_settings(job, spec, cohort, name=job.config.training.run, kind="train")
+    claim = Claim(job, spec, cohort, job.config.training.run, "train")
+    claim.check()
     used = cohort.of_split("train", "val")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
-    run = claim_run(job, prepared, spec, cohort, name=job.config.training.run, kind="train")
+    run = claim.take(prepared)
     check_owner(job.store, job.config.prediction.run or run, owner=run)
-    tracker.start(
-        run,
-        artifacts=job.store.path("mlflow-artifacts"),
-        resume=read_record_id(job, run),
-        tags=code_tags(),
-    )
+    artifacts = job.store.path("mlflow-artifacts")
+    tracker.start(run, artifacts=artifacts, resume=read_record_id(job, run), tags=code_tags())
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
     config = announce(job, prepared)
-    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
@@ -143,7 +103,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> Trained:
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
     record = save_bundle(job.store, bundle)
-    return Trained(run, replace(bundle, digest=record.digest), history)
+    return replace(bundle, digest=record.digest), history
 
 
 def _reach(job: Job, entries: Sequence[BagEntry], normaliser: Normaliser) -> float | None:

@@ -50,37 +50,29 @@ def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> 
         config: Its configuration.
         worker: Resources of one worker.
     """
-    epochs = _Epochs(job, run, config.training.epochs)
     room = _Room(job, worker, needed=config.training.min_workers or config.training.num_workers)
 
     def watch(stop: threading.Event) -> None:
-        while not stop.wait(POLL_S):
-            epochs.show(is_last=False)
-            room.show()
-        epochs.show(is_last=True)
+        count, is_last = config.training.epochs, False
+        pace = Pace(count - len(_rows(job.store, run)))
+        while not is_last:
+            is_last = stop.wait(POLL_S)
+            _show_epochs(job, _rows(job.store, run), pace, count, is_last=is_last)
+            if not is_last:
+                room.show()
 
     with in_background(watch, "watch-training"):
         yield
 
 
-class _Epochs:
-    """Shows about ten epochs of a run, the first and the last among them."""
-
-    def __init__(self, job: Job, run: str, count: int) -> None:
-        self._job, self._run, self._count = job, run, count
-        self._shown = len(_rows(job.store, run))
-        self._pace = Pace(count - self._shown)
-
-    def show(self, *, is_last: bool) -> None:
-        """Show the epochs that are new."""
-        rows = _rows(self._job.store, self._run)
-        every = max(1, self._count // 10)
-        for epoch in range(self._shown, len(rows)):
-            self._pace.add(1)
-            if (epoch + 1) % every == 0 or epoch == 0 or (is_last and epoch == len(rows) - 1):
-                pace = describe(self._pace, "epochs")
-                self._job.console.note(_epoch_line(epoch, self._count, rows[epoch]) + (f"; {pace}" if pace else ""))
-        self._shown = len(rows)
+def _show_epochs(job: Job, rows: Sequence[Row], pace: Pace, count: int, *, is_last: bool) -> None:
+    """Show the rows after those that the pace has counted, about ten of ``count`` epochs."""
+    every, before = max(1, count // 10), count - round(pace.total)
+    for epoch in range(before + round(pace.done), len(rows)):
+        pace.add(1)
+        if (epoch + 1) % every == 0 or epoch == 0 or (is_last and epoch == len(rows) - 1):
+            found = describe(pace, "epochs")
+            job.console.note(_epoch_line(epoch, count, rows[epoch]) + (f"; {found}" if found else ""))
 
 
 class _Room:

@@ -80,9 +80,8 @@ def fetch(store: Store, run: str, group: Group) -> None:
     """
     if store.is_local:
         return
-    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
     with ThreadPoolExecutor(FETCHERS) as pool:
-        copies = [pool.submit(store.local_copy, *file) for entry in entries for file in entry.files]
+        copies = [pool.submit(store.local_copy, *file) for entry in read_entries(store, run) for file in entry.files]
         while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
             pass
     group.together(lambda: [copy.result() for copy in copies])
@@ -100,16 +99,13 @@ def check_same_start(history: History, group: Group) -> None:
 
 
 def open_bags(store: Store, run: str, *, form: str, num_classes: int) -> list[Bag]:
-    """Open the bags that a run was started with.
+    """Open the bags that a run was started with, with targets of ``labels.form``."""
+    return open_all_bags(store, read_entries(store, run), num_classes=num_classes, form=form)
 
-    Args:
-        store: Where the run is.
-        run: The run's name.
-        form: ``labels.form``.
-        num_classes: Of slides.
-    """
-    entries = [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
-    return open_all_bags(store, entries, num_classes=num_classes, form=form)
+
+def read_entries(store: Store, run: str) -> list[BagEntry]:
+    """Read the slides that a run was started with."""
+    return [BagEntry.from_json(values) for values in store.read_checked(run_file(run, "cohort"), owner=run)]
 
 
 def choose_device(*, is_gpu: bool) -> torch.device:

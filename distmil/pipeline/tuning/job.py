@@ -1,7 +1,8 @@
 """The search job: searches K, the loss weights or any other key of the training, and checks the best values again."""
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from distmil.bags.bag import Bag, open_all_bags
@@ -14,30 +15,21 @@ from distmil.models.losses import LOSSES
 from distmil.pipeline.cluster import start_ray, wants_gpu
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.pipeline.training.claim import announce, check_classes, check_settings, claim_run
+from distmil.pipeline.training.claim import Claim, announce, check_classes, search_folder
 from distmil.pipeline.training.worker import run_file
-from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials, search_folder
+from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials
 from distmil.pipeline.tuning.record import SearchRecord
+from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.pipeline.tuning.trials import HELD_OUT
 from distmil.pipeline.tuning.tune_adapter import concurrency, run_trials, trial_resources
-from distmil.search.comparison import Spread, ablations, repeat_tasks, spread_of
+from distmil.search.comparison import Spread, ablations, repeat_trials, spread_of
 from distmil.search.folds import check_labels, check_metric, patient_folds
 from distmil.search.queue import TrialQueue
 from distmil.search.report import Outcome, write_report
 from distmil.search.samplers import OptunaSampler, distinct, draw_ahead
-from distmil.search.space import (
-    Domain,
-    Task,
-    TrialRecord,
-    Values,
-    best_trial,
-    check_folds,
-    default_values,
-    read_space,
-    with_values,
-)
-from distmil.search.trial import Row
-from distmil.tracking.mlflow_client import resolve_uri
+from distmil.search.space import Domain, Values, check_folds, default_values, read_space, with_values
+from distmil.search.trial import Row, Trial, best_trial
+from distmil.tracking.mlflow_client import closing_run, resolve_uri
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config
@@ -57,16 +49,9 @@ def run(job: Job) -> dict[str, Any]:
     _check_val(job.config.search, cohort)
     uri = resolve_uri(job.config.tracking.uri, job.store.root)
     record = SearchRecord(job, Tracker(uri, job.config.tracking.experiment))
-    status = "FAILED"
-    try:
+    with closing_run(record.finish):
         answer = _run(job, cohort, space, record)
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        record.finish(status)
-    return answer | {"tracking": {"uri": uri, "experiment": record.parent.experiment, "run_id": record.parent.run_id}}
+    return answer | {"tracking": record.parent.place}
 
 
 def _check_val(search: SearchConfig, cohort: Cohort) -> None:
@@ -79,8 +64,8 @@ def _check_val(search: SearchConfig, cohort: Cohort) -> None:
 def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecord) -> dict[str, Any]:
     search = job.config.search
     spec = open_encoder(job)
-    folders = [search_folder(search.run)] if search.run else []
-    check_settings(job, spec, cohort, name=search.run, kind="tune", more=settings_of(search), folders=folders)
+    claim = Claim(job, spec, cohort, search.run, "tune", more=settings_of(search))
+    claim.check()
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
@@ -88,11 +73,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecor
     classes, form = len(cohort.classes), job.config.labels.form
     bags = {bag.slide_id: bag for bag in open_all_bags(job.store, prepared.entries, num_classes=classes, form=form)}
     metric = _metric(job, [[bags[i] for i in validation] for _, validation in folds])
-    run = claim_run(
-        job, prepared, spec, cohort, name=search.run, kind="tune", more=identity(search, folds, held_out),
-        folders=folders,
-    )  # fmt: skip
-    job.store.write_checked(run_file(run, "cohort"), [entry.to_json() for entry in prepared.entries], owner=run)
+    run = replace(claim, more=identity(search, folds, held_out)).take(prepared)
     space = _without_inactive(job, announce(job, prepared), space)
     start_ray()
     plan = SearchPlan(
@@ -188,8 +169,8 @@ def _metric(job: Job, folds: Sequence[Sequence[Bag]]) -> str:
     return metric
 
 
-def _search(job: Job, plan: SearchPlan, space: Mapping[str, Domain], record: SearchRecord) -> list[TrialRecord]:
-    """Run the trials and return their records."""
+def _search(job: Job, plan: SearchPlan, space: Mapping[str, Domain], record: SearchRecord) -> list[Trial]:
+    """Run the trials and return them, in their order."""
     search = job.config.search
     queue = search_queue(job.config, plan, space)
     at_once = concurrency(job.config, trial_resources(job.config, is_gpu=plan.is_gpu))
@@ -203,12 +184,12 @@ def _search(job: Job, plan: SearchPlan, space: Mapping[str, Domain], record: Sea
         + (f" on {len(plan.folds)} folds" if search.folds else "")
         + (", those behind are ended early" if search.stopping == "asha" else "")
     )
-    trials = record.trial_records(queue)
-    run_trials(plan, trials, stops_early=True)
-    records = sorted(trials.records.values(), key=lambda record: record.number)
-    if records and all(record.status == "failed" for record in records):
-        raise TrainingError(f"every trial failed; the first: {records[0].error}")
-    return records
+    records = TrialRecords(plan, queue, record)
+    run_trials(plan, records, stops_early=True)
+    trials = sorted(records.trials.values(), key=lambda trial: trial.number)
+    if trials and all(trial.status == "failed" for trial in trials):
+        raise TrainingError(f"every trial failed; the first: {trials[0].error}")
+    return trials
 
 
 def search_queue(config: Config, plan: SearchPlan, space: Mapping[str, Domain]) -> TrialQueue:
@@ -219,16 +200,14 @@ def search_queue(config: Config, plan: SearchPlan, space: Mapping[str, Domain]) 
     )
     known, sampler = read_trials(plan), None
     if search.algorithm == "optuna" and len(settings) < count:
-        earlier = sorted((r for r in known.values() if not r.is_repeat), key=lambda record: record.number)
-        settings = distinct([*settings, *(record.values for record in earlier)], count)
-        results = [record for record in earlier if record.is_over]
+        earlier = sorted((r for r in known.values() if not r.is_repeat), key=lambda trial: trial.number)
+        settings = distinct([*settings, *(trial.values for trial in earlier)], count)
+        results = [trial for trial in earlier if trial.is_over]
         sampler = OptunaSampler(space, seed=config.training.seed, results=results)
-
-    def make(values: Values) -> Task:
-        return Task(values, plan.seed, claim=plan.claim)
-
-    tasks = [make(values) for values in settings]
-    return TrialQueue(tasks, known=known, max_lost=search.max_failures, sampler=sampler, make=make, count=count)
+    make = functools.partial(Trial, seed=plan.seed, claim=plan.claim)
+    return TrialQueue(
+        list(map(make, settings)), known=known, max_lost=search.max_failures, sampler=sampler, make=make, count=count
+    )
 
 
 @dataclass
@@ -248,13 +227,13 @@ def _repeat(job: Job, plan: SearchPlan, settings: Mapping[str, Values], record: 
     found = Repeats()
     if not seeds:
         return found
-    tasks = repeat_tasks(settings, seeds, claim=plan.claim)
-    job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(tasks)} trainings")
-    queue = TrialQueue(tasks, known=read_trials(plan), max_lost=job.config.search.max_failures)
-    run_trials(plan, record.trial_records(queue), stops_early=False)
+    trials = repeat_trials(settings, seeds, claim=plan.claim)
+    job.console.note(f"comparing {len(settings)} settings over {len(seeds)} seeds: {len(trials)} trainings")
+    queue = TrialQueue(trials, known=read_trials(plan), max_lost=job.config.search.max_failures)
+    run_trials(plan, TrialRecords(plan, queue, record), stops_early=False)
     for name, values in settings.items():
         try:
-            rows = [_last_row(plan, task) for task in repeat_tasks({name: values}, seeds, claim=plan.claim)]
+            rows = [_last_row(plan, trial) for trial in repeat_trials({name: values}, seeds, claim=plan.claim)]
         except TrainingError as error:
             if name in NEEDED:
                 raise
@@ -279,13 +258,13 @@ def _settings(config: Config, winner: Values, default: Values, learning: Sequenc
     return settings
 
 
-def _last_row(plan: SearchPlan, task: Task) -> Row:
+def _last_row(plan: SearchPlan, trial: Trial) -> Row:
     """Read the last row of a setting that was trained again. Raises: TrainingError if it failed."""
-    record = read_trial(plan, task)
+    record = read_trial(plan, trial)
     if record is None or not record.is_over or record.score is None:
         raise TrainingError(
             f"a training of the comparison has no {plan.metric}: {(record and record.error) or 'lost'}; "
-            f"training.seed={task.seed}, {_words(task.values)}; the same command tries it again"
+            f"training.seed={trial.seed}, {_words(trial.values)}; the same command tries it again"
         )
     return record.rows[-1]
 

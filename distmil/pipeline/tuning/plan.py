@@ -1,11 +1,13 @@
 """The plan that all trials of a search share, and the records of its trials in the store."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
-from distmil.search.space import Task, TrialRecord, with_values
+from distmil.pipeline.training.claim import search_folder
+from distmil.search.space import with_values
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.ownership import Lease
@@ -41,51 +43,48 @@ class SearchPlan:
         """Whether a trial is trained by a group of workers."""
         return self.config.training.num_workers > 1
 
-    def trial_config(self, task: Task) -> Config:
+    def trial_config(self, trial: Trial) -> Config:
         """Build a trial's configuration. Raises: ConfigError."""
-        return with_values(self.config, {**task.values, "training.seed": task.seed})
+        return with_values(self.config, {**trial.values, "training.seed": trial.seed})
 
-    def record_file(self, task: Task) -> str:
+    def record_file(self, key: str) -> str:
         """Name a trial's record."""
-        return f"{search_folder(self.run)}/trials/{task.key}.json"
+        return f"{search_folder(self.run)}/trials/{key}.json"
 
     def check_lease(self) -> None:
         """Check that the search still belongs to this job. Raises: TrainingError, StorageError."""
         if self.lease is not None:
             self.lease.check(self.store)
 
-    def checkpoint(self, task: Task) -> str:
+    def checkpoint(self, trial: Trial) -> str:
         """Name the run under which a trial's checkpoints are."""
-        return f"{self.run}/{task.key}"
+        return f"{self.run}/{trial.key}"
 
-    def group(self, task: Task) -> str:
+    def group(self, trial: Trial) -> str:
         """Name the training run that a group of workers makes of a trial."""
-        return f"{self.run}-{task.key}"
+        return f"{self.run}-{trial.key}"
 
 
-def search_folder(run: str) -> str:
-    """Name the folder of a search."""
-    return f"searches/{run}"
+def read_trials(plan: SearchPlan) -> dict[str, Trial]:
+    """Read the records of all trials of the search and of its comparison, by key."""
+    names = plan.store.names(f"{search_folder(plan.run)}/trials")
+    trials = [_read(plan, name.removesuffix(".json")) for name in names if name.endswith(".json")]
+    return {trial.key: trial for trial in trials if trial.claim == plan.claim}
 
 
-def read_trials(plan: SearchPlan) -> dict[str, TrialRecord]:
-    """Read the records of all trials of the search and of its comparison, by task."""
-    folder = f"{search_folder(plan.run)}/trials"
-    keys = [name.removesuffix(".json") for name in plan.store.names(folder) if name.endswith(".json")]
-    found = [plan.store.read_checked(f"{folder}/{key}.json", owner=f"{plan.run}/{key}") for key in keys]
-    records = [TrialRecord(**values) for values in found if values.get("claim") == plan.claim]
-    return {record.task.key: record for record in records}
-
-
-def read_trial(plan: SearchPlan, task: Task) -> TrialRecord | None:
+def read_trial(plan: SearchPlan, trial: Trial) -> Trial | None:
     """Read a trial's record, None if the trial was never started."""
     try:
-        return TrialRecord(**plan.store.read_checked(plan.record_file(task), owner=f"{plan.run}/{task.key}"))
+        return _read(plan, trial.key)
     except FileNotFoundError:
         return None
 
 
-def write_trial(plan: SearchPlan, record: TrialRecord) -> None:
+def _read(plan: SearchPlan, key: str) -> Trial:
+    return Trial(**plan.store.read_checked(plan.record_file(key), owner=f"{plan.run}/{key}"))
+
+
+def write_trial(plan: SearchPlan, trial: Trial) -> None:
     """Write a trial's record.
 
     Raises:
@@ -93,13 +92,12 @@ def write_trial(plan: SearchPlan, record: TrialRecord) -> None:
         StorageError: If the store cannot be written.
     """
     plan.check_lease()
-    task = record.task
-    plan.store.write_checked(plan.record_file(task), record.to_json(), owner=f"{plan.run}/{task.key}")
+    plan.store.write_checked(plan.record_file(trial.key), asdict(trial), owner=f"{plan.run}/{trial.key}")
 
 
-def clear_trial(plan: SearchPlan, task: Task) -> None:
+def clear_trial(plan: SearchPlan, trial: Trial) -> None:
     """Delete what only a trial in progress needs: its checkpoints, and Ray's folder of its group."""
-    inner = plan.group(task)
+    inner = plan.group(trial)
     for folder in [checkpoint_folder(inner), f"ray-train/{inner}"] if plan.is_grouped else []:
         plan.store.delete_folder(folder)
-    plan.store.delete_folder(checkpoint_folder(plan.checkpoint(task)))
+    plan.store.delete_folder(checkpoint_folder(plan.checkpoint(trial)))

@@ -1,4 +1,4 @@
-"""The record of a search in MLflow, a parent run with a child for each trial, and the progress on the terminal.
+"""The record of a search in MLflow: a parent run with a child for each trial.
 
 An outage of MLflow costs nothing: trials that end meanwhile are recorded when it answers, or by the next call.
 """
@@ -14,11 +14,10 @@ from distmil.cohort import Cohort
 from distmil.pipeline.job import Job
 from distmil.pipeline.training.claim import read_record_id, write_record_id
 from distmil.pipeline.tuning.plan import SearchPlan, write_trial
-from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.processes.interruption import interruption_held
-from distmil.search.queue import TrialQueue
 from distmil.search.report import Outcome
-from distmil.search.space import Domain, TrialRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.tracker import Tracker
 
@@ -36,13 +35,9 @@ class SearchRecord:
     job: Job
     parent: Tracker
     children: dict[str, Tracker] = field(default_factory=dict)
-    """Of the trials that MLflow does not have to their end, by task."""
-    ended: dict[str, TrialRecord] = field(default_factory=dict)
-    """The trials that ended, by task."""
-    _stored: dict[str, str | None] = field(default_factory=dict)
-    """MLflow's id of such a trial, as the store has it, by task."""
-    _recorded: set[str] = field(default_factory=set)
-    """Tasks of the trials that MLflow has to their end."""
+    """Of the trials that MLflow does not have to their end, by key."""
+    _left: dict[str, Trial] = field(default_factory=dict)
+    """Those of them that ended."""
     _plan: SearchPlan | None = None
     _noted: str | None = None
     """MLflow's id of the parent run, as the store has it."""
@@ -66,34 +61,28 @@ class SearchRecord:
         self.parent.log_params(self.job.config, **self._facts)
         self.parent.log_values({f"space.{key}": f"{d.kind} {list(d.values)}" for key, d in space.items()})
 
-    def trial_records(self, queue: TrialQueue) -> TrialRecords:
-        """Make the records of the trials of a queue, which show their progress and are sent to MLflow."""
-        assert self._plan is not None
-        return TrialRecords(self._plan, queue, self.start, self.row, Progress(self, queue.total))
-
-    def start(self, record: TrialRecord) -> Tracker:
+    def start(self, trial: Trial) -> Tracker:
         """Open a trial's run, or go on with it, where the parent is open, and return its tracker."""
-        child = self.children.setdefault(record.task.key, Tracker(self.parent.uri, self.parent.experiment))
+        child = self.children.setdefault(trial.key, Tracker(self.parent.uri, self.parent.experiment))
         if not child.is_recording and self._is_open():
-            kind = "repeat" if record.is_repeat else "trial"
+            kind = "repeat" if trial.is_repeat else "trial"
             child.start(
-                f"{kind}-{record.task.key}", artifacts=self.job.store.path("mlflow-artifacts"), resume=record.mlflow,
+                f"{kind}-{trial.key}", artifacts=self.job.store.path("mlflow-artifacts"), resume=trial.mlflow,
                 tags={**self._tags, "mlflow.parentRunId": str(self.parent.run_id), "distmil.kind": kind},
             )  # fmt: skip
-            child.log_values({**record.values, "training.seed": record.seed, **self._facts})
-        record.mlflow = child.run_id or record.mlflow
+            child.log_values({**trial.values, "training.seed": trial.seed, **self._facts})
+        trial.mlflow = child.run_id or trial.mlflow
         return child
 
-    def row(self, record: TrialRecord) -> None:
+    def row(self, trial: Trial) -> None:
         """Send a trial's rows now and then."""
-        if record.task.key in self.children:
-            self.start(record).sync(record.rows, interval_s=INTERVAL_S)
+        if trial.key in self.children:
+            self.start(trial).sync(trial.rows, interval_s=INTERVAL_S)
 
-    def end(self, record: TrialRecord) -> None:
-        """Close a trial's run, or leave that for later while MLflow does not answer."""
-        self.ended[record.task.key], self._stored[record.task.key] = record, record.mlflow
-        self._recorded.discard(record.task.key)
-        self._sync_ended()
+    def end(self, trial: Trial) -> None:
+        """Close the run of a trial whose record is written, or leave that for later while MLflow does not answer."""
+        self._left[trial.key] = trial
+        self._sync_left()
 
     def record(self, outcome: Outcome, folder: str) -> None:
         """Record the outcome in the parent run."""
@@ -109,15 +98,15 @@ class SearchRecord:
         """Close every run that is still open, asking MLflow once more though it did not answer."""
         with interruption_held():
             self.parent.flush()
-            num_left = self._sync_ended()
+            self._sync_left()
             if not self.parent.is_silent:
                 for key, child in self.children.items():
-                    if key not in self.ended:
+                    if key not in self._left:
                         child.finish("KILLED" if status == "KILLED" else "FAILED")
                 self.parent.attempt("the end of trials that were lost", self._close_lost)
-            if num_left and self.parent.is_recording:
+            if (count := len(self._left)) and self.parent.is_recording:
                 logger.warning(
-                    "MLflow lacks the end of %d trials; the same command records it when MLflow answers", num_left
+                    "MLflow lacks the end of %d trials; the same command records it when MLflow answers", count
                 )
             self.parent.finish(status)
 
@@ -132,28 +121,28 @@ class SearchRecord:
             self._noted = self.parent.run_id
         return True
 
-    def _sync_ended(self) -> int:
-        """Record the trials that ended, one by one while MLflow answers, and count those that are left."""
-        left = [key for key in self.ended if key not in self._recorded]
-        while left and not self.parent.is_silent and self._is_closed(self.ended[left[0]]):
-            self._recorded.add(left[0])
-            self.children.pop(left.pop(0), None)
-        return len(left)
+    def _sync_left(self) -> None:
+        """Record the trials that ended, one by one while MLflow answers."""
+        for key, trial in list(self._left.items()):
+            if self.parent.is_silent or not self._is_recorded(trial):
+                return
+            del self._left[key]
+            self.children.pop(key, None)
 
-    def _is_closed(self, record: TrialRecord) -> bool:
+    def _is_recorded(self, trial: Trial) -> bool:
         """Record a trial to its end, and return whether that was done."""
         if not self._is_open():
             return not self.parent.is_recording
-        if record.mlflow is not None and record.mlflow in self._closed_before():
+        if trial.mlflow is not None and trial.mlflow in self._closed_before():
             return True
-        child = self.start(record)
-        child.sync(record.rows)
-        child.set_tags({"distmil.status": record.status})
-        is_done = child.finish(_end_of(record))
-        record.mlflow = child.run_id or record.mlflow
-        if is_done and record.mlflow != self._stored[record.task.key]:
+        noted, child = trial.mlflow, self.start(trial)
+        child.sync(trial.rows)
+        child.set_tags({"distmil.status": trial.status})
+        is_done = child.finish(_end_of(trial))
+        trial.mlflow = child.run_id or trial.mlflow
+        if trial.mlflow != noted:
             assert self._plan is not None
-            write_trial(self._plan, record)
+            write_trial(self._plan, trial)
         return is_done
 
     def _closed_before(self) -> set[str]:
@@ -168,42 +157,16 @@ class SearchRecord:
 
     def _close_lost(self, client: Any, run_id: str) -> None:
         """Close children that a killed driver left open: as their trial ended, else KILLED."""
-        ends = {record.mlflow: _end_of(record) for record in self.ended.values()}
+        ends = {trial.mlflow: _end_of(trial) for trial in self._left.values()}
         for lost in _children(client, run_id, "RUNNING"):
             client.set_terminated(lost.info.run_id, ends.get(lost.info.run_id, "KILLED"))
 
 
-def _end_of(record: TrialRecord) -> str:
-    return "FAILED" if record.status == "failed" else "FINISHED"
+def _end_of(trial: Trial) -> str:
+    return "FAILED" if trial.status == "failed" else "FINISHED"
 
 
 def _children(client: Any, run_id: str, status: str) -> list[Any]:
     experiment = client.get_run(run_id).info.experiment_id
     which = f"tags.`mlflow.parentRunId` = '{run_id}' and attributes.status = '{status}'"
     return list(client.search_runs([experiment], which, max_results=MAX_CHILDREN))
-
-
-@dataclass
-class Progress:
-    """Reports the end of each trial on the terminal."""
-
-    record: SearchRecord
-    total: int
-    done: set[str] = field(default_factory=set)
-    best: float | None = None
-
-    def __call__(self, record: TrialRecord, *, was_over: bool) -> None:
-        """Close the trial's run, and report the trial if it ended just now."""
-        self.done.add(record.task.key)
-        self.record.end(record)
-        if record.status == "finished" and record.score is not None and not record.is_repeat:
-            self.best = record.score if self.best is None else max(self.best, record.score)
-        if was_over:
-            return
-        score = "no score" if record.score is None else f"{record.score:.4f}"
-        how = {"finished": "", "stopped": ", ended early", "failed": f", failed: {record.error}"}[record.status]
-        best = "" if self.best is None else f"; best {self.best:.4f}"
-        kind = "training" if record.is_repeat else "trial"
-        self.record.job.console.note(
-            f"{kind} {len(self.done)}/{self.total}: {score} after {len(record.rows)} epochs{how}{best}"
-        )

@@ -2,105 +2,115 @@
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.pipeline.tuning.plan import SearchPlan, clear_trial, read_trial, write_trial
+from distmil.pipeline.tuning.record import SearchRecord
 from distmil.search.queue import TrialQueue
-from distmil.search.space import WORST, Task, TrialRecord
+from distmil.search.trial import WORST, Trial, best_trial
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class TrialRecords:
-    """Writes down what trials report, and tells the queue how they end."""
+    """Writes down what trials report, tells the queue how they end, and shows them in MLflow and on the terminal."""
 
     plan: SearchPlan
     queue: TrialQueue
-    on_start: Callable[[TrialRecord], object]
-    on_row: Callable[[TrialRecord], None]
-    on_end: Callable[..., None]
-    """Takes the record, and whether the trial was over before this search began."""
-    records: dict[str, TrialRecord] = field(default_factory=dict)
-    """By task."""
+    record: SearchRecord
+    trials: dict[str, Trial] = field(default_factory=dict)
+    """By key."""
     _lost: set[str] = field(default_factory=set)
-    """Tasks whose trial reported a failure that may not recur."""
+    """Keys of trials that reported a failure that may not recur."""
     _started: dict[str, float] = field(default_factory=dict)
 
     @property
-    def running(self) -> list[TrialRecord]:
+    def running(self) -> list[Trial]:
         """The trials that have not ended."""
-        return [record for record in self.records.values() if record.status == "running"]
+        return [trial for trial in self.trials.values() if trial.status == "running"]
 
     def open(self) -> None:
         """Take in the trials that were over before."""
-        for record in self.queue.over:
-            self._keep(record)
+        for trial in self.queue.over:
+            self._keep(trial)
 
-    def start(self, task: Task) -> None:
+    def start(self, trial: Trial) -> None:
         """Open a record, or go on with an earlier one; the trial reports all its rows."""
-        record = self._begin(task)
-        self.on_start(record)
-        write_trial(self.plan, record)
+        begun = self._begin(trial)
+        self.record.start(begun)
+        write_trial(self.plan, begun)
 
-    def take(self, task: Task, result: dict[str, Any]) -> None:
+    def take(self, key: str, result: dict[str, Any]) -> None:
         """Take in a row, or a failure."""
-        record = self.records[task.key]
+        trial = self.trials[key]
         if result["error"] is not None:
-            record.error = result["error"]
+            trial.error = result["error"]
             if result["is_lost"]:
-                self._lost.add(task.key)
+                self._lost.add(key)
             return
-        del record.rows[result["epoch"] - 1 :]
-        record.rows.append(result["row"])
-        record.score = None if result["score"] == WORST else result["score"]
-        self.on_row(record)
+        del trial.rows[result["epoch"] - 1 :]
+        trial.rows.append(result["row"])
+        trial.score = None if result["score"] == WORST else result["score"]
+        self.record.row(trial)
 
-    def complete(self, task: Task, *, is_last: bool) -> None:
+    def complete(self, key: str, *, is_last: bool) -> None:
         """Close a trial that trained all its epochs (``is_last``), was ended early, or reported a failure."""
-        record = self.records[task.key]
-        record.status = "failed" if record.error is not None else "finished" if is_last else "stopped"
-        self._close(record)
+        trial = self.trials[key]
+        trial.status = "failed" if trial.error is not None else "finished" if is_last else "stopped"
+        self._close(trial)
 
-    def fail(self, task: Task) -> None:
+    def fail(self, given: Trial) -> None:
         """Put a trial that was lost back into the queue; close it if it was lost too often, or failed by itself."""
-        stored = read_trial(self.plan, task)
+        stored = read_trial(self.plan, given)
         if stored is not None and stored.is_over:
-            self.queue.end(task, stored.score)
+            self.queue.end(given, stored.score)
             self._keep(stored)
             return
-        record = self.records.get(task.key) or self._begin(task)
-        is_lost = record.error is None or task.key in self._lost
-        record.error = record.error or "its process or node was lost"
-        if is_lost and self.queue.lose(task):
-            logger.warning("trial %s was lost (%s) and is tried again", task.key, record.error)
-            self._lost.discard(task.key)
-            record.error = None
+        trial = self.trials.get(given.key) or self._begin(given)
+        is_lost = trial.error is None or trial.key in self._lost
+        trial.error = trial.error or "its process or node was lost"
+        if is_lost and self.queue.lose(given):
+            logger.warning("trial %s was lost (%s) and is tried again", trial.key, trial.error)
+            self._lost.discard(trial.key)
+            trial.error = None
             return
-        record.status = "failed"
-        self._close(record)
+        trial.status = "failed"
+        self._close(trial)
 
-    def _begin(self, task: Task) -> TrialRecord:
-        known = self.records.get(task.key) or read_trial(self.plan, task)
-        record = TrialRecord(
-            dict(task.values), task.seed, task.is_repeat, number=self.queue.number(task), claim=task.claim,
+    def _begin(self, given: Trial) -> Trial:
+        """Make the record of a trial that starts from its first epoch."""
+        known = self.trials.get(given.key) or read_trial(self.plan, given)
+        trial = Trial(
+            given.values, given.seed, given.is_repeat, given.number, claim=given.claim,
             mlflow=known.mlflow if known else None,
         )  # fmt: skip
-        self.records[task.key] = record
-        self._started[task.key] = time.monotonic()
-        return record
+        self.trials[trial.key] = trial
+        self._started[trial.key] = time.monotonic()
+        return trial
 
-    def _close(self, record: TrialRecord) -> None:
-        record.seconds = time.monotonic() - self._started[record.task.key]
-        write_trial(self.plan, record)
-        self.queue.end(record.task, record.score if record.is_over else None)
-        self.on_end(record, was_over=False)
-        if record.is_over:
-            clear_trial(self.plan, record.task)
+    def _close(self, trial: Trial) -> None:
+        trial.seconds = time.monotonic() - self._started[trial.key]
+        write_trial(self.plan, trial)
+        self.queue.end(trial, trial.score if trial.is_over else None)
+        self.record.end(trial)
+        self._show(trial)
+        if trial.is_over:
+            clear_trial(self.plan, trial)
 
-    def _keep(self, record: TrialRecord) -> None:
-        """Take in a record that was over before."""
-        self.records[record.task.key] = record
-        self.on_end(record, was_over=True)
+    def _keep(self, trial: Trial) -> None:
+        """Take in a trial that was over before."""
+        self.trials[trial.key] = trial
+        self.record.end(trial)
+
+    def _show(self, trial: Trial) -> None:
+        """Report the end of a trial on the terminal."""
+        ended = [other for other in self.trials.values() if other.status != "running"]
+        score = "no score" if trial.score is None else f"{trial.score:.4f}"
+        how = {"stopped": ", ended early", "failed": f", failed: {trial.error}"}.get(trial.status, "")
+        best = best_trial([other for other in ended if not other.is_repeat])
+        self.record.job.console.note(
+            f"{'training' if trial.is_repeat else 'trial'} {len(ended)}/{self.queue.total}: {score} after "
+            f"{len(trial.rows)} epochs{how}" + (f"; best {best.score:.4f}" if best else "")
+        )

@@ -16,8 +16,8 @@ from distmil.errors import DistmilError, StorageError
 from distmil.pipeline.training.group import check_finished, make_trainer
 from distmil.pipeline.training.worker import open_bags, read_history, run_file
 from distmil.pipeline.tuning.plan import SearchPlan
-from distmil.search.space import WORST, Task, score_of
-from distmil.search.trial import Fold, Row, Trial, evaluate_run, kept_row
+from distmil.search.fold_training import Fold, FoldTraining, evaluate_run, kept_row
+from distmil.search.trial import WORST, Row, Trial, score_of
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
@@ -29,6 +29,8 @@ CHECKPOINT_S = 30.0
 WORKER_CORES = 1
 """CPU cores of each worker of a trial's group, by which trials at once are counted."""
 HELD_OUT = "held_out_"
+Report = dict[str, Any]
+"""Of an epoch, from a trial to the driver."""
 _MAX_WORDS = 300
 
 
@@ -54,14 +56,13 @@ def trial_device(*, is_gpu: bool) -> torch.device:
 class TrialTraining:
     """Trains a trial in this process, an epoch a step; a lost trial goes on from its checkpoint."""
 
-    def __init__(self, plan: SearchPlan, task: Task) -> None:
-        self._plan, self._task = plan, task
+    def __init__(self, plan: SearchPlan, trial: Trial) -> None:
+        self._plan, self._trial = plan, trial
         self._epoch, self._saved_s = 0, time.monotonic()
-        self._trial: Trial | None = None
         self.failure: Exception | None = None
         """The next step raises it: this process may not be fit for another trial."""
 
-    def step(self) -> dict[str, Any]:
+    def step(self) -> Report:
         """Train an epoch and report its row, or a failure. Raises: ``failure``."""
         if self.failure is not None:
             raise self.failure
@@ -74,84 +75,73 @@ class TrialTraining:
         return report(row, epoch, score=score_of(row, self._plan.metric), is_last=is_last)
 
     @functools.cached_property
-    def _config(self) -> Config:
-        return self._plan.trial_config(self._task)
-
-    def _open(self, bags: dict[str, Bag]) -> Trial:
-        plan = self._plan
+    def _training(self) -> FoldTraining:
+        plan, trial, bags = self._plan, self._trial, search_bags(self._plan)
         folds = [
             Fold([bags[i] for i in learning], [bags[i] for i in validation]) for learning, validation in plan.folds
         ]
-        return Trial(
-            self._config, folds, plan.spec, plan.store,
-            name=plan.checkpoint(self._task), device=trial_device(is_gpu=plan.is_gpu),
-            keeps_best=self._task.is_repeat and bool(plan.held_out),
+        return FoldTraining(
+            plan.trial_config(trial), folds, plan.spec, plan.store,
+            name=plan.checkpoint(trial), device=trial_device(is_gpu=plan.is_gpu),
+            keeps_best=trial.is_repeat and bool(plan.held_out),
         )  # fmt: skip
 
     def _train(self, epoch: int) -> tuple[Row, bool]:
-        plan, bags = self._plan, search_bags(self._plan)
-        self._trial = self._trial or self._open(bags)
-        row = self._trial.row(epoch)
-        is_last = epoch + 1 >= self._config.training.epochs or self._trial.is_finished(epoch)
-        if is_last and self._task.is_repeat and plan.held_out:
-            row = row | _held_out(self._trial.evaluate([bags[i] for i in plan.held_out]))
+        training, held_out = self._training, self._plan.held_out
+        row, is_last = training.row(epoch), training.is_finished(epoch)
+        if is_last and self._trial.is_repeat and held_out:
+            bags = search_bags(self._plan)
+            row = row | _held_out(training.evaluate([bags[i] for i in held_out]))
         if not is_last and time.monotonic() - self._saved_s > CHECKPOINT_S:
-            self._trial.save()
+            training.save()
             self._saved_s = time.monotonic()
         return row, is_last
 
 
 def fit_group(
     plan: SearchPlan,
-    task: Task,
+    trial: Trial,
     *,
-    tell: Callable[[dict[str, Any]], None],
-    make_callback: Callable[["GroupRows"], UserCallback],
+    tell: Callable[[Report], None],
+    make_callback: Callable[[Callable[[Report], Report]], UserCallback],
 ) -> None:
     """Train a trial of several workers: a group of its own, named by the trial, which goes on where it stopped.
 
     Args:
         plan: The search's.
-        task: The trial's.
+        trial: The trial's.
         tell: Takes the reports of epochs that an earlier try committed, and of the last one with held-out slides.
-        make_callback: Makes the group's callback, which hands on the reports of the epochs that it trains.
+        make_callback: Makes the group's callback of what turns a row of rank 0, which is the group's, into a report.
     """
-    config, inner, store = plan.trial_config(task), plan.group(task), plan.store
+    config, inner, store = plan.trial_config(trial), plan.group(trial), plan.store
     entries = store.read_checked(run_file(plan.run, "cohort"), owner=plan.run)
     store.write_checked(run_file(inner, "cohort"), entries, owner=inner)
     history = read_history(store, inner) or History()
     for epoch in range(len(history.rows)):
         tell(group_report(history.rows, epoch, config, plan.metric))
+    rows = list(history.rows)
+
+    def report_epoch(metrics: Report) -> Report:
+        epoch = int(metrics["epoch"])
+        rows[epoch:] = [{name: value for name, value in metrics.items() if name not in {"epoch", "epoch_s"}}]
+        return group_report(rows, epoch, config, plan.metric)
+
     if not is_finished(history, config):
-        callback = make_callback(GroupRows(history.rows, config, plan.metric))
+        callback = make_callback(report_epoch)
         lease = take_over(store, checkpoint_folder(inner), run=inner)
         result = make_trainer(store, config, inner, plan.spec, [callback], lease=lease, cores=WORKER_CORES).fit()
         if failure := (result.return_value or {}).get("error"):
             raise failure
         history = check_finished(read_history(store, inner), config, inner)
     found = group_report(history.rows, len(history.rows) - 1, config, plan.metric) | {"is_last": True}
-    if task.is_repeat and plan.held_out:
+    if trial.is_repeat and plan.held_out:
         bags = search_bags(plan)
         unseen = evaluate_run(config, [bags[i] for i in plan.held_out], plan.spec, store, name=inner)
         found["row"] = found["row"] | _held_out(unseen)
     tell(found)
 
 
-class GroupRows:
-    """Turns the rows that a group's workers report into reports of its trial."""
-
-    def __init__(self, rows: Sequence[Row], config: Config, metric: str) -> None:
-        self._rows, self._config, self._metric = list(rows), config, metric
-
-    def report(self, metrics: dict[str, Any]) -> dict[str, Any]:
-        """Report an epoch from rank 0's row, which is the group's."""
-        epoch = int(metrics["epoch"])
-        row = {name: value for name, value in metrics.items() if name not in {"epoch", "epoch_s"}}
-        self._rows = [*self._rows[:epoch], row]
-        return group_report(self._rows, epoch, self._config, self._metric)
-
-
-def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> dict[str, Any]:
+def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> Report:
     """Report a group's epoch by the row of the network that the group would have kept."""
     row = kept_row(History(list(rows)), config.training, epoch)
     return report(row, epoch, score=score_of(row, metric), is_last=epoch + 1 >= config.training.epochs)
@@ -160,13 +150,13 @@ def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -
 def report(
     row: Row, epoch: int, *, score: float | None = None, is_last: bool = False, error: str | None = None,
     is_lost: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> Report:  # fmt: skip
     """Build the report of an epoch that a trial hands to the driver."""
     score = WORST if score is None else score
     return {"epoch": epoch + 1, "score": score, "row": row, "is_last": is_last, "error": error, "is_lost": is_lost}
 
 
-def failure_report(error: Exception, epoch: int) -> dict[str, Any]:
+def failure_report(error: Exception, epoch: int) -> Report:
     """Build the report of a failure."""
     return report({}, epoch, error=in_words(error), is_lost=is_lost(error))
 

@@ -6,7 +6,7 @@ in the driver, so that a search goes on from them after any interruption.
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,6 @@ from distmil.pipeline.tuning.plan import SearchPlan, clear_trial
 from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.pipeline.tuning.trials import (
     WORKER_CORES,
-    GroupRows,
     TrialTraining,
     failure_report,
     fit_group,
@@ -31,14 +30,14 @@ from distmil.pipeline.tuning.trials import (
 )
 from distmil.processes.malloc import keep_freed_memory
 from distmil.search.queue import TrialQueue
-from distmil.search.space import WORST, TrialRecord, score_of
+from distmil.search.trial import WORST, Trial, score_of
 
-TASK = "task"
-"""Key of a trial's task in Tune's configuration of the trial."""
+TRIAL = "trial"
+"""Key of the trial in Tune's configuration of it."""
 
 
 class QueueSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
-    """The queue behind Tune's interface; the trial records tell it how its tasks end."""
+    """The queue behind Tune's interface; the trial records tell it how its trials end."""
 
     def __init__(self, queue: TrialQueue) -> None:
         super().__init__(metric="score", mode="max")
@@ -52,10 +51,10 @@ class QueueSearcher(Searcher):  # type: ignore[misc]  # Ray ships no types
         return True
 
     def suggest(self, trial_id: str) -> Any:
-        """Hand out the next task, None where it is too early to say."""
-        task = self._queue.next()
-        if task is not None:
-            return {TASK: task}
+        """Hand out the next trial, None where it is too early to say."""
+        trial = self._queue.next()
+        if trial is not None:
+            return {TRIAL: trial}
         return Searcher.FINISHED if self._queue.is_done else None
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -79,21 +78,21 @@ class RecordsCallback(tune.Callback):  # type: ignore[misc]  # Ray ships no type
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Hand on a start."""
-        self._records.start(trial.config[TASK])
+        self._records.start(trial.config[TRIAL])
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
         """Hand on a report."""
-        self._records.take(trial.config[TASK], result)
+        self._records.take(trial.config[TRIAL].key, result)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Hand on the end of a trial that trained to its last epoch or was ended early."""
-        self._records.complete(trial.config[TASK], is_last=bool(trial.last_result.get("is_last")))
+        self._records.complete(trial.config[TRIAL].key, is_last=bool(trial.last_result.get("is_last")))
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """Hand on the end of a trial whose process raised or is gone."""
-        self._records.fail(trial.config[TASK])
+        self._records.fail(trial.config[TRIAL])
 
 
 class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]  # Ray ships no types
@@ -128,7 +127,7 @@ class SuccessiveHalving(FIFOScheduler):  # type: ignore[misc]  # Ray ships no ty
         return str(TrialScheduler.CONTINUE if goes_on or result["is_last"] else TrialScheduler.STOP)
 
 
-def make_scheduler(config: Config, over: Sequence[TrialRecord], *, metric: str) -> Any:
+def make_scheduler(config: Config, over: Sequence[Trial], *, metric: str) -> Any:
     """Make the scheduler that decides which trials end early; trials of an earlier call count."""
     search, epochs = config.search, config.training.epochs
     if search.stopping == "none" or epochs <= search.grace_epochs:
@@ -137,7 +136,7 @@ def make_scheduler(config: Config, over: Sequence[TrialRecord], *, metric: str) 
     for record in over:
         for epoch, row in enumerate(record.rows, start=1):
             score = score_of(row, metric)
-            found.decide(record.task.key, epoch, WORST if score is None else score)
+            found.decide(record.key, epoch, WORST if score is None else score)
     return found
 
 
@@ -160,26 +159,26 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Take up another trial in the same process."""
-        self._training = TrialTraining(self._plan, new_config[TASK])
+        self._training = TrialTraining(self._plan, new_config[TRIAL])
         return True
 
 
 class _GroupCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no types
     """Hands a group's epochs to Tune as its trial's."""
 
-    def __init__(self, rows: GroupRows) -> None:
+    def __init__(self, make_report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         super().__init__()
-        self._rows = rows
+        self._make_report = make_report
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Hand on an epoch."""
-        super().after_report(run_context, [self._rows.report(metrics[0])], checkpoint)
+        super().after_report(run_context, [self._make_report(metrics[0])], checkpoint)
 
 
 def train_group(config: dict[str, Any], plan: SearchPlan) -> None:
     """Train a trial of several workers."""
     try:
-        fit_group(plan, config[TASK], tell=tune.report, make_callback=_GroupCallback)
+        fit_group(plan, config[TRIAL], tell=tune.report, make_callback=_GroupCallback)
     except Exception as error:
         tune.report(failure_report(error, 0))
         if not is_of_the_setting(error):
@@ -187,7 +186,7 @@ def train_group(config: dict[str, Any], plan: SearchPlan) -> None:
 
 
 def run_trials(plan: SearchPlan, records: TrialRecords, *, stops_early: bool) -> None:
-    """Train every task of the records' queue.
+    """Train every trial of the records' queue.
 
     The queue tries lost trials again: Tune gives up a trial whose process dies while it is handed over.
 
@@ -212,9 +211,9 @@ def run_trials(plan: SearchPlan, records: TrialRecords, *, stops_early: bool) ->
         raise TrainingError(
             f"the search was ended with {len(records.running)} trials running; the same command goes on"
         )
-    for record in records.records.values() if plan.is_grouped else []:
+    for record in records.trials.values() if plan.is_grouped else []:
         if record.is_over:  # a group that was ended early takes a moment to stop, and may have written since
-            clear_trial(plan, record.task)
+            clear_trial(plan, record)
 
 
 def _tuner(plan: SearchPlan, records: TrialRecords, scheduler: Any) -> tune.Tuner:

@@ -11,7 +11,7 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.pipeline.training.claim import claim_run, read_record_id, write_record_id
+from distmil.pipeline.training.claim import Claim, read_record_id, write_record_id
 from distmil.pipeline.training.group import check_finished
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.job import identity
@@ -26,7 +26,7 @@ def claim(store: Store, folds: Any, held_out: list[str], **labels: Any) -> str:
     job = Job(build_config({"search": {"run": "s", "folds": 2}, "labels": labels}), store)
     more = identity(job.config.search, folds, held_out)
     cohort, prepared = Cohort([], ["negative", "positive"]), Prepared([], {}, {}, {})
-    return claim_run(job, prepared, SPEC, cohort, name="s", kind="tune", more=more, folders=["searches/s"])
+    return Claim(job, SPEC, cohort, "s", "tune", more).take(prepared)
 
 
 def test_a_search_on_other_folds_needs_another_name(tmp_path):
@@ -43,7 +43,7 @@ def test_a_training_with_another_setting_needs_another_name(tmp_path):
 
     def claim_with(**training: float) -> str:
         job = Job(build_config({"training": training}), Store(str(tmp_path)))
-        return claim_run(job, prepared, SPEC, cohort, name="small", kind="train")
+        return Claim(job, SPEC, cohort, "small", "train").take(prepared)
 
     assert claim_with() == claim_with(lr=0.001) == "small"
     with pytest.raises(ConfigError, match=r"training\.run = 'small' was started with something else") as caught:

@@ -1,7 +1,7 @@
 """The course of a search, without Ray: what is compared at its end, and what a failure costs."""
 
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -14,11 +14,11 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.pipeline.training.claim import claim_run
+from distmil.pipeline.training.claim import Claim
 from distmil.pipeline.tuning import job as tune
 from distmil.pipeline.tuning.plan import SearchPlan
-from distmil.search.queue import TrialQueue
-from distmil.search.space import TrialRecord, read_space
+from distmil.search.space import read_space
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
 from tests.support.bags import make_bags
@@ -27,27 +27,21 @@ SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 SETTINGS = {"default": {"losses.bag": 1.0}, "best": {"losses.bag": 2.0}, "best without bag": {"losses.bag": 0.0}}
 
 
-class NoRecord:
-    def trial_records(self, queue: TrialQueue) -> TrialQueue:
-        """Keep nothing."""
-        return queue
-
-
 def repeat(monkeypatch: pytest.MonkeyPatch, root: str, fails: str) -> tune.Repeats:
     config = build_config({"search": {"repeats": 2}})
     plan = SearchPlan("s", root, config, None, "slide_auc", False, [], [], 0, "claim")  # type: ignore[arg-type]
 
-    def train(_plan: Any, queue: Any, **_: Any) -> None:
-        for number, task in enumerate(iter(queue.next, None)):
-            record = TrialRecord(dict(task.values), task.seed, True, number, claim=task.claim)
-            if task.values == SETTINGS[fails]:
+    def train(_plan: Any, records: Any, **_: Any) -> None:
+        for number, trial in enumerate(iter(records.queue.next, None)):
+            record = Trial(dict(trial.values), trial.seed, True, number, claim=trial.claim)
+            if trial.values == SETTINGS[fails]:
                 record.status, record.error = "failed", "no loss is left"
             else:
                 record.status, record.score, record.rows = "finished", 0.8, [{"val_slide_auc": 0.8}]
-            plan.store.write_json(plan.record_file(task), record.to_json())
+            plan.store.write_json(plan.record_file(trial.key), asdict(record))
 
     monkeypatch.setattr(tune, "run_trials", train)
-    return tune._repeat(Job(config, Store(root)), plan, SETTINGS, NoRecord())  # type: ignore[arg-type]
+    return tune._repeat(Job(config, Store(root)), plan, SETTINGS, None)  # type: ignore[arg-type]
 
 
 def test_a_failed_ablation_costs_its_row_alone(monkeypatch, tmp_path):
@@ -137,7 +131,7 @@ def test_a_space_with_fewer_settings_than_trials_is_said_and_gone_through(monkey
     record = tune.SearchRecord(job, Tracker(None, "x"))
     record.open(plan_with_encoder(plan), {}, Cohort([], ["a", "b"]))
     tune._search(job, plan, read_space(config), record)
-    assert [task.values["bags.top_k"] for task in starts] == [8, 1]  # the default first
+    assert [trial.values["bags.top_k"] for trial in starts] == [8, 1]  # the default first
     assert "the space has 2 settings, fewer than search.trials = 24: all are tried" in capsys.readouterr().err
 
 
@@ -150,7 +144,7 @@ def test_other_settings_under_an_old_name_are_refused_before_a_slide_is_tiled(mo
     cohort = Cohort([], ["negative", "positive"])
     more = tune.identity(job.config.search, [(["a"], ["b"])], [])
     prepared = Prepared([], {}, {}, {})
-    claim_run(job, prepared, SPEC, cohort, name="s", kind="tune", more=more)
+    Claim(job, SPEC, cohort, "s", "tune", more).take(prepared)
     monkeypatch.setattr(tune, "open_encoder", lambda *_: SPEC)
     monkeypatch.setattr(tune, "prepare", lambda *_, **__: pytest.fail("slides were tiled"))
     other = replace(job, config=build_config({"search": {"run": "s", "folds": 3}, "training": {"lr": 0.5}}))

@@ -10,9 +10,10 @@ from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline.job import Job
-from distmil.pipeline.tuning.plan import SearchPlan, read_trial
-from distmil.pipeline.tuning.record import Progress, SearchRecord
-from distmil.search.space import Domain, TrialRecord
+from distmil.pipeline.tuning.plan import SearchPlan, read_trial, write_trial
+from distmil.pipeline.tuning.record import SearchRecord
+from distmil.search.space import Domain
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.tracking import mlflow_client, tracker
 from distmil.tracking.tracker import Tracker
@@ -36,7 +37,7 @@ class Search:
         self.plan = SearchPlan("s", self.store.root, Config(), SPEC, "slide_auc", False, [], [], 0)
         self.is_up, self.tries, self._connect = True, 0, tracker.connect
         monkeypatch.setattr(tracker, "connect", self.connect)
-        self.records = [TrialRecord({"bags.top_k": k}, 0, False, i) for i, k in enumerate((1, 2, 4))]
+        self.records = [Trial({"bags.top_k": k}, 0, False, i) for i, k in enumerate((1, 2, 4))]
 
     def connect(self, uri):
         self.tries += 1
@@ -52,7 +53,7 @@ class Search:
         return kept
 
     def write(self, record):
-        self.store.write_json(self.plan.record_file(record.task), record.to_json())
+        write_trial(self.plan, record)
 
     def tell(self, kept, record, rows=3):
         for epoch in range(rows):
@@ -62,7 +63,7 @@ class Search:
     def end(self, kept, record, status="finished"):
         record.status, record.score = status, 0.7
         self.write(record)
-        Progress(kept, 3)(record, was_over=False)
+        kept.end(record)
 
     def children(self, parent):
         client = MlflowClient(tracking_uri=self.uri)
@@ -77,7 +78,7 @@ class Search:
         client = MlflowClient(tracking_uri=self.uri)
         for record in self.records:
             run = runs[str(record.values["bags.top_k"])]
-            assert read_trial(self.plan, record.task).mlflow == run.info.run_id
+            assert read_trial(self.plan, record).mlflow == run.info.run_id
             history = client.get_metric_history(run.info.run_id, "val_slide_auc")
             assert sorted({point.step for point in history}) == [0, 1, 2]
 
@@ -164,9 +165,9 @@ def test_the_next_call_completes_what_an_outage_left(search, caplog):
     mlflow_client.outage_of.cache_clear()
     again = search.open()
     assert again.parent.run_id == kept.parent.run_id
-    search.records = [read_trial(search.plan, record.task) for record in search.records]
+    search.records = [read_trial(search.plan, record) for record in search.records]
     for record in search.records:
-        Progress(again, 3)(record, was_over=True)
+        again.end(record)
     again.finish("FINISHED")
     search.check(kept.parent.run_id)
 
@@ -194,12 +195,12 @@ def test_trials_that_were_running_or_failed_are_closed_as_such(search):
 
 def test_without_a_record_nothing_waits(tmp_path):
     kept = SearchRecord(Job(build_config({}), Store(str(tmp_path))), Tracker(None, "x"))
-    record = TrialRecord({"bags.top_k": 1}, 0, False, 0, status="finished", score=0.5)
+    record = Trial({"bags.top_k": 1}, 0, False, 0, status="finished", score=0.5)
     kept.open(
         SearchPlan("s", str(tmp_path), Config(), SPEC, "slide_auc", False, [], [], 0), SPACE, Cohort([], ["a", "b"])
     )
     kept.start(record)
-    Progress(kept, 1)(record, was_over=False)
+    kept.end(record)
     kept.finish("FINISHED")
     assert record.mlflow is None
     assert not kept.children

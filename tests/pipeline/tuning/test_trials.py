@@ -12,8 +12,8 @@ from distmil.pipeline.training import group
 from distmil.pipeline.tuning import trials, tune_adapter
 from distmil.pipeline.tuning.plan import SearchPlan, clear_trial
 from distmil.pipeline.tuning.trials import WORKER_CORES, TrialTraining, group_report, in_words, is_lost, trial_device
-from distmil.pipeline.tuning.tune_adapter import TASK, train_group
-from distmil.search.space import Task
+from distmil.pipeline.tuning.tune_adapter import TRIAL, train_group
+from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
@@ -53,16 +53,16 @@ def test_groups_ask_for_the_cores_that_trials_at_once_are_counted_by(monkeypatch
 def test_nothing_is_left_of_a_trial_that_is_over_but_its_record(tmp_path, num_workers):
     config = build_config({"training": {"num_workers": num_workers}})
     plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
-    store, task, other = Store(str(tmp_path)), Task({"bags.top_k": 8}, 0), Task({"bags.top_k": 2}, 0)
-    left = [plan.record_file(task), f"checkpoints/{plan.checkpoint(other)}/fold-0/latest.json"]
-    gone = [f"checkpoints/{plan.checkpoint(task)}/fold-0/latest.json"]
+    store, trial, other = Store(str(tmp_path)), Trial({"bags.top_k": 8}, 0), Trial({"bags.top_k": 2}, 0)
+    left = [plan.record_file(trial.key), f"checkpoints/{plan.checkpoint(other)}/fold-0/latest.json"]
+    gone = [f"checkpoints/{plan.checkpoint(trial)}/fold-0/latest.json"]
     if num_workers > 1:
         left.append(f"ray-train/{plan.group(other)}/checkpoint_1/x")
-        gone += [f"{checkpoint_folder(plan.group(task))}/cohort.json", f"ray-train/{plan.group(task)}/checkpoint_1/x"]
+        gone += [f"{checkpoint_folder(plan.group(trial))}/cohort.json", f"ray-train/{plan.group(trial)}/checkpoint_1/x"]
     for name in (*left, *gone):
         store.write(name, b"x")
-    clear_trial(plan, task)
-    clear_trial(plan, task)  # again does no harm
+    clear_trial(plan, trial)
+    clear_trial(plan, trial)  # again does no harm
     assert all(store.exists(name) for name in left)
     assert not any(store.exists(name) for name in gone)
 
@@ -82,7 +82,7 @@ class Fitted:
 def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_path, committed):
     config = build_config({"training": {"num_workers": 2, "epochs": 3}})
     plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], ["x"], 0)  # type: ignore[arg-type]
-    store, task = plan.store, Task({"bags.top_k": 8}, 0, is_repeat=True)
+    store, trial = plan.store, Trial({"bags.top_k": 8}, 0, is_repeat=True)
     store.write_json("checkpoints/s/cohort.json", [])
     told: list[dict[str, Any]] = []
     histories = iter([History(ROWS[:committed]), History(ROWS)])
@@ -103,7 +103,7 @@ def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_pat
     monkeypatch.setattr(trials, "read_history", lambda *_: next(histories))
     monkeypatch.setattr(trials, "_bags", lambda *_: {"x": None})
     monkeypatch.setattr(trials, "evaluate_run", lambda *_, **__: {"slide_auc": 0.55})
-    train_group({TASK: task}, plan)
+    train_group({TRIAL: trial}, plan)
     assert [(found["epoch"], found["score"]) for found in told] == [(1, 0.6), (2, 0.9), (3, 0.7), (3, 0.7)]
     assert told[-1]["row"] == {**ROWS[2], "held_out_slide_auc": 0.55}
     assert told[-1]["is_last"]
@@ -137,9 +137,9 @@ def test_a_failure_is_reported_and_ends_the_process_that_may_have_suffered(
 ):
     plan = SearchPlan("s", str(tmp_path), build_config({}), None, "slide_auc", False, [], [], 0)  # type: ignore[arg-type]
     monkeypatch.setattr(trials, "search_bags", lambda _: {})
-    monkeypatch.setattr(TrialTraining, "_open", lambda *_: Failing(failure))
+    monkeypatch.setattr(TrialTraining, "_training", Failing(failure))
     process = tune_adapter.TrialProcess.__new__(tune_adapter.TrialProcess)
-    process.setup({TASK: Task({"bags.top_k": 8}, 0)}, plan)
+    process.setup({TRIAL: Trial({"bags.top_k": 8}, 0)}, plan)
     first, second = process.step(), process.step()
     assert (first["score"], first["error"], first["done"]) == (0.6, None, False)
     assert (second["error"], second["is_lost"], second["done"]) == (
@@ -150,7 +150,7 @@ def test_a_failure_is_reported_and_ends_the_process_that_may_have_suffered(
     if raises:
         with pytest.raises(type(failure)):
             process.step()
-    process.reset_config({TASK: Task({"bags.top_k": 2}, 0)})
+    process.reset_config({TRIAL: Trial({"bags.top_k": 2}, 0)})
     assert process.step()["score"] == 0.6
 
 
@@ -165,9 +165,9 @@ def test_a_groups_failure_is_reported_before_it_is_raised(monkeypatch, failure, 
     monkeypatch.setattr(tune_adapter, "fit_group", fail)
     if raises:
         with pytest.raises(RuntimeError):
-            train_group({TASK: Task({}, 0)}, None)  # type: ignore[arg-type]
+            train_group({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
     else:
-        train_group({TASK: Task({}, 0)}, None)  # type: ignore[arg-type]
+        train_group({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
     assert [(found["error"], found["is_lost"]) for found in told] == [(in_words(failure), False)]
 
 

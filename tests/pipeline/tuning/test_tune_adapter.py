@@ -16,10 +16,11 @@ from distmil.pipeline.tuning import tune_adapter
 from distmil.pipeline.tuning.plan import SearchPlan
 from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.pipeline.tuning.trials import report
-from distmil.pipeline.tuning.tune_adapter import TASK, QueueSearcher, make_scheduler
+from distmil.pipeline.tuning.tune_adapter import TRIAL, QueueSearcher, make_scheduler
 from distmil.search.queue import TrialQueue
 from distmil.search.samplers import random_values
-from distmil.search.space import WORST, Domain, Task, TrialRecord, score_of
+from distmil.search.space import Domain
+from distmil.search.trial import WORST, Trial, score_of
 
 CONFIG = build_config({"training": {"epochs": 4}, "search": {"grace_epochs": 2, "reduction": 2.0}})
 
@@ -27,7 +28,7 @@ CONFIG = build_config({"training": {"epochs": 4}, "search": {"grace_epochs": 2, 
 def scheduler_of(*scores: float) -> Any:
     """The scheduler that knows finished trials, each with one score in all epochs."""
     over = [
-        TrialRecord({"bags.top_k": i}, 0, False, i, "finished", [{"val_slide_auc": score}] * 4)
+        Trial({"bags.top_k": i}, 0, False, i, "finished", [{"val_slide_auc": score}] * 4)
         for i, score in enumerate(scores)
     ]
     found = make_scheduler(CONFIG, over, metric="slide_auc")
@@ -81,7 +82,7 @@ class Rays(ASHAScheduler):
         for record in over:
             for epoch, row in enumerate(record.rows, start=1):
                 score = score_of(row, metric)
-                known = SimpleNamespace(trial_id=record.task.key)
+                known = SimpleNamespace(trial_id=record.key)
                 self._brackets[0].on_result(known, epoch, WORST if score is None else score)
 
     def on_trial_result(self, controller, trial, result):
@@ -102,7 +103,7 @@ def test_trials_end_as_rays_asha_ends_them_in_random_histories():
         # few different scores make ties; a missing one is a metric that is not defined
         draw = lambda: None if rng.random() < 0.1 else float(rng.integers(0, 6)) / 5  # noqa: E731
         over = [
-            TrialRecord({"bags.top_k": i}, 0, False, i, "finished",
+            Trial({"bags.top_k": i}, 0, False, i, "finished",
                         [{"val_slide_auc": draw()} for _ in range(rng.integers(1, epochs + 1))])
             for i in range(rng.integers(0, 6))
         ]  # fmt: skip
@@ -139,14 +140,14 @@ def test_the_searcher_can_be_pickled_as_tune_does():
 
 
 def test_the_searcher_waits_for_what_runs_and_then_ends():
-    task = Task({"bags.top_k": 8}, 0)
-    queue = TrialQueue([task], known={}, max_lost=1)
+    trial = Trial({"bags.top_k": 8}, 0)
+    queue = TrialQueue([trial], known={}, max_lost=1)
     searcher = QueueSearcher(queue)
-    assert searcher.suggest("1") == {TASK: task}
+    assert searcher.suggest("1") == {TRIAL: trial}
     assert searcher.suggest("2") is None  # it may be lost
-    queue.lose(task)
-    assert searcher.suggest("3") == {TASK: task}
-    queue.end(task, 0.5)
+    queue.lose(trial)
+    assert searcher.suggest("3") == {TRIAL: trial}
+    queue.end(trial, 0.5)
     assert searcher.suggest("4") == Searcher.FINISHED
 
 
@@ -157,8 +158,8 @@ class Ended:
         self.records, self.raises = records, raises
 
     def fit(self):
-        task = self.records.queue.next()
-        self.records.records[task.key] = TrialRecord(dict(task.values), 0, False, 0)
+        trial = self.records.queue.next()
+        self.records.trials[trial.key] = Trial(dict(trial.values), 0, False, 0)
         if self.raises:
             raise self.raises
 
@@ -167,8 +168,8 @@ class Ended:
 def test_a_search_that_was_ended_from_outside_is_not_taken_for_done(monkeypatch, tmp_path, raised, expected):
     monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
     plan = SearchPlan("s", str(tmp_path), CONFIG, None, "slide_auc", False, [], [], 0)
-    queue = TrialQueue([Task({"bags.top_k": 8}, 0)], known={}, max_lost=1)
-    records = TrialRecords(plan, queue, lambda _: None, lambda _: None, lambda *_, **__: None)
+    queue = TrialQueue([Trial({"bags.top_k": 8}, 0)], known={}, max_lost=1)
+    records = TrialRecords(plan, queue, None)
     monkeypatch.setattr(tune_adapter, "_tuner", lambda *_: Ended(records, raised))
     with pytest.raises(expected):
         tune_adapter.run_trials(plan, records, stops_early=True)

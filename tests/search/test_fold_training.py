@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from distmil.encoders.registry import EncoderSpec
-from distmil.search.trial import Fold, Trial, evaluate_run, mean_row
+from distmil.search.fold_training import Fold, FoldTraining, evaluate_run, mean_row
 from distmil.storage.store import Store
 from distmil.training.engine import evaluate
 from distmil.training.run import open_run
@@ -29,7 +29,7 @@ def folds() -> list[Fold]:
 
 def test_rows_are_the_means_of_runs_on_each_fold(store: Store) -> None:
     config = small_config()
-    trial = Trial(config, folds(), SPEC, store, name="sweep/one", device=CPU)
+    trial = FoldTraining(config, folds(), SPEC, store, name="sweep/one", device=CPU)
     rows = [trial.row(epoch) for epoch in range(config.training.epochs)]
     alone = []
     for fold in folds():
@@ -43,20 +43,20 @@ def test_rows_are_the_means_of_runs_on_each_fold(store: Store) -> None:
 
 def test_a_lost_trial_goes_on_from_its_checkpoint(store: Store) -> None:
     config = small_config()
-    whole = Trial(config, folds(), SPEC, store, name="sweep/whole", device=CPU)
+    whole = FoldTraining(config, folds(), SPEC, store, name="sweep/whole", device=CPU)
     wanted = [whole.row(epoch) for epoch in range(4)]
-    lost = Trial(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
+    lost = FoldTraining(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
     lost.row(1)
     lost.save()
     lost.row(2)
-    again = Trial(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
+    again = FoldTraining(config, folds(), SPEC, store, name="sweep/lost", device=CPU)
     assert [len(run.history.rows) for run in again._runs] == [2, 2]
     assert [again.row(epoch) for epoch in range(4)] == wanted
 
 
 def test_early_stopping_tells_the_row_that_is_kept(store: Store) -> None:
     config = small_config(training={"epochs": 12, "patience": 2, "lr": 0.5, "select_by": "loss"})
-    trial = Trial(config, folds()[:1], SPEC, store, name="sweep/stale", device=CPU)
+    trial = FoldTraining(config, folds()[:1], SPEC, store, name="sweep/stale", device=CPU)
     epoch, row = 0, trial.row(0)
     while not trial.is_finished(epoch):
         epoch += 1
@@ -70,24 +70,24 @@ def test_under_early_stopping_the_kept_weights_are_judged_though_the_trial_was_l
     config = small_config(training={"epochs": 12, "patience": 2, "lr": 0.5, "select_by": "loss"})
     others = make_bags(40)[24:]
     fold, options = folds()[0], {"device": CPU, "keeps_best": True}
-    trial = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+    trial = FoldTraining(config, [fold], SPEC, store, name="sweep/kept", **options)
     rows, found = [], []
     while not rows or not trial.is_finished(len(rows) - 1):
         if len(rows) == 3:
             trial.save()
-            trial = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+            trial = FoldTraining(config, [fold], SPEC, store, name="sweep/kept", **options)
         rows.append(trial.row(len(rows)))
         found.append(evaluate(trial._runs[0].learner, others, config, group=Group()))
     best = trial._runs[0].history.best_epoch
     assert found[best] != found[-1]
     assert trial.evaluate(others) == found[best]
     assert evaluate_run(config, others, SPEC, store, name="sweep/kept/fold-0") == found[best]
-    again = Trial(config, [fold], SPEC, store, name="sweep/kept", **options)
+    again = FoldTraining(config, [fold], SPEC, store, name="sweep/kept", **options)
     assert [again.row(epoch) for epoch in range(len(rows) - 2)] == rows[:-2]  # told again as it was told
 
 
 def test_other_slides_are_judged_by_every_folds_network(store: Store) -> None:
-    trial = Trial(small_config(), folds(), SPEC, store, name="sweep/judge", device=CPU)
+    trial = FoldTraining(small_config(), folds(), SPEC, store, name="sweep/judge", device=CPU)
     trial.row(3)
     others = make_bags(40)[30:]
     each = [evaluate(run.learner, others, run.config, group=Group()) for run in trial._runs]
