@@ -5,8 +5,8 @@ from typing import Any
 
 from distmil.cohort import Cohort, Slide
 from distmil.inference.evaluation import evaluate_predictions
-from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
-from distmil.pipeline.predict import Predictions, bundle_place, claim_output, open_bundle, predict_slides
+from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
+from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
 
 METRICS = "metrics.json"
 

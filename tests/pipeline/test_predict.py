@@ -7,8 +7,8 @@ from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.errors import BundleError, TooManyBadSlides
 from distmil.inference.bundle import save_bundle
-from distmil.pipeline.job import Job
-from distmil.pipeline.predict import _without_failed, bundle_place, open_bundle, predict_slides
+from distmil.pipeline.job import Job, bundle_place
+from distmil.pipeline.predict import _without_failed, open_bundle, predict_slides
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
 from tests.inference.test_bundle import make_old
