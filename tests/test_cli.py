@@ -197,3 +197,41 @@ def test_help_lists_every_key_without_loading_ray(job: str) -> None:
     assert done.returncode == 0, done.stderr
     for key in Config().flat():
         assert f"  {key}  (" in done.stdout
+
+
+BEFORE_HEAVY = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"torch", "ray", "mlflow", "sklearn", "matplotlib"}:
+            raise ImportError(f"{name} is imported before the manifest is checked")
+
+sys.meta_path.insert(0, Blocker())
+from distmil import cli
+sys.exit(cli.main(sys.argv[1], None, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("job", cli.STAGES)
+def test_a_wrong_manifest_is_refused_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
+    (manifest.parent / "b.png").unlink()
+    for name, said in (
+        ("absent.csv", "there is no manifest at"),
+        ("manifest.csv", "line 3: slide_path 'b.png': there"),
+    ):
+        given = [job, f"cohort.manifest={manifest.parent / name}", "prediction.model=nobody"]
+        done = subprocess.run(
+            [sys.executable, "-c", BEFORE_HEAVY, *given], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (cli.BAD_INPUT, ""), done.stderr
+        assert f"{job}: " in done.stderr
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize("job", ["predict", "evaluate"])
+def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
+    given = [sys.executable, "-c", BEFORE_HEAVY, job, f"cohort.manifest={manifest}"]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.BAD_INPUT
+    assert "prediction.model: set it to a bundle's folder" in done.stderr

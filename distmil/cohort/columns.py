@@ -30,7 +30,7 @@ SYNONYMS = {
 """What other tools call a column, without blanks and signs."""
 _FOR_MISSING = {
     "slide_path": (
-        "path", "filepath", "fullpath", "slidefile", "wsipath", "imagepath", "file", "filename", "image", "wsi",
+        "path", "filepath", "fullpath", "slidefile", "wsipath", "imagepath", "file", "filename", "image",
     ),
     "slide_id": (
         "slide", "slidename", "slideno", "imageid", "imagename", "wsiid", "wsiname", "image", "wsi", "id", "name",
@@ -147,10 +147,7 @@ def _doubled(column: str, names: Sequence[str]) -> str:
 
 def _missing(path: Path, missing: Sequence[str], header: Sequence[str], others: Sequence[str]) -> str:
     """Word that needed columns are not there, and which may be meant."""
-    offers: dict[str, str] = {}
-    for column in sorted(missing, reverse=True):  # slide_path first: a file's name is rather a path than an id
-        near = _nearest(column, [name for name in others if name not in offers.values()])
-        offers |= {column: near} if near else {}
+    offers = _offers(missing, others)
     what = f"is no column {missing[0]}" if len(missing) == 1 else f"are no columns {', '.join(missing)}"
     text = f"there {what} among {_listed(header)}"
     patient = next((name for name in header if _meant(name, ["patient_id"])), None)
@@ -174,14 +171,20 @@ def _join(path: Path, patient: str) -> str:
     )
 
 
-def _nearest(column: str, names: Sequence[str]) -> str | None:
-    """Find the name that most likely stands for a missing column."""
-    plain = {_squashed(name): name for name in reversed(names)}
-    for common in (_squashed(column), *SYNONYMS.get(column, ()), *_FOR_MISSING.get(column, ())):
-        if common in plain:
-            return plain[common]
-    near = difflib.get_close_matches(_squashed(column), plain, n=1, cutoff=_NEAR_MISSING)
-    return plain[near[0]] if near else None
+def _offers(missing: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Find the name that most likely stands for each missing column: by what is common, then by what is similar."""
+    left = {_squashed(name): name for name in reversed(names)}
+    order = sorted(missing, reverse=True)  # slide_path before slide_id: a file's name is rather a path than an id
+    offers: dict[str, str] = {}
+    for column in order:
+        common = (_squashed(column), *SYNONYMS.get(column, ()), *_FOR_MISSING.get(column, ()))
+        if known := next((name for name in common if name in left), None):
+            offers[column] = left.pop(known)
+    for column in order:
+        near = difflib.get_close_matches(_squashed(column), left, n=1, cutoff=_NEAR_MISSING)
+        if near and column not in offers:
+            offers[column] = left.pop(near[0])
+    return offers
 
 
 def _ask(path: Path, names: Sequence[str], *, settled: Collection[str]) -> None:
