@@ -71,7 +71,7 @@ def cells_of(slide, rng, *, is_comma, notes):
         "annotation_complete": str(rng.choice(["true", "1"] if slide.annotation_complete else ["False", "no", ""])),
         "label_source": "Pseudo" if slide.is_pseudo else str(rng.choice(["given", empty()])),
         "site": empty() if slide.site is None else slide.site,
-        "remarks": str(rng.choice(notes)),
+        f"remarks{'; 1' * 20}": str(rng.choice(notes)),
     }  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def listed(place):
 
 
 def test_a_folder_of_slides_is_listed_by_the_names_of_its_files(tmp_path):
-    for name in ("b.svs", "a.tif", "m.mrxs", "m/Slidedat.ini", "m/Data0000.dat", "thumb.png", "notes.txt", "._b.svs"):
+    for name in ("b.svs", "a.tif", "m.mrxs", "m/Slidedat.ini", "m/inner.svs", "thumb.png", "notes.txt", "._b.svs"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     for name in ("uuid1/c.svs", "uuid1/log.txt", "masks/a.png"):

@@ -1,4 +1,4 @@
-"""The manifest as a table of text: CSV in its dialects, or Parquet. What the columns mean is not looked at here."""
+"""The manifest as a table of text: CSV in its dialects, or Parquet."""
 
 import csv
 import io
@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.cohort.kinds import check_text, is_parquet
+from distmil.cohort.row import COLUMNS
 from distmil.cohort.text_file import decode
 from distmil.errors import ManifestError
 
@@ -57,7 +58,7 @@ def _read_csv(path: Path) -> Table:
     skipped, delimiter = 0, _stated_delimiter(text)
     if delimiter:
         skipped, text = 1, text.partition("\n")[2]
-    delimiter = delimiter or max(DELIMITERS, key=lambda mark: len(_header(text, mark)))
+    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _fit(text, mark))
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     try:
         header = [name.strip() for name in next(reader, [])]
@@ -74,11 +75,13 @@ def _stated_delimiter(text: str) -> str:
     return first[4:] if first[:4].lower() == "sep=" and first[4:] in tuple(DELIMITERS) else ""
 
 
-def _header(text: str, delimiter: str) -> list[str]:
+def _fit(text: str, delimiter: str) -> tuple[int, int]:
+    """Count the columns that a delimiter makes of the header: those with a name of distmil, and all."""
     try:
-        return next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+        names = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
     except csv.Error:
-        return []
+        return 0, 0
+    return sum(name.strip().lower() in COLUMNS for name in names), len(names)
 
 
 def _even(
