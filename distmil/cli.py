@@ -80,10 +80,12 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
     store.check(access=config.storage.access)
     os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
     console.note(f"storage: {store.root}")
-    # Imported only now: Ray and torch take seconds, and a wrong key should not cost them.
+    # Imported only now: Ray and torch take seconds, and a wrong key or manifest should not cost them.
+    jobs = importlib.import_module("distmil.pipeline.job")
+    job = jobs.Job(config, store, console)
+    jobs.check_input(job, name)
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
-    job = importlib.import_module("distmil.pipeline.job").Job(config, store, console)
     runtime.after_start(interruption.install)
     try:
         importlib.import_module("distmil.pipeline.nodes").check_cluster(job)

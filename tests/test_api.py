@@ -85,6 +85,16 @@ def test_a_manifest_is_read_as_the_jobs_read_it(house: House) -> None:
         distmil.read_manifest("manifest.csv", classes=["one"])
 
 
+def test_a_manifest_of_other_names_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "m.csv").write_text("slide_id,slide_path,MSI,Patient\na,a.png,1,p\n")
+    (slide,) = distmil.read_manifest(
+        tmp_path / "m.csv", columns={"label": "MSI", "patient_id": None}, class_names={1: "negative"}
+    ).slides
+    assert (slide.label, slide.patient_id) == (0, "a")
+    assert [slide.slide_id for slide in distmil.read_manifest(tmp_path).slides] == ["a"]
+
+
 # --- prediction
 
 

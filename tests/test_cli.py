@@ -17,6 +17,8 @@ from distmil.pipeline.job import Job
 from distmil.storage.records import Record
 
 ROOT = Path(__file__).parents[1]
+NO_MANIFEST = "cohort.synthetic=1"
+"""For jobs whose ``run`` is replaced: they have no input to check."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +94,7 @@ def test_a_done_job_ends_with_one_json_line(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     monkeypatch.setattr(tile_stage, "run", lambda job: {"patches": "somewhere", "mpp": job.config.tiling.mpp})
-    assert cli.main("tile", "", ["tiling.mpp=1.0"]) == cli.DONE
+    assert cli.main("tile", "", ["tiling.mpp=1.0", NO_MANIFEST]) == cli.DONE
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"job": "tile", "storage": str(home), "patches": "somewhere", "mpp": 1.0}
     assert captured.out.count("\n") == 1
@@ -114,7 +116,7 @@ def test_failures_end_in_their_code(
         raise error
 
     monkeypatch.setattr(tile_stage, "run", fail)
-    assert cli.main("tile", "", []) == code
+    assert cli.main("tile", "", [NO_MANIFEST]) == code
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.out == ""
@@ -136,7 +138,7 @@ def test_doubts_and_what_was_dropped_are_the_last_words(
         return {}
 
     monkeypatch.setattr(tile_stage, "run", run)
-    assert cli.main("tile", "", []) == cli.DONE
+    assert cli.main("tile", "", [NO_MANIFEST]) == cli.DONE
     said = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
     assert said[-7:] == [
         "epoch 100 of 100",
@@ -157,7 +159,7 @@ def test_a_defect_on_a_slide_fails_a_job_that_went_to_its_end(
         return {}
 
     monkeypatch.setattr(tile_stage, "run", run)
-    assert cli.main("tile", "", ["tiling.max_bad_fraction=1"]) == cli.FAILED
+    assert cli.main("tile", "", ["tiling.max_bad_fraction=1", NO_MANIFEST]) == cli.FAILED
     captured = capsys.readouterr()
     assert captured.out == ""
     said = captured.err.splitlines()
@@ -173,7 +175,7 @@ def test_what_was_dropped_is_said_where_a_job_fails_too(
         raise TrainingError("the loss is nan")
 
     monkeypatch.setattr(tile_stage, "run", fail)
-    assert cli.main("tile", "", []) == cli.FAILED
+    assert cli.main("tile", "", [NO_MANIFEST]) == cli.FAILED
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "tile: the loss is nan"
     assert "no tissue was found" in said[-2]
@@ -204,3 +206,41 @@ def test_help_of_every_job_file_lists_every_key_without_loading_ray() -> None:
     assert len(texts) == len(jobs) == 6
     for key in Config().flat():
         assert all(f"  {key}  (" in text for text in texts)
+
+
+BEFORE_HEAVY = """
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name in {"torch", "ray", "mlflow", "sklearn", "matplotlib"}:
+            raise ImportError(f"{name} is imported before the manifest is checked")
+
+sys.meta_path.insert(0, Blocker())
+from distmil import cli
+sys.exit(cli.main(sys.argv[1], None, sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("job", cli.STAGES)
+def test_a_wrong_manifest_is_refused_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
+    (manifest.parent / "b.png").unlink()
+    for name, said in (
+        ("absent.csv", "there is no manifest at"),
+        ("manifest.csv", "line 3: slide_path 'b.png': there"),
+    ):
+        given = [job, f"cohort.manifest={manifest.parent / name}", "prediction.model=nobody"]
+        done = subprocess.run(
+            [sys.executable, "-c", BEFORE_HEAVY, *given], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (cli.BAD_INPUT, ""), done.stderr
+        assert f"{job}: " in done.stderr
+        assert said in done.stderr
+
+
+@pytest.mark.parametrize("job", ["predict", "evaluate"])
+def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
+    given = [sys.executable, "-c", BEFORE_HEAVY, job, f"cohort.manifest={manifest}"]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.BAD_INPUT
+    assert "prediction.model: set it to a bundle's folder" in done.stderr

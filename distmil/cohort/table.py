@@ -1,93 +1,121 @@
 """The manifest as a table of text: CSV in its dialects, or Parquet."""
 
 import csv
-import difflib
 import io
-import logging
-import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from distmil.cohort.kinds import check_text, is_parquet
 from distmil.cohort.row import COLUMNS
+from distmil.cohort.text_file import decode
 from distmil.errors import ManifestError
 
-logger = logging.getLogger(__name__)
-
-ALIASES = {"case_id": "patient_id"}
-SYNONYMS = {
-    "patient": "patient_id",
-    "case": "patient_id",
-    "subject": "patient_id",
-    "annotation": "annotation_path",
-    "annotations": "annotation_path",
-    "complete": "annotation_complete",
-    "fully_annotated": "annotation_complete",
-    "mask": "annotation_path",
-    "class": "label",
-    "target": "label",
-    "fold": "split",
-    "set": "split",
-    "microns_per_pixel": "mpp",
-}
-"""What other tools call a column. Such a name is refused: left out in silence it may split a patient."""
-_NEAR = 0.8
+DELIMITERS = ",;\t"
 
 
-def is_parquet(path: Path) -> bool:
-    """Test a manifest's kind by its suffix."""
-    return path.suffix.lower() in {".parquet", ".pq"}
+@dataclass(frozen=True)
+class Table:
+    """The rows of a manifest as text, without blanks around the cells."""
+
+    header: Sequence[str]
+    """Column names as the file spells them; empty for a column without a name."""
+    rows: Sequence[tuple[int, Sequence[str]]]
+    """Line and cells of every row; as many cells as the header has."""
+    unit: str = "line"
+    """What the number of a row counts."""
+    is_guessed: bool = False
+    """The file is not Unicode: letters beyond ASCII are a guess."""
+    not_text: Mapping[int, str] = field(default_factory=dict)
+    """Type of each column of Parquet that is not text."""
 
 
-def read_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
-    """Read (line, column -> text) of every row. Raises: ManifestError."""
-    if not path.is_file():
-        raise ManifestError(f"there is no manifest at {path}; set cohort.manifest to a CSV or Parquet file")
-    rows = _read_parquet(path) if is_parquet(path) else _read_csv(path)
-    if not rows:
+def read_table(path: Path) -> Table:
+    """Read a manifest. Raises: ManifestError if it is no table, or has no rows."""
+    if is_parquet(path):
+        table = _read_parquet(path)
+    else:
+        check_text(path)
+        table = _read_csv(path)
+    if any(table.header) and not table.rows:
         raise ManifestError(f"{path}: the manifest has no rows")
-    return rows
+    return table
 
 
-def _read_csv(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _read_csv(path: Path) -> Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    header = text.partition("\n")[0]
-    delimiter = max(",;\t", key=header.count)
+        text, is_guessed = decode(path.read_bytes())
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeError as error:
+        raise ManifestError(
+            f"{path}: the text is neither UTF-8 nor UTF-16 nor Windows-1252 ({error}); save it as CSV (UTF-8)"
+        ) from error
+    text = io.StringIO(text, newline=None).read()
+    skipped, delimiter = 0, _stated_delimiter(text)
+    if delimiter:
+        skipped, text = 1, text.partition("\n")[2]
+    delimiter = delimiter or max(DELIMITERS, key=lambda mark: _fit(text, mark))
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
-    names = _columns(path, next(reader, []))
     try:
-        lines = [(reader.line_num, cells) for cells in reader]
+        header = [name.strip() for name in next(reader, [])]
+        lines = [(reader.line_num + skipped, [cell.strip() for cell in cells]) for cells in reader]
     except csv.Error as error:
-        raise ManifestError(f"{path}: line {reader.line_num} is not CSV ({error}); is a quote left open?") from error
-    rows = []
-    for line, cells in lines:
-        if not any(cell.strip() for cell in cells):
-            continue
-        if len(cells) != len(names):
-            raise ManifestError(f"{path}: line {line} has {len(cells)} cells, the header has {len(names)}")
-        rows.append((line, {name: cell.strip() for name, cell in zip(names, cells, strict=True)}))
-    return rows
+        line = reader.line_num + skipped
+        raise ManifestError(f"{path}: line {line} is not CSV ({error}); is a quote left open?") from error
+    return Table(header, _even(path, header, [row for row in lines if any(row[1])]), is_guessed=is_guessed)
 
 
-def _read_parquet(path: Path) -> list[tuple[int, dict[str, str]]]:
+def _stated_delimiter(text: str) -> str:
+    """Read the delimiter off a first line such as ``sep=;``, which is for Excel; empty if there is no such line."""
+    first = text.partition("\n")[0]
+    return first[4:] if first[:4].lower() == "sep=" and first[4:] in tuple(DELIMITERS) else ""
+
+
+def _fit(text: str, delimiter: str) -> tuple[int, int]:
+    """Count the columns that a delimiter makes of the header: those with a name of distmil, and all."""
+    try:
+        names = next(csv.reader(io.StringIO(text), delimiter=delimiter), [])
+    except csv.Error:
+        return 0, 0
+    return sum(name.strip().lower() in COLUMNS for name in names), len(names)
+
+
+def _even(
+    path: Path, header: Sequence[str], lines: Sequence[tuple[int, Sequence[str]]]
+) -> list[tuple[int, Sequence[str]]]:
+    """Give every row the cells of the header. Columns after the last name may be missing, or there and empty.
+
+    Raises:
+        ManifestError: If a row lacks cells, or has more that are not empty.
+    """
+    width = max((i + 1 for i, name in enumerate(header) if name), default=0)
+    uneven = [(line, cells) for line, cells in lines if len(cells) < width or any(cells[len(header) :])]
+    if uneven:
+        line, cells = uneven[0]
+        more = f" (and {len(uneven) - 1} more)" if len(uneven) > 1 else ""
+        hint = '; a cell that holds the delimiter needs quotes, such as "0,25"' if len(cells) > width else ""
+        raise ManifestError(f"{path}: line {line}{more} has {len(cells)} cells, the header has {width}{hint}")
+    blanks = [""] * len(header)
+    return [(line, [*cells, *blanks][: len(header)]) for line, cells in lines]
+
+
+def _read_parquet(path: Path) -> Table:
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise ManifestError(f"{path}: cannot be read as Parquet ({error})") from error
-    names = _columns(path, table.column_names)
-    for name in ("slide_id", "patient_id"):
-        if name in names and not _is_text(kind := table.schema.types[names.index(name)]):
-            raise ManifestError(f"{path}: column {name} is {kind}; ids are text (numbers lose their leading zeros)")
-    table = table.rename_columns(names)
-    return [
-        (index, {name: "" if value is None else str(value).strip() for name, value in row.items()})
-        for index, row in enumerate(table.to_pylist(), start=1)
-    ]
+    columns = [column.to_pylist() for column in table.columns]
+    cells = [["" if value is None else str(value).strip() for value in row] for row in zip(*columns, strict=True)]
+    return Table(
+        [name.strip() for name in table.column_names],
+        list(enumerate(cells, start=1)),
+        unit="row",
+        not_text={i: str(kind) for i, kind in enumerate(table.schema.types) if not _is_text(kind)},
+    )
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -95,37 +123,3 @@ def _is_text(kind: pa.DataType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     checks = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
     return any(check(kind) for check in checks)
-
-
-def _columns(path: Path, header: Sequence[str]) -> list[str]:
-    """Resolve the aliases of a header. Raises: ManifestError if a needed column is missing or doubled."""
-    names = [ALIASES.get(name.strip().lower(), name.strip().lower()) for name in header]
-    if not any(names):
-        raise ManifestError(f"{path}: there is no column slide_id: the first line, which names the columns, is empty")
-    doubled = sorted({name for name in names if names.count(name) > 1})
-    if doubled:
-        raise ManifestError(f"{path}: column {', '.join(doubled)} is there twice")
-    wanted = ("slide_id", "slide_path")
-    for needed in wanted:
-        if needed not in names:
-            near = difflib.get_close_matches(needed, [name for name in names if name not in wanted], n=1)
-            hint = f"; is {near[0]!r} meant?" if near else ""
-            raise ManifestError(f"{path}: there is no column {needed} among {', '.join(names)}{hint}")
-    unknown = [name for name in names if name not in COLUMNS]
-    meant = {name: column for name in unknown if (column := _meant(name)) and column not in names}
-    if meant:
-        questions = ", ".join(f"{name!r} (is {column} meant?)" for name, column in meant.items())
-        raise ManifestError(
-            f"{path}: column {questions} would not be used; rename it to what is meant, or to something else"
-        )
-    if unknown:
-        logger.info("manifest columns that distmil does not use: %s", ", ".join(unknown))
-    return names
-
-
-def _meant(name: str) -> str | None:
-    """Find the column that another name may stand for."""
-    plain = re.sub(r"[^a-z0-9]+", "_", name).strip("_")
-    if plain in SYNONYMS or plain in COLUMNS:
-        return SYNONYMS.get(plain, plain)
-    return next(iter(difflib.get_close_matches(plain, COLUMNS, n=1, cutoff=_NEAR)), None)

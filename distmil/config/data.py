@@ -1,9 +1,9 @@
 """The typed configuration from slides to embeddings: cohort, storage, tiles, patch labels, encoder."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from distmil.config.section import NO_IDENTITY, PER_JOB, Fraction, Section
 
@@ -12,17 +12,36 @@ class CohortConfig(Section):
     """Which slides, and what their labels mean."""
 
     manifest: str | None = None
-    """CSV or Parquet file of the slides, absolute or relative to the current folder."""
+    """CSV or Parquet file of the slides, absolute or relative to the current folder. `tile`, `embed` and `predict` take
+    a folder of slides or one slide too, with the names of the files as ids."""
+    columns: dict[str, str | None] = Field(default_factory=dict)
+    """distmil's column -> the manifest's own name for it, such as `{patient_id: "Patient ID"}`; null: the manifest has
+    no such column, whatever looks like it."""
     synthetic: int = Field(default=0, ge=0, le=10_000)
     """Number of synthetic slides to make under the storage root if no manifest is given; 0: none."""
     classes: list[str] = Field(default_factory=lambda: ["negative", "positive"], min_length=2, max_length=100)
     """Class names in index order; the first is normal."""
+    class_names: dict[str, str] = Field(default_factory=dict)
+    """Label as the manifest has it -> class, such as `{tumor: positive, 0: negative}`."""
     val_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of patients drawn into `val` where the manifest has no split column."""
     test_fraction: float = Field(default=0.0, ge=0, lt=1)
     """Share of patients drawn into `test` where the manifest has no split column."""
     split_seed: int = Field(default=0, ge=0)
     """Seed of that draw. It does not follow training.seed, so that repeats compare on the same slides."""
+
+    @field_validator("class_names", mode="before")
+    @classmethod
+    def _names_as_text(cls, names: Any) -> Any:
+        """Take numbers as the text that they are in a manifest. Raises: ValueError for YAML's truth values."""
+        if not isinstance(names, dict):
+            return names
+        if odd := [name for name in names if isinstance(name, bool)]:
+            raise ValueError(
+                f"cohort.class_names: YAML reads yes, no, on, off, true and false as {odd[0]}; write the label in "
+                "quotes, as the manifest has it"
+            )
+        return {str(name) if isinstance(name, int | float) else name: value for name, value in names.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -63,6 +63,8 @@ def _kind_text(kind: Any) -> str:
         return "a list"
     if get_origin(kind) is dict:
         return f"pairs of {_kind_text(arguments[0])}: {_kind_text(arguments[1])}"
+    if type(None) in arguments:
+        return " or ".join("null" if kind is type(None) else _kind_text(kind) for kind in arguments)
     return " | ".join(arguments)
 
 

@@ -31,6 +31,17 @@ _MAX_LINES = 50
 _TYPE_STEP = re.compile(r"bool|literal\[.*\]|\[key\]")
 """Steps of pydantic's path to a value that name a type, not a key."""
 
+_JOIN = (
+    "a manifest is one table with a row a slide; join the two in Python: import pandas as p; p.read_csv('SLIDES.csv', "
+    "dtype=str).merge(p.read_csv('CLINI.csv', dtype=str), on='PATIENT').to_csv('manifest.csv', index=False)"
+)
+_OF_OTHER_TOOLS = {
+    **dict.fromkeys(("cohort.clini_table", "cohort.slide_table"), _JOIN),
+    **dict.fromkeys(("cohort.label_column", "cohort.ground_truth_label"), "set cohort.columns={label: NAME}"),
+    **dict.fromkeys(("cohort.id_column", "cohort.patient_column"), "set cohort.columns={patient_id: NAME}"),
+}
+"""What to do in place of a key that other tools have."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML without duplicate keys, of bounded size and depth, and with 1e-3 read as a number as YAML 1.2 does."""
@@ -185,6 +196,8 @@ def _explain(item: dict[str, Any]) -> str:
 
 
 def _suggest(where: list[str]) -> str:
+    if instead := _OF_OTHER_TOOLS.get(".".join(where)):
+        return f"; {instead}"
     if len(where) == 1:
         choices = list(Config.model_fields)
         elsewhere = [f"{s}.{k}" for s, k, _ in all_fields() if k == where[0]]

@@ -6,8 +6,8 @@ from typing import Any
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.tables import INTERVALS, METRICS
-from distmil.pipeline.job import Job, check_any, held_out_slides, open_cohort
-from distmil.pipeline.predict import Predictions, bundle_place, claim_output, open_bundle, predict_slides
+from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
+from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
 from distmil.pipeline.results import show_metrics, write_results
 
 

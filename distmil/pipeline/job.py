@@ -2,18 +2,19 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.config.root import Config
 from distmil.console import Console
 from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
-from distmil.errors import BadInput, ConfigError, TooManyBadSlides
+from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
 from distmil.outcomes import Outcomes
 from distmil.storage.records import Record
+from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
@@ -29,6 +30,16 @@ class Job:
     console: Console = field(default_factory=Console)
     outcomes: Outcomes = field(default_factory=Outcomes)
     """How the slides ended, shown at the job's end; copies of a job share it."""
+    opened: list["Opened"] = field(default_factory=list)
+    """The manifest as it was read and checked already; copies of a job share it."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A manifest that was read, and what it was read with."""
+
+    asked: dict[str, Any]
+    cohort: Cohort
 
 
 @dataclass
@@ -42,15 +53,72 @@ class Tiled:
     wall_s: float = 0.0
 
 
+def check_input(job: Job, name: str) -> None:
+    """Read the manifest of a job by the job's name, to refuse a wrong one before torch, Ray and MLflow are imported.
+
+    Raises:
+        ConfigError: If the job has no manifest, or no bundle where it needs one.
+        ManifestError: If the manifest cannot be used.
+    """
+    config = job.config.cohort
+    if config.manifest is None and config.synthetic:
+        return
+    needs_labels = name in {"train", "tune", "evaluate"}
+    needs_splits = needs_labels or (name == "predict" and job.config.prediction.split is not None)
+    if name not in {"evaluate", "predict"} or "classes" in config.model_fields_set:
+        open_cohort(job, needs_labels=needs_labels, needs_splits=needs_splits)
+        return
+    classes = _bundle_classes(job)
+    if classes is not None:
+        known = replace(job, config=_with_classes(job.config, classes))
+        open_cohort(known, needs_labels=needs_labels, needs_splits=needs_splits)
+    elif config.manifest is not None:
+        read_cohort(
+            config, manifest=config.manifest, needs_labels=needs_labels, needs_splits=False, are_classes_known=False
+        )
+
+
+def _with_classes(config: Config, classes: list[str]) -> Config:
+    return config.model_copy(update={"cohort": config.cohort.model_copy(update={"classes": classes})})
+
+
+def bundle_place(job: Job) -> str:
+    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if neither is set."""
+    place = job.config.prediction.model
+    if place is None:
+        raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
+    if "://" in place:
+        return resolve_root(place, key="prediction.model")
+    folder = Path(place).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else place
+
+
+def _bundle_classes(job: Job) -> list[str] | None:
+    """Read a bundle's classes without its network; None where that fails, which loading the bundle explains."""
+    place = bundle_place(job)
+    is_folder = "://" in place or Path(place).is_dir()
+    try:
+        store = Store(place) if is_folder else job.store
+        classes = store.read_json("labels.json" if is_folder else f"models/{place}/labels.json")["classes"]
+    except (DistmilError, OSError, KeyError, TypeError, ValueError):
+        return None
+    return classes if isinstance(classes, list) and all(isinstance(text, str) for text in classes) else None
+
+
 def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
-    """Read the manifest, making the synthetic cohort first where one is asked for."""
+    """Read the manifest unless that was done already, making the synthetic cohort first where one is asked for."""
     config = job.config.cohort
     if config.manifest is None and config.synthetic == 0:
         raise ConfigError(
             "cohort.manifest: set it to a CSV or Parquet file (or cohort.synthetic to a number of slides)"
         )
+    asked = {"config": config.model_dump(), "needs_labels": needs_labels, "needs_splits": needs_splits}
+    for opened in job.opened:
+        if opened.asked == asked:
+            return opened.cohort
     manifest = config.manifest or _synthetic(job, config.synthetic)
     cohort = read_cohort(config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits)
+    job.opened.append(Opened(asked, cohort))
     partial = sum(
         1 for slide in cohort.slides if slide.annotation_path and not slide.annotation_complete and slide.label
     )

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import BundleError, ConfigError, StorageError
+from distmil.errors import BundleError, StorageError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_files import BUNDLE_VERSION
 from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
@@ -23,11 +22,10 @@ from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import map_slides, wants_gpu
-from distmil.pipeline.job import Job, check_any, check_bad_fraction, open_cohort, open_encoder
+from distmil.pipeline.job import Job, bundle_place, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
 from distmil.pipeline.results import write_results
 from distmil.storage.records import Part, Record
-from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 from distmil.training.learner import embed
 
@@ -94,17 +92,6 @@ def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
     name = job.config.prediction.run or default_name(bundle_place(job), question)
     claim_question(job.store, name, question)
     return name
-
-
-def bundle_place(job: Job) -> str:
-    """Return the bundle's folder, absolute, or its run's name. Raises: ConfigError if neither is set."""
-    place = job.config.prediction.model
-    if place is None:
-        raise ConfigError("prediction.model: set it to a bundle's folder, or to the name of a run")
-    if "://" in place:
-        return resolve_root(place, key="prediction.model")
-    folder = Path(place).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else place
 
 
 def predict_slides(

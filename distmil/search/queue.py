@@ -1,7 +1,7 @@
 """The queue of a search: every setting once, lost trials again, and none that is over. Knows nothing of Ray."""
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from distmil.search.samplers import OptunaSampler
@@ -66,6 +66,18 @@ class TrialQueue:
         self._running.discard(trial.key)
         if self._sampler is not None:
             self._sampler.tell(trial.values, score)
+
+    def reopen(self, trials: Collection[Trial]) -> Trial | None:
+        """Hand out the best of the trials that were ended early once more, if none was trained to its end.
+
+        That can come to pass where a trial that led was lost, and fell behind those that it had ended.
+        """
+        stopped = [trial for trial in trials if trial.status == "stopped" and trial.score is not None]
+        if not stopped or any(trial.status == "finished" for trial in trials):
+            return None
+        best = max(stopped, key=lambda trial: (trial.score or 0.0, -trial.number))
+        self._waiting.append(best)
+        return best
 
     def lose(self, trial: Trial) -> bool:
         """Note that a trial's process or node was lost, and return whether the trial comes next, to be tried again."""

@@ -174,16 +174,25 @@ def slide_in_folder(folder: Path) -> Path:
     index = folder.with_name(f"{folder.name}.mrxs")
     if (folder / "Slidedat.ini").is_file() and index.is_file():
         return index
-    files = [file for file in _listed(folder) if unusable(file) is None]
-    found: dict[str, Path] = {}
-    for file in files:
-        series = _series_of(file)
-        if series is not None or file.suffix.lower() in SLIDE_SUFFIXES:
-            found.setdefault(series or file.name, file)
+    found = slides_in_folder(folder)
     if len(found) != 1:
         what = f"{len(found)} slides" if found else "no DICOM series and no file of a whole-slide format"
         raise ValueError(f"a folder that holds {what}; give the path of one file (of any one file of a DICOM series)")
-    return next(iter(found.values()))
+    return found[0]
+
+
+def slides_in_folder(folder: Path) -> list[Path]:
+    """Find the whole slides directly in a folder: their files by name, of a DICOM series the first one.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for file in _listed(folder):
+        series = _series_of(file)
+        if series is not None or (file.suffix.lower() in SLIDE_SUFFIXES and unusable(file) is None):
+            found.setdefault(series or file.name, file)
+    return list(found.values())
 
 
 def _listed(folder: Path) -> list[Path]:

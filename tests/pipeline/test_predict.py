@@ -5,10 +5,10 @@ import pytest
 from distmil.bags.bag import BagEntry
 from distmil.config.loading import build_config
 from distmil.config.root import Config
-from distmil.errors import BundleError, TooManyBadSlides
+from distmil.errors import BundleError, ManifestError, TooManyBadSlides
 from distmil.inference.bundle import save_bundle
-from distmil.pipeline.job import Job
-from distmil.pipeline.predict import _without_failed, bundle_place, open_bundle, predict_slides
+from distmil.pipeline.job import Job, bundle_place, check_input, open_cohort
+from distmil.pipeline.predict import _without_failed, open_bundle, predict_slides
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
 from tests.inference.test_bundle import make_old
@@ -57,3 +57,38 @@ def test_a_bundle_of_an_earlier_version_is_said(store, capsys, is_old):
     assert inner.config.cohort.classes == bundle.classes == ["normal", "tumour"]
     assert ("a-run is of an earlier distmil: no checksum protects its settings" in capsys.readouterr().err) == is_old
     assert bundle_place(job) == "a-run"
+
+
+def labelled(folder, label):
+    """Write a manifest of one slide with this label, and return the keys of a job on it."""
+    (folder / "a.png").touch()
+    (folder / "m.csv").write_text(f"slide_id,slide_path,label\na,a.png,{label}\n")
+    return {"cohort": {"manifest": str(folder / "m.csv")}, "prediction": {"model": "a-run", "split": "train"}}
+
+
+@pytest.mark.parametrize("name", ["predict", "evaluate"])
+def test_the_manifest_is_checked_against_the_bundles_classes_and_read_once(store, tmp_path, name):
+    save_bundle(store, make_bundle())
+    job = Job(build_config(labelled(tmp_path, "tumour")), store)
+    check_input(job, name)
+    (tmp_path / "m.csv").unlink()
+    inner, _ = open_bundle(job)
+    cohort = open_cohort(inner, needs_labels=name == "evaluate", needs_splits=True)
+    assert [slide.label for slide in cohort.slides] == [1]
+    with pytest.raises(ManifestError, match="label 'positive': not a class; expected normal, tumour"):
+        check_input(Job(build_config(labelled(tmp_path, "positive")), store), name)
+
+
+def test_without_a_bundle_all_but_the_labels_is_checked(store, tmp_path):
+    values = labelled(tmp_path, "whatever")
+    check_input(Job(build_config(values), store), "evaluate")
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ManifestError, match="there is no such file"):
+        check_input(Job(build_config(values), store), "evaluate")
+
+
+def test_a_manifest_that_is_read_with_other_needs_is_read_again(store, tmp_path):
+    job = Job(build_config(labelled(tmp_path, "")), store)
+    check_input(job, "tile")
+    with pytest.raises(ManifestError, match="label is empty"):
+        open_cohort(job, needs_labels=True, needs_splits=True)

@@ -77,3 +77,26 @@ def test_a_resumed_optuna_goes_on_with_other_draws() -> None:
     assert drawn(2) == drawn(2)
     assert not set(drawn(2)) & set(drawn(3))
     assert all(0.1 <= value <= 10 for value in drawn(2))
+
+
+def ended(number, status, score):
+    return Trial({"bags.top_k": number}, 0, False, number, status, [{}], score)
+
+
+def test_the_best_trial_is_handed_out_again_where_all_were_ended_early():
+    trials = [ended(0, "stopped", 0.4), ended(1, "stopped", 0.6), ended(2, "stopped", 0.6)]
+    queue = TrialQueue(trials, known={trial.key: trial for trial in trials}, max_lost=0)
+    assert queue.is_done
+    assert queue.reopen([*trials, ended(3, "failed", None)]) == trials[1]
+    assert not queue.is_done
+    assert queue.next() == trials[1]
+    queue.end(trials[1], 0.7)
+    assert queue.is_done
+
+
+@pytest.mark.parametrize("statuses", [["finished", "stopped"], ["failed", "failed"], []])
+def test_no_trial_is_handed_out_again_where_one_finished_or_none_was_ended_early(statuses):
+    trials = [ended(i, status, None if status == "failed" else 0.5) for i, status in enumerate(statuses)]
+    queue = TrialQueue(trials, known={trial.key: trial for trial in trials}, max_lost=0)
+    assert queue.reopen(trials) is None
+    assert queue.next() == next((trial for trial in trials if trial.status == "failed"), None)
