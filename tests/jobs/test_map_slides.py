@@ -8,10 +8,15 @@ from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.errors import DamagedStore
-from distmil.pipeline.cluster import map_slides, stop_ray
+from distmil.pipeline.cluster import map_slides
 from distmil.storage.records import Record
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's warnings, in this process
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 
 class Worker:
@@ -24,12 +29,6 @@ class Worker:
         if slide.slide_id == self._bad:
             raise DamagedStore(f"{slide.slide_id}: gone")
         return Record(slide.slide_id, {"label": slide.label}), self._config.tiling.patch_px, os.getpid()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_ended():
-    yield
-    stop_ray()
 
 
 SLIDES = [Slide(f"s{i}", f"/slides/{i}.tif", label=i % 2) for i in range(40)]

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -45,7 +46,8 @@ def command(job: str, *arguments: object) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "DISTMIL_HOME": str(home), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    ours = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    return {**kept, **ours, "DISTMIL_HOME": str(home)}
 
 
 def run_job(home: Path, job: str, *arguments: object) -> Done:
@@ -77,6 +79,11 @@ def run_here(home: Path, job: str, *arguments: object) -> Done:
         stack.enter_context(contextlib.redirect_stderr(err))
         code = cli.main(job, None, given)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def open_to_others(home: Path) -> list[Path]:
+    """List what others than its user may read, write or enter, the folder itself among it."""
+    return [path for path in (home, *home.rglob("*")) if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
 @contextlib.contextmanager
