@@ -59,11 +59,17 @@ def run_job(home: Path, job: str, *arguments: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(home: Path, job: str, *arguments: object) -> Done:
+def run_here(home: Path, job: str, *arguments: object, actors: int = 1) -> Done:
     """Run a job to its end by its command line, in this process and on the Ray that runs: see ``local_ray``.
 
     A process of its own costs its imports and a Ray, which is most of the time of a small job. Ray's GPU is only
     counted, so that a job asks for none unless told.
+
+    Args:
+        home: Storage root.
+        job: Its name.
+        arguments: Of its command line.
+        actors: Most processes that slides are spread over.
     """
     given = [str(argument) for argument in arguments]
     if not any(text.startswith("training.use_gpu=") for text in given):
@@ -72,6 +78,7 @@ def run_here(home: Path, job: str, *arguments: object) -> Done:
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("DISTMIL_HOME", str(home))
+        patch.setattr(cluster, "MAX_ACTORS", actors)
         patch.setattr(cluster, "stop_ray", lambda: None)
         patch.setattr(cluster, "after_start", lambda _call: None)
         stack.enter_context(_logging_kept())
