@@ -43,7 +43,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "tracking": {"uri": "none"},
     "search": {"trials": 4, "repeats": 2, "grace_epochs": 1, "ablations": False, "concurrent": AT_ONCE},
 }
-FLAT = [f"{section}.{key}={value}" for section, keys in SMALL.items() for key, value in keys.items() if value is not None]
+FLAT = [
+    f"{section}.{key}={'null' if value is None else value}"
+    for section, keys in SMALL.items()
+    for key, value in keys.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +225,6 @@ def test_trials_share_a_gpu(home: Path) -> None:
     for share, wanted in ((1.0, 1), (0.5, 2), (0.25, 2)):  # two cores carry two trials
         config = build_config({"training": {"use_gpu": True}, "search": {"gpus_per_trial": share}})
         assert concurrency(config, trial_resources(config, is_gpu=True)) == wanted
-    answer = search(home, training={"use_gpu": True, "epochs": 2},
-                    search={"gpus_per_trial": 0.5, "trials": 2, "repeats": 0, "concurrent": None, "run": "shares"})  # fmt: skip
+    values = {"gpus_per_trial": 0.5, "trials": 2, "repeats": 0, "concurrent": None, "run": "shares"}
+    answer = search(home, training={"use_gpu": True, "epochs": 2}, search=values)
     assert sum(answer["trials"].values()) == 2
