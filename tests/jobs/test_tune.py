@@ -73,7 +73,7 @@ def trials_of(answer: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def test_a_search_that_is_interrupted_and_killed_goes_on_and_loses_nothing(home: Path) -> None:
-    """It is interrupted, too, in make test-all alone: in make test a training is, in test_interruption.py."""
+    """It is interrupted, too, in make test-all alone: make test interrupts a training (test_interruption.py)."""
     arguments = [*FLAT, "tracking.uri=null", "search.run=killed", f"search.trials={TRIALS}"]
     folder = home / "searches" / "killed" / "trials"
 
