@@ -170,7 +170,7 @@ def map_slides(
     start_ray()
     unit = "GPU" if num_gpus else "CPU"
     ready = int(ray.cluster_resources().get(unit, 0) / (num_gpus or 1)) or 1
-    most = min(len(items), MAX_ACTORS if is_autoscaling() else ready)
+    most = min(len(items), MAX_ACTORS if is_autoscaling() else min(ready, MAX_ACTORS))
     pool = ray.data.ActorPoolStrategy(min_size=min(ready, most), max_size=most)
     blocks = min(len(items), MAX_BLOCKS)
     dataset = ray.data.from_items(

@@ -6,9 +6,8 @@ from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
     from distmil.visualization.heatmap import render
-    from distmil.visualization.score_grid import score_grid
     from distmil.visualization.slide_maps import MAPS, SlideMaps
 
-__all__ = ["MAPS", "SlideMaps", "render", "score_grid"]
+__all__ = ["MAPS", "SlideMaps", "render"]
 
 lazy_exports(__name__)

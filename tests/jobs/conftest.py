@@ -7,17 +7,26 @@ import pytest
 import ray
 import ray.data
 
-OUTER = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+from tests.support.s3_server import KEYS
+
+OUTER = {
+    "RAY_AUTH_MODE": "disabled",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # Ray's workers step back for everything else, and here that is other tests
+    "OMP_NUM_THREADS": "1",
+    **KEYS,  # for the S3 server of these tests
+}
 
 
 @pytest.fixture(scope="package")
-def _environment() -> Iterator[None]:
+def _environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """What Ray and its workers are started with; at the end of the folder Ray ends."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("RAY_")]:
             patch.delenv(name)
         for name, value in OUTER.items():
             patch.setenv(name, value)
+        patch.setenv("DISTMIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
         ray.shutdown()
 

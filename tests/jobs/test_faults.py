@@ -114,7 +114,9 @@ def test_embeddings_that_are_not_finite_end_in_an_error_without_a_checkpoint(
     cohort: tuple[Store, list[BagEntry]],
 ) -> None:
     store, entries = cohort
-    run = RunHere(store, "nan", make_config(epochs=3)).start([poisoned(store, entries[1]), *entries[2:], entries[0]])
+    run = RunHere(store, "nan", make_config(epochs=3, num_workers=1)).start(
+        [poisoned(store, entries[1]), *entries[2:], entries[0]]
+    )
     failures = run.wrong(None)
     assert isinstance(run.error, SlideError), failures
     assert "slide-01: the embedding of patch 0 is not finite" in str(run.error)

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+import distmil
 from distmil.processes.tree import Process, descendants
 from tests.support.jobs import ROOT, TIMEOUT_S, command, environment, run_here
 from tests.support.scale import IS_FULL
+from tests.support.trained import RUN, make_house
 
 pytestmark = [
     pytest.mark.ray,
@@ -27,7 +29,7 @@ NET = ("cohort.synthetic=8", "cohort.val_fraction=0.4", "prediction.model=net")
 JOBS = {
     "tile": (("cohort.synthetic=8",), "tiling 8 slides"),
     "embed": (("cohort.synthetic=8",), "embedding 8 slides"),
-    "train": ((*SMALL, "training.run=again", "training.epochs=60"), "epoch 1/60"),
+    "train": ((*SMALL, "training.run=again", "training.epochs=60", "prediction.split=test"), "epoch 1/60"),
     "tune": ((*SMALL, "search.run=found", "search.trials=6", "search.repeats=0", "training.epochs=6"), "trial 1/6"),
     "evaluate": (NET, "predicting"),
     "predict": ((*NET, "prediction.map_px=512"), "predicting"),
@@ -37,16 +39,16 @@ AGENTS_GONE_WITHIN_S = 60.0
 """Of a job that died without a handler: Ray's agents look for their node for half a minute."""
 PAIRS = [(job, number) for job in JOBS for number in (signal.SIGINT, signal.SIGTERM)]
 USUAL = [("tile", signal.SIGTERM), ("train", signal.SIGINT)]
-"""The second signal's test sends SIGTERM to a training; every job gets both signals in make test-all."""
+"""One job on Ray Data and one on Ray Train, a signal each; every job gets both signals in make test-all."""
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with a trained bundle."""
-    home = tmp_path_factory.mktemp("trained")
-    done = run_here(home, "train", *SMALL, "training.run=net", "training.epochs=2", "tracking.uri=none")
-    assert done.code == 0, done.err
-    return home
+    """A home with embedded slides and a bundle, made without a job."""
+    house = make_house(tmp_path_factory.mktemp("trained"), num_slides=8)
+    learning = distmil.open_bags(house.store.root, run=RUN, split="train")
+    distmil.fit(learning, config={"training": {"epochs": 2}}).save(house.store.path("models/net"))
+    return Path(house.store.root)
 
 
 def interrupt(
@@ -112,13 +114,13 @@ def statuses(home: Path) -> list[str]:
 
 
 def test_a_second_signal_ends_a_job_at_once(trained: Path, tmp_path: Path) -> None:
-    home = copied(trained, tmp_path, "train")
+    home = copied(trained, tmp_path, "tile")
     process = subprocess.Popen(
-        command("train", *JOBS["train"][0]), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL,
+        command("tile", *JOBS["tile"][0]), cwd=ROOT, env=environment(home), stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )  # fmt: skip
     deadline = time.monotonic() + TIMEOUT_S
-    while not (home / "checkpoints/again/latest.json").exists() and time.monotonic() < deadline:
+    while not list(home.glob("patches/*/*/commit.json")) and time.monotonic() < deadline:
         time.sleep(0.1)
     started = descendants([process.pid])[1:]
     assert len(started) > 3

@@ -14,7 +14,7 @@ from PIL import Image
 
 from distmil.inference.scoring import READ_OUTS
 from distmil.storage.store import Store
-from tests.support.jobs import Done, kill_job_when, run_here, run_job
+from tests.support.jobs import Done, kill_job_when, open_to_others, run_here, run_job
 
 pytestmark = [
     pytest.mark.ray,
@@ -79,6 +79,11 @@ def test_the_main_job_leaves_a_bundle_metrics_and_maps(home: Path, trained: Done
     assert "supervision:" in trained.err
     assert "losses: patch x 1, bag x 1, topk x 1, attention x 1" in trained.err
     assert f"storage: {home}" in trained.err
+
+
+def test_what_is_stored_is_its_users_alone(home: Path, trained: Done) -> None:
+    assert len(list(home.rglob("*"))) > 100
+    assert open_to_others(home) == []
 
 
 def test_the_bundle_is_committed_once_with_the_thresholds_of_validation(home: Path, trained: Done) -> None:
@@ -237,18 +242,8 @@ def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: 
         if not name.endswith(("slides.json", "metrics.json")):
             assert (folder / name).read_bytes() == (home / "predictions/small" / name).read_bytes(), name
     assert again.answer["metrics"] == trained.answer["metrics"]
-
-
-def test_an_edited_outline_redoes_its_labels_alone(home: Path, trained: Done, tmp_path: Path) -> None:
-    copy = copied(home, tmp_path)
-    val = {row["slide_id"] for row in pq.read_table(copy / "predictions/small/slides.parquet").to_pylist()}
-    outline = next(path for path in (copy / "synthetic/8/annotations").iterdir() if path.stem in val)
-    outline.write_text(outline.read_text() + "\n")
-    before = times(copy)
-    done = evaluate(copy)
-    assert done.code == 0, done.err
-    edited = changes(copy, before)
-    assert {Path(name).stem for name in edited if name.startswith("labels/")} == {outline.stem}
+    edited = changes(copy, before)  # of the outline its labels alone
+    assert {Path(name).stem for name in edited if name.startswith("labels/")} == {annotated}
     assert not {name for name in edited if name.startswith(("patches", "embeddings"))}
 
 
@@ -256,9 +251,9 @@ def test_kill_9_in_training_then_the_same_command_goes_on(home: Path, trained: D
     broken = copied(home, tmp_path)
     for folder in ("checkpoints", "models", "predictions"):
         shutil.rmtree(broken / folder)
-    kill_job_when(broken, (broken / "checkpoints/small/latest.json").exists, "train", *SMALL, *LEAN)
+    kill_job_when(broken, (broken / "checkpoints/small/latest.json").exists, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert len(epochs(broken, "small")) < 3
-    done = run_job(broken, "train", *SMALL, *LEAN)
+    done = run_job(broken, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert done.code == 0, done.err
     assert "run small goes on after epoch" in done.err
     assert epochs(broken, "small") == epochs(home, "small")

@@ -8,10 +8,16 @@ from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.errors import DamagedStore
-from distmil.pipeline.cluster import map_slides, stop_ray
+from distmil.pipeline import cluster
+from distmil.pipeline.cluster import map_slides
 from distmil.storage.records import Record
 
-pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray's warnings, in this process
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
+    pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
+]
 
 
 class Worker:
@@ -26,21 +32,17 @@ class Worker:
         return Record(slide.slide_id, {"label": slide.label}), self._config.tiling.patch_px, os.getpid()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_ended():
-    yield
-    stop_ray()
-
-
 SLIDES = [Slide(f"s{i}", f"/slides/{i}.tif", label=i % 2) for i in range(40)]
 CONFIG = build_config({"tiling": {"patch_px": 96}})
 
 
-def test_every_slide_is_answered_once_and_far_away():
+def test_every_slide_is_answered_once_and_far_away(monkeypatch):
+    monkeypatch.setattr(cluster, "MAX_ACTORS", 1)  # of two cores
     found = list(map_slides(SLIDES, Worker, config=CONFIG))
     assert sorted(slide.slide_id for slide, _ in found) == sorted(slide.slide_id for slide in SLIDES)
     assert all(answer[:2] == (Record(slide.slide_id, {"label": slide.label}), 96) for slide, answer in found)
-    assert os.getpid() not in {pid for _, (_, _, pid) in found}
+    (pid,) = {pid for _, (_, _, pid) in found}
+    assert pid != os.getpid()
     assert list(map_slides([], Worker, config=CONFIG)) == []
 
 

@@ -25,6 +25,7 @@ from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from tests.inference.test_mlflow_model import expected, make_bundle, make_embeddings
 from tests.support.jobs import run_here
+from tests.support.trained import make_house
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +52,9 @@ class Server:
         ]  # fmt: skip
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-            )
+                command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # ten processes that nobody asks
+            )  # fmt: skip
         deadline_s = time.monotonic() + START_S
         while not self._is_up():
             assert self.process.poll() is None, (self.folder / "server.log").read_text()
@@ -184,6 +186,7 @@ def test_without_the_server_the_work_goes_on_and_says_so(
 @pytest.mark.usefixtures("local_ray")
 @pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
 def test_a_training_outlives_its_server_and_its_command_completes_the_record(up: Server, tmp_path: Path) -> None:
+    make_house(tmp_path, num_slides=4)
     arguments = [
         "train", "cohort.synthetic=4", "training.epochs=4", "bags.slides_per_step=2", "model.feature_dim=16",
         "training.run=small", "prediction.split=test", f"tracking.uri={up.uri}", "tracking.registered_model=small",

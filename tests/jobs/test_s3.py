@@ -4,36 +4,41 @@ import importlib
 import json
 import os
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 
 from distmil import cli
 from distmil.cli import STAGES
 from distmil.config.loading import load_config
-from distmil.demo.cohort import make_cohort
+from distmil.pipeline import cluster
 from distmil.pipeline.job import Job
 from distmil.storage.store import Store
 from tests.campaigns.object_store import JOBS, RUN, Stages, differences, settings_of
 from tests.support.s3_server import BUCKET, FAULTS, S3, s3_server
 from tests.support.scale import IS_FULL
+from tests.support.trained import RUN as HOUSE_RUN
+from tests.support.trained import make_house
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.usefixtures("local_ray"),
     pytest.mark.timeout(1800),  # a fixture is every job, twice: minutes even on a quiet machine
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
-SHARE = 0.03 if IS_FULL else 0.06
+SHARE = 0.03 if IS_FULL else 0.08
 EPOCHS = 10 if IS_FULL else 2  # so many that a job is never through before it is killed
-SLIDES = 6
+SLIDES = 6 if IS_FULL else 4
+PREDICTED = "predicted" if IS_FULL else RUN
 KILLED = ("tile", "train") if IS_FULL else ()
-STAGES_HERE = tuple(JOBS) if IS_FULL else ("tile", "train", "predict")
+STAGES_HERE = tuple(JOBS) if IS_FULL else ("train", "tile")
+"""A training goes through every other job's work, but for the report of the tile job."""
 in_full = pytest.mark.skipif(not IS_FULL, reason="every job, two of them killed: make test-all")
 UNTIDIED = re.compile(r"patches/.*/(plan|part-\d+)\.json")
 """What a kill between a slide's commit and its tidying leaves: no record names it, nobody reads it."""
@@ -47,40 +52,34 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3]:
         yield s3
 
 
-@pytest.fixture(scope="module")
-def local(server: S3, no_ray: None) -> Iterator[None]:
-    """A Ray that knows the server, for the jobs that need no process of their own."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "OMP_NUM_THREADS": "1",
-        }.items():
-            patch.setenv(name, value)
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-        yield
-        ray.shutdown()
-
-
 def run_here(made: Stages, job: str) -> None:
     """Run a job in this process."""
     started = time.monotonic()
     config = load_config(None, made.arguments(job))
-    answer = importlib.import_module(STAGES[job]).run(Job(config, made.store))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cluster, "MAX_ACTORS", 2 if IS_FULL else 1)
+        answer = importlib.import_module(STAGES[job]).run(Job(config, made.store))
     made.answers[job] = json.loads(json.dumps({"job": job, "storage": made.store.root, **answer}))
     made.seconds[job] = time.monotonic() - started
 
 
 @pytest.fixture(scope="module")
-def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_cohort(tmp_path_factory.mktemp("cohort"), num_slides=SLIDES)
+def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose slides are tiled, embedded and labelled in this process."""
+    home = Path(make_house(tmp_path_factory.mktemp("disk") / "store", num_slides=SLIDES).store.root)
+    shutil.rmtree(home / "checkpoints" / HOUSE_RUN)
+    return home
 
 
 @pytest.fixture(scope="module")
-def on_disk(manifest: Path, tmp_path_factory: pytest.TempPathFactory, local: None) -> Stages:
+def manifest(house: Path) -> Path:
+    return house / "synthetic" / str(SLIDES) / "manifest.csv"
+
+
+@pytest.fixture(scope="module")
+def on_disk(server: S3, house: Path, manifest: Path, local_ray: None) -> Stages:
     """What every job makes on disk."""
-    home = tmp_path_factory.mktemp("disk")
-    made = Stages(str(home / "store"), manifest, home, EPOCHS)
+    made = Stages(str(house), manifest, house.parent, EPOCHS)
     for job in STAGES_HERE:
         run_here(made, job)
     return made
@@ -101,7 +100,9 @@ def killed() -> Killed:
 
 
 @pytest.fixture(scope="module")
-def on_s3(server: S3, manifest: Path, tmp_path_factory: pytest.TempPathFactory, local: None, killed: Killed) -> Stages:
+def on_s3(
+    server: S3, manifest: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None, killed: Killed
+) -> Stages:
     """What every job makes on the server, through faults of every kind; two are killed on the way and run again."""
     server.behaviour.share = SHARE
     made = Stages(f"s3://{BUCKET}/all", manifest, tmp_path_factory.mktemp("all"), EPOCHS)
@@ -136,10 +137,11 @@ def test_every_file_is_the_one_made_on_disk(server: S3, on_s3: Stages, on_disk: 
     for name in (
         f"models/{RUN}/model.safetensors",
         f"checkpoints/{RUN}/latest.json",
-        "predictions/predicted/slides.parquet",
+        f"predictions/{PREDICTED}/slides.parquet",
     ):
         assert name in expected
-    for ending, folder in ((".parquet", "patches"), (".arrow", "embeddings"), (".png", "predictions/predicted/maps")):
+    maps = f"predictions/{PREDICTED}/maps"
+    for ending, folder in ((".parquet", "patches"), (".arrow", "embeddings"), (".png", maps)):
         assert [name for name in expected if name.startswith(folder) and name.endswith(ending)]
 
 

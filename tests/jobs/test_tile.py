@@ -52,7 +52,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_tile(home: Path, *arguments: object) -> Done:
     values = [f"tiling.{name}={value}" for name, value in VALUES.items()]
-    return run_here(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments)
+    return run_here(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments, actors=2)
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from distmil.storage.store import Store
 from tests.support.jobs import ROOT, TIMEOUT_S, Done, command, environment, run_here
 from tests.support.scale import IS_FULL
+from tests.support.trained import make_house
 
 pytestmark = [
     pytest.mark.ray,
@@ -17,8 +19,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
-EPOCHS = 60
-SMALL = ("cohort.synthetic=8", "tracking.uri=none", "prediction.maps=false")
+EPOCHS = 40
+SMALL = ("cohort.synthetic=8", "tracking.uri=none", "prediction.split=test", "training.use_gpu=false")
 TRAIN = ("training.run=twin", f"training.epochs={EPOCHS}", "model.feature_dim=64", "training.num_workers=1")
 TUNE = ("search.run=twin", "search.trials=12", "search.repeats=2", "search.ablations=false", "training.epochs=8")
 
@@ -26,31 +28,24 @@ TUNE = ("search.run=twin", "search.trials=12", "search.repeats=2", "search.ablat
 @pytest.fixture
 def home(tmp_path: Path, local_ray: None) -> Path:
     """A home whose slides are embedded."""
-    done = run_here(tmp_path, "embed", "cohort.synthetic=8")
-    assert done.code == 0, done.err
+    make_house(tmp_path, num_slides=8)
     return tmp_path
 
 
-def start(home: Path, job: str, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command(job, *SMALL, *arguments),
-        cwd=ROOT, env=environment(home), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-
-
-def end(process: "subprocess.Popen[str]") -> Done:
-    out, err = process.communicate(timeout=TIMEOUT_S)
-    return Done(process.returncode, out, err)
-
-
 def run_both(home: Path, job: str, arguments: tuple[str, ...], traces: str) -> tuple[Done, Done]:
-    """Start a job, and the same again as soon as the first one left traces."""
-    first = start(home, job, *arguments)
+    """Start a job in a process, and the same here as soon as the first one left traces, both on the Ray that runs."""
+    address = ray.get_runtime_context().gcs_address
+    first = subprocess.Popen(
+        command(job, *SMALL, *arguments),
+        cwd=ROOT, env={**environment(home), "RAY_ADDRESS": address}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True,
+    )  # fmt: skip
     deadline = time.monotonic() + TIMEOUT_S
     while not list(home.glob(traces)) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    second = start(home, job, *arguments)
-    return end(first), end(second)
+    second = run_here(home, job, *SMALL, *arguments)
+    out, err = first.communicate(timeout=TIMEOUT_S)
+    return Done(first.returncode, out, err), second
 
 
 def test_of_two_trainings_of_one_name_the_later_one_finishes(home: Path) -> None:

@@ -34,11 +34,11 @@ _DESCRIPTION = (
 )
 
 
-def make_canaries(folder: Path) -> Path:
-    """Make the cohort and return its manifest."""
+def make_canaries(folder: Path, *, count: int = 10) -> Path:
+    """Make the cohort, with so many whole slides of a scanner, and return its manifest."""
     home = folder / f"{MARK}FOLDER_Doe"
     home.mkdir(parents=True)
-    rows = [_svs(home, number) for number in range(10)]
+    rows = [_svs(home, number) for number in range(count)]
     rows += [_plain(home, "p0", 1), _plain(home, "p1", 0)]
     rows += _broken(home)
     manifest = folder / f"{MARK}MANIFEST_Doe.csv"

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -45,7 +46,8 @@ def command(job: str, *arguments: object) -> list[str]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    return {**kept, "DISTMIL_HOME": str(home), "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    ours = {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "OMP_NUM_THREADS": "1"}
+    return {**kept, **ours, "DISTMIL_HOME": str(home)}
 
 
 def run_job(home: Path, job: str, *arguments: object) -> Done:
@@ -57,11 +59,17 @@ def run_job(home: Path, job: str, *arguments: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def run_here(home: Path, job: str, *arguments: object) -> Done:
+def run_here(home: Path, job: str, *arguments: object, actors: int = 1) -> Done:
     """Run a job to its end by its command line, in this process and on the Ray that runs: see ``local_ray``.
 
     A process of its own costs its imports and a Ray, which is most of the time of a small job. Ray's GPU is only
     counted, so that a job asks for none unless told.
+
+    Args:
+        home: Storage root.
+        job: Its name.
+        arguments: Of its command line.
+        actors: Most processes that slides are spread over.
     """
     given = [str(argument) for argument in arguments]
     if not any(text.startswith("training.use_gpu=") for text in given):
@@ -70,6 +78,7 @@ def run_here(home: Path, job: str, *arguments: object) -> Done:
     with contextlib.ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setenv("DISTMIL_HOME", str(home))
+        patch.setattr(cluster, "MAX_ACTORS", actors)
         patch.setattr(cluster, "stop_ray", lambda: None)
         patch.setattr(cluster, "after_start", lambda _call: None)
         stack.enter_context(_logging_kept())
@@ -77,6 +86,11 @@ def run_here(home: Path, job: str, *arguments: object) -> Done:
         stack.enter_context(contextlib.redirect_stderr(err))
         code = cli.main(job, None, given)
     return Done(code, out.getvalue(), err.getvalue())
+
+
+def open_to_others(home: Path) -> list[Path]:
+    """List what others than its user may read, write or enter, the folder itself among it."""
+    return [path for path in (home, *home.rglob("*")) if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
 @contextlib.contextmanager

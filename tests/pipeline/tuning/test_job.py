@@ -1,5 +1,6 @@
 """The course of a search, without Ray: what is compared at its end, and what a failure costs."""
 
+import signal
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -17,6 +18,7 @@ from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import Claim
 from distmil.pipeline.tuning import job as tune
 from distmil.pipeline.tuning.plan import SearchPlan
+from distmil.processes.interruption import Interrupted
 from distmil.search.space import read_space
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
@@ -119,6 +121,19 @@ def test_the_machine_is_watched_while_trials_run_if_that_is_wanted(monkeypatch, 
     with pytest.raises(TrainingError, match="no trial has a slide_auc after its last epoch"):
         tune._outcome(job, plan, {}, [], record)
     assert watched[:2] == [is_wanted, "searched"]
+
+
+def test_an_interrupted_search_is_recorded_as_killed(monkeypatch, tmp_path):
+    def interrupt(*_: Any) -> None:
+        raise Interrupted(signal.SIGTERM)
+
+    ended: list[str] = []
+    monkeypatch.setattr(tune, "open_cohort", lambda *_, **__: Cohort([], ["negative", "positive"]))
+    monkeypatch.setattr(tune, "_run", interrupt)
+    monkeypatch.setattr(tune.SearchRecord, "finish", lambda _record, status: ended.append(status))
+    with pytest.raises(Interrupted):
+        tune.run(Job(build_config({"tracking": {"uri": "none"}}), Store(str(tmp_path))))
+    assert ended == ["KILLED"]
 
 
 def test_a_space_with_fewer_settings_than_trials_is_said_and_gone_through(monkeypatch, tmp_path, capsys):
