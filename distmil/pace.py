@@ -28,10 +28,10 @@ class Pace:
 
     @property
     def rate(self) -> float | None:
-        """Work per second; None where there is nothing to tell it by."""
-        since, before = self._first or (self.started, 0.0)
-        if self.done <= before:
-            since, before = self.started, 0.0
+        """Work per second: of the whole when all is done; None where there is nothing to tell it by."""
+        if self._first is None:
+            return None
+        since, before = self._first if self.done < self.total else (self.started, 0.0)
         seconds = time.monotonic() - since
         return (self.done - before) / seconds if seconds > 0 and self.done > before else None
 

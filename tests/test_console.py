@@ -100,9 +100,9 @@ def test_progress_counts_the_work_of_units_that_are_not_alike(monkeypatch):
             now[0] += 1
         advance(910)
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "embed: 1/10 shards, 30 s, 20.0 patches/min, about 49 min left"
+    assert lines[0] == "embed: 1/10 shards, 30 s"
     assert lines[1] == "embed: 6/10 shards, 35 s, 10 patches/s, about 2 min left"
-    assert lines[-1] == "embed: 10/10 shards, 39 s, 110 patches/s"
+    assert lines[-1] == "embed: 10/10 shards, 39 s, 26 patches/s"
 
 
 def test_progress_shows_where_it_is_on_a_terminal():
