@@ -12,6 +12,8 @@ from distmil.pipeline.job import Job
 
 MAX_SHOWN = 20
 NOT_DEFINED = "not defined"
+ALIKE = "all draws alike"
+"""The bootstrap knows no spread there, such as where few slides are told apart without a mistake."""
 
 _SLIDES = {
     "slide_auc": "AUC",
@@ -102,7 +104,9 @@ def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
 def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
     """Word a metric and its interval, two digits each."""
     value, interval = evaluation.metrics[name], evaluation.intervals.get(name)
-    return (
-        NOT_DEFINED if value is None else f"{value:.2f}",
-        "" if value is None or interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}",
-    )
+    if value is None:
+        return NOT_DEFINED, ""
+    if interval is None:
+        return f"{value:.2f}", ""
+    low, high = interval
+    return f"{value:.2f}", f"{low:.2f} to {high:.2f}" if low < high else ALIKE

@@ -46,7 +46,9 @@ class Reading:
 
     def words(self) -> str:
         """Describe the prediction for the line under a map's title."""
-        text = f"probability of {self.abnormal} {self.probability:.2f} ({self.slide_score}), predicted {self.predicted}"
+        shown = f"{self.probability:.2f}"
+        shown = {"0.00": "below 0.01", "1.00": "above 0.99"}.get(shown, shown)  # rounded, it would read as certainty
+        text = f"probability of {self.abnormal} {shown} ({self.slide_score}), predicted {self.predicted}"
         return f"{text} (from {self.threshold:.2f})" + (f", labelled {self.label}" if self.label else "")
 
 
