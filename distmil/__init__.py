@@ -7,6 +7,7 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.api.bundles import load_bundle
     from distmil.api.learning import Bags, FittedRun, fit, open_bags
+    from distmil.api.results import Results, open_results
     from distmil.api.slides import open_slide, read_manifest
     from distmil.errors import BundleError, ConfigError, DistmilError, SlideError
     from distmil.inference.bundle import Bundle
@@ -21,12 +22,14 @@ __all__ = [
     "ConfigError",
     "DistmilError",
     "FittedRun",
+    "Results",
     "SlideError",
     "SlideImage",
     "SlidePrediction",
     "fit",
     "load_bundle",
     "open_bags",
+    "open_results",
     "open_slide",
     "predict_slide",
     "read_manifest",

@@ -42,10 +42,7 @@ class Console:
                 table.add_row(*(Text(str(cell)) for cell in row))
             self.rich.print(table)
         else:
-            cells = [[str(cell) for cell in row] for row in (columns, *shown)]
-            widths = [max(len(row[i]) for row in cells) for i in range(len(columns) - 1)] + [0]
-            lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
-            self.note("\n  ".join([f"{title}:", *(line.rstrip() for line in lines)]))
+            self.note(plain_table(title, columns, shown))
         for line in more:
             self.note(line)
 
@@ -79,6 +76,14 @@ class Console:
                 bar.update(task, advance=1, pace=describe(pace, named))
 
             yield advance
+
+
+def plain_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Lay out a table as lines of text, its columns one below the other."""
+    cells = [[str(cell) for cell in row] for row in (columns, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns) - 1)] + [0]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells]
+    return "\n  ".join([f"{title}:", *(line.rstrip() for line in lines)])
 
 
 class Advance(Protocol):

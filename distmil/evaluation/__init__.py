@@ -7,8 +7,7 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.evaluation.intervals import intervals_of
     from distmil.evaluation.metrics import summarise
-    from distmil.evaluation.slide_results import slide_results
 
-__all__ = ["intervals_of", "slide_results", "summarise"]
+__all__ = ["intervals_of", "summarise"]
 
 lazy_exports(__name__)

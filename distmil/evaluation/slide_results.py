@@ -12,6 +12,9 @@ from distmil.inference.tables import Row
 
 RIGHT, WRONG = "right", "wrong"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_TEXTS = frozenset(
+    ("slide_id", "status", "verdict", "label", "predicted", "split", "patient_id", "site", "reason", "slide_path")
+)
 _BOM = "\N{ZERO WIDTH NO-BREAK SPACE}"
 
 
@@ -128,7 +131,32 @@ def to_csv(results: Sequence[SlideResult]) -> bytes:
     return (_BOM + file.getvalue()).encode()
 
 
+def from_csv(data: bytes) -> list[SlideResult]:
+    """Read what ``to_csv`` wrote."""
+    results = []
+    for line in csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline="")):
+        values: dict[str, Any] = {name: _value(name, text) for name, text in line.items()}
+        extra = {name: values.pop(name) for name in list(values) if name.startswith("probability_")}
+        known = {name: value for name, value in extra.items() if value is not None}
+        results.append(SlideResult(**values, class_probabilities=known))
+    return results
+
+
+def _value(name: str, text: str) -> object:
+    """Turn a cell into the value that it was."""
+    if name in _TEXTS:
+        return text[1:] if text.startswith("'") and _is_formula(text) else text
+    if not text:
+        return None
+    return int(text) if name == "num_patches" else float(text)
+
+
 def _harmless(value: object) -> object:
     if value is None:
         return ""
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    return f"'{value}" if isinstance(value, str) and _is_formula(value) else value
+
+
+def _is_formula(text: str) -> bool:
+    """Check whether a spreadsheet would run a text, or would where an apostrophe is taken off."""
+    return text.lstrip("'").startswith(_FORMULA)

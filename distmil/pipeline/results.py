@@ -3,27 +3,24 @@
 from collections.abc import Mapping, Sequence
 
 from distmil.cohort import Cohort, Slide
-from distmil.evaluation.metrics import PATCH_SCORES
 from distmil.evaluation.predictions import Evaluation
-from distmil.evaluation.slide_results import WRONG, SlideResult, slide_results, to_csv
-from distmil.inference.scoring import READ_OUTS
+from distmil.evaluation.slide_results import slide_results, to_csv
+from distmil.evaluation.words import (
+    METRIC_COLUMNS,
+    PATCH_COLUMNS,
+    SLIDE_COLUMNS,
+    metric_rows,
+    metrics_title,
+    patch_rows,
+    patches_title,
+    results_title,
+    slide_rows,
+    to_look_at,
+)
 from distmil.inference.tables import RESULTS, Row
 from distmil.pipeline.job import Job
 
 MAX_SHOWN = 20
-NOT_DEFINED = "not defined"
-ALIKE = "all draws alike"
-"""The bootstrap knows no spread there, such as where few slides are told apart without a mistake."""
-
-_SLIDES = {
-    "slide_auc": "AUC",
-    "slide_ap": "average precision",
-    "slide_accuracy": "accuracy",
-    "slide_class_accuracy": "accuracy by class",
-    "slide_sensitivity": "sensitivity",
-    "slide_specificity": "specificity",
-    "slide_loss": "cross entropy (bag)",
-}
 
 
 def write_results(
@@ -52,61 +49,22 @@ def write_results(
     )
     name = f"{folder}/{RESULTS}"
     job.store.write(name, to_csv(results))
-    _show_slides(job, results)
-    return job.store.path(name)
-
-
-def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
-    """Show the wrong and doubtful slides; where nothing is known to compare with, all by falling probability."""
-    scored = [result for result in results if result.probability is not None]
-    judged = [result for result in scored if result.verdict]
-    wrong = [result for result in scored if result.verdict == WRONG]
-    doubtful = [result for result in scored if result.reason and result.verdict != WRONG]
-    unlabelled = [result for result in scored if not result.verdict and not result.reason]
-    title = f"{len(wrong)} of {len(judged)} slides are predicted wrong" if judged else f"{len(scored)} slides"
-    shown = [*wrong, *doubtful, *unlabelled]
+    shown = to_look_at(results)
     if not shown:
-        job.console.note(title)
-        return
-    rows = [
-        (result.slide_id, result.split, result.label, result.predicted, f"{result.probability:.2f}", result.reason)
-        for result in shown[:MAX_SHOWN]
-    ]
-    title += f", {len(doubtful)} in doubt" * bool(doubtful) + f" (threshold {scored[0].threshold:.2f})"
-    job.console.table(title, ("slide", "split", "label", "predicted", "probability", "doubt"), rows)
+        job.console.note(results_title(results))
+    else:
+        job.console.table(results_title(results), SLIDE_COLUMNS, slide_rows(shown[:MAX_SHOWN]))
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
+    return job.store.path(name)
 
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
     """Show the metrics of a split: slides, then patches by score, each with its 95 % interval by patient."""
-    counts, metrics = evaluation.counts, evaluation.metrics
-    if not counts:
-        job.console.note(f"no metrics on {split}: none of its slides has a label and a prediction")
+    title = metrics_title(split, evaluation)
+    if not evaluation.counts:
+        job.console.note(title)
         return
-    title = (
-        f"metrics on {split}: {counts['slides']} slides of {counts['patients']} patients, {counts['positive_slides']} "
-        "of them abnormal; 95 % intervals by patient"
-    )
-    names = [name for name in _SLIDES if name in metrics]
-    rows = [(_SLIDES[name], *_value(evaluation, name)) for name in names]
-    rows += [(f"AUC of {name}", *_value(evaluation, f"slide_auc_{name}")) for name in READ_OUTS]
-    job.console.table(title, ("slides", "value", "interval"), rows)
-    if counts["patches"]:
-        title = f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
-        patches = [
-            (name, *_value(evaluation, f"patch_auc_{name}"), *_value(evaluation, f"patch_ap_{name}"))
-            for name in PATCH_SCORES
-        ]
-        job.console.table(title, ("patches", "AUC", "interval", "average precision", "interval"), patches)
-
-
-def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
-    """Word a metric and its interval, two digits each."""
-    value, interval = evaluation.metrics[name], evaluation.intervals.get(name)
-    if value is None:
-        return NOT_DEFINED, ""
-    if interval is None:
-        return f"{value:.2f}", ""
-    low, high = interval
-    return f"{value:.2f}", f"{low:.2f} to {high:.2f}" if low < high else ALIKE
+    job.console.table(title, METRIC_COLUMNS, metric_rows(evaluation))
+    if patches := patches_title(evaluation):
+        job.console.table(patches, PATCH_COLUMNS, patch_rows(evaluation))

@@ -76,7 +76,9 @@ def test_pandas_reads_back_what_was_written():
         for result, (_, read) in zip(found, table.iterrows(), strict=True):
             for name in ("patient_id", "site", "slide_path", "label", "predicted", "verdict"):
                 text = getattr(result, name)
-                assert read[name] == (f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text)
+                assert read[name] == (
+                    f"'{text}" if text.lstrip("'").startswith(("=", "+", "-", "@", "\t", "\r")) else text
+                )
             assert read["probability"] == ("" if result.probability is None else str(result.probability))
 
 

@@ -1,0 +1,108 @@
+"""Metrics and slides in words and rows: the same on the terminal and in a notebook."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distmil.evaluation.metrics import PATCH_SCORES
+from distmil.evaluation.predictions import Evaluation
+from distmil.evaluation.slide_results import WRONG, SlideResult
+from distmil.inference.scoring import READ_OUTS
+
+NOT_DEFINED = "not defined"
+ALIKE = "all draws alike"
+"""The bootstrap knows no spread there, such as where few slides are told apart without a mistake."""
+METRIC_COLUMNS = ("slides", "value", "interval")
+PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
+SLIDE_COLUMNS = ("slide", "split", "label", "predicted", "probability", "doubt")
+
+_METRICS = {
+    "slide_auc": "AUC",
+    "slide_ap": "average precision",
+    "slide_accuracy": "accuracy",
+    "slide_class_accuracy": "accuracy by class",
+    "slide_sensitivity": "sensitivity",
+    "slide_specificity": "specificity",
+    "slide_loss": "cross entropy (bag)",
+}
+
+Rows = list[tuple[str, ...]]
+
+
+def metrics_title(split: str, evaluation: Evaluation) -> str:
+    """Word what the metrics are of."""
+    counts = evaluation.counts
+    if not counts:
+        return f"no metrics on {split}: none of its slides has a label and a prediction"
+    return (
+        f"metrics on {split}: {counts['slides']} slides of {counts['patients']} patients, {counts['positive_slides']} "
+        "of them abnormal; 95 % intervals by patient"
+    )
+
+
+def metric_rows(evaluation: Evaluation) -> Rows:
+    """List the metrics of slides with their intervals, under ``METRIC_COLUMNS``."""
+    rows: Rows = [(_METRICS[name], *_value(evaluation, name)) for name in _METRICS if name in evaluation.metrics]
+    return rows + [(f"AUC of {name}", *_value(evaluation, f"slide_auc_{name}")) for name in READ_OUTS]
+
+
+def patches_title(evaluation: Evaluation) -> str:
+    """Word how many patches the metrics of patches are of; "" where there are none."""
+    counts = evaluation.counts
+    if not counts.get("patches"):
+        return ""
+    return f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
+
+
+def patch_rows(evaluation: Evaluation) -> Rows:
+    """List the metrics of patches by score with their intervals, under ``PATCH_COLUMNS``."""
+    return [
+        (name, *_value(evaluation, f"patch_auc_{name}"), *_value(evaluation, f"patch_ap_{name}"))
+        for name in PATCH_SCORES
+    ]
+
+
+def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
+    """Word a metric and its interval, two digits each."""
+    value, interval = evaluation.metrics[name], evaluation.intervals.get(name)
+    if value is None:
+        return NOT_DEFINED, ""
+    if interval is None:
+        return f"{value:.2f}", ""
+    low, high = interval
+    return f"{value:.2f}", f"{low:.2f} to {high:.2f}" if low < high else ALIKE
+
+
+def to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
+    """Choose the slides to look at, in their order: wrong and doubtful ones, and those that no label is known of."""
+    scored = [result for result in results if result.probability is not None]
+    return [result for result in scored if result.verdict == WRONG or result.reason or not result.verdict]
+
+
+def results_title(results: Sequence[SlideResult]) -> str:
+    """Word how many slides are predicted wrong or in doubt."""
+    scored = [result for result in results if result.probability is not None]
+    judged = [result for result in scored if result.verdict]
+    wrong = [result for result in judged if result.verdict == WRONG]
+    doubtful = [result for result in scored if result.reason and result.verdict != WRONG]
+    title = f"{len(wrong)} of {len(judged)} slides are predicted wrong" if judged else f"{len(scored)} slides"
+    if doubtful:
+        title += f", {len(doubtful)} in doubt"
+    return title + (f" (threshold {scored[0].threshold:.2f})" if scored else "")
+
+
+def slide_rows(results: Sequence[SlideResult]) -> Rows:
+    """List slides with a prediction under ``SLIDE_COLUMNS``."""
+    return [
+        (result.slide_id, result.split, result.label, result.predicted, f"{result.probability:.2f}", result.reason)
+        for result in results
+    ]
+
+
+def evaluation_of(metrics: Mapping[str, Any], found: Mapping[str, Any]) -> Evaluation:
+    """Rebuild an evaluation from a split's values in ``metrics.json`` and ``intervals.json``."""
+    bounds = {name: value for name, value in found.items() if not isinstance(value, int)}
+    return Evaluation(
+        metrics=dict(metrics),
+        intervals={name: None if value is None else (value[0], value[1]) for name, value in bounds.items()},
+        counts={name: value for name, value in found.items() if isinstance(value, int)},
+    )

@@ -1,0 +1,117 @@
+"""The same words and numbers on the terminal, in the files, and in a notebook."""
+
+import io
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console as RichConsole
+
+import distmil
+from distmil.cohort import Cohort, Slide
+from distmil.config.loading import build_config
+from distmil.console import Console
+from distmil.errors import ConfigError
+from distmil.evaluation.intervals import intervals_of
+from distmil.evaluation.metrics import at_threshold, summarise
+from distmil.evaluation.predictions import Evaluation
+from distmil.evaluation.slide_results import from_csv, slide_results, to_csv
+from distmil.pipeline.job import Job
+from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_results
+from distmil.storage.records import Record
+from distmil.storage.store import Store
+from tests.evaluation.test_intervals import some_rows
+from tests.support.scale import cases
+
+CLASSES = ["normal", "tumour"]
+
+
+def a_job(tmp_path):
+    stream = io.StringIO()
+    console = Console(RichConsole(file=stream, soft_wrap=True))
+    return Job(build_config({"tracking": {"uri": "none"}}), Store(str(tmp_path)), console), stream
+
+
+def a_cohort(rng, count, *, labelled=True):
+    slides, rows = [], {}
+    for i in range(count):
+        label = int(rng.integers(2)) if labelled else None
+        slides.append(Slide(f"s{i:03d}", f"/d/{i}.svs", label=label, split="val", patient_id=f"p{i}"))
+        probability = float(rng.random())
+        rows[f"s{i:03d}"] = {
+            "slide_id": f"s{i:03d}", "probability": probability, "bag": probability, "max": 0.9, "topk_mean": 0.8,
+            "predicted": CLASSES[probability >= 0.5], "label": None, "num_patches": i + 1,
+        }  # fmt: skip
+    return Cohort(slides, CLASSES), rows
+
+
+def write(job, cohort, rows):
+    return write_results(job, "predictions/run", rows, cohort.slides, cohort, threshold=0.5)
+
+
+def test_a_notebook_shows_what_the_terminal_showed(tmp_path):
+    rng = np.random.default_rng(0)
+    job, stream = a_job(tmp_path)
+    scores = some_rows(rng, 12)
+    options = {"slide_score": "bag", "threshold": 0.5}
+    found = Evaluation(
+        summarise(scores, **options) | at_threshold(scores, **options),
+        intervals_of(scores, [f"p{i}" for i in range(12)], **options, draws=50),
+        {"slides": 12, "positive_slides": 5, "patients": 12, "patches": 300, "positive_patches": 70},
+    )
+    cohort, rows = a_cohort(rng, 12)
+    job.outcomes.add({"s011": Record("s011", {}, status="no_tissue", error="no tissue was found")})
+    job.outcomes.doubt("s003", ["pen ink was taken out"])
+    del rows["s011"]
+    show_metrics(job, "val", found)
+    write(job, cohort, rows)
+    job.store.write_json("predictions/run/metrics.json", {"val": found.metrics, "test": {}})
+    job.store.write_json("predictions/run/intervals.json", {"val": found.counts | found.intervals, "test": {}})
+    opened = distmil.open_results("run", root=tmp_path)
+    assert f"{opened!r}\n" == stream.getvalue()
+    assert "95 % intervals by patient" in repr(opened)
+    assert "pen ink was taken out" in repr(opened)
+    table = opened.to_pandas()
+    assert list(table["slide_id"]) == [result.slide_id for result in opened.slides]
+    assert table["status"].iloc[-1] == "no_tissue"
+    metrics = opened.metrics()
+    assert metrics.loc["slide_auc", "value"] == found.metrics["slide_auc"]
+    assert (metrics.loc["slide_auc", "low"], metrics.loc["slide_auc", "high"]) == found.intervals["slide_auc"]
+    with pytest.raises(ConfigError, match="split = 'train': run has metrics of val"):
+        opened.metrics("train")
+
+
+def test_many_slides_are_shown_in_part(tmp_path):
+    job, stream = a_job(tmp_path)
+    cohort, rows = a_cohort(np.random.default_rng(1), MAX_SHOWN + 7, labelled=False)
+    place = write(job, cohort, rows)
+    text = stream.getvalue()
+    assert text.splitlines()[0] == f"{MAX_SHOWN + 7} slides (threshold 0.50):"
+    assert "... and 7 more in slides.csv" in text
+    shown = [line.split()[0] for line in text.splitlines()[2:-1]]
+    ordered = sorted(rows, key=lambda name: -rows[name]["probability"])
+    assert shown == ordered[:MAX_SHOWN]
+    assert [result.slide_id for result in from_csv(Path(place).read_bytes())] == ordered
+
+
+def test_csv_is_read_back_as_it_was(tmp_path):
+    rng = np.random.default_rng(2)
+    letters = [*"ab =+-@\"',;\n\tß", "0", "NA"]
+    for _ in range(cases(50, full=1000)):
+        cohort, rows = a_cohort(rng, int(rng.integers(1, 6)))
+        slides = [
+            Slide(**{**asdict(slide), "site": "".join(rng.choice(letters, rng.integers(0, 6))), "patient_id": "-3"})
+            for slide in cohort.slides
+        ]
+        if rng.random() < 0.5:
+            rows.popitem()
+        results = slide_results(slides, rows, classes=CLASSES, threshold=0.5, statuses={}, doubts={})
+        assert from_csv(to_csv(results)) == results
+
+
+def test_results_that_are_not_there_are_named(tmp_path):
+    job, _ = a_job(tmp_path)
+    write(job, *a_cohort(np.random.default_rng(3), 2))
+    with pytest.raises(ConfigError, match=r"name = 'other': there is no .*predictions/other/slides\.csv"):
+        distmil.open_results("other", root=tmp_path)
