@@ -15,14 +15,12 @@ from distmil.console import Console, set_up_logging
 from distmil.errors import ConfigError, DistmilError
 from distmil.inventory.removal import Plan, check_writable, plan_removal, remove
 from distmil.inventory.survey import Inventory, survey
-from distmil.inventory.wording import COLUMNS, rows, sentences, size_in_words, to_json
+from distmil.inventory.wording import lines, sentences, size_in_words, to_json
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 
 DONE = 0
-TABLE_ROWS = 40
-"""As many as the console shows of a table."""
 _INTERRUPTED = "store: interrupted; the same command goes on where it stopped"
 _EPILOG = """Exit codes: 0 done, 1 failed, 2 bad input. The last line on stdout is JSON.
 
@@ -94,23 +92,21 @@ def _run(options: argparse.Namespace, console: Console, program: str) -> dict[st
 
 
 def _show(inventory: Inventory, console: Console, command: str) -> None:
-    found = rows(inventory)
-    for i in range(0, len(found), TABLE_ROWS):
-        console.table(f"store{', continued' * (i > 0)}", COLUMNS, found[i : i + TABLE_ROWS])
+    console.note("\n".join(lines(inventory)))
     for sentence in sentences(inventory, command):
         console.note(sentence)
 
 
 def _remove(store: Store, plan: Plan, console: Console, *, is_agreed: bool) -> dict[str, Any]:
     """Say what goes, ask, and remove it."""
-    lines = [f"  {entry.name}, {size_in_words(entry.item.size_bytes)}: {entry.words}" for entry in plan.entries]
+    shown = [f"  {entry.name}, {size_in_words(entry.item.size_bytes)}: {entry.words}" for entry in plan.entries]
     if plan.temporary:
-        lines.append(f"  {len(plan.temporary)} temporary files of killed jobs")
-    if not lines:
+        shown.append(f"  {len(plan.temporary)} temporary files of killed jobs")
+    if not shown:
         console.note("nothing to remove: something refers to every folder")
         return {"removed": [], "freed_bytes": 0, "left": []}
     size = size_in_words(plan.size_bytes)
-    console.note("\n".join(["to remove:", *lines, f"this frees {size}"]))
+    console.note("\n".join(["to remove:", *shown, f"this frees {size}"]))
     check_writable(store)
     if not (is_agreed or _is_agreed()):
         console.note("nothing was removed")

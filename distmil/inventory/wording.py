@@ -2,13 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 from distmil.inventory.listing import KINDS, Item
 from distmil.inventory.survey import Entry, Inventory
 from distmil.pace import in_words
 
-COLUMNS = ("name", "slides", "size", "last written", "used by", "what it is")
+_OTHERS = {
+    "synthetic": "synthetic slides",
+    "mlflow.db": "MLflow's record",
+    "mlflow-artifacts": "files of MLflow's record",
+}
 _UNITS = ("kB", "MB", "GB", "TB", "PB")
 _MANY_USERS = 2
 _MANY_LINES = 5
@@ -32,24 +37,32 @@ def age_in_words(seconds: float) -> str:
     return f"{seconds / _DAY_S:.0f} days" if seconds >= 2 * _DAY_S else in_words(max(0.0, seconds))
 
 
-def rows(inventory: Inventory) -> list[tuple[str, ...]]:
-    """List the items as rows of ``COLUMNS``, by kind and size, and last what is never removed."""
+def lines(inventory: Inventory) -> list[str]:
+    """List the items by kind and size, two lines an item, and last what is never removed."""
     entries = sorted(inventory.entries.values(), key=lambda e: (KINDS.index(e.item.kind), -e.item.size_bytes, e.name))
     others = sorted(inventory.others.values(), key=lambda item: -item.size_bytes)
-    return [_row(entry, inventory.now_s) for entry in entries] + [
-        (item.name, "", size_in_words(item.size_bytes), _age(item, inventory.now_s), "", "other, never removed here")
-        for item in others
-    ]
+    now_s = inventory.now_s
+    found = [(e.item.kind, e.item, _slides(e), _users(e), _words(e)) for e in entries]
+    found += [("never removed here", item, "", "", _OTHERS.get(item.name, "not made by a job")) for item in others]
+    width = max((len(item.name) for _, item, *_ in found), default=0)
+    written = [f"{'':{width}}{'slides':>10}{'size':>9}  {'last written':<14}used by"] if found else []
+    for title, group in groupby(found, key=lambda row: row[0]):
+        rows = list(group)
+        written.append(f"{title}: {size_in_words(sum(item.size_bytes for _, item, *_ in rows))}")
+        for _, item, slides, users, words in rows:
+            size = size_in_words(item.size_bytes)
+            line = f"  {item.name:{width}}{slides:>8}{size:>9}  {_age(item, now_s):<14}{users}"
+            written += [line.rstrip(), f"      {words}"]
+    return written
 
 
-def _row(entry: Entry, now_s: float) -> tuple[str, ...]:
-    slides = "" if entry.slides is None else str(entry.slides)
-    words = entry.words
-    begun = entry.item.slides
-    if begun is not None and begun[1] > begun[0]:
-        words += f"; {begun[1] - begun[0]} slides unfinished"
-    size, age = size_in_words(entry.item.size_bytes), _age(entry.item, now_s)
-    return entry.name, slides, size, age, _users(entry), words
+def _slides(entry: Entry) -> str:
+    return "" if entry.slides is None else str(entry.slides)
+
+
+def _words(entry: Entry) -> str:
+    done, begun = entry.item.slides or (0, 0)
+    return entry.words + f"; {_count(begun - done, 'slide')} unfinished" * (begun > done)
 
 
 def _age(item: Item, now_s: float) -> str:
