@@ -111,27 +111,28 @@ def list_store(store: Store, *, now_s: float) -> Listing:
         others = [name for name in top if name not in KINDS]
         walked = dict(zip([*names, *others], pool.map(store.walk, [*names, *others]), strict=True))
         loose = list(pool.map(lambda folder: store.walk(folder, is_deep=False), ["", *kinds]))
-    for file in (file for files in loose for file in files):
-        walked[file.name] = [file]
-    return _sorted(walked, now_s)
+    return _sorted(walked, [file for files in loose for file in files], now_s)
 
 
-def _sorted(walked: Mapping[str, Sequence[FoundFile]], now_s: float) -> Listing:
-    """Tell the items from what else is there."""
-    items, others = {}, {}
+def _sorted(walked: Mapping[str, Sequence[FoundFile]], loose: Sequence[FoundFile], now_s: float) -> Listing:
+    """Tell the items from what else is there. Of single files only an encoder's weights are an item."""
+    items: dict[str, Item] = {}
+    others: dict[str, Item] = {}
     temporary: list[FoundFile] = []
-    for name, files in walked.items():
-        kind = name.partition("/")[0]
-        if kind not in KINDS:
-            others[name] = Item(name, files)
+    for file in loose:
+        is_weights = file.name.startswith(f"{ENCODERS}/")
+        if is_weights and is_left_over(file, now_s):
+            temporary.append(file)
             continue
-        left = [file for file in files if is_left_over(file, now_s)]
-        temporary += left
-        rest = sorted(set(files) - set(left), key=lambda file: file.name)
-        if is_item(name):
-            items[name] = Item(name, rest)
-        elif rest:
-            others[name] = Item(name, rest)
+        found = items if is_weights and is_item(file.name) else others
+        found[file.name] = Item(file.name, [file])
+    for name, files in walked.items():
+        if is_item(name) and not name.startswith(f"{ENCODERS}/"):
+            left = [file for file in files if is_left_over(file, now_s)]
+            temporary += left
+            items[name] = Item(name, sorted(set(files) - set(left), key=lambda file: file.name))
+        elif files:
+            others[name] = Item(name, files)
     return Listing(items, temporary, others)
 
 
