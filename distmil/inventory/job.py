@@ -123,6 +123,6 @@ def _is_agreed() -> bool:
     """Ask on the terminal. Raises: ConfigError if there is none."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise ConfigError("nothing was removed: add --yes, for there is no terminal to ask on")
-    sys.stderr.write("remove them? [y/N] ")
+    sys.stderr.write("remove? [y/N] ")
     sys.stderr.flush()
     return sys.stdin.readline().strip().lower() in {"y", "yes"}

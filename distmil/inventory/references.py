@@ -166,7 +166,7 @@ class References:
         """Count a search's trials."""
         trials = sum(name.startswith("trials/") for name in item.inner)
         is_half = "result.json" not in item.inner
-        words = f"search{', unfinished' * is_half}: {trials} trials and repeats"
+        words = f"search{', unfinished' * is_half}; trials and repeats: {trials}"
         run = f"checkpoints/{item.short}"
         uses = frozenset({run}) if run in self.listing.items else frozenset[str]()
         return Reference(words, uses=uses, is_half=is_half)
