@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.encoders.registry import stored_spec
 from distmil.errors import ConfigError
 from distmil.inference.bundle import bundle_values
+from distmil.inference.question import claim_question, make_question
 from distmil.inventory.removal import UNUSED, plan_removal
 from distmil.inventory.settings import Recipe, patches_words
 from distmil.inventory.survey import Inventory, survey
@@ -195,3 +197,23 @@ def test_what_was_written_just_now_stays_whatever_is_said(empty: RandomStore) ->
     with pytest.raises(ConfigError, match=r"patches/0123456789ab belongs with folders that were written in the last"):
         plan_removal(found, ["patches/0123456789ab"], is_forced=True)
     assert plan_removal(found, [UNUSED]).entries == []
+
+
+def test_predictions_of_a_bundle_from_elsewhere_use_the_embeddings_that_were_scored(empty: RandomStore) -> None:
+    patches = [f"patches/{i}123456789ab" for i in range(2)]
+    for i, folder in enumerate(patches):
+        empty.commit(folder, "s1", {"source": i})
+        empty.stage(f"embeddings/{i}123456789ab", folder, ["s1"])
+    claim_question(empty.store, "answer", make_question("a digest", [Slide("s1", "/x/s1.svs")]))
+    scored = [part.sha256 for part in empty.records["embeddings/1123456789ab", "s1"].parts]
+    Committed(empty.store, "predictions/answer", "s1", "records/s1.json").commit({"parts": scored})
+    found = look(empty)
+    assert unused(found) == {patches[0], "embeddings/0123456789ab"}
+    assert found.entries[patches[1]].used_by == ["predictions/answer"]
+    assert found.entries["predictions/answer"].words == "predictions of a bundle that is not in this store"
+
+
+def test_patches_of_an_earlier_distmil_are_called_so(empty: RandomStore) -> None:
+    folder = patches_folder(Config().tiling, version=1)
+    empty.commit(folder, "s1", {})
+    assert look(empty).entries[folder].words.endswith("jpeg 90 or as in the file, of an earlier distmil")
