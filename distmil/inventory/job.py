@@ -15,7 +15,7 @@ from distmil.console import Console, set_up_logging
 from distmil.errors import ConfigError, DistmilError
 from distmil.inventory.removal import Plan, check_writable, plan_removal, remove
 from distmil.inventory.survey import Inventory, survey
-from distmil.inventory.wording import lines, sentences, size_in_words, to_json
+from distmil.inventory.wording import NOTHING, count, lines, sentences, size_in_words, to_json
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -92,18 +92,17 @@ def _run(options: argparse.Namespace, console: Console, program: str) -> dict[st
 
 
 def _show(inventory: Inventory, console: Console, command: str) -> None:
-    console.note("\n".join(lines(inventory)))
-    for sentence in sentences(inventory, command):
-        console.note(sentence)
+    for line in (*lines(inventory), *sentences(inventory, command)):
+        console.note(line)
 
 
 def _remove(store: Store, plan: Plan, console: Console, *, is_agreed: bool) -> dict[str, Any]:
     """Say what goes, ask, and remove it."""
     shown = [f"  {entry.name}, {size_in_words(entry.item.size_bytes)}: {entry.words}" for entry in plan.entries]
     if plan.temporary:
-        shown.append(f"  {len(plan.temporary)} temporary files of killed jobs")
+        shown.append(f"  {count(len(plan.temporary), 'temporary file')} of killed jobs")
     if not shown:
-        console.note("nothing to remove: something refers to every folder")
+        console.note(NOTHING)
         return {"removed": [], "freed_bytes": 0, "left": []}
     size = size_in_words(plan.size_bytes)
     console.note("\n".join(["to remove:", *shown, f"this frees {size}"]))

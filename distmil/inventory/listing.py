@@ -130,7 +130,7 @@ def _sorted(walked: Mapping[str, Sequence[FoundFile]], loose: Sequence[FoundFile
         if is_item(name) and not name.startswith(f"{ENCODERS}/"):
             left = [file for file in files if is_left_over(file, now_s)]
             temporary += left
-            items[name] = Item(name, sorted(set(files) - set(left), key=lambda file: file.name))
+            items[name] = Item(name, [file for file in files if not is_left_over(file, now_s)] if left else files)
         elif files:
             others[name] = Item(name, files)
     return Listing(items, temporary, others)

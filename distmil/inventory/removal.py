@@ -15,6 +15,7 @@ UNUSED = "unused"
 """In place of a name: everything that nothing refers to."""
 _ORDER = ("predictions", "searches", "checkpoints", "models", "labels", "outlines", "embeddings", "patches")
 _RECORDS = {"owner.json", RECORD_FILE, "latest.json", "slides.json", "result.json"}
+"""They go first. A job that works on a run finds its ``owner.json`` gone, and stops."""
 _TABLES = {"slides.parquet", "slides.csv", "summary.html", "report.md", "best.yaml"}
 _LAST = {("checkpoints", "run.json"), ("predictions", "question.json")}
 """Which settings a run has, and which question is answered: a folder with nothing else is one that was just begun."""

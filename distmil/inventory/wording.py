@@ -9,6 +9,7 @@ from distmil.inventory.listing import KINDS, Item
 from distmil.inventory.survey import Entry, Inventory
 from distmil.pace import in_words
 
+NOTHING = "nothing can go: something refers to every folder, or it was written in the last hour"
 _OTHERS = {
     "synthetic": "synthetic slides",
     "mlflow.db": "MLflow's record",
@@ -38,7 +39,7 @@ def age_in_words(seconds: float) -> str:
 
 
 def lines(inventory: Inventory) -> list[str]:
-    """List the items by kind and size, two lines an item, and last what is never removed."""
+    """List the items by kind and size, two lines an item, and last what is never removed; none for an empty store."""
     entries = sorted(inventory.entries.values(), key=lambda e: (KINDS.index(e.item.kind), -e.item.size_bytes, e.name))
     others = sorted(inventory.others.values(), key=lambda item: -item.size_bytes)
     now_s = inventory.now_s
@@ -62,7 +63,7 @@ def _slides(entry: Entry) -> str:
 
 def _words(entry: Entry) -> str:
     done, begun = entry.item.slides or (0, 0)
-    return entry.words + f"; {_count(begun - done, 'slide')} unfinished" * (begun > done)
+    return entry.words + f"; {count(begun - done, 'slide')} unfinished" * (begun > done)
 
 
 def _age(item: Item, now_s: float) -> str:
@@ -87,6 +88,9 @@ def _users(entry: Entry) -> str:
 def sentences(inventory: Inventory, command: str) -> Iterator[str]:
     """Yield what follows the tables: the total, what is half-made, and what can go by which command."""
     others = sum(item.size_bytes for item in inventory.others.values())
+    if not (inventory.entries or inventory.others or inventory.temporary):
+        yield "the store is empty"
+        return
     yield f"total: {size_in_words(inventory.total_bytes)}, of which {size_in_words(others)} are never removed here"
     halves = [entry for entry in inventory.entries.values() if entry.is_half]
     yield from _some([_half(entry, inventory.now_s) for entry in halves])
@@ -94,7 +98,7 @@ def sentences(inventory: Inventory, command: str) -> Iterator[str]:
     if finished:
         size = size_in_words(sum(entry.item.size_bytes for entry in finished))
         yield (
-            f"checkpoints of {_count(len(finished), 'finished run')} take {size}. Their bundles do not need them, but "
+            f"checkpoints of {count(len(finished), 'finished run')} take {size}. Their bundles do not need them, but "
             f"the same train command would begin again without them: {command} --remove {_names(finished)}"
         )
     yield unused_sentence(inventory, command)
@@ -109,11 +113,11 @@ def unused_sentence(inventory: Inventory, command: str) -> str:
     """Say what nothing refers to, how much space that takes, and the command that removes it."""
     counts = []
     if inventory.unused:
-        counts.append(_count(len(inventory.unused), "item"))
+        counts.append(count(len(inventory.unused), "item"))
     if inventory.temporary:
-        counts.append(f"{_count(len(inventory.temporary), 'temporary file')} of killed jobs")
+        counts.append(f"{count(len(inventory.temporary), 'temporary file')} of killed jobs")
     if not counts:
-        return "nothing can go: something refers to every folder"
+        return NOTHING
     return (
         f"nothing refers to {' and '.join(counts)}: {size_in_words(inventory.unused_bytes)}. "
         f"To remove: {command} --remove unused"
@@ -134,7 +138,8 @@ def _names(entries: Sequence[Entry]) -> str:
     return " ".join(entry.name for entry in entries[:_MANY_LINES]) + " ..." * (len(entries) > _MANY_LINES)
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Word a number of things."""
     return f"{number} {noun}" + "s" * (number != 1)
 
 

@@ -91,7 +91,7 @@ def test_a_store_that_a_job_made_is_in_words(tmp_path: Path) -> None:
     assert re.search(rf"^  {patches} +4 +[0-9.]+ MB  2 h 00 min +run {RUN}$", shown, re.M)
     assert shown.count(f"run {RUN}") == 4
     assert "unfinished: checkpoints/door, " in shown
-    assert shown.endswith("nothing can go: something refers to every folder")
+    assert shown.endswith("nothing can go: something refers to every folder, or it was written in the last hour")
 
 
 @pytest.mark.parametrize("file", ["cohort.json", "run.json"])
@@ -217,3 +217,9 @@ def test_patches_of_an_earlier_distmil_are_called_so(empty: RandomStore) -> None
     folder = patches_folder(Config().tiling, version=1)
     empty.commit(folder, "s1", {})
     assert look(empty).entries[folder].words.endswith("jpeg 90 or as in the file, of an earlier distmil")
+
+
+def test_an_empty_store_is_called_so(empty: RandomStore) -> None:
+    empty.root.mkdir()
+    found = look(empty)
+    assert [*lines(found), *sentences(found, "distmil store")] == ["the store is empty"]
