@@ -10,6 +10,7 @@ from distmil.inventory.survey import Entry, Inventory
 from distmil.pace import in_words
 
 NOTHING = "nothing can go: something refers to every folder, or it was written in the last hour"
+NOT_OURS = "not made by a job, or a link"
 _OTHERS = {
     "synthetic": "synthetic slides",
     "mlflow.db": "MLflow's record",
@@ -44,7 +45,7 @@ def lines(inventory: Inventory) -> list[str]:
     others = sorted(inventory.others.values(), key=lambda item: -item.size_bytes)
     now_s = inventory.now_s
     found = [(e.item.kind, e.item, _slides(e), _users(e), _words(e)) for e in entries]
-    found += [("never removed here", item, "", "", _OTHERS.get(item.name, "not made by a job")) for item in others]
+    found += [("never removed here", item, "", "", _OTHERS.get(item.name, NOT_OURS)) for item in others]
     width = max((len(item.name) for _, item, *_ in found), default=0)
     written = [f"{'':{width}}{'slides':>10}{'size':>9}  {'last written':<14}used by"] if found else []
     for title, group in groupby(found, key=lambda row: row[0]):

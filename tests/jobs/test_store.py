@@ -26,9 +26,10 @@ MADE = ("patches", "embeddings", "labels", "outlines", "models")
 
 
 def age(home: Path) -> None:
-    """Let two hours pass."""
+    """Let two hours pass since the last write; the slides stay as they are, for their time tells their version."""
     for path in home.rglob("*"):
-        os.utime(path, ns=(0, path.lstat().st_mtime_ns - 7200 * 10**9))
+        if "synthetic" not in path.parts:
+            os.utime(path, ns=(0, path.lstat().st_mtime_ns - 7200 * 10**9))
 
 
 def contents(home: Path) -> dict[str, bytes]:
@@ -64,9 +65,8 @@ def test_jobs_find_everything_again_in_a_cleaned_store(
     assert again.answer["metrics"] == trained.answer["metrics"]
     predicted = run_here(tmp_path, "predict", *ASKED)
     assert predicted.code == 0, predicted.err
-    assert "tiling" not in predicted.err
+    assert not [line for line in (again.err + predicted.err).splitlines() if line.startswith(("tiling", "embed"))]
     after = contents(tmp_path)
-    assert {name: after[name] for name in kept if name.startswith(MADE)} == {
-        name: data for name, data in kept.items() if name.startswith(MADE)
-    }
+    made = [name for name in kept if name.startswith(MADE) and not name.endswith("/slides.parquet")]  # of a manifest
+    assert {name: after[name] for name in made} == {name: kept[name] for name in made}
     assert {name.partition("/")[0] for name in after.keys() - kept.keys()} <= {"predictions", "ray-train"}
