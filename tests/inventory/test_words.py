@@ -13,11 +13,13 @@ from distmil.config.root import Config
 from distmil.encoders.registry import stored_spec
 from distmil.errors import ConfigError
 from distmil.inference.bundle import bundle_values
+from distmil.inference.bundle_files import BundleFiles
 from distmil.inference.question import claim_question, make_question
 from distmil.inventory.removal import UNUSED, plan_removal
 from distmil.inventory.settings import Recipe, patches_words
 from distmil.inventory.survey import Inventory, survey
 from distmil.inventory.wording import age_in_words, lines, sentences, size_in_words
+from distmil.storage.records import encode_json
 from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import patches_folder
 from tests.support.random_store import HOUR_S, NOW_S, RandomStore
@@ -223,3 +225,19 @@ def test_an_empty_store_is_called_so(empty: RandomStore) -> None:
     empty.root.mkdir()
     found = look(empty)
     assert [*lines(found), *sentences(found, "distmil store")] == ["the store is empty"]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_predictions_name_their_bundle_whatever_its_format_version(empty: RandomStore, version: int) -> None:
+    store, folder = empty.store, "models/first"
+    config, labels = {"config": bundle_values(Config())}, {"classes": ["a", "b"]}
+    files = {"config.json": config, "labels.json": labels, "metrics.json": {}}
+    weights = store.write_part(folder, "model.safetensors", b"x", rows=1)
+    written = [store.write_part(folder, name, encode_json(values), rows=1) for name, values in files.items()]
+    parts = [weights, *(written if version > 1 else [])]
+    record = Committed(store, folder, "first").commit({"format_version": version}, parts=parts)
+    digest = BundleFiles(Store(store.path(folder)), record).digest()
+    claim_question(store, "answer", make_question(digest, [Slide("s1", "/x/s1.svs")]))
+    found = look(empty)
+    assert found.entries[folder].used_by == ["predictions/answer"]
+    assert found.entries["predictions/answer"].words == "predictions of models/first, unfinished"
