@@ -22,6 +22,7 @@ JOBS = {
 }
 """The jobs in the order of work."""
 TOOLS = {
+    "store": "Show what is in the store, and remove what may go.",
     "doctor": "Check the installation, the storage, MLflow and the cluster.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }
@@ -41,6 +42,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     if name == "doctor":
         doctor = importlib.import_module("distmil.pipeline.doctor.job")
         return int(doctor.main(TOOLS[name], arguments[1:]))
+    if name == "store":
+        inventory = importlib.import_module("distmil.inventory.job")
+        return int(inventory.main(TOOLS[name], arguments[1:]))
     if name == "completion":
         return _print_completion(arguments[1:])
     parser = _parser()

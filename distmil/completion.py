@@ -35,6 +35,7 @@ _distmil() {
     elif [[ $word == -* ]]; then
         words="--config --help"
         [[ ${COMP_WORDS[1]} == doctor ]] && words+=" --ray"
+        [[ ${COMP_WORDS[1]} == store ]] && words+=" --remove --force --yes"
     else
         words="@keys@"
         compopt -o nospace 2>/dev/null
@@ -67,6 +68,7 @@ _distmil() {
     elif [[ $PREFIX == -* ]]; then
         compadd -- --config --help
         [[ $words[2] == doctor ]] && compadd -- --ray
+        [[ $words[2] == store ]] && compadd -- --remove --force --yes
     else
         compadd -S '' -- @keys@
     fi
@@ -82,6 +84,9 @@ complete -c distmil -l help -s h -d 'Print the help'
 complete -c distmil -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
 complete -c distmil -n '__fish_seen_subcommand_from @jobs@' -l config -r -F -d 'Configuration file'
 complete -c distmil -n '__fish_seen_subcommand_from doctor' -l ray -d 'Start a local Ray too'
+complete -c distmil -n '__fish_seen_subcommand_from store' -l remove -x -d 'Name of the list, or unused'
+complete -c distmil -n '__fish_seen_subcommand_from store' -l force -d 'Remove what is used, too'
+complete -c distmil -n '__fish_seen_subcommand_from store' -l yes -d 'Remove without asking'
 complete -c distmil -n '__fish_seen_subcommand_from @jobs@' -a '@keys@'
 """
 
@@ -92,7 +97,7 @@ def script(shell: str, jobs: Mapping[str, str], tools: Mapping[str, str]) -> str
     Args:
         shell: ``bash``, ``zsh`` or ``fish``.
         jobs: Description of each job by its name.
-        tools: The same of each tool; ``doctor`` takes the jobs' arguments.
+        tools: The same of each tool; ``store`` and ``doctor`` take the jobs' arguments, too.
     """
     choices = key_choices()
     everything = {**jobs, **tools}
@@ -106,7 +111,7 @@ def script(shell: str, jobs: Mapping[str, str], tools: Mapping[str, str]) -> str
         return _fill(_ZSH, described=described, cases="\n".join(cases), keys=" ".join(f"{k}=" for k in choices))
     lines = [f"complete -c distmil -n __fish_use_subcommand -a {n} -d '{text}'" for n, text in everything.items()]
     pairs = [f"{key}={word}" for key, words in choices.items() for word in words or [""]]
-    return _fill(_FISH, described="\n".join(lines), jobs=" ".join([*jobs, "doctor"]), keys=" ".join(pairs))
+    return _fill(_FISH, described="\n".join(lines), jobs=" ".join([*jobs, "store", "doctor"]), keys=" ".join(pairs))
 
 
 def _fill(template: str, **words: str) -> str:

@@ -21,7 +21,7 @@ FLOORS = [
     ["annotations", "cohort"],
     ["tiling", "visualization"],
     ["labels", "encoders", "bags"],
-    ["inference"],
+    ["inference", "inventory"],
     ["evaluation"],
     ["training"],
     ["search", "pipeline", "api"],

@@ -14,7 +14,7 @@ from distmil.__main__ import BAD_INPUT, JOBS, run
 from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["tile", "embed", "train", "tune", "evaluate", "predict", "doctor", "completion"]
+ORDER = ["tile", "embed", "train", "tune", "evaluate", "predict", "store", "doctor", "completion"]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -24,7 +24,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_job_file_is_a_job_of_the_command() -> None:
-    assert set(JOBS) == {path.stem for path in (ROOT / "jobs").glob("*.py")} == set(cli.STAGES)
+    assert {*JOBS, "store"} == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert set(JOBS) == set(cli.STAGES)
 
 
 def test_the_help_lists_the_jobs_in_the_order_of_work() -> None:

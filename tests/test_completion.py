@@ -46,6 +46,7 @@ def in_bash(line: str) -> list[str]:
         ("distmil train bags.n = ", []),
         ("distmil train -", ["--config", "--help"]),
         ("distmil doctor --", ["--config", "--help", "--ray"]),
+        ("distmil store --", ["--config", "--help", "--remove", "--force", "--yes"]),
     ],
 )
 def test_bash_completes(line: str, words: list[str]) -> None:

@@ -61,6 +61,17 @@ def groups_of(config: Config) -> dict[str, int]:
         raise ConfigError(str(error)) from error
 
 
+def outlines_folder(config: Config) -> str:
+    """Return the stage's folder, named by everything that decides its content."""
+    values = {
+        "origin": config.labels.origin,
+        "groups": sorted(groups_of(config)),
+        "patches": patches_folder(config.tiling),
+        "format_version": FORMAT_VERSION,
+    }
+    return f"outlines/{fingerprint(values)}"
+
+
 @dataclass(frozen=True)
 class SlideOutlines:
     """Reads the annotation of one tiled slide."""
@@ -72,14 +83,8 @@ class SlideOutlines:
 
     @property
     def folder(self) -> str:
-        """Return the stage's folder, named by everything that decides its content."""
-        values = {
-            "origin": self.config.labels.origin,
-            "groups": sorted(groups_of(self.config)),
-            "patches": patches_folder(self.config.tiling),
-            "format_version": FORMAT_VERSION,
-        }
-        return f"outlines/{fingerprint(values)}"
+        """Return the stage's folder."""
+        return outlines_folder(self.config)
 
     @property
     def committed(self) -> Committed:

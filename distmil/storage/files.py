@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -16,10 +17,20 @@ import pyarrow.fs as pafs
 
 from distmil.errors import ConfigError, StorageError
 from distmil.storage.access import PRIVATE, Access, access_of, open_root
-from distmil.storage.local_files import write_whole
+from distmil.storage.local_files import walk_folder, write_whole
 from distmil.storage.object_store import TRIAL, WORK, Patience, explain, join_uri, open_filesystem, read_whole
 from distmil.storage.records import digest_of, encode_json
 from distmil.storage.roots import resolve_root
+
+
+@dataclass(frozen=True)
+class FoundFile:
+    """A file of a listing."""
+
+    name: str
+    size_bytes: int
+    written_s: float
+    """Time of its last change, in seconds since 1970."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +144,38 @@ class Files:
             found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted, links left out; none if it is absent."""
+        with self._explained("list", folder):
+            if self.is_local:
+                with contextlib.suppress(FileNotFoundError), os.scandir(self.path(folder)) as entries:
+                    return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+                return []
+            filesystem, path = self._located(folder)
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
+    def walk(self, folder: str, *, is_deep: bool = True) -> list[FoundFile]:
+        """List every file below a folder by name; none if it is absent. Reads no file, and follows no link.
+
+        Args:
+            folder: The folder.
+            is_deep: List the folders in it too.
+
+        Raises:
+            StorageError: If a folder cannot be listed.
+        """
+        with self._explained("list", folder):
+            if self.is_local:
+                found = walk_folder(Path(self.path(folder)), is_deep=is_deep)
+            else:
+                filesystem, path = self._located(folder)
+                infos = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=is_deep))
+                files = [info for info in infos if info.type == pafs.FileType.File]
+                found = sorted((info.path[len(path) + 1 :], info.size, info.mtime_ns / 1e9) for info in files)
+        start = f"{folder}/" if folder else ""
+        return [FoundFile(start + name, size_bytes, written_s) for name, size_bytes, written_s in found]
+
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
@@ -149,6 +192,17 @@ class Files:
             for info in filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True)):
                 if info.type == pafs.FileType.File:
                     filesystem.delete_file(info.path)
+
+    def delete_if_empty(self, folder: str) -> None:
+        """Delete a folder and the empty folders below it; what holds a file stays."""
+        with self._explained("delete", folder), contextlib.suppress(FileNotFoundError):
+            if self.is_local:
+                for inner, _, _ in os.walk(self.path(folder), topdown=False):
+                    with contextlib.suppress(OSError):  # a file is in it, such as one written just now
+                        Path(inner).rmdir()
+            elif not self.walk(folder):  # empty objects may stand for folders
+                filesystem, path = self._located(folder)
+                filesystem.delete_dir(path)
 
     def write_json(self, name: str, values: Any, *, is_durable: bool = True) -> None:
         """Write values as JSON, refusing NaN; see ``write``."""

@@ -12,6 +12,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -81,6 +82,33 @@ def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool, acce
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def walk_folder(folder: Path, *, is_deep: bool) -> list[tuple[str, int, float]]:
+    """List the files in a folder, or below it too.
+
+    A file or folder that vanishes meanwhile is left out; a link counts as a small file.
+
+    Returns:
+        The name relative to the folder, the size in bytes and the time of change in seconds, sorted.
+
+    Raises:
+        OSError: If a folder below cannot be listed.
+    """
+    found = []
+
+    def check(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for inner, folders, files in islice(os.walk(folder, onerror=check), None if is_deep else 1):
+        links = [name for name in folders if Path(inner, name).is_symlink()]
+        for name in (*files, *links):
+            path = Path(inner, name)
+            with contextlib.suppress(FileNotFoundError):
+                status = path.lstat()
+                found.append((path.relative_to(folder).as_posix(), status.st_size, status.st_mtime))
+    return sorted(found)
 
 
 def cache_folder() -> Path:

@@ -681,3 +681,45 @@ def test_a_folder_is_deleted_with_all_below_it(any_store):
     assert not any_store.exists("a/b/c.txt")
     assert not any_store.exists("a/b/d/e.txt")
     assert any_store.read("a/bb.txt") == b"x"
+
+
+def test_a_listing_has_every_file_with_its_size(any_store):
+    sizes = {"a/x": 3, "a/b/y": 0, "a/b/c/z": 70, "ab/x": 5, "top": 1}
+    before = time.time()
+    for name, size in sizes.items():
+        any_store.write(name, b"x" * size)
+    assert {file.name: file.size_bytes for file in any_store.walk("")} == sizes
+    assert [file.name for file in any_store.walk("a")] == ["a/b/c/z", "a/b/y", "a/x"]
+    assert [file.name for file in any_store.walk("a", is_deep=False)] == ["a/x"]
+    assert [file.name for file in any_store.walk("", is_deep=False)] == ["top"]
+    assert any_store.walk("nowhere") == []
+    assert all(before - 5 < file.written_s < time.time() + 5 for file in any_store.walk(""))
+    assert any_store.folders("") == ["a", "ab"]
+    assert any_store.folders("a") == ["b"]
+    assert any_store.folders("nowhere") == []
+
+
+def test_an_empty_folder_is_deleted_and_one_with_a_file_is_not(any_store):
+    for name in ("a/b/x", "a/c/d/y"):
+        any_store.write(name, b"x")
+    any_store.delete("a/b/x")
+    any_store.delete_if_empty("a")
+    assert any_store.exists("a/c/d/y")
+    any_store.delete("a/c/d/y")
+    any_store.delete_if_empty("a")
+    assert not any_store.exists("a")
+    any_store.delete_if_empty("a")
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(store, monkeypatch):
+    store.write("a/b/x", b"x")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(StorageError, match=r"cannot list .*: Permission denied"):
+        store.walk("a")
