@@ -6,8 +6,8 @@ from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
     from distmil.inventory.removal import remove
-    from distmil.inventory.survey import Inventory, survey
+    from distmil.inventory.survey import Inventory
 
-__all__ = ["Inventory", "remove", "survey"]
+__all__ = ["Inventory", "remove"]
 
 lazy_exports(__name__)
