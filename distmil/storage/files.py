@@ -133,6 +133,13 @@ class Files:
             found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         return sorted(info.base_name for info in found if info.type == pafs.FileType.File)
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted; none if it is absent."""
+        with self._explained("list", folder):
+            filesystem, path = self._located(folder)
+            found = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        return sorted(info.base_name for info in found if info.type == pafs.FileType.Directory)
+
     def delete(self, name: str) -> None:
         """Delete a file if it is there."""
         with self._explained("delete", name), contextlib.suppress(FileNotFoundError):
