@@ -53,7 +53,7 @@ def manifest(tmp_path: Path) -> Path:
         (["storage.root=ftp://host/x"], "storage.root = 'ftp://host/x': expected an absolute folder, s3://"),
         ([], "cohort.manifest: set it to a CSV or Parquet file"),
         (["cohort.manifest=nowhere.csv"], "there is no manifest at"),
-        (["patch_px=96"], "override 'patch_px=96': expected section.key=value"),
+        (["patch_px=96"], "override 'patch_px=96': expected section.key=value; did you mean tiling.patch_px=96?"),
     ],
 )
 def test_bad_configurations_exit_2_and_say_why(
@@ -198,14 +198,14 @@ def test_help_of_every_job_file_lists_the_keys_that_it_reads_without_loading_ray
         "    try:\n"
         "        runpy.run_path(f'jobs/{job}.py', run_name='__main__')\n"
         "    except SystemExit:\n"
-        "        print('the end')\n"
+        "        print('<END>')\n"
         "    assert 'ray' not in sys.modules and 'torch' not in sys.modules, job\n"
     )
     jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
     command = [sys.executable, "-c", code, *jobs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    texts = done.stdout.split("the end\n")[:-1]
+    texts = done.stdout.split("<END>\n")[:-1]
     assert len(texts) == len(jobs) == 6
     for job, text in zip(jobs, texts, strict=True):
         assert [key for key in Config().flat() if f"  {key}  (" in text] == keys_read(job)

@@ -5,12 +5,13 @@ import difflib
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from distmil.command.versions import version_text
 from distmil.config.by_job import EXAMPLES, USUAL, keys_read
-from distmil.config.description import all_fields, describe_keys, describe_shortly
+from distmil.config.description import WIDTH, all_fields, describe_keys, describe_shortly
 from distmil.config.root import Config
 
 BAD_INPUT = 2
@@ -107,7 +108,8 @@ def _help(parser: argparse.ArgumentParser, job: str) -> str:
         f"every key that {job} reads, in the YAML file by section or as overrides:\n\n{describe_keys(read)}\n",
     ]
     if unread:
-        parts.append(f"Not read by {job}: {', '.join(unread)}. --help-all prints their keys too.\n")
+        note = f"Not read by {job}: {', '.join(unread)}. --help-all prints their keys too."
+        parts.append(f"{textwrap.fill(note, WIDTH)}\n")
     return "\n".join([*parts, _EXIT_CODES])
 
 

@@ -130,5 +130,5 @@ def runs_there(store: Store, wanted: str) -> str:
         return "no run there is trained to its end"
     close = difflib.get_close_matches(wanted, runs, n=2)
     more = f" and {len(runs) - MAX_RUNS} more" if len(runs) > MAX_RUNS else ""
-    meant = f"did you mean {' or '.join(close)}? " if close else ""
-    return f"{meant}The runs there: {', '.join(runs[:MAX_RUNS])}{more}"
+    meant = f"did you mean {' or '.join(close)}? The" if close else "the"
+    return f"{meant} runs there: {', '.join(runs[:MAX_RUNS])}{more}"
