@@ -97,9 +97,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML that puts a text in quotes where the loader would read it as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -112,7 +117,7 @@ def parse_yaml(text: str) -> Any:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Return nested values as YAML text."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
 
 
 def annotated_yaml(config: Config, *, title: str) -> str:

@@ -85,7 +85,7 @@ def test_a_bundle_that_is_not_there_is_said(store: Store) -> None:
 
 
 def test_the_runs_that_are_there_are_listed(store: Store) -> None:
-    with pytest.raises(BundleError, match="/models; no run there is trained to its end$"):
+    with pytest.raises(BundleError, match=r"/models; no run there is trained to its end$"):
         load_bundle("frist", store)
     for run in ("first", "other", "unfinished"):
         save_bundle(store, replace(make_bundle(), run=run))
@@ -93,14 +93,14 @@ def test_the_runs_that_are_there_are_listed(store: Store) -> None:
     for place in ("frist", "models/frist", "/nowhere/frist"):
         with pytest.raises(BundleError, match=r"/models; did you mean first\? The runs there: first, other$"):
             load_bundle(place, store)
-    with pytest.raises(BundleError, match="/models; the runs there: first, other$"):
+    with pytest.raises(BundleError, match=r"/models; the runs there: first, other$"):
         load_bundle("xyz", store)
 
 
 def test_of_many_runs_some_are_listed(store: Store) -> None:
     for number in range(23):
         store.write(f"models/r{number:02d}/commit.json", b"{}")
-    with pytest.raises(BundleError, match="the runs there: r00, .*, r19 and 3 more$"):
+    with pytest.raises(BundleError, match=r"the runs there: r00, .*, r19 and 3 more$"):
         load_bundle("xyz", store)
 
 
