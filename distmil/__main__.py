@@ -8,8 +8,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Sequence
-
-import distmil
+from pathlib import Path
 
 BAD_INPUT = 2
 JOBS = {
@@ -28,7 +27,7 @@ TOOLS = {
 }
 SHELLS = ("bash", "zsh", "fish")
 _USAGE = "%(prog)s JOB [--config FILE.yaml] [section.key=value ...]"
-_EPILOG = """`distmil JOB --help` lists every key with its type, bounds and default.
+_EPILOG = """`distmil JOB --help` lists a job's keys with type, bounds and default.
 On a cluster: ray job submit --working-dir . -- distmil train --config FILE.yaml"""
 
 
@@ -38,7 +37,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     name = arguments[0] if arguments else ""
     if name in JOBS:
         cli = importlib.import_module("distmil.cli")
-        return int(cli.main(name, JOBS[name], arguments[1:], program=f"distmil {name}"))
+        return int(cli.main(name, JOBS[name], arguments[1:], program=f"{_program()} {name}"))
     if name == "doctor":
         doctor = importlib.import_module("distmil.pipeline.doctor.job")
         return int(doctor.main(TOOLS[name], arguments[1:]))
@@ -56,8 +55,16 @@ def run(argv: Sequence[str] | None = None) -> int:
         hint = f"did you mean {close[0]}?" if close else f"jobs are {', '.join([*JOBS, *TOOLS])}"
         sys.stderr.write(f"distmil: there is no job {name!r}; {hint}\n")
         return BAD_INPUT
+    if name == "--version":
+        sys.stdout.write(f"{importlib.import_module('distmil.command.versions').version_text()}\n")
+        return 0
     parser.parse_args(arguments[:1])
     return BAD_INPUT  # only an empty parser comes back
+
+
+def _program() -> str:
+    """Return the command as it was typed: the console script, or the package by Python."""
+    return "python -m distmil" if Path(sys.argv[0]).parts[-2:] == ("distmil", "__main__.py") else "distmil"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"distmil {distmil.__version__}")
+    parser.add_argument("--version", action="store_true", help="print the versions of distmil and its large libraries")
     return parser
 
 

@@ -13,13 +13,14 @@ import traceback
 from collections.abc import Sequence
 from typing import Any
 
-from distmil.config.description import describe_keys
-from distmil.config.loading import load_config
+from distmil.command.arguments import job_parser
+from distmil.command.next_steps import Command, in_lines, next_steps, program_words
+from distmil.config.loading import annotated_yaml, load_config
 from distmil.console import Console, set_up_logging
 from distmil.errors import DistmilError
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.processes.tree import end_descendants
-from distmil.storage.roots import resolve_root
+from distmil.storage.roots import checkout_note, resolve_root
 from distmil.storage.store import Store
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2
@@ -30,7 +31,6 @@ STAGES = {
 }
 """The module of each job, which has ``run(job)``."""
 PATIENCE_S = 0.5
-_EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input;\n130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 
@@ -44,13 +44,17 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None, 
         program: The program's name for ``--help``; see ``job_parser``.
     """
     options = job_parser(name, description, program=program).parse_args(argv)
+    words = program_words(name, program=program, script=sys.argv[0])
+    command = Command(words, options.config, tuple(options.overrides))
     console = Console()
     set_up_logging(console)
     mask = os.umask(0o077)
     interruption = Interruption(f"{name}: {_INTERRUPTED}")
     interruption.install()
     try:
-        answer = _run(name, options, console, interruption)
+        if options.print_config:
+            return _print_config(name, options)
+        answer = _run(name, options, console, interruption, command)
     except DistmilError as error:
         console.note(f"{name}: {error}")
         return error.exit_code
@@ -73,13 +77,17 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None, 
     return DONE
 
 
-def _run(name: str, options: argparse.Namespace, console: Console, interruption: Interruption) -> dict[str, Any]:
+def _run(
+    name: str, options: argparse.Namespace, console: Console, interruption: Interruption, command: Command
+) -> dict[str, Any]:
     """Run a job, then end Ray and, unless it was interrupted, list its dropped slides; return the job's answer."""
     config = load_config(options.config, options.overrides)
     store = Store(resolve_root(config.storage.root))
     store.check(access=config.storage.access)
     os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
     console.note(f"storage: {store.root}")
+    if note := checkout_note(store.root):
+        console.note(note)
     # Imported only now: Ray and torch take seconds, and a wrong key or manifest should not cost them.
     jobs = importlib.import_module("distmil.pipeline.job")
     job = jobs.Job(config, store, console)
@@ -95,19 +103,12 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
         if not isinstance(sys.exception(), KeyboardInterrupt):
             job.outcomes.show(console)
     job.outcomes.check_defects()
+    if steps := next_steps(name, answer, config, command):
+        console.note(in_lines(steps))
     return {"job": name, "storage": store.root, **answer}
 
 
-def job_parser(name: str, description: str | None, *, program: str | None = None) -> argparse.ArgumentParser:
-    """Return the argument parser of a job; without ``program`` for its file under ``jobs/``."""
-    parser = argparse.ArgumentParser(
-        prog=program or f"jobs/{name}.py",
-        description=description,
-        epilog=f"{_EXIT_CODES}\n\nKeys, in the YAML file by section or as overrides:\n\n{describe_keys()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--config", metavar="FILE.yaml", help="configuration file, or its s3:// or gs:// URI; without it, every default"
-    )
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces the file's value")
-    return parser
+def _print_config(name: str, options: argparse.Namespace) -> int:
+    config = load_config(options.config, options.overrides)
+    sys.stdout.write(annotated_yaml(config, title=f"{name}, storage root {resolve_root(config.storage.root)}"))
+    return DONE

@@ -7,6 +7,13 @@ from collections.abc import Mapping
 
 from distmil.config.description import key_choices
 
+OPTIONS = {
+    "--print-config": "Print the configuration and run nothing",
+    "--help-all": "Print every key",
+    "--version": "Print the versions",
+}
+"""Options of the jobs, beside --config and --help."""
+
 _BASH = r"""# bash completion of distmil: source <(distmil completion bash)
 _distmil() {
     local word=${COMP_WORDS[COMP_CWORD]} before=${COMP_WORDS[COMP_CWORD-1]} key= prefix= words
@@ -33,9 +40,9 @@ _distmil() {
 @cases@
         esac
     elif [[ $word == -* ]]; then
-        words="--config --help"
-        [[ ${COMP_WORDS[1]} == doctor ]] && words+=" --ray"
-        [[ ${COMP_WORDS[1]} == store ]] && words+=" --remove --force --yes"
+        words="--config --help @options@"
+        [[ ${COMP_WORDS[1]} == doctor ]] && words="--config --help --ray"
+        [[ ${COMP_WORDS[1]} == store ]] && words="--config --help --remove --force --yes"
     else
         words="@keys@"
         compopt -o nospace 2>/dev/null
@@ -67,8 +74,9 @@ _distmil() {
         compadd -- $values
     elif [[ $PREFIX == -* ]]; then
         compadd -- --config --help
-        [[ $words[2] == doctor ]] && compadd -- --ray
-        [[ $words[2] == store ]] && compadd -- --remove --force --yes
+        if [[ $words[2] == doctor ]]; then compadd -- --ray
+        elif [[ $words[2] == store ]]; then compadd -- --remove --force --yes
+        else compadd -- @options@; fi
     else
         compadd -S '' -- @keys@
     fi
@@ -83,6 +91,7 @@ complete -c distmil -n __fish_use_subcommand -l version -d 'Print the version'
 complete -c distmil -l help -s h -d 'Print the help'
 complete -c distmil -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'
 complete -c distmil -n '__fish_seen_subcommand_from @jobs@' -l config -r -F -d 'Configuration file'
+@options@
 complete -c distmil -n '__fish_seen_subcommand_from doctor' -l ray -d 'Start a local Ray too'
 complete -c distmil -n '__fish_seen_subcommand_from store' -l remove -x -d 'Name of the list, or unused'
 complete -c distmil -n '__fish_seen_subcommand_from store' -l force -d 'Remove what is used, too'
@@ -99,19 +108,31 @@ def script(shell: str, jobs: Mapping[str, str], tools: Mapping[str, str]) -> str
         jobs: Description of each job by its name.
         tools: The same of each tool; ``store`` and ``doctor`` take the jobs' arguments, too.
     """
-    choices = key_choices()
+    choices, options = key_choices(), " ".join(OPTIONS)
     everything = {**jobs, **tools}
     values = {key: " ".join(words) for key, words in choices.items() if words}
     if shell == "bash":
         cases = [f"            {key}) words={words!r} ;;" for key, words in values.items()]
-        return _fill(_BASH, names=" ".join(everything), cases="\n".join(cases), keys=" ".join(f"{k}=" for k in choices))
+        keys = " ".join(f"{key}=" for key in choices)
+        return _fill(_BASH, names=" ".join(everything), cases="\n".join(cases), keys=keys, options=options)
     if shell == "zsh":
         cases = [f"            {key}) values=({words}) ;;" for key, words in values.items()]
         described = " ".join(f"'{name}:{text}'" for name, text in everything.items())
-        return _fill(_ZSH, described=described, cases="\n".join(cases), keys=" ".join(f"{k}=" for k in choices))
+        keys = " ".join(f"{key}=" for key in choices)
+        return _fill(_ZSH, described=described, cases="\n".join(cases), keys=keys, options=options)
     lines = [f"complete -c distmil -n __fish_use_subcommand -a {n} -d '{text}'" for n, text in everything.items()]
     pairs = [f"{key}={word}" for key, words in choices.items() for word in words or [""]]
-    return _fill(_FISH, described="\n".join(lines), jobs=" ".join([*jobs, "store", "doctor"]), keys=" ".join(pairs))
+    flags = [
+        f"complete -c distmil -n '__fish_seen_subcommand_from {' '.join(jobs)}' -l {option[2:]} -d '{text}'"
+        for option, text in OPTIONS.items()
+    ]
+    return _fill(
+        _FISH,
+        described="\n".join(lines),
+        options="\n".join(flags),
+        jobs=" ".join([*jobs, "store", "doctor"]),
+        keys=" ".join(pairs),
+    )
 
 
 def _fill(template: str, **words: str) -> str:

@@ -3,7 +3,7 @@
     python jobs/embed.py --config FILE.yaml [section.key=value ...]
     ray job submit --working-dir . -- python jobs/embed.py --config FILE.yaml [section.key=value ...]
 
-`--help` lists every key.
+`--help` lists the keys that it reads.
 """
 
 import sys

@@ -17,7 +17,7 @@ FLOORS = [
     ["errors", "console", "processes"],
     ["storage", "demo"],
     ["config", "defects"],
-    ["models", "slides", "tracking", "outcomes"],
+    ["models", "slides", "tracking", "outcomes", "command"],
     ["annotations", "cohort"],
     ["tiling", "visualization"],
     ["labels", "encoders", "bags"],

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from distmil import cli
+from distmil.config.by_job import keys_read
 from distmil.config.root import Config
 from distmil.defects import DEFECT
 from distmil.errors import ConfigError, TrainingError
@@ -52,7 +53,7 @@ def manifest(tmp_path: Path) -> Path:
         (["storage.root=ftp://host/x"], "storage.root = 'ftp://host/x': expected an absolute folder, s3://"),
         ([], "cohort.manifest: set it to a CSV or Parquet file"),
         (["cohort.manifest=nowhere.csv"], "there is no manifest at"),
-        (["patch_px=96"], "override 'patch_px=96': expected section.key=value"),
+        (["patch_px=96"], "override 'patch_px=96': expected section.key=value; did you mean tiling.patch_px=96?"),
     ],
 )
 def test_bad_configurations_exit_2_and_say_why(
@@ -129,7 +130,7 @@ DEFECTIVE = Record(
 DOUBTED = Record("s7", {}, info={"doubts": ["pen ink on 3% of it"]})
 
 
-def test_doubts_and_what_was_dropped_are_the_last_words(
+def test_doubts_and_what_was_dropped_are_the_last_words_but_the_next_steps(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(job: Job) -> dict[str, str]:
@@ -140,7 +141,7 @@ def test_doubts_and_what_was_dropped_are_the_last_words(
     monkeypatch.setattr(tile_stage, "run", run)
     assert cli.main("tile", "", [NO_MANIFEST]) == cli.DONE
     said = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
-    assert said[-7:] == [
+    assert said[-9:] == [
         "epoch 100 of 100",
         "doubts about 1 of 2 slides:",
         "slides which doubt",
@@ -148,6 +149,8 @@ def test_doubts_and_what_was_dropped_are_the_last_words(
         "1 of 2 slides were dropped:",
         "slides status which why",
         "1 no_tissue s9 no tissue was found",
+        "next: train: python jobs/train.py cohort.synthetic=1",
+        "or only embed: python jobs/embed.py cohort.synthetic=1",
     ]
 
 
@@ -187,7 +190,7 @@ def test_a_root_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.Ca
     assert f"cannot write {tmp_path / 'file' / 'root'}" in capsys.readouterr().err
 
 
-def test_help_of_every_job_file_lists_every_key_without_loading_ray() -> None:
+def test_help_of_every_job_file_lists_the_keys_that_it_reads_without_loading_ray() -> None:
     code = (
         "import runpy, sys\n"
         "for job in sys.argv[1:]:\n"
@@ -195,17 +198,17 @@ def test_help_of_every_job_file_lists_every_key_without_loading_ray() -> None:
         "    try:\n"
         "        runpy.run_path(f'jobs/{job}.py', run_name='__main__')\n"
         "    except SystemExit:\n"
-        "        print('the end')\n"
+        "        print('<END>')\n"
         "    assert 'ray' not in sys.modules and 'torch' not in sys.modules, job\n"
     )
-    jobs = sorted(path.stem for path in (ROOT / "jobs").glob("*.py"))
+    jobs = sorted(cli.STAGES)
     command = [sys.executable, "-c", code, *jobs]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    texts = done.stdout.split("the end\n")[:-1]
-    assert len(texts) == len(jobs) == 6
-    for key in Config().flat():
-        assert all(f"  {key}  (" in text for text in texts)
+    texts = done.stdout.split("<END>\n")[:-1]
+    assert len(texts) == len(jobs)
+    for job, text in zip(jobs, texts, strict=True):
+        assert [key for key in Config().flat() if f"  {key}  (" in text] == keys_read(job)
 
 
 BEFORE_HEAVY = """
@@ -244,3 +247,31 @@ def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: st
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == cli.BAD_INPUT
     assert "prediction.model: set it to a bundle's folder" in done.stderr
+
+
+@pytest.mark.parametrize("job", cli.STAGES)
+def test_the_configuration_is_printed_before_anything_heavy_is_imported_or_written(job: str, home: Path) -> None:
+    given = [sys.executable, "-c", BEFORE_HEAVY, job, "--print-config", "training.epochs=7", "cohort.manifest=no.csv"]
+    done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (cli.DONE, "")
+    assert done.stdout.startswith(f"# {job}, storage root {home};")
+    assert "  # default: 40\n  epochs: 7\n" in done.stdout
+    assert done.stdout.count("# default:") == 2
+    assert not home.exists()
+
+
+def test_a_wrong_key_is_refused_when_the_configuration_is_to_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main("tile", "", ["--print-config", "tiling.patch=96"]) == cli.BAD_INPUT
+    assert capsys.readouterr().out == ""
+
+
+def test_a_root_in_a_checkout_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tile_stage, "run", lambda job: {})
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    for ignored, noted in (("", True), ("out/\n", False)):
+        (tmp_path / ".gitignore").write_text(ignored)
+        assert cli.main("tile", "", [NO_MANIFEST, f"storage.root={tmp_path}/out"]) == cli.DONE
+        said = "note: the storage root is inside a git checkout that does not ignore it; add out/ to its .gitignore"
+        assert (said in capsys.readouterr().err) == noted

@@ -1,5 +1,6 @@
 """The command ``distmil``: its help, its jobs, and what it says of a wrong job."""
 
+import platform
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import distmil
 from distmil import cli
 from distmil.__main__ import BAD_INPUT, JOBS, run
+from distmil.config.by_job import EXAMPLES, USUAL, keys_read
 from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
@@ -83,18 +85,41 @@ def test_the_console_script_is_this_command() -> None:
 
 
 def test_the_version() -> None:
-    assert command("--version").stdout == f"distmil {distmil.__version__}\n"
+    lines = command("--version").stdout.splitlines()
+    assert lines[0] == f"distmil {distmil.__version__}"
+    assert lines[1] == f"python {platform.python_version()}"
+    assert [line.split()[0] for line in lines[2:]] == ["torch", "ray", "mlflow"]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["train", "--version"]])
+def test_the_version_is_there_without_anything_heavy(arguments: list[str]) -> None:
+    code = f"import sys; from distmil.__main__ import run\ntry: run({arguments})\nexcept SystemExit: pass\n"
+    code += "assert not {'ray', 'torch', 'mlflow'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == command("--version").stdout
 
 
 @pytest.mark.parametrize("job", JOBS)
-def test_the_help_of_a_job_lists_every_key(job: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_job_has_an_example_the_usual_keys_and_those_it_reads(
+    job: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit, match="0"):
         run([job, "--help"])
     text = capsys.readouterr().out
-    assert text.startswith(f"usage: distmil {job} [-h]")
+    assert text.startswith(f"usage: distmil {job} [--config FILE.yaml]")
     assert JOBS[job] in text
-    for key in Config().flat():
-        assert f"  {key}  (" in text
+    assert f"\n  distmil {job} {EXAMPLES[job]}\n" in text
+    assert [key for key in USUAL[job] if f"\n  {key}=" in text.partition("options:")[0]] == list(USUAL[job])
+    assert [key for key in Config().flat() if f"  {key}  (" in text] == keys_read(job)
+    assert max(len(line) for line in text.splitlines() if not line.startswith("  ") or "; default " not in line) < 80
+
+
+def test_the_help_of_all_lists_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        run(["tile", "--help-all"])
+    text = capsys.readouterr().out
+    assert all(f"  {key}  (" in text for key in Config().flat())
 
 
 @pytest.mark.parametrize("job", JOBS)

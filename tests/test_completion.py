@@ -6,7 +6,8 @@ import subprocess
 import pytest
 
 from distmil.__main__ import JOBS, SHELLS, TOOLS, run
-from distmil.completion import script
+from distmil.command.arguments import job_parser
+from distmil.completion import OPTIONS, script
 from distmil.config.root import Config
 
 ASK_BASH = """
@@ -44,7 +45,7 @@ def in_bash(line: str) -> list[str]:
         ("distmil train tiling.strategy=c", ["tiling.strategy=crop"]),
         ("distmil train bags.paired = ", ["true", "false"]),
         ("distmil train bags.n = ", []),
-        ("distmil train -", ["--config", "--help"]),
+        ("distmil train -", ["--config", "--help", *OPTIONS]),
         ("distmil doctor --", ["--config", "--help", "--ray"]),
         ("distmil store --", ["--config", "--help", "--remove", "--force", "--yes"]),
     ],
@@ -96,6 +97,13 @@ def test_zsh_takes_the_script() -> None:
 def test_the_command_prints_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["completion", shell]) == 0
     assert capsys.readouterr().out == script(shell, JOBS, TOOLS)
+
+
+def test_the_options_are_those_of_the_parser() -> None:
+    text = job_parser("train", None).format_help()
+    assert [
+        option for option in (*OPTIONS, "--config", "--help") if f"  {option}" not in text.replace("-h, ", "  ")
+    ] == []
 
 
 def test_another_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

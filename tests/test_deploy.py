@@ -233,7 +233,7 @@ def test_the_command_says_what_is_wrong_and_exits_by_it(tmp_path):
     ("name", "other", "said"),
     [
         ("jobs/train.py --config", "jobs/trian.py --config", "there is no job trian"),
-        ("python jobs/train.py --config", "distmil train --confg", "unrecognized arguments: --confg"),
+        ("python jobs/train.py --config", "distmil train --confg", "did you mean --config?"),
         ("training.num_workers=4 training.use_gpu=true\n#", "training.num_wrkers=4\n#", "did you mean num_workers?"),
     ],
 )

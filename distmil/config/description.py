@@ -1,7 +1,9 @@
 """The configuration in words: every key with its type, bounds, default and meaning, for help, errors and docs."""
 
 import json
+import re
 import textwrap
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -9,6 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from distmil.config.root import Config
+
+WIDTH = 79
+"""Of the help's lines, but for those that state a type."""
 
 
 def all_fields() -> list[tuple[str, str, FieldInfo]]:
@@ -110,13 +115,36 @@ def key_choices() -> dict[str, list[str]]:
     return {f"{section}.{key}": _choices(field.annotation) for section, key, field in all_fields()}
 
 
-def describe_keys() -> str:
-    """Write the help text: every key with type, bounds, default and meaning."""
+def describe_keys(keys: Collection[str] | None = None) -> str:
+    """Write the help text: every key, or those of a selection, with type, bounds, default and meaning."""
     lines: list[str] = []
     for name in Config.model_fields:
-        sentence, keys = describe_section(name)
-        lines.append(f"\n{name}: {sentence}")
-        for key in keys:
+        sentence, described = describe_section(name)
+        shown = [key for key in described if keys is None or f"{name}.{key.name}" in keys]
+        if shown:
+            lines += ["", _filled(f"{name}: {sentence}", "")]
+        for key in shown:
             lines.append(f"  {name}.{key.name}  ({key.type}; default {key.default})")
-            lines.append(textwrap.indent(key.meaning, 6 * " "))
+            lines.append(_filled(key.meaning, 6 * " "))
     return "\n".join(lines).strip()
+
+
+def describe_shortly(keys: Iterable[str]) -> str:
+    """Write keys as they are set, with their defaults, and their choices or the first clause of their meaning."""
+    lines = []
+    for name in keys:
+        field = find_field(name.split("."))
+        assert field is not None
+        default = field.get_default(call_default_factory=True)
+        value = "..." if default is None or isinstance(default, dict) else json.dumps(default).strip('"')
+        meaning = re.split(r"(?<=[.;]) ", " ".join((field.description or "").split()), maxsplit=1)[0].rstrip(".;")
+        is_list = any(meaning.startswith(f"{choice}:") for choice in _choices(field.annotation))
+        lines += [f"  {name}={value}", _filled(type_text(field) if is_list else meaning, 6 * " ")]
+    return "\n".join(lines)
+
+
+def _filled(text: str, indent: str) -> str:
+    return textwrap.fill(
+        " ".join(text.split()), WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip

@@ -4,7 +4,9 @@ All unknown keys, wrong types and values out of range are refused together, each
 """
 
 import difflib
+import json
 import re
+import textwrap
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -95,9 +97,14 @@ def _cut(text: str) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML that puts a text in quotes where the loader would read it as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+0123456789.")
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -110,7 +117,20 @@ def parse_yaml(text: str) -> Any:
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Return nested values as YAML text."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+    return str(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True))
+
+
+def annotated_yaml(config: Config, *, title: str) -> str:
+    """Write a whole configuration as YAML; a comment above each value that is not the default names the default."""
+    defaults = Config().flat()
+    lines = [f"# {title}; a comment above a value: it is not the default"]
+    for section, values in config.model_dump().items():
+        lines.append(f"{section}:")
+        for key, value in values.items():
+            default = defaults[f"{section}.{key}"]
+            lines += [f"  # default: {json.dumps(default, ensure_ascii=False)}"] * (value != default)
+            lines.append(textwrap.indent(to_yaml({key: value}).rstrip(), "  "))
+    return "\n".join(lines) + "\n"
 
 
 def load_config(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
@@ -162,7 +182,9 @@ def _set(values: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or len(keys) < 2 or not all(keys):
-        raise ConfigError(f"override {_shown(override)}: expected section.key=value")
+        right = [f"{s}.{k}={text or 'VALUE'}" for s, k, _ in all_fields() if keys in ([k], [s, k])]
+        meant = f"; did you mean {' or '.join(right[:3])}?" if right else ""
+        raise ConfigError(f"override {_shown(override)}: expected section.key=value{meant}")
     node = values
     for key in keys[:-1]:
         child = node.get(key)

@@ -25,10 +25,12 @@ from distmil.inference.bundle_files import (
     FIRST_VERSION,
     HEAD_FILE,
     JSON_FILES,
+    MODELS,
     BundleFiles,
     checked_threshold,
     encoder_state_of,
     network_of,
+    runs_there,
     wrong,
 )
 from distmil.inference.scoring import READ_OUTS
@@ -106,7 +108,7 @@ class Bundle:
 
 def bundle_folder(run: str) -> str:
     """Name the folder of a run's bundle in its store."""
-    return f"models/{run}"
+    return f"{MODELS}/{run}"
 
 
 def save_bundle(store: Store, bundle: Bundle) -> Record:
@@ -292,6 +294,7 @@ def _find(place: str, store: Store, *, key: str) -> Store:
     folder = place if "://" in place else str(Path(place).expanduser().resolve())
     if "://" not in folder and not Path(folder).is_dir():
         raise BundleError(
-            f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/models"
+            f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/models; "
+            f"{runs_there(store, Path(place).name)}"
         )
     return Store(folder)

@@ -1,6 +1,7 @@
 """Where the store is: the configured root, the environment's, or the default."""
 
 import os
+import subprocess
 from pathlib import Path
 
 from distmil.errors import ConfigError
@@ -9,6 +10,7 @@ from distmil.storage.object_store import resolve_uri
 DEFAULT_ROOT = "~/.distmil"
 # Set by Ray for the entrypoint of a submitted job, whose working folder is thrown away.
 JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+GIT_LIMIT_S = 10
 
 
 def resolve_root(root: str | None, *, key: str = "storage.root") -> str:
@@ -35,3 +37,21 @@ def resolve_root(root: str | None, *, key: str = "storage.root") -> str:
             "give an absolute shared folder or an s3:// or gs:// URI"
         )
     return str(path.resolve())
+
+
+def checkout_note(root: str) -> str | None:
+    """Say that a storage root is inside a git checkout that does not ignore it; None elsewhere, or without git."""
+    folder = Path(root)
+    if "://" in root or not any((parent / ".git").exists() for parent in folder.parents):
+        return None
+    command = ["git", "-C", str(folder.parent), "check-ignore", "--quiet", f"{folder}/"]
+    try:
+        code = subprocess.run(command, capture_output=True, timeout=GIT_LIMIT_S, check=False).returncode  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    if code != 1:  # 0: it is ignored; 128: git cannot tell
+        return None
+    return (
+        f"note: the storage root is inside a git checkout that does not ignore it; add {folder.name}/ to its "
+        ".gitignore, or set storage.root to a folder elsewhere"
+    )

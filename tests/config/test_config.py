@@ -7,7 +7,7 @@ import pytest
 
 from distmil.config.data import TilingConfig
 from distmil.config.description import describe_keys
-from distmil.config.loading import build_config, load_config, parse_yaml, per_job_keys
+from distmil.config.loading import annotated_yaml, build_config, load_config, parse_yaml, per_job_keys
 from distmil.config.root import Config, fingerprint
 from distmil.errors import ConfigError
 from distmil.labels.tables import labels_folder
@@ -310,3 +310,19 @@ def test_aliases_within_bounds_are_read(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("search: {space: {bags.top_k: &b {choice: [1, 2]}, bags.n: *b}}")
     config = load_config(tmp_path / "c.yaml")
     assert config.search.space["bags.n"] == config.search.space["bags.top_k"] == {"choice": [1, 2]}
+
+
+def test_a_printed_configuration_is_read_as_the_same_one_and_marks_what_was_set(tmp_path):
+    texts = ["a # b", "two\nlines", "null", "1e-3", "x: y", "ä" * 200 + " " + "b c " * 60]
+    given = {
+        "cohort": {"columns": dict(zip("abcdef", texts, strict=True)), "classes": texts},
+        "tracking": {"experiment": texts[1]},
+        "training": {"epochs": 7, "lr": 0.001},
+    }
+    config = build_config(given)
+    text = annotated_yaml(config, title="train")
+    (tmp_path / "c.yaml").write_text(text, encoding="utf-8")
+    assert load_config(tmp_path / "c.yaml") == config
+    lines = text.splitlines()
+    marked = [lines[i + 1].split(":")[0].strip() for i, line in enumerate(lines) if line.startswith("  # default: ")]
+    assert marked == ["columns", "classes", "epochs", "experiment"]

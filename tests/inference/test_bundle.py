@@ -84,6 +84,26 @@ def test_a_bundle_that_is_not_there_is_said(store: Store) -> None:
         load_bundle("gone", store)
 
 
+def test_the_runs_that_are_there_are_listed(store: Store) -> None:
+    with pytest.raises(BundleError, match=r"/models; no run there is trained to its end$"):
+        load_bundle("frist", store)
+    for run in ("first", "other", "unfinished"):
+        save_bundle(store, replace(make_bundle(), run=run))
+    store.delete("models/unfinished/commit.json")
+    for place in ("frist", "models/frist", "/nowhere/frist"):
+        with pytest.raises(BundleError, match=r"/models; did you mean first\? The runs there: first, other$"):
+            load_bundle(place, store)
+    with pytest.raises(BundleError, match=r"/models; the runs there: first, other$"):
+        load_bundle("xyz", store)
+
+
+def test_of_many_runs_some_are_listed(store: Store) -> None:
+    for number in range(23):
+        store.write(f"models/r{number:02d}/commit.json", b"{}")
+    with pytest.raises(BundleError, match=r"the runs there: r00, .*, r19 and 3 more$"):
+        load_bundle("xyz", store)
+
+
 def test_every_file_is_in_the_commit_and_in_the_digest(store: Store) -> None:
     bundle = make_bundle()
     record = save_bundle(store, bundle)

@@ -12,6 +12,7 @@ import pytest
 
 from distmil.__main__ import run
 from distmil.errors import StorageError
+from distmil.storage.files import Files
 from distmil.storage.store import Store
 from tests.support.random_store import RandomStore
 
@@ -83,10 +84,10 @@ def test_without_a_terminal_it_needs_yes(home: Path, capsys: pytest.CaptureFixtu
 def test_a_store_that_cannot_be_written_is_listed_and_left(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def refuse(_self: Store, name: str, _data: bytes, **_more: object) -> None:
+    def refuse(_self: Files, name: str, _data: bytes, **_more: object) -> None:
         raise StorageError(f"cannot write {name}: Read-only file system.")
 
-    monkeypatch.setattr(Store, "write", refuse)
+    monkeypatch.setattr(Files, "write", refuse)
     assert run(["store"]) == 0
     assert run(["store", "--yes", "--remove", "unused"]) == 1
     assert "store: nothing was removed, because this store cannot be written: cannot" in capsys.readouterr().err

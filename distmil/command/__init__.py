@@ -1,0 +1,1 @@
+"""The command line of jobs: arguments, the next steps, and versions."""

@@ -1,0 +1,112 @@
+"""What to do after a job: what to look at, and the commands that follow, as they are typed."""
+
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distmil.config.by_job import keys_read
+from distmil.config.root import Config
+
+_JOB = "{job}"
+NEW_SLIDES = "NEW.csv"
+"""Stands for a manifest that the user has yet to name."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A job's command line as it was given."""
+
+    words: tuple[str, ...]
+    """The program, such as ``distmil {job}``."""
+    config: str | None
+    overrides: tuple[str, ...]
+
+    def line(self, job: str, changes: Mapping[str, str] | None = None, *, without: Collection[str] = ()) -> str:
+        """Write the command of another job, for the shell.
+
+        Args:
+            job: Its name; of the overrides those that it reads are kept.
+            changes: New values of keys.
+            without: Keys whose overrides are left out.
+        """
+        changes, read = changes or {}, keys_read(job)
+        kept = []
+        for text in self.overrides:
+            key = ".".join(text.partition("=")[0].strip().split(".")[:2])  # such as of search.space.bags.top_k
+            if key in read and key not in changes and key not in without:
+                kept.append(text)
+        file = ["--config", self.config] if self.config else []
+        given = [f"{key}={value}" for key, value in changes.items()]
+        return shlex.join([*(word.replace(_JOB, job) for word in self.words), *file, *kept, *given])
+
+
+def program_words(name: str, *, program: str | None, script: str) -> tuple[str, ...]:
+    """Return the words that start a job, with ``{job}`` for its name.
+
+    Args:
+        name: The job that runs.
+        program: How it was started by the command, such as ``distmil train``; None: by its file.
+        script: That file.
+    """
+    if program:
+        return (*program.split()[:-1], _JOB)
+    folder = Path(script).parent if Path(script).name == f"{name}.py" else Path("jobs")
+    return "python", str(folder / f"{_JOB}.py")
+
+
+def next_steps(job: str, answer: Mapping[str, Any], config: Config, command: Command) -> list[str]:
+    """List what may follow a job, the first thing first; nothing for `tune`, whose report says it.
+
+    Args:
+        job: The job that is done.
+        answer: Its JSON line.
+        config: Its configuration.
+        command: How it was started.
+    """
+    if job == "tile":
+        page = [f"look at {answer['report']}"] if "report" in answer else []
+        return [*page, f"train: {command.line('train')}", f"or only embed: {command.line('embed')}"]
+    if job == "embed":
+        return [f"train: {command.line('train')}"]
+    if job == "train":
+        return _after_train(answer, config, command)
+    if job == "evaluate":
+        return [*_results(answer, "wrong slides"), _on_new_slides(str(config.prediction.model), config, command)]
+    return _results(answer, "slides") if job == "predict" else []
+
+
+def _after_train(answer: Mapping[str, Any], config: Config, command: Command) -> list[str]:
+    run = str(answer.get("run"))
+    steps = _results(answer, "wrong slides")
+    if "predictions" in answer:
+        changes = {"prediction.model": run, **_unset(config, "prediction.run")}
+        steps.append(f"measure it on labelled slides: {command.line('evaluate', changes)}")
+    return [*steps, _on_new_slides(run, config, command)]
+
+
+def _on_new_slides(model: str, config: Config, command: Command) -> str:
+    changes = {
+        "cohort.manifest": NEW_SLIDES,
+        "prediction.model": model,
+        **_unset(config, "prediction.run", "prediction.split"),
+    }
+    return f"predict new slides: {command.line('predict', changes, without=('cohort.synthetic',))}"
+
+
+def _unset(config: Config, *keys: str) -> dict[str, str]:
+    """Return null for the keys that are set, also in the file: they name an output or a split of this job."""
+    values = config.flat()
+    return {key: "null" for key in keys if values[key] is not None}
+
+
+def _results(answer: Mapping[str, Any], what: str) -> list[str]:
+    """Say where the results of slides are."""
+    places = [answer[name] for name in ("results", "maps") if name in answer]
+    return [f"look at the {what}: {' and '.join(places)}"] if places else []
+
+
+def in_lines(steps: Sequence[str]) -> str:
+    """Write steps for the console."""
+    return "next: " + "\n      ".join(steps)

@@ -1,0 +1,22 @@
+"""The versions that a bug report needs, read from the installed packages' metadata without importing them."""
+
+import importlib.metadata
+import platform
+
+import distmil
+
+PACKAGES = ("torch", "ray", "mlflow")
+
+
+def version_text() -> str:
+    """Write distmil's version, Python's, and those of the large libraries, a line each."""
+    return "\n".join(
+        [f"distmil {distmil.__version__}", f"python {platform.python_version()}", *map(_package_line, PACKAGES)]
+    )
+
+
+def _package_line(name: str) -> str:
+    try:
+        return f"{name} {importlib.metadata.version(name)}"
+    except importlib.metadata.PackageNotFoundError:
+        return f"{name} is not installed"

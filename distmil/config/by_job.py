@@ -1,0 +1,64 @@
+"""Which keys each job reads, and which ten of them are usual: for the help, the answers to typos and the next steps."""
+
+from collections.abc import Mapping
+
+from distmil.config.description import all_fields
+from distmil.config.section import has_mark
+
+_INPUT = {"cohort", "storage", "tiling", "labels"}
+_LEARNING = _INPUT | {"encoder", "bags", "model", "losses", "training", "tracking"}
+_WITH_BUNDLE = _INPUT | {"encoder", "prediction"}
+
+SECTIONS: Mapping[str, set[str]] = {
+    "tile": _INPUT,
+    "embed": {"cohort", "storage", "tiling", "encoder"},
+    "train": _LEARNING | {"prediction"},
+    "tune": _LEARNING | {"search"},
+    "evaluate": _WITH_BUNDLE,
+    "predict": _WITH_BUNDLE,
+}
+"""The sections that each job reads."""
+_MORE = {job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict")}
+"""Single keys of other sections that a job reads."""
+_NOT = {"train": {"prediction.model"}, "tune": {"training.run", "tracking.registered_model", "tracking.alias"}}
+"""Single keys of its sections that a job does not read."""
+_OF_BUNDLE = {"tiling", "encoder"}
+"""Sections that `evaluate` and `predict` take from the bundle, but for the keys of a job."""
+
+_MANIFEST, _ROOT = "cohort.manifest", "storage.root"
+_LEARN = ("tiling.mpp", "encoder.name", "labels.positive_at", "training.epochs", "training.lr", "bags.top_k")
+_PREDICT = ("prediction.run", "prediction.split", "prediction.slide_score", "prediction.maps", "prediction.colours")
+_TILE = ("tiling.strategy", "tiling.mpp", "tiling.patch_px", "tiling.stride_px", "tiling.min_tissue")
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "tile": (_MANIFEST, _ROOT, *_TILE, "tiling.default_mpp", "tiling.verify", "tiling.max_bad_fraction"),
+    "embed": (_MANIFEST, _ROOT, *_TILE, "encoder.name", "encoder.weights", "encoder.batch_size"),
+    "train": (_MANIFEST, _ROOT, "training.run", *_LEARN, "training.use_gpu"),
+    "tune": (_MANIFEST, _ROOT, "search.run", "search.space", "search.trials", "search.folds", "search.repeats",
+             "search.metric", "training.epochs", "training.use_gpu"),
+    "evaluate": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
+    "predict": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
+}  # fmt: skip
+"""The ten keys that most users of a job set, in the order of interest."""
+EXAMPLES: Mapping[str, str] = {
+    "tile": "cohort.manifest=slides.csv tiling.mpp=0.5",
+    "embed": "cohort.manifest=slides.csv encoder.name=resnet50",
+    "train": "cohort.manifest=slides.csv training.run=first",
+    "tune": "cohort.manifest=slides.csv search.trials=24",
+    "evaluate": "cohort.manifest=slides.csv prediction.model=first",
+    "predict": "cohort.manifest=new.csv prediction.model=first",
+}
+"""Arguments of an example command."""
+
+
+def keys_read(job: str) -> list[str]:
+    """List the dotted keys that a job reads, in the configuration's order."""
+    found = []
+    for section, key, field in all_fields():
+        name = f"{section}.{key}"
+        is_read = section in SECTIONS[job] and name not in _NOT.get(job, ())
+        if "prediction.model" in USUAL[job]:
+            is_of_bundle = section in _OF_BUNDLE and not has_mark(field, "per_job", default=False)
+            is_read = is_read and not is_of_bundle and name != "cohort.classes"
+        if is_read or name in _MORE.get(job, ()):
+            found.append(name)
+    return found

@@ -1,0 +1,122 @@
+"""What is said to do after a job: commands that the parser takes, in the form that the user wrote."""
+
+import random
+import shlex
+from typing import Any
+
+import pytest
+
+from distmil.cli import STAGES
+from distmil.command.arguments import job_parser
+from distmil.command.next_steps import Command, in_lines, next_steps, program_words
+from distmil.config.by_job import keys_read
+from distmil.config.loading import load_config
+from tests.support.scale import cases
+
+ANSWER = {
+    "run": "first",
+    "report": "/s/summary.html",
+    "results": "/s/slides.csv",
+    "maps": "/s/maps",
+    "predictions": "/s",
+}
+VALUES = {
+    "cohort.manifest": ["slides.csv", "my slides/a b.csv", "it's.csv"],
+    "cohort.synthetic": ["3"],
+    "cohort.columns": ['{label: "the label"}'],
+    "storage.root": ["/data/a b", "s3://bucket/x?region=y&z=1"],
+    "tiling.mpp": ["1.0", "null"],
+    "tiling.default_mpp": ["0.25"],
+    "labels.groups": ["{Tumor: positive}"],
+    "training.run": ["first"],
+    "training.use_gpu": ["false"],
+    "bags.top_k": ["3"],
+    "losses.patch": ["0.5"],
+    "search.space.bags.top_k": ["[2, 4]"],
+    "prediction.model": ["first"],
+    "prediction.run": ["mine"],
+    "prediction.split": ["val"],
+    "prediction.slide_score": ["max"],
+}
+
+
+def steps(job: str, *overrides: str, answer: dict[str, Any] = ANSWER) -> list[str]:
+    command = Command(("distmil", "{job}"), None, overrides)
+    return next_steps(job, answer, load_config(None, overrides), command)
+
+
+def test_each_job_says_what_follows() -> None:
+    given = ("cohort.manifest=slides.csv", "storage.root=/s", "training.run=first", "tiling.mpp=1.0", "losses.bag=2")
+    common = "cohort.manifest=slides.csv storage.root=/s"
+    predict = "predict new slides: distmil predict storage.root=/s cohort.manifest=NEW.csv prediction.model=first"
+    assert steps("tile", *given) == [
+        "look at /s/summary.html",
+        f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2",
+        f"or only embed: distmil embed {common} tiling.mpp=1.0",
+    ]
+    assert steps("embed", *given) == [f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2"]
+    assert steps("train", *given) == [
+        "look at the wrong slides: /s/slides.csv and /s/maps",
+        f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",
+        predict,
+    ]
+    given = ("cohort.manifest=slides.csv", "storage.root=/s", "prediction.model=first", "prediction.split=test")
+    assert steps("evaluate", *given) == [
+        "look at the wrong slides: /s/slides.csv and /s/maps",
+        predict.replace(" prediction.model", " prediction.model") + " prediction.split=null",
+    ]
+    assert steps("predict", *given) == ["look at the slides: /s/slides.csv and /s/maps"]
+    assert steps("tune", *given) == []
+
+
+def test_without_held_out_slides_nothing_is_measured() -> None:
+    assert steps("train", "cohort.synthetic=3", answer={"run": "first"}) == [
+        "predict new slides: distmil predict cohort.manifest=NEW.csv prediction.model=first"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(cases(100, full=3000)))
+def test_every_printed_command_is_one_that_its_job_takes(seed: int) -> None:
+    draw = random.Random(seed)
+    keys = draw.sample(sorted(VALUES), draw.randint(0, len(VALUES)))
+    overrides = tuple(f"{key}={draw.choice(VALUES[key])}" for key in keys)
+    file = draw.choice([None, "c.yaml", "my file.yaml"])
+    words = draw.choice([("distmil", "{job}"), ("python", "-m", "distmil", "{job}"), ("python", "my jobs/{job}.py")])
+    job = draw.choice(list(STAGES))
+    config = load_config(None, overrides)
+    for step in next_steps(job, ANSWER, config, Command(words, file, overrides)):
+        text = step.partition(": ")[2]
+        if not text.startswith((*words[:1],)):
+            continue
+        parts = shlex.split(text)
+        (following,) = [name for name in STAGES if tuple(word.replace("{job}", name) for word in words) == tuple(
+            parts[: len(words)]
+        )]  # fmt: skip
+        options = job_parser(following, None).parse_args(parts[len(words) :])
+        assert options.config == file
+        made = load_config(None, options.overrides)
+        assert set(made.explicit()) <= set(keys_read(following))
+        changed = {"cohort.manifest", "cohort.synthetic", "prediction.model", "prediction.run", "prediction.split"}
+        kept = (set(config.explicit()) & set(keys_read(following))) - changed
+        assert {key: made.flat()[key] for key in kept} == {key: config.flat()[key] for key in kept}
+        if following in {"evaluate", "predict"}:
+            assert made.prediction.run is None
+            assert made.prediction.model == "first" or job == "evaluate"
+
+
+@pytest.mark.parametrize(
+    ("program", "script", "words"),
+    [
+        ("distmil train", "/x/bin/distmil", ("distmil", "{job}")),
+        ("python -m distmil train", "/x/distmil/__main__.py", ("python", "-m", "distmil", "{job}")),
+        (None, "jobs/train.py", ("python", "jobs/{job}.py")),
+        (None, "/my jobs/train.py", ("python", "/my jobs/{job}.py")),
+        (None, "/x/pytest", ("python", "jobs/{job}.py")),
+    ],
+)
+def test_the_form_of_the_program_is_kept(program: str | None, script: str, words: tuple[str, ...]) -> None:
+    assert program_words("train", program=program, script=script) == words
+
+
+def test_steps_stand_below_each_other() -> None:
+    assert in_lines(["a", "b"]) == "next: a\n      b"
