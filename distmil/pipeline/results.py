@@ -9,6 +9,8 @@ from distmil.evaluation.slide_results import WRONG, SlideResult, slide_results, 
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.tables import RESULTS, Row
 from distmil.pipeline.job import Job
+from distmil.tracking.links import record_lines
+from distmil.tracking.tracker import Tracker
 
 MAX_SHOWN = 20
 NOT_DEFINED = "not defined"
@@ -40,7 +42,18 @@ def write_results(
     Raises:
         StorageError: If the store cannot be written.
     """
-    results = slide_results(
+    results = list_results(job, rows, slides, cohort, threshold=threshold)
+    name = f"{folder}/{RESULTS}"
+    job.store.write(name, to_csv(results))
+    _show_slides(job, results)
+    return job.store.path(name)
+
+
+def list_results(
+    job: Job, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
+) -> list[SlideResult]:
+    """List every slide of the job with what became of it, those to look at first on top; see ``write_results``."""
+    return slide_results(
         slides,
         rows,
         classes=cohort.classes,
@@ -48,10 +61,6 @@ def write_results(
         statuses=job.outcomes.statuses,
         doubts=job.outcomes.doubts,
     )
-    name = f"{folder}/{RESULTS}"
-    job.store.write(name, to_csv(results))
-    _show_slides(job, results)
-    return job.store.path(name)
 
 
 def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
@@ -74,6 +83,12 @@ def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
     job.console.table(title, ("slide", "split", "label", "predicted", "probability", "doubt"), rows)
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
+
+
+def show_record(job: Job, tracker: Tracker) -> None:
+    """Show how to open the job's run in MLflow, if it has one."""
+    for line in record_lines(tracker):
+        job.console.note(line)
 
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
