@@ -79,7 +79,7 @@ class Search:
         for record in self.records:
             run = runs[str(record.values["bags.top_k"])]
             assert read_trial(self.plan, record).mlflow == run.info.run_id
-            history = client.get_metric_history(run.info.run_id, "val_slide_auc")
+            history = client.get_metric_history(run.info.run_id, "val/slide_auc")
             assert sorted({point.step for point in history}) == [0, 1, 2]
 
 
