@@ -9,7 +9,7 @@ from typing import Any, Literal
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
 from distmil.errors import StorageError
-from distmil.evaluation.slide_results import SlideResult
+from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.inference.bundle import Bundle
 from distmil.inference.tables import INTERVALS, predictions_folder
 from distmil.recording.data import data_of
@@ -122,18 +122,22 @@ class PredictionRecord:
             self.store.write_checked(self._file, self.tracker.run_id, owner=self.name)
 
 
-def _counts(results: Sequence[SlideResult]) -> dict[str, float]:
+def _counts(results: Sequence[SlideResult]) -> dict[str, float | None]:
+    """Count slides; ``wrong`` is None where no label is known."""
     predicted = [result for result in results if result.probability is not None]
+    verdicts = [result.verdict for result in predicted if result.verdict]
     return {
         "predicted": len(predicted),
         "dropped": len(results) - len(predicted),
         "doubtful": sum(bool(result.reason) for result in predicted),
+        "wrong": verdicts.count(WRONG) if verdicts else None,
     }
 
 
 def _in_words(results: Sequence[SlideResult]) -> str:
-    """Word how many slides were predicted as what."""
+    """Word how many slides were predicted as what, and how many of them need a look."""
     counts, classes = _counts(results), Counter(result.predicted for result in results if result.predicted)
-    text = f"{counts['predicted']:g} of {len(results)} slides are predicted"
-    text += f": {', '.join(f'{count} {name}' for name, count in sorted(classes.items()))}" * bool(classes)
-    return text + f"; {counts['doubtful']:g} of them are in doubt" * bool(counts["doubtful"])
+    text = f"{counts['predicted']} of {len(results)} slides are predicted"
+    text += f" ({', '.join(f'{count} {name}' for name, count in sorted(classes.items()))})" * bool(classes)
+    found = [f"{counts[name]} {word}" for name, word in (("wrong", "wrong"), ("doubtful", "in doubt")) if counts[name]]
+    return text + f"; {', '.join(found)}" * bool(found)

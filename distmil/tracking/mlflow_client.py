@@ -37,8 +37,6 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _DATABASE_TRIES = 3
-# MLflow 3 shows an experiment of unknown kind as one of agents and traces.
-_ML_VIEW = {"mlflow.experimentKind": "custom_model_development"}
 S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
 
 
@@ -120,7 +118,7 @@ def open_run(
         client.log_batch(resume, tags=[RunTag(*item) for item in tags.items()])
         return resume, str(run.info.experiment_id)
     found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts, tags=_ML_VIEW)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
     return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id), str(experiment_id)
 
 
