@@ -86,9 +86,11 @@ class PredictionRecord:
         self.title = f"**{_CONTEXTS[self.job].capitalize()}** of {len(slides)} slides with the bundle `{bundle.run}`"
         self.command = command_of(self.job, self.asked, model=bundle.run)
         self.data = data_of(cohort, config.cohort)
+        # The folder of predictions may have the name of the bundle's folder, which stays here.
+        shown = self.asked.prediction.run or f"{bundle.run}-{self.name.rpartition('-')[2]}"
         self.tracker.start(
-            f"{self.job} {self.name}", artifacts=self.store.path("mlflow-artifacts"), resume=self._noted(),
-            tags={**job_tags(self.job), **code_tags(), DIGEST: bundle.digest, "distmil.predictions": self.name},
+            f"{self.job} {shown}", artifacts=self.store.path("mlflow-artifacts"), resume=self._noted(),
+            tags={**job_tags(self.job), **code_tags(), DIGEST: bundle.digest, "distmil.predictions": shown},
         )  # fmt: skip
         self._note()
         values = {key: value for key, value in config.shareable().items() if key.partition(".")[0] in SECTIONS}

@@ -194,6 +194,10 @@ def test_evaluate_agrees_with_the_main_job(home: Path, trained: Done) -> None:
     done = evaluate(home)
     assert done.code == 0, done.err
     assert done.answer["metrics"]["val"] == pytest.approx(trained.answer["metrics"]["val"])
+    run = MlflowClient(done.answer["tracking"]["uri"]).get_run(done.answer["tracking"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == trained.answer["tracking"]["run_id"]
+    assert run.data.metrics["final/val/slide_auc"] == pytest.approx(done.answer["metrics"]["val"]["slide_auc"])
 
 
 def predict(home: Path, *arguments: str) -> Done:

@@ -40,7 +40,7 @@ def no_outage():
 def store(empty_database, tmp_path):
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     store = Store(str(tmp_path))
-    folder = "predictions/answers"
+    folder = "predictions/jane-0123abcd"
     for slide in SLIDES:
         for name in ("sheet", "fused"):
             store.write(f"{folder}/maps/{slide.slide_id}_{name}.png", b"PNG")
@@ -75,7 +75,7 @@ def evaluate(store, *, kind="evaluate", error=None, **tracking):
             "tracking": tracking,
         }
     )
-    record = PredictionRecord.of(kind, config, store, "answers")
+    record = PredictionRecord.of(kind, config, store, "jane-0123abcd")
     with record.opened(config, BUNDLE, COHORT, SLIDES):
         if error is not None:
             raise error
@@ -93,7 +93,7 @@ def files_of(tracker, folder):
 
 def test_an_evaluation_is_a_run_with_metrics_data_and_a_description(store):
     run = run_of(evaluate(store))
-    assert (run.info.status, run.info.run_name) == ("FINISHED", "evaluate answers")
+    assert (run.info.status, run.info.run_name) == ("FINISHED", f"evaluate {BUNDLE.run}-0123abcd")
     counts = {"slides/predicted": 11, "slides/dropped": 1, "slides/doubtful": 2, "slides/wrong": 1}
     assert run.data.metrics == {"final/val/slide_auc": 0.9, **counts}
     assert (run.data.tags["distmil.job"], run.data.tags["distmil.bundle_digest"]) == ("evaluate", BUNDLE.digest)
@@ -108,7 +108,7 @@ def test_an_evaluation_is_a_run_with_metrics_data_and_a_description(store):
 
 
 def test_a_prediction_has_no_metrics_of_labels(store):
-    (store_path,) = [Path(store.path("predictions/answers"))]
+    (store_path,) = [Path(store.path("predictions/jane-0123abcd"))]
     for name in (METRICS, INTERVALS):
         (store_path / name).unlink()
     run = run_of(evaluate(store, kind="predict"))
@@ -165,7 +165,7 @@ def test_it_lies_under_the_training_of_its_bundle(store):
 
 def test_a_note_that_is_damaged_costs_no_more_than_the_run(store):
     first = evaluate(store)
-    store.write("predictions/answers/mlflow-evaluate.json", b"{")
+    store.write("predictions/jane-0123abcd/mlflow-evaluate.json", b"{")
     again = evaluate(store)
     assert again.run_id not in {None, first.run_id}
 
@@ -174,4 +174,4 @@ def test_a_note_that_is_damaged_costs_no_more_than_the_run(store):
 def test_without_mlflow_the_job_goes_on(store, uri):
     tracker = evaluate(store, uri=uri)
     assert tracker.run_id is None
-    assert "mlflow-evaluate.json" not in store.names("predictions/answers")
+    assert "mlflow-evaluate.json" not in store.names("predictions/jane-0123abcd")
