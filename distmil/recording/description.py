@@ -67,6 +67,7 @@ def command_of(job: str, config: Config, *, model: str = "MODEL") -> str:
     """
     words = {key: key.partition(".")[2].upper() for key in PRIVATE_KEYS} | {"prediction.model": model}
     words["encoder.weights"] = config.encoder.weights_name
-    given = {key: words.get(key, value) for key, value in config.explicit().items() if value is not None}
+    asked = config.explicit()  # in no fixed order
+    given = {key: words.get(key, asked[key]) for key in config.flat() if asked.get(key) is not None}
     texts = [f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in given.items()]
     return shlex.join(["distmil", job, *texts])
