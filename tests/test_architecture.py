@@ -23,7 +23,7 @@ FLOORS = [
     ["labels", "encoders", "bags"],
     ["inference", "inventory"],
     ["evaluation"],
-    ["training"],
+    ["training", "recording"],
     ["search", "pipeline", "api"],
     ["pipeline.training"],
     ["pipeline.tuning"],

@@ -92,7 +92,8 @@ class TrackingConfig(Section):
     alias: str = Field(default="latest", min_length=1, max_length=128)
     """Alias of that version in the registry; `latest` is MLflow's own name for the newest."""
     maps: bool = True
-    """Record some maps of held-out slides. They show tissue and the slides' ids."""
+    """Record the map sheets of at most eight slides, the wrong ones first, and a table of the slides' scores. They show
+    tissue and the slides' ids."""
     system_metrics: bool = False
     """Record CPUs, memory, disk, network and NVIDIA GPUs (needs nvidia-ml-py) of the driver's machine."""
 

@@ -46,6 +46,11 @@ class Config(Section):
         """Return every key, dotted, with its value."""
         return {f"{name}.{key}": value for name, section in self.model_dump().items() for key, value in section.items()}
 
+    def shareable(self) -> dict[str, Any]:
+        """Return every key but the private ones, dotted, with its value; weights by their name alone."""
+        values = {key: value for key, value in self.flat().items() if key not in PRIVATE_KEYS}
+        return values | {"encoder.weights": self.encoder.weights_name}
+
 
 PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""

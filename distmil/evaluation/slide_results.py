@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -115,13 +115,18 @@ def _place(result: SlideResult) -> tuple[int, float]:
     return (1, result.margin) if result.reason else (2, -result.probability)
 
 
-def to_csv(results: Sequence[SlideResult]) -> bytes:
+def to_csv(results: Sequence[SlideResult], *, without: Collection[str] = ()) -> bytes:
     """Write results as CSV: UTF-8 with a byte order mark, text in quotes, numbers bare.
 
     A text that a spreadsheet would run as a formula gets an apostrophe in front.
+
+    Args:
+        results: The rows.
+        without: Columns to leave out.
     """
     extra = list(dict.fromkeys(name for result in results for name in result.class_probabilities))
-    names = [name for name in SlideResult.__dataclass_fields__ if name != "class_probabilities"] + extra
+    left_out = {"class_probabilities", *without}
+    names = [name for name in SlideResult.__dataclass_fields__ if name not in left_out] + extra
     file = io.StringIO()
     writer = csv.DictWriter(file, names, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()

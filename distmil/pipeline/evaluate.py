@@ -8,7 +8,8 @@ from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
-from distmil.pipeline.results import show_metrics, write_results
+from distmil.pipeline.results import list_results, show_metrics, show_record, write_results
+from distmil.recording.prediction import PredictionRecord
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -17,8 +18,14 @@ def run(job: Job) -> dict[str, Any]:
     cohort = open_cohort(inner, needs_labels=True, needs_splits=True)
     slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
-    made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
-    return {"run": name, **made.paths(job), **measure(inner, made, slides, cohort)}
+    record = PredictionRecord.of("evaluate", job.config, job.store, name)
+    with record.opened(inner.config, bundle, cohort, slides):
+        made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
+        measured = measure(inner, made, slides, cohort)
+        results = list_results(inner, made.rows, slides, cohort, threshold=made.threshold)
+        record.complete(results, measured["metrics"])
+    show_record(job, record.tracker)
+    return {"run": name, **made.paths(job), **measured, "tracking": record.tracker.place}
 
 
 def measure(job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort) -> dict[str, Any]:

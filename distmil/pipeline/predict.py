@@ -24,7 +24,8 @@ from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import map_slides, wants_gpu
 from distmil.pipeline.job import Job, bundle_place, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.pipeline.results import write_results
+from distmil.pipeline.results import list_results, show_record, write_results
+from distmil.recording.prediction import PredictionRecord
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from distmil.training.learner import embed
@@ -40,9 +41,13 @@ def run(job: Job) -> dict[str, Any]:
     cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
     slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
     name = claim_output(job, bundle, slides)
-    made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
-    table = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
-    return {"run": name, **made.paths(job), "results": table}
+    record = PredictionRecord.of("predict", job.config, job.store, name)
+    with record.opened(inner.config, bundle, cohort, slides):
+        made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
+        table = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+        record.complete(list_results(inner, made.rows, slides, cohort, threshold=made.threshold), {})
+    show_record(job, record.tracker)
+    return {"run": name, **made.paths(job), "results": table, "tracking": record.tracker.place}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
-from distmil.evaluation.slide_results import slide_results, to_csv
+from distmil.evaluation.slide_results import SlideResult, slide_results, to_csv
 from distmil.evaluation.words import (
     METRIC_COLUMNS,
     PATCH_COLUMNS,
@@ -19,6 +19,8 @@ from distmil.evaluation.words import (
 )
 from distmil.inference.tables import RESULTS, Row
 from distmil.pipeline.job import Job
+from distmil.tracking.links import record_lines
+from distmil.tracking.tracker import Tracker
 
 MAX_SHOWN = 20
 
@@ -39,7 +41,18 @@ def write_results(
     Raises:
         StorageError: If the store cannot be written.
     """
-    results = slide_results(
+    results = list_results(job, rows, slides, cohort, threshold=threshold)
+    name = f"{folder}/{RESULTS}"
+    job.store.write(name, to_csv(results))
+    _show_slides(job, results)
+    return job.store.path(name)
+
+
+def list_results(
+    job: Job, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
+) -> list[SlideResult]:
+    """List every slide of the job with what became of it, those to look at first on top; see ``write_results``."""
+    return slide_results(
         slides,
         rows,
         classes=cohort.classes,
@@ -47,8 +60,10 @@ def write_results(
         statuses=job.outcomes.statuses,
         doubts=job.outcomes.doubts,
     )
-    name = f"{folder}/{RESULTS}"
-    job.store.write(name, to_csv(results))
+
+
+def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
+    """Show the wrong and doubtful slides; where nothing is known to compare with, all by falling probability."""
     shown = to_look_at(results)
     if not shown:
         job.console.note(results_title(results))
@@ -56,7 +71,12 @@ def write_results(
         job.console.table(results_title(results), SLIDE_COLUMNS, slide_rows(shown[:MAX_SHOWN]))
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
-    return job.store.path(name)
+
+
+def show_record(job: Job, tracker: Tracker) -> None:
+    """Show how to open the job's run in MLflow, if it has one."""
+    for line in record_lines(tracker):
+        job.console.note(line)
 
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:

@@ -12,12 +12,13 @@ from datetime import datetime
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
+from mlflow.entities import Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
 
 from distmil.storage.object_store import s3_endpoint, without_options
 from distmil.storage.roots import DEFAULT_ROOT
+from distmil.tracking.metric_names import metric_name
 
 Row = Mapping[str, float | None]
 
@@ -25,7 +26,8 @@ RETRY_S = 30.0
 # A call that takes long to fail waits longer for its next try: at most this share of the time goes into failing.
 MAX_SHARE = 0.1
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS"}
+REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND"}
+"""A server too old for a call answers ENDPOINT_NOT_FOUND."""
 # MLflow's own defaults retry for minutes, print to stdout, and wait for as long as a proxy asks them to.
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -35,7 +37,7 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _DATABASE_TRIES = 3
-_S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
+S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
 
 
 def resolve_uri(uri: str | None, root: str) -> str | None:
@@ -51,7 +53,7 @@ def artifact_location(folder: str) -> str:
     if "://" not in folder:
         return folder
     if endpoint := s3_endpoint(folder):
-        os.environ.setdefault(_S3_VARIABLE, endpoint)
+        os.environ.setdefault(S3_VARIABLE, endpoint)
     return without_options(folder)
 
 
@@ -96,27 +98,28 @@ def outage_of(uri: str) -> Outage:
     return Outage()
 
 
-def is_active(client: MlflowClient, run_id: str) -> bool:
-    """Return whether a run exists and is not deleted. Raises: MlflowException where MLflow does not answer."""
+def find_active(client: MlflowClient, run_id: str) -> Run | None:
+    """Find a run, None if it does not exist or is deleted. Raises: MlflowException where MLflow does not answer."""
     try:
-        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+        run = client.get_run(run_id)
     except MlflowException as error:
         if error.error_code in _ABSENT:
-            return False
+            return None
         raise
+    return run if run.info.lifecycle_stage == "active" else None
 
 
 def open_run(
     client: MlflowClient, *, experiment: str, name: str, artifacts: str | None, resume: str | None, tags: dict[str, str]
-) -> str:
-    """Go on with an earlier run if it is still there, else create a run; return its id."""
-    if resume is not None and is_active(client, resume):
+) -> tuple[str, str]:
+    """Go on with an earlier run if it is still there, else create a run; return its id and its experiment's."""
+    if resume is not None and (run := find_active(client, resume)) is not None:
         client.update_run(resume, status="RUNNING")
         client.log_batch(resume, tags=[RunTag(*item) for item in tags.items()])
-        return resume
+        return resume, str(run.info.experiment_id)
     found = client.get_experiment_by_name(experiment)
     experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
-    return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id)
+    return str(client.create_run(experiment_id, tags=tags, run_name=name).info.run_id), str(experiment_id)
 
 
 def recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> set[int]:
@@ -124,7 +127,8 @@ def recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> se
     defined = Counter(key for row in rows for key, value in row.items() if value is not None)
     if not defined:
         return set(range(len(rows)))
-    return {metric.step for metric in client.get_metric_history(run_id, defined.most_common(1)[0][0])}
+    name = metric_name(defined.most_common(1)[0][0])
+    return {metric.step for metric in client.get_metric_history(run_id, name)}
 
 
 @contextmanager
@@ -139,3 +143,14 @@ def closing_run(finish: Callable[[str], object]) -> Iterator[None]:
         raise
     finally:
         finish(status)
+
+
+def in_short(error: BaseException) -> str:
+    """Word an error in one line."""
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def clock(moment: datetime) -> str:
+    """Word a time of day."""
+    return f"{moment:%H:%M:%S}"

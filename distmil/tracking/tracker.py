@@ -11,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import DatasetInput, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from distmil.config.root import PRIVATE_KEYS, Config
+from distmil.config.root import Config
 from distmil.processes.interruption import interruption_held
+from distmil.tracking.dataset import RunData
+from distmil.tracking.metric_names import metric_name
 from distmil.tracking.mlflow_client import (
     REFUSED,
     Outage,
     Row,
     artifact_location,
+    clock,
     connect,
-    is_active,
+    find_active,
+    in_short,
     open_run,
     outage_of,
     recorded_steps,
@@ -48,11 +52,14 @@ class Tracker:
 
     def __init__(self, uri: str | None, experiment: str, run_id: str | None = None) -> None:
         self.uri, self.experiment, self.run_id = uri, experiment, run_id
-        self._open: Callable[[MlflowClient], str] | None = None
+        self.experiment_id: str | None = None
+        """Known once this process opened the run."""
+        self._open: Callable[[MlflowClient], tuple[str, str]] | None = None
         self._metrics: dict[tuple[str, int], Metric] = {}
         """By key and step. A metric keeps its time, so that MLflow records it once though it is sent twice."""
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
+        self._data: list[DatasetInput] = []
         self._rows: Sequence[Row] = ()
         """Metrics by epoch, of which MLflow may have some."""
         self._num_lacked = 0
@@ -103,8 +110,7 @@ class Tracker:
 
     def log_params(self, config: Config, **more: Any) -> None:
         """Record every key of the configuration except paths, and other values; a resumed run keeps those it has."""
-        values = {key: value for key, value in config.flat().items() if key not in PRIVATE_KEYS}
-        self.log_values(values | {"encoder.weights": config.encoder.weights_name} | more)
+        self.log_values(config.shareable() | more)
 
     def log_values(self, values: Mapping[str, Any]) -> None:
         """Record values by dotted key as the run's parameters; a resumed run keeps those it has."""
@@ -118,10 +124,22 @@ class Tracker:
             self._tags |= tags
             self._send()
 
-    def log_metrics(self, metrics: Row, *, step: int) -> None:
-        """Record metrics of a step; undefined ones are left out. In an outage the latest ``MAX_METRICS`` are kept."""
+    def log_data(self, data: RunData, *, context: str) -> None:
+        """Record what data the run reads, and what for: ``training``, ``evaluation`` or ``prediction``."""
         with self._lock:
-            self._hold(metrics, step)
+            self._data.append(data.as_input(context))
+            self._send()
+
+    def log_metrics(self, metrics: Row, *, step: int, group: str | None = None) -> None:
+        """Record metrics of a step; undefined ones are left out. In an outage the latest ``MAX_METRICS`` are kept.
+
+        Args:
+            metrics: Values by name; ``metric_name`` makes MLflow's names of them.
+            step: The epoch.
+            group: The section of MLflow's charts; None: metrics of an epoch's row.
+        """
+        with self._lock:
+            self._hold(metrics, step, group)
             self._send()
 
     def sync(self, rows: Sequence[Row], *, interval_s: float = 0.0) -> int:
@@ -185,10 +203,11 @@ class Tracker:
             if self._is_gone:
                 return True
             held = {"metrics": self._metrics or self._rows, "parameters": self._params, "tags": self._tags}
+            held["data"] = self._data
             words = [name for name, values in held.items() if values] + (["the end of the run"] if self._status else [])
             if missing := [*words, *self._missing]:
                 began = self._outage.began
-                since = f"MLflow did not answer from {_clock(began)}: " if began else "MLflow: "
+                since = f"MLflow did not answer from {clock(began)}: " if began else "MLflow: "
                 logger.warning("%smissing in the record: %s", since, ", ".join(missing))
             self._missing = []
             return self._status is None
@@ -197,11 +216,12 @@ class Tracker:
     def _outage(self) -> Outage:
         return outage_of(str(self.uri))
 
-    def _hold(self, metrics: Row, step: int) -> bool:
+    def _hold(self, metrics: Row, step: int, group: str | None = None) -> bool:
         """Take in the defined metrics of a step, and return whether one was not held already."""
         time_ms, before = time.time_ns() // 1_000_000, len(self._metrics)
-        for key, value in metrics.items():
+        for name, value in metrics.items():
             if value is not None:
+                key = metric_name(name, group)
                 self._metrics.setdefault((key, step), Metric(key, value, time_ms, step))
         is_new = len(self._metrics) > before
         while len(self._metrics) > MAX_METRICS:
@@ -215,7 +235,7 @@ class Tracker:
         self._sent_at_s = time.monotonic()
         if (began := self._outage.end()) is not None:
             ended = datetime.now().astimezone()
-            logger.info("MLflow did not answer from %s to %s; the record goes on", _clock(began), _clock(ended))
+            logger.info("MLflow did not answer from %s to %s; the record goes on", clock(began), clock(ended))
         return True
 
     def _guard(self, work: Callable[[MlflowClient], None]) -> bool:
@@ -232,7 +252,7 @@ class Tracker:
             if self._outage.fail(took_s=time.monotonic() - started_s):
                 logger.warning(
                     "MLflow does not answer (%s); the work goes on, and what can wait is recorded when it does",
-                    _in_short(error),
+                    in_short(error),
                 )
             return False
         return True
@@ -241,7 +261,7 @@ class Tracker:
         """Make the run equal to the values that it should have."""
         if self.run_id is None:
             assert self._open is not None
-            self.run_id = self._open(client)
+            self.run_id, self.experiment_id = self._open(client)
         if self._rows:
             recorded = recorded_steps(client, self.run_id, self._rows)
             rows = [(epoch, row) for epoch, row in enumerate(self._rows) if epoch not in recorded]
@@ -259,6 +279,9 @@ class Tracker:
             ))  # fmt: skip
             self._metrics = {key: metric for key, metric in self._metrics.items() if key not in batch}
             self._params, self._tags = {}, {}
+        if self._data:
+            self._ask(client, partial(client.log_inputs, datasets=self._data))
+            self._data = []
         if self._status is not None:
             self._ask(client, partial(client.set_terminated, status=self._status))
             self._status = None
@@ -271,16 +294,7 @@ class Tracker:
         except MlflowException as error:
             if error.error_code not in REFUSED:
                 raise
-            if not is_active(client, self.run_id):
+            if find_active(client, self.run_id) is None:
                 raise _RunGone from error
-            logger.warning("MLflow refused a part of the record (%s)", _in_short(error))
+            logger.warning("MLflow refused a part of the record (%s)", in_short(error))
             return None
-
-
-def _in_short(error: BaseException) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-def _clock(moment: datetime) -> str:
-    return f"{moment:%H:%M:%S}"

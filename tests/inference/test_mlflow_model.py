@@ -17,15 +17,14 @@ import torch
 from mlflow import MlflowClient
 
 from distmil.bags.source import EmbeddingSource
-from distmil.encoders.registry import EncoderSpec
+from distmil.cohort import Cohort
 from distmil.errors import ConfigError
+from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, save_bundle
 from distmil.inference.mlflow_model import save_model, score_names
 from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.pipeline.job import Job
-from distmil.pipeline.predict import Predictions
-from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.record import record_training
 from distmil.storage.object_store import ENDPOINT_VARIABLES
 from distmil.storage.store import Store
@@ -36,6 +35,7 @@ from tests.support.bags import EMBEDDING, small_config
 from tests.support.s3_server import KEYS, s3_server
 from tests.support.scale import IS_FULL
 
+COHORT = Cohort([], ["normal", "tumour"])
 SIZES = (1, 2, 9, 10, 11, 50, 71, 80, 81, 5000)
 
 
@@ -288,7 +288,7 @@ def test_a_registry_that_refuses_is_named_and_the_run_has_its_model(tracker, sav
     tracker.log_metrics({"loss": 0.5}, step=0)
     tracker.finish("FINISHED")
     run = MlflowClient(tracker.uri).get_run(tracker.run_id)
-    assert (run.info.status, run.data.metrics, len(run.outputs.model_outputs)) == ("FINISHED", {"loss": 0.5}, 1)
+    assert (run.info.status, run.data.metrics, len(run.outputs.model_outputs)) == ("FINISHED", {"train/loss": 0.5}, 1)
     refused, missing = [found.getMessage() for found in caplog.records if found.name.startswith("distmil")]
     assert "MLflow refused a part of the record (MlflowException: " in refused
     assert missing == "MLflow: missing in the record: the registered model lesions"
@@ -306,7 +306,10 @@ def record(tmp_path, tracker, **options):
     bundle = make_bundle()
     bundle = dataclasses.replace(bundle, digest=save_bundle(job.store, bundle).digest)
     rows = [{"loss": 0.7}, {"loss": 0.6}]
-    record_training(job, tracker, bundle=bundle, history=History(rows), predictions=None, metrics={"val": {"auc": 1.0}})
+    record_training(
+        job, tracker, bundle=bundle, history=History(rows), cohort=COHORT, name=None, results=[],
+        metrics={"val": {"auc": 1.0}},
+    )  # fmt: skip
     tracker.finish("FINISHED")
     return MlflowClient(tracker.uri).get_run(tracker.run_id)
 
@@ -316,7 +319,7 @@ def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path,
     client = MlflowClient(tracker.uri)
     assert (run.info.status, run.data.metrics) == (
         "FINISHED",
-        {"loss": 0.6, "final_val_auc": 1.0, **{f"threshold_{name}": 0.5 for name in (*READ_OUTS, "patch")}},
+        {"train/loss": 0.6, "final/val/auc": 1.0, **{f"threshold/{name}": 0.5 for name in (*READ_OUTS, "patch")}},
     )
     assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"bundle", "config.yaml"}
     (output,) = run.outputs.model_outputs
@@ -334,12 +337,15 @@ def test_maps_can_be_left_out_of_the_record(tracker, saved, tmp_path, monkeypatc
     job = Job(config, Store(str(tmp_path / "store")))
     bundle = make_bundle()
     save_bundle(job.store, bundle)
-    job.store.write("predictions/a-run/maps/s1_fused.png", b"PNG")
-    predictions = Predictions("a-run", {"s1": {}}, {}, Prepared([], {}, {}, {}), EncoderSpec("e", "", 1, None), 0.5)
-    record_training(job, tracker, bundle=bundle, history=History([{"loss": 0.7}]), predictions=predictions, metrics={})
+    job.store.write("predictions/a-run/maps/s1_sheet.png", b"PNG")
+    results = [SlideResult("s1", "ok", probability=0.9)]
+    record_training(
+        job, tracker, bundle=bundle, history=History([{"loss": 0.7}]), cohort=COHORT, name="a-run", results=results,
+        metrics={},
+    )  # fmt: skip
     tracker.finish("FINISHED")
     kept = {item.path for item in MlflowClient(tracker.uri).list_artifacts(tracker.run_id)}
-    assert kept == {"bundle", "config.yaml", *(["maps"] if is_wanted else [])}
+    assert kept == {"bundle", "config.yaml", *(["maps", "results"] if is_wanted else [])}
 
 
 def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplog, monkeypatch):
@@ -348,7 +354,7 @@ def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplo
 
     monkeypatch.setattr("distmil.pipeline.training.record.save_model", fail)
     run = record(tmp_path, tracker)
-    assert (run.info.status, run.data.metrics["loss"], run.outputs.model_outputs) == ("FINISHED", 0.6, [])
+    assert (run.info.status, run.data.metrics["train/loss"], run.outputs.model_outputs) == ("FINISHED", 0.6, [])
     (said,) = [found.getMessage() for found in caplog.records if found.levelname == "WARNING"]
     assert said.startswith("the network could not be exported")
     assert said.endswith("no such graph")

@@ -112,12 +112,19 @@ def test_the_run_is_recorded(home: Path, trained: Done) -> None:
     assert run.info.status == "FINISHED"
     assert run.data.params["losses.attention"] == "1.0"
     assert "cohort.manifest" not in run.data.params
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "loss")] == [0, 1, 2]
-    assert run.data.metrics["final_val_slide_auc"] == pytest.approx(trained.answer["metrics"]["val"]["slide_auc"])
-    assert {item.path for item in client.list_artifacts(run.info.run_id)} == {"bundle", "config.yaml", "maps"}
+    assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [0, 1, 2]
+    assert run.data.metrics["final/val/slide_auc"] == pytest.approx(trained.answer["metrics"]["val"]["slide_auc"])
+    kept = {item.path for item in client.list_artifacts(run.info.run_id)}
+    assert kept == {"bundle", "config.yaml", "maps", "results"}
     folder = Path(client.download_artifacts(run.info.run_id, ""))
     assert str(home) not in (folder / "config.yaml").read_text()
-    assert list((folder / "maps").glob("*_fused.png"))
+    slides = Path(trained.answer["results"]).read_text("utf-8-sig").splitlines()[1:]
+    shown = {f"{line.split(',')[0][1:-1]}_sheet.png" for line in slides[:8]}
+    assert {path.name for path in (folder / "maps").iterdir()} == shown
+    (data,) = run.inputs.dataset_inputs
+    assert (data.dataset.name, data.dataset.digest) == ("synthetic-8", run.data.params["data.fingerprint"])
+    place = f"/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}?workflowType=machine_learning"
+    assert place in trained.err
 
 
 def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
@@ -192,6 +199,10 @@ def test_evaluate_agrees_with_the_main_job(home: Path, trained: Done) -> None:
     done = evaluate(home)
     assert done.code == 0, done.err
     assert done.answer["metrics"]["val"] == pytest.approx(trained.answer["metrics"]["val"])
+    run = MlflowClient(done.answer["tracking"]["uri"]).get_run(done.answer["tracking"]["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["mlflow.parentRunId"] == trained.answer["tracking"]["run_id"]
+    assert run.data.metrics["final/val/slide_auc"] == pytest.approx(done.answer["metrics"]["val"]["slide_auc"])
 
 
 def predict(home: Path, *arguments: str) -> Done:

@@ -102,7 +102,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def losses(server: Server, run_id: str | None) -> list[tuple[int, float]]:
-    history = MlflowClient(server.uri).get_metric_history(str(run_id), "loss")
+    history = MlflowClient(server.uri).get_metric_history(str(run_id), "train/loss")
     return sorted((metric.step, metric.value) for metric in history)
 
 

@@ -1,6 +1,7 @@
 """The record of a run on a real MLflow: what is kept, that a run goes on, and that a failure stops nothing."""
 
 import itertools
+import json
 import os
 import pickle
 import random
@@ -13,14 +14,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.processes.interruption import SIGNALS, Interrupted, Interruption
 from distmil.tracking import mlflow_client
 from distmil.tracking import tracker as tracking
+from distmil.tracking.artifacts import log_once
+from distmil.tracking.dataset import RunData
 from distmil.tracking.mlflow_client import resolve_uri
 from distmil.tracking.tracker import Tracker
+from distmil.tracking.training_run import link_training
 
 
 @pytest.fixture(autouse=True)
@@ -64,8 +70,8 @@ def test_a_run_keeps_what_it_is_told(tracker, tmp_path, caplog):
     assert run.info.status == "FINISHED"
     assert run.data.params["training.lr"] == "0.001"
     assert run.data.params["data.fingerprint"] == "abc"
-    assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "loss")] == [(0, 0.7), (1, 0.4)]
-    assert "slide_auc" not in run.data.metrics
+    assert [(m.step, m.value) for m in client.get_metric_history(tracker.run_id, "train/loss")] == [(0, 0.7), (1, 0.4)]
+    assert "train/slide_auc" not in run.data.metrics
     assert run.data.tags["distmil.version"] == "1"
     assert (tmp_path / "artifacts" / tracker.run_id / "artifacts" / "report" / "roc.txt").read_text() == "0.9"
     assert client.get_experiment(run.info.experiment_id).name == "an experiment"
@@ -106,7 +112,7 @@ def test_a_resumed_run_goes_on_in_the_same_run(tracker, uri, tmp_path, caplog):
     run = run_of(again)
     assert run.info.status == "FINISHED"
     assert (run.data.params["training.num_workers"], run.data.params["more"]) == ("1", "new")
-    history = MlflowClient(tracking_uri=uri).get_metric_history(again.run_id, "loss")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(again.run_id, "train/loss")
     assert [metric.step for metric in history] == [0, 1]
 
 
@@ -188,9 +194,9 @@ def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, 
     monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + mlflow_client.RETRY_S)
     tracker.log_metrics({"loss": 0.5}, step=4)
     run = run_of(tracker)
-    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8), (2, 0.7), (3, 0.6), (4, 0.5)]
-    assert (run.data.metrics["slide_auc"], run.data.tags["a"], run.data.params["k"]) == (0.6, "b", "1")
+    assert (run.data.metrics["train/slide_auc"], run.data.tags["a"], run.data.params["k"]) == (0.6, "b", "1")
     first, last = messages(caplog)
     assert "MLflow does not answer (ConnectionError: nobody there)" in first
     assert re.fullmatch(r"MLflow did not answer from \d\d:\d\d:\d\d to \d\d:\d\d:\d\d; the record goes on", last)
@@ -204,7 +210,7 @@ def test_finish_tries_once_more_whatever_the_wait(flaky, tracker, tmp_path, capl
     flaky.is_down = False
     tracker.finish("FINISHED")
     run = run_of(tracker)
-    assert (run.info.status, run.data.metrics["loss"]) == ("FINISHED", 0.8)
+    assert (run.info.status, run.data.metrics["train/loss"]) == ("FINISHED", 0.8)
     assert messages(caplog)[-1] == "MLflow: missing in the record: maps"
 
 
@@ -233,7 +239,7 @@ def test_a_run_that_could_not_be_opened_is_opened_later(flaky, uri, tmp_path, ca
     found.flush()
     run = run_of(found)
     assert (run.data.params["training.lr"], run.data.tags["a"]) == ("0.001", "b")
-    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(0, 0.7), (1, 0.6)]
 
 
@@ -260,7 +266,7 @@ def test_metrics_of_a_long_outage_are_kept_up_to_a_number(flaky, tracker, caplog
         tracker.log_metrics({"loss": float(step)}, step=step)
     flaky.is_down = False
     tracker.finish("FINISHED")
-    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert [m.step for m in history] == [2, 3, 4]
 
 
@@ -273,7 +279,7 @@ def test_metrics_of_many_steps_go_in_few_calls(flaky, uri, tmp_path):
     assert flaky.asked.count("log_batch") == 0
     found.finish("FINISHED")
     assert flaky.asked.count("log_batch") == 3
-    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "loss")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(found.run_id, "train/loss")
     assert [m.step for m in history] == list(range(2500))
 
 
@@ -286,7 +292,7 @@ def test_what_waits_is_not_taken_for_missing(flaky, tracker, monkeypatch):
     assert tracker.sync(rows) == 0  # too early for another try
     monkeypatch.setattr(mlflow_client.outage_of(tracker.uri), "retry_at_s", 0.0)
     assert tracker.sync(rows) == 0
-    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8)]
 
 
@@ -304,7 +310,7 @@ def test_a_call_that_fails_half_way_is_made_up_by_the_next(flaky, tracker, monke
     tracker.sync(rows)
     assert tracker.finish("FINISHED")
     client = MlflowClient(tracking_uri=tracker.uri)
-    for key, value in (("loss", None), ("lr", 0.1)):
+    for key, value in (("train/loss", None), ("train/lr", 0.1)):
         history = client.get_metric_history(tracker.run_id, key)
         assert [m.step for m in history] == list(range(1200))
         assert value is None or {m.value for m in history} == {value}
@@ -330,7 +336,7 @@ def test_what_mlflow_refuses_holds_nothing_up(tracker, caplog):
     tracker.log_metrics({"loss": 0.5}, step=1)
     tracker.finish("FINISHED")
     run = run_of(tracker)
-    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"train/loss": 0.5})
     (said,) = messages(caplog)
     assert "MLflow refused a part of the record" in said
     assert "bad name?" in said
@@ -342,9 +348,86 @@ def test_epochs_that_nobody_recorded_are_added(tracker, caplog):
     tracker.log_metrics({"loss": 0.7, "epoch_s": 1.0}, step=2)
     rows = [{"loss": value, "val_loss": None} for value in (0.9, 0.8, 0.7, 0.6)]
     assert [tracker.sync(rows), tracker.sync(rows)] == [2, 0]
-    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert sorted((m.step, m.value) for m in history) == [(0, 0.9), (1, 0.8), (2, 0.7), (3, 0.6)]
     assert messages(caplog) == []
+
+
+DATA = RunData("cohort", "abc", {"num_rows": 3})
+
+
+def inputs_of(tracker):
+    return [
+        (found.dataset.name, found.dataset.digest, json.loads(found.dataset.profile), [tag.value for tag in found.tags])
+        for found in run_of(tracker).inputs.dataset_inputs
+    ]
+
+
+def test_the_data_of_a_run_is_recorded_once_and_after_an_outage_too(flaky, tracker, uri, tmp_path, caplog):
+    flaky.is_down = True
+    tracker.log_data(DATA, context="training")
+    assert inputs_of(tracker) == []
+    flaky.is_down = False
+    assert tracker.finish("FINISHED")
+    again = Tracker(uri, "an experiment")
+    again.start("a run", artifacts=str(tmp_path), resume=tracker.run_id)
+    again.log_data(DATA, context="training")
+    assert again.finish("FINISHED")
+    assert inputs_of(tracker) == [("cohort", "abc", {"num_rows": 3}, ["training"])]
+
+
+def test_data_that_mlflow_never_got_is_named(flaky, tracker, caplog):
+    flaky.is_down = True
+    tracker.log_data(DATA, context="training")
+    tracker.finish("FINISHED")
+    assert messages(caplog)[-1].endswith("missing in the record: data, the end of the run")
+
+
+def test_a_server_too_old_for_a_call_holds_nothing_up(flaky, tracker, caplog, monkeypatch):
+    def refuse(*_, **__):
+        raise MlflowException("no such endpoint", error_code=ENDPOINT_NOT_FOUND)
+
+    monkeypatch.setattr(flaky.client, "log_inputs", refuse)
+    tracker.log_data(DATA, context="training")
+    tracker.log_metrics({"loss": 0.5}, step=0)
+    assert tracker.finish("FINISHED")
+    assert (run_of(tracker).info.status, run_of(tracker).data.metrics) == ("FINISHED", {"train/loss": 0.5})
+    (said,) = messages(caplog)
+    assert "MLflow refused a part of the record (MlflowException: no such endpoint)" in said
+
+
+def test_a_run_knows_its_experiment_when_it_is_resumed_too(tracker, uri, tmp_path):
+    again = Tracker(uri, "an experiment")
+    again.start("a run", artifacts=str(tmp_path), resume=tracker.run_id)
+    assert again.experiment_id == tracker.experiment_id == run_of(tracker).info.experiment_id
+
+
+@pytest.mark.parametrize("most", [1, 3])
+def test_files_of_a_kind_are_recorded_once_and_in_a_limited_number(tracker, most):
+    for _ in range(2):
+        files = {f"s{i}_sheet.png": b"%d" % i for i in range(5)}
+        log_once(tracker, files, folder="maps", most=most)
+    log_once(tracker, {"s9_sheet.png": b"9"}, folder="maps", most=most)
+    log_once(tracker, {"s1_fused.png": b"1"}, folder="maps", most=most)
+    found = MlflowClient(tracking_uri=tracker.uri).list_artifacts(tracker.run_id, "maps")
+    assert {item.path for item in found} == {"maps/s1_fused.png", *(f"maps/s{i}_sheet.png" for i in range(most))}
+
+
+def test_a_run_lies_under_the_newest_training_of_its_bundle(tracker, uri, tmp_path):
+    for name, tags in (
+        ("older", {"distmil.bundle_digest": "d"}),  # as an earlier distmil left it: without its job
+        ("trained", {"distmil.bundle_digest": "d", "distmil.job": "train"}),
+        ("evaluated", {"distmil.bundle_digest": "d", "distmil.job": "evaluate"}),
+        ("other", {"distmil.bundle_digest": "e", "distmil.job": "train"}),
+    ):
+        found = Tracker(uri, "an experiment")
+        found.start(name, artifacts=str(tmp_path), tags=tags)
+        time.sleep(0.01)
+    link_training(tracker, "d")
+    parent = run_of(tracker).data.tags["mlflow.parentRunId"]
+    assert MlflowClient(tracking_uri=uri).get_run(parent).info.run_name == "trained"
+    link_training(found, "f")
+    assert "mlflow.parentRunId" not in run_of(found).data.tags
 
 
 def test_a_child_names_its_parent(uri, tmp_path, tracker):
@@ -405,7 +488,7 @@ def test_a_copy_logs_into_the_same_run_and_takes_nothing_along(flaky, tracker):
     copy = pickle.loads(pickle.dumps(tracker))
     copy.log_metrics({"loss": 0.25}, step=3)
     tracker.finish("FINISHED")
-    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "loss")
+    history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert sorted(m.step for m in history) == [0, 3]
 
 

@@ -9,6 +9,7 @@ import torch
 from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Cohort
 from distmil.encoders.registry import encoder_state
+from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bundle
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
@@ -19,9 +20,12 @@ from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
+from distmil.pipeline.results import list_results, show_record
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
 from distmil.pipeline.training.group import fit
 from distmil.pipeline.training.record import record_training
+from distmil.recording.data import data_of
+from distmil.recording.description import job_tags
 from distmil.tracking.mlflow_client import closing_run, resolve_uri
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.system_metrics import system_metrics
@@ -40,9 +44,7 @@ def run(job: Job) -> dict[str, Any]:
     job.console.note(f"bundle: {answer['bundle']}")
     if "maps" in answer:
         job.console.note(f"maps: {answer['maps']}")
-    if tracker.run_id is not None:
-        is_local = str(tracker.uri).startswith("sqlite:")
-        job.console.note(f"record: {'mlflow ui --backend-store-uri ' if is_local else ''}{tracker.uri}")
+    show_record(job, tracker)
     return answer | {"tracking": tracker.place}
 
 
@@ -50,14 +52,24 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     bundle, history = train(job, cohort, tracker)
     run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
     slides = held_out_slides(job, cohort)
-    predictions, measured = None, dict[str, Any](metrics={})
+    predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
         name = job.config.prediction.run or run
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
         measured = measure(inner, predictions, slides, cohort)
-    record_training(job, tracker, bundle=bundle, history=history, predictions=predictions, metrics=measured["metrics"])
+        results = list_results(inner, predictions.rows, slides, cohort, threshold=predictions.threshold)
+    record_training(
+        job,
+        tracker,
+        bundle=bundle,
+        history=history,
+        cohort=cohort,
+        name=predictions.run if predictions else None,
+        results=results,
+        metrics=measured["metrics"],
+    )
     _note_record(job, tracker, run)
     answer = {"run": run, "bundle": place, "epochs": len(history.rows)}
     return answer | (predictions.paths(job) if predictions else {}) | measured
@@ -80,9 +92,11 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     run = claim.take(prepared)
     check_owner(job.store, job.config.prediction.run or run, owner=run)
     artifacts = job.store.path("mlflow-artifacts")
-    tracker.start(run, artifacts=artifacts, resume=read_record_id(job, run), tags=code_tags())
+    tags = {**job_tags("train"), **code_tags()}
+    tracker.start(run, artifacts=artifacts, resume=read_record_id(job, run), tags=tags)
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
+    tracker.log_data(data_of(cohort, job.config.cohort), context="training")
     config = announce(job, prepared)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)

@@ -1,24 +1,28 @@
-"""The record of a finished training in MLflow: metrics, bundle, configuration, some maps, and the model."""
+"""The record of a finished training in MLflow: metrics, bundle, configuration, results, and the model."""
 
 import logging
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distmil.cohort import Cohort
 from distmil.config.root import PRIVATE_KEYS
+from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, bundle_folder
 from distmil.inference.mlflow_model import save_model
+from distmil.inference.tables import INTERVALS, predictions_folder
 from distmil.pipeline.job import Job
-from distmil.pipeline.predict import Predictions
+from distmil.recording.data import data_of
+from distmil.recording.description import command_of, describe_run, verdict_lines
+from distmil.recording.shown import log_results
 from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import History
 
 logger = logging.getLogger(__name__)
-
-MAPS_TRACKED = 8
 
 
 def record_training(
@@ -27,34 +31,51 @@ def record_training(
     *,
     bundle: Bundle,
     history: History,
-    predictions: Predictions | None,
-    metrics: dict[str, Any],
+    cohort: Cohort,
+    name: str | None,
+    results: Sequence[SlideResult],
+    metrics: Mapping[str, Any],
 ) -> None:
-    """Record every epoch's metrics, final metrics, the bundle, the configuration, some maps and the model."""
+    """Record every epoch's metrics, final metrics, the bundle, the configuration, the results and the model.
+
+    Args:
+        job: The training job.
+        tracker: Its run.
+        bundle: The trained model.
+        history: Metrics of every epoch.
+        cohort: The manifest.
+        name: Of the predictions of held-out slides, None if there are none.
+        results: The held-out slides, those to look at first on top.
+        metrics: Of them, by split.
+    """
     step = len(history.rows) - 1
     tracker.flush()  # files do not wait: whether MLflow answers is worth finding out now
     if num_lacked := tracker.sync(history.rows):
         logger.info("MLflow lacked the metrics of %d epoch(s); they are recorded now", num_lacked)
     for split, values in metrics.items():
-        tracker.log_metrics({f"final_{split}_{name}": value for name, value in values.items()}, step=step)
-    thresholds = {**bundle.slide_thresholds, "patch": bundle.patch_threshold}
-    tracker.log_metrics({f"threshold_{name}": value for name, value in thresholds.items()}, step=step)
+        tracker.log_metrics(values, step=step, group=f"final/{split}")
+    tracker.log_metrics({**bundle.slide_thresholds, "patch": bundle.patch_threshold}, step=step, group="threshold")
     tracker.set_tags({"distmil.bundle_digest": bundle.digest})
+    intervals = job.store.read_json(f"{predictions_folder(name)}/{INTERVALS}") if name and metrics else {}
+    title = f"**Training** of the bundle `{bundle.run}`, {len(history.rows)} epochs"
+    verdicts, command = verdict_lines(metrics, intervals), command_of("train", job.config)
+    tracker.set_tags(describe_run(title, data_of(cohort, job.config.cohort), verdicts, command))
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
         (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")
         tracker.log_artifact(root / "config.yaml")
-        copies = {"bundle": bundle_folder(bundle.run)}
-        if predictions is not None and job.config.prediction.maps and job.config.tracking.maps:
-            copies["maps"] = f"{predictions.folder}/maps"
-        shown = set(list(predictions.rows)[:MAPS_TRACKED]) if predictions else set()
-        for kind, source in copies.items():
-            (root / kind).mkdir()
-            for name in job.store.names(source):
-                if kind == "bundle" or name.rpartition("_")[0] in shown:
-                    (root / kind / name).write_bytes(job.store.read(f"{source}/{name}"))
-            tracker.log_artifact(root / kind, kind)
+        _record_bundle(job, tracker, bundle, root / "bundle")
+        if name is not None:
+            log_results(tracker, job.store, name, results, shows_slides=job.config.tracking.maps)
         _record_model(job, tracker, bundle, root / "model", step=step)
+
+
+def _record_bundle(job: Job, tracker: Tracker, bundle: Bundle, folder: Path) -> None:
+    folder.mkdir()
+    source = bundle_folder(bundle.run)
+    for name in job.store.names(source):
+        (folder / name).write_bytes(job.store.read(f"{source}/{name}"))
+    tracker.log_artifact(folder, "bundle")
 
 
 def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, step: int) -> None:

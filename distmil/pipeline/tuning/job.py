@@ -15,6 +15,7 @@ from distmil.models.losses import LOSSES
 from distmil.pipeline.cluster import start_ray, wants_gpu
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
+from distmil.pipeline.results import show_record
 from distmil.pipeline.training.claim import Claim, announce, check_classes, search_folder
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials
@@ -51,6 +52,7 @@ def run(job: Job) -> dict[str, Any]:
     record = SearchRecord(job, Tracker(uri, job.config.tracking.experiment))
     with closing_run(record.finish):
         answer = _run(job, cohort, space, record)
+    show_record(job, record.parent)
     return answer | {"tracking": record.parent.place}
 
 

@@ -5,7 +5,7 @@ An outage of MLflow costs nothing: trials that end meanwhile are recorded when i
 
 import logging
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,12 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.training.claim import read_record_id, write_record_id
 from distmil.pipeline.tuning.plan import SearchPlan, write_trial
 from distmil.processes.interruption import interruption_held
+from distmil.recording.data import data_of
+from distmil.recording.description import command_of, describe_run, job_tags
 from distmil.search.report import Outcome
 from distmil.search.space import Domain
 from distmil.search.trial import Trial
+from distmil.tracking.dataset import RunData
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.tracker import Tracker
 
@@ -44,6 +47,7 @@ class SearchRecord:
     _facts: dict[str, str] = field(default_factory=dict)
     """Parameters of every child."""
     _tags: dict[str, str] = field(default_factory=dict)
+    _data: RunData | None = None
     _closed: set[str] | None = None
     """MLflow's ids of the children that an earlier call recorded to their end; None: not asked yet."""
 
@@ -53,12 +57,15 @@ class SearchRecord:
         self._noted = read_record_id(self.job, plan.run)
         if self._noted is None:
             self._closed = set()
-        self._tags = {"distmil.job": "tune", **code_tags()}
+        self._tags = {**job_tags("tune"), **code_tags()}
+        self._data = data_of(cohort, self.job.config.cohort)
         self._facts = {"data.fingerprint": cohort.fingerprint, "encoder.digest": plan.spec.digest}
         artifacts = self.job.store.path("mlflow-artifacts")
         self.parent.start(plan.run, artifacts=artifacts, resume=self._noted, tags=self._tags)
         self._is_open()
         self.parent.log_params(self.job.config, **self._facts)
+        self.parent.log_data(self._data, context="training")
+        self._describe([])
         self.parent.log_values({f"space.{key}": f"{d.kind} {list(d.values)}" for key, d in space.items()})
 
     def start(self, trial: Trial) -> Tracker:
@@ -71,6 +78,8 @@ class SearchRecord:
                 tags={**self._tags, "mlflow.parentRunId": str(self.parent.run_id), "distmil.kind": kind},
             )  # fmt: skip
             child.log_values({**trial.values, "training.seed": trial.seed, **self._facts})
+            if self._data is not None:
+                child.log_data(self._data, context="training")
         trial.mlflow = child.run_id or trial.mlflow
         return child
 
@@ -86,7 +95,9 @@ class SearchRecord:
 
     def record(self, outcome: Outcome, folder: str) -> None:
         """Record the outcome in the parent run."""
-        self.parent.log_metrics(outcome.numbers(), step=0)
+        numbers = {name.removeprefix("search_"): value for name, value in outcome.numbers().items()}
+        self.parent.log_metrics(numbers, step=0, group="search")
+        self._describe([f"Verdict: {outcome.verdict}"])
         self.parent.set_tags({f"best.{key}": str(value) for key, value in outcome.winner.values.items()})
         self.parent.set_tags({"distmil.verdict": outcome.verdict})
         with tempfile.TemporaryDirectory(prefix="distmil-") as scratch:
@@ -109,6 +120,13 @@ class SearchRecord:
                     "MLflow lacks the end of %d trials; the same command records it when MLflow answers", count
                 )
             self.parent.finish(status)
+
+    def _describe(self, verdicts: Sequence[str]) -> None:
+        assert self._data is not None
+        assert self._plan is not None
+        title = f"**Search** `{self._plan.run}` by {self._plan.metric}"
+        command = command_of("tune", self.job.config)
+        self.parent.set_tags(describe_run(title, self._data, verdicts, command))
 
     def _is_open(self) -> bool:
         """Return whether the parent run is open, after another try where that is worth it."""

@@ -12,11 +12,13 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline.job import Job
 from distmil.pipeline.tuning.plan import SearchPlan, read_trial, write_trial
 from distmil.pipeline.tuning.record import SearchRecord
+from distmil.search.comparison import Spread
 from distmil.search.space import Domain
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.tracking import mlflow_client, tracker
 from distmil.tracking.tracker import Tracker
+from tests.search.test_report import make_outcome
 
 SPEC = EncoderSpec(name="resnet18", digest="digest-of-weights", dimension=12, weights_file=None)
 SPACE = {"bags.top_k": Domain("choice", (1, 2, 4))}
@@ -79,7 +81,7 @@ class Search:
         for record in self.records:
             run = runs[str(record.values["bags.top_k"])]
             assert read_trial(self.plan, record).mlflow == run.info.run_id
-            history = client.get_metric_history(run.info.run_id, "val_slide_auc")
+            history = client.get_metric_history(run.info.run_id, "val/slide_auc")
             assert sorted({point.step for point in history}) == [0, 1, 2]
 
 
@@ -105,6 +107,9 @@ def test_parent_and_children_name_code_data_and_encoder(search):
         assert run.data.params["data.fingerprint"]
         assert run.data.tags["distmil.source_digest"]
         assert run.data.tags["distmil.version"]
+        (found,) = run.inputs.dataset_inputs
+        assert (found.dataset.name, found.dataset.digest) == ("synthetic-0", run.data.params["data.fingerprint"])
+    assert parent.data.tags["mlflow.note.content"].startswith("**Search** `s` by slide_auc")
 
 
 def test_trials_that_end_during_an_outage_are_recorded_at_the_end(search):
@@ -204,3 +209,17 @@ def test_without_a_record_nothing_waits(tmp_path):
     kept.finish("FINISHED")
     assert record.mlflow is None
     assert not kept.children
+
+
+def test_the_outcome_is_a_section_of_its_own_and_the_verdict_is_described(search):
+    kept = search.open()
+    outcome = make_outcome((0.80, 0.81, 0.82), (0.70, 0.72, 0.71), held_out={"best": Spread((0.5, 0.7))})
+    search.store.write("searches/s/report.md", b"# Report")
+    kept.record(outcome, "searches/s")
+    kept.finish("FINISHED")
+    run = MlflowClient(tracking_uri=search.uri).get_run(kept.parent.run_id)
+    assert {name.partition("/")[0] for name in run.data.metrics} == {"search"}
+    assert run.data.metrics["search/best_score"] == 0.6
+    assert run.data.metrics["search/best_mean"] == pytest.approx(0.81)
+    assert run.data.metrics["search/held_out_best_mean"] == pytest.approx(0.6)
+    assert f"Verdict: {outcome.verdict}" in run.data.tags["mlflow.note.content"]

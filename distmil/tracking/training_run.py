@@ -1,0 +1,27 @@
+"""The training run of a bundle in MLflow."""
+
+from mlflow import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from distmil.tracking.models import DIGEST
+from distmil.tracking.tracker import Tracker
+
+JOB = "distmil.job"
+
+
+def link_training(tracker: Tracker, digest: str) -> None:
+    """Put a run under the training run of the same experiment that saved a bundle, if there is one.
+
+    Args:
+        tracker: The run, such as an evaluation's.
+        digest: The bundle's.
+    """
+
+    def link(client: MlflowClient, run_id: str) -> None:
+        experiment = client.get_run(run_id).info.experiment_id
+        runs = client.search_runs([experiment], f"tags.`{DIGEST}` = '{digest}'")  # the newest first
+        trained = [run for run in runs if run.data.tags.get(JOB, "train") == "train"]
+        if trained:
+            client.set_tag(run_id, MLFLOW_PARENT_RUN_ID, trained[0].info.run_id)
+
+    tracker.attempt("the link to its training", link)
