@@ -23,6 +23,7 @@ INTERNAL = [
         "pipeline.training",
         "pipeline.tuning",
         "processes",
+        "recording",
     )
 ]
 """They offer nothing: jobs are commands, and ``import distmil`` has all of the API."""
