@@ -42,6 +42,11 @@ def is_slide(path: Path) -> bool:
     return path.suffix.lower() in WHOLE_SLIDE_SUFFIXES | PLAIN_IMAGE_SUFFIXES
 
 
+def is_plain_image(path: str) -> bool:
+    """Test by its ending whether a file is a plain image."""
+    return Path(path).suffix.lower() in PLAIN_IMAGE_SUFFIXES
+
+
 def check_text(path: Path) -> None:
     """Refuse a file that is no text table, with its kind and what to do, before it is read. Raises: ManifestError."""
     head = _head(path)
