@@ -132,7 +132,7 @@ def plan_tiling(slide: Slide, config: TilingConfig) -> TilingPlan:
             "reader": image.reader if reading.place is None else TileLevel.reader,
             "tissue_share": round(float(tissue.mask.mean()), 6),
             "doubts": [
-                *(text for text in image.doubts if config.mpp or text != GREY_DOUBT),
+                *(text for text in image.doubts if config.mpp or not image.is_plain or text != GREY_DOUBT),
                 *mpp_doubts(image.resolution, given=slide.mpp),
                 *tissue.doubts,
                 *([_OTHER_PIXELS] if table is not None and reading.place is None else []),
