@@ -155,7 +155,7 @@ def bad_annotations(errors: Mapping[str, str], *, noun: str) -> BadAnnotations:
         noun: What a slide is called.
     """
     groups = grouped(sorted(errors.items()))
-    lines = [f"  {len(slides)} x {text}: {', '.join(slides)}" for text, slides in groups[:_MOST_REASONS]]
+    lines = [f"  {len(slides)} ({', '.join(slides)}): {text}" for text, slides in groups[:_MOST_REASONS]]
     if left := groups[_MOST_REASONS:]:
         lines.append("  and, for other reasons: " + ", ".join(slide for _, slides in left for slide in slides))
     return BadAnnotations(

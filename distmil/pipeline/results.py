@@ -61,7 +61,8 @@ def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
     wrong = [result for result in scored if result.verdict == WRONG]
     doubtful = [result for result in scored if result.reason and result.verdict != WRONG]
     unlabelled = [result for result in scored if not result.verdict and not result.reason]
-    title = f"{len(wrong)} of {len(judged)} slides are predicted wrong" if judged else f"{len(scored)} slides"
+    noun = job.outcomes.noun
+    title = f"{len(wrong)} of {len(judged)} {noun}s are predicted wrong" if judged else f"{len(scored)} {noun}s"
     shown = [*wrong, *doubtful, *unlabelled]
     if not shown:
         job.console.note(title)
@@ -71,25 +72,25 @@ def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
         for result in shown[:MAX_SHOWN]
     ]
     title += f", {len(doubtful)} in doubt" * bool(doubtful) + f" (threshold {scored[0].threshold:.2f})"
-    job.console.table(title, ("slide", "split", "label", "predicted", "probability", "doubt"), rows)
+    job.console.table(title, (noun, "split", "label", "predicted", "probability", "doubt"), rows)
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
 
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
     """Show the metrics of a split: slides, then patches by score, each with its 95 % interval by patient."""
-    counts, metrics = evaluation.counts, evaluation.metrics
+    counts, metrics, noun = evaluation.counts, evaluation.metrics, job.outcomes.noun
     if not counts:
-        job.console.note(f"no metrics on {split}: none of its slides has a label and a prediction")
+        job.console.note(f"no metrics on {split}: none of its {noun}s has a label and a prediction")
         return
     title = (
-        f"metrics on {split}: {counts['slides']} slides of {counts['patients']} patients, {counts['positive_slides']} "
+        f"metrics on {split}: {counts['slides']} {noun}s of {counts['patients']} patients, {counts['positive_slides']} "
         "of them abnormal; 95 % intervals by patient"
     )
     names = [name for name in _SLIDES if name in metrics]
     rows = [(_SLIDES[name], *_value(evaluation, name)) for name in names]
     rows += [(f"AUC of {name}", *_value(evaluation, f"slide_auc_{name}")) for name in READ_OUTS]
-    job.console.table(title, ("slides", "value", "interval"), rows)
+    job.console.table(title, (f"{noun}s", "value", "interval"), rows)
     if counts["patches"]:
         title = f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
         patches = [

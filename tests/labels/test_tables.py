@@ -234,8 +234,8 @@ def test_the_refusal_names_every_slide_once_under_its_reason():
     first, *lines = str(error).splitlines()
     assert first.startswith("annotations of 10 images cannot be used (labels.on_bad_annotation=fail): mend them")
     assert lines == [
-        "  9 x line 0 to 8 is no number: s0, s1, s2, s3, s4, s5, s6, s7, s8",
-        "  1 x the file is empty: t",
+        "  9 (s0, s1, s2, s3, s4, s5, s6, s7, s8): line 0 to 8 is no number",
+        "  1 (t): the file is empty",
     ]
 
 
