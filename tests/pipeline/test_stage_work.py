@@ -19,7 +19,7 @@ from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BadAnnotations, SlideError, StorageError
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline import embed, label, predict, tile, tile_report
+from distmil.pipeline import embed, label, predict, prepare, tile, tile_report
 from distmil.pipeline.job import Job, Tiled
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
@@ -166,6 +166,17 @@ def test_bad_annotations_end_labelling_only_where_that_is_wanted(annotated, stor
         label.label(job_with(store, "fail"), annotated, records)
     kept = label.label(job_with(store, "label_only"), annotated, records)
     assert {record.status for record in kept.values()} == {"ok"}
+
+
+@pytest.mark.usefixtures("here")
+def test_bad_annotations_end_a_training_before_anything_is_embedded(monkeypatch, annotated, store, config):
+    tiled = Tiled({slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated})
+    monkeypatch.setattr(prepare, "tile", lambda *given: tiled)
+    monkeypatch.setattr(prepare, "embed", raising(AssertionError("embedded")))
+    with pytest.raises(BadAnnotations):
+        prepare.prepare(job_with(store, "fail"), annotated, SPEC, with_labels=True)
+    with pytest.raises(AssertionError, match="embedded"):
+        prepare.prepare(job_with(store, "skip"), annotated, SPEC, with_labels=True)
 
 
 @pytest.mark.usefixtures("here")
