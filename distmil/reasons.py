@@ -82,11 +82,13 @@ def causes_of(dropped: Iterable[Dropped], *, known_mpp: Sequence[float] = ()) ->
 def _why(group: Sequence[Dropped], known_mpp: Sequence[float]) -> str:
     """Word what is wrong with the slides of a group; a single slide's message says the way out as a rule."""
     reasons = [slide.reason for slide in group if slide.reason]
-    is_brief = len(group) > 1 and all(reason.found for reason in reasons)
+    is_said = len(group) == 1 and all(reason.value is not None for reason in reasons)  # by the message, with the value
+    is_brief = not is_said and all(reason.found for reason in reasons)
     texts = [(slide.reason.found if slide.reason and is_brief else slide.text) for slide in group]
     text = _common([("" if is_brief else slide.slide_id, text) for slide, text in zip(group, texts, strict=True)])
-    way_out = _way_out(reasons, known_mpp) if is_brief or any(not reason.found for reason in reasons) else ""
-    return "; ".join(part for part in (text, way_out) if part)
+    if is_brief:
+        return "; ".join(part for part in (text, _way_out(reasons, known_mpp)) if part)
+    return text if all(reason.found for reason in reasons) else f"{text}; or {_way_out(reasons, known_mpp)}"
 
 
 def _way_out(reasons: Sequence[Reason], known_mpp: Sequence[float]) -> str:
@@ -111,7 +113,7 @@ def _guess(key: str, known_mpp: Sequence[float]) -> str:
     """Guess a resolution from those of other slides, where they agree."""
     if known_mpp and max(known_mpp) <= _ALIKE * min(known_mpp):
         value = sorted(known_mpp)[len(known_mpp) // 2]
-        return f"set {key}={value:.4g} if they are of one scanner with the others, or set mpp in the manifest"
+        return f"set {key}={value:.4g}, as the other slides have it, if the scanner is the same, or mpp in the manifest"
     return f"set {key} to the scanner's um per pixel (often 0.25 at 40x, 0.5 at 20x), or mpp in the manifest"
 
 

@@ -97,7 +97,7 @@ def test_the_resolution_of_used_slides_is_the_guess_for_the_others():
     outcomes = Outcomes()
     reason = Reason("no um-per-pixel in the file", "tiling.default_mpp").to_json()
     outcomes.add(by_id(*(bad(f"b{i}", "no_mpp", reason=reason) for i in range(3)), Record("s", {}, info={"mpp": 0.23})))
-    assert "no um-per-pixel in the file; set tiling.default_mpp=0.23 if they are of one scanner" in said(outcomes)
+    assert "no um-per-pixel in the file; set tiling.default_mpp=0.23, as the other slides have it" in said(outcomes)
 
 
 @pytest.fixture

@@ -121,9 +121,10 @@ def test_small_images_are_padded():
 def test_a_missing_resolution_is_guessed_from_slides_that_agree():
     slides = [dropped(f"s{i}", no_resolution("", is_plain=False)) for i in range(3)]
     guess, unsure, alone = (causes_of(slides, known_mpp=mpp)[0].text for mpp in ([0.25, 0.252], [0.25, 0.5], []))
-    assert "set tiling.default_mpp=0.252 if they are of one scanner with the others" in guess
+    assert "set tiling.default_mpp=0.252, as the other slides have it, if the scanner is the same" in guess
     assert "set tiling.default_mpp to the scanner's um per pixel" in unsure
     assert unsure == alone
+    assert causes_of(slides[:1], known_mpp=[0.25])[0].text.startswith("no um-per-pixel in the file; set tiling.default")
     (plain,) = causes_of(dropped(f"s{i}", no_resolution("", is_plain=True)) for i in range(3))
     assert plain.text == "no um-per-pixel in the file; set tiling.mpp=null"
 
@@ -143,9 +144,9 @@ def test_a_setting_beside_a_text_stands_after_it():
     reason = Reason(key="labels.on_bad_annotation", value="label_only")
     slides = [Dropped(f"s{i}", "bad_annotation", f"s{i}: line {i} is broken", reason) for i in (1, 4)]
     (cause,) = causes_of(slides)
-    assert cause.text == "line 1 to 4 is broken; set labels.on_bad_annotation=label_only"
+    assert cause.text == "line 1 to 4 is broken; or set labels.on_bad_annotation=label_only"
     (single,) = causes_of(slides[:1])
-    assert single.text == "s1: line 1 is broken; set labels.on_bad_annotation=label_only"
+    assert single.text == "s1: line 1 is broken; or set labels.on_bad_annotation=label_only"
 
 
 def test_many_causes_stay_few_lines():

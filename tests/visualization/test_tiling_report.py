@@ -247,7 +247,7 @@ def test_slides_skipped_for_one_reason_are_one_line_with_the_setting_that_fits()
 def test_a_missing_resolution_is_guessed_from_the_tiled_slides():
     reason = Reason("no um-per-pixel in the file", "tiling.default_mpp").to_json()
     slides = [SlideSummary(name, "no_mpp", error="sentence", reason=reason) for name in "ab"]
-    assert "set tiling.default_mpp=0.25 if" in page_of([*slides, SlideSummary("c", "ok", mpp=0.25)]).words
+    assert "set tiling.default_mpp=0.25, as the other" in page_of([*slides, SlideSummary("c", "ok", mpp=0.25)]).words
 
 
 def test_plain_images_are_called_images():
