@@ -8,13 +8,15 @@ import re
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from distmil.errors import DistmilError, SlideError, StorageError
+from distmil.errors import DistmilError, Reason, SlideError, StorageError
 from distmil.storage.records import Record
 
 DEFECT = "defect"
 """Key of a record's info: the exception's short form."""
+REASON = "reason"
+"""Key of a record's info: the ``Reason`` of a slide's error, as JSON; older records have none."""
 
 T = TypeVar("T")
 _ROOT = Path(__file__).parent
@@ -58,12 +60,18 @@ def without_paths(text: str, *, hidden: Sequence[str | None] = ()) -> str:
 def failure_record(slide_id: str, error: Exception, *, hidden: Sequence[str | None] = ()) -> Record:
     """Make the record of a slide whose work raised."""
     if isinstance(error, SlideError):
-        return Record(slide_id, {}, status=error.status, error=without_paths(str(error), hidden=hidden))
+        text = without_paths(str(error), hidden=hidden)
+        return Record(slide_id, {}, status=error.status, error=text, info=reason_info(error.reason))
     if not is_defect(error):
         text = without_paths(f"{type(error).__name__}: {error}", hidden=hidden)
         return Record(slide_id, {}, status="failed", error=text)
     text = describe(error, hidden=hidden)
     return Record(slide_id, {}, status="failed", error=text, info={DEFECT: text})
+
+
+def reason_info(reason: Reason | None) -> dict[str, Any]:
+    """Return a reason as a record's info."""
+    return {REASON: reason.to_json()} if reason else {}
 
 
 def attempt(work: Callable[[], T], *, slide_id: str, hidden: Sequence[str | None] = ()) -> T | Record:

@@ -1,8 +1,13 @@
 """The error tree: every failure a user can act on, with the exit code it ends a job in.
 
 Messages say what is wrong with the value, what was expected, which slide or key, and what to do about it. Each
-class takes one string, because exceptions cross process borders by pickle; add context with ``add_note``.
+class takes one string, because exceptions cross process borders by pickle; add context with ``add_note``. A slide's
+error may hold a ``Reason`` too, by which equal ones are counted together.
 """
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self
 
 
 class DistmilError(Exception):
@@ -29,6 +34,32 @@ class BundleError(BadInput):
     """A model bundle is missing, incomplete, damaged, or made by another format version."""
 
 
+@dataclass(frozen=True)
+class Reason:
+    """Why a slide cannot be used, in few words, and the setting under which it could be used."""
+
+    found: str = ""
+    """What was found, with its numbers: "finest 0.972 um/px"; "": the error's message says it."""
+    key: str = ""
+    """The setting, such as ``tiling.mpp``."""
+    value: float | str | None = None
+    """The setting's value that fits this slide; None: to be found by the user, or from the other slides."""
+    fits: Literal["only", "least", "most"] = "only"
+    """Whether larger values fit too (``value`` is the least), or smaller ones (it is the most)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: object) -> Self | None:
+        """Rebuild it; None where a record has none, or one of another version."""
+        try:
+            return cls(**values) if isinstance(values, Mapping) else None
+        except TypeError:
+            return None
+
+
 class SlideError(DistmilError):
     """One slide cannot be used. It costs that slide a status row, never the job.
 
@@ -36,6 +67,10 @@ class SlideError(DistmilError):
     """
 
     status = "failed"
+
+    def __init__(self, text: str = "", *, reason: Reason | None = None) -> None:
+        super().__init__(text)
+        self.reason = reason
 
 
 class UnreadableSlide(SlideError):
@@ -98,6 +133,10 @@ class EncoderError(DistmilError):
 
 class TrainingError(DistmilError):
     """Training cannot go on: no usable slides, or a loss that is not finite."""
+
+
+class BadAnnotations(BadInput):
+    """Annotations cannot be used, and ``labels.on_bad_annotation`` is ``fail``."""
 
 
 class TooManyBadSlides(DistmilError):

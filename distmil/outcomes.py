@@ -1,27 +1,30 @@
 """How a job's slides ended, for its last words: doubts, dropped slides with their reasons, and defects."""
 
-import re
 from collections.abc import Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 
 from distmil.console import Console
-from distmil.defects import DEFECT
-from distmil.errors import DefectError
+from distmil.defects import DEFECT, REASON
+from distmil.errors import DefectError, Reason
+from distmil.reasons import Cause, Dropped, as_lines, causes_of, grouped
 from distmil.storage.records import Record
 
-_NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 _NAMED = 5
-
-Group = tuple[str, list[str]]
-"""A text, and the slides that it is true of."""
+_MOST_CAUSES = 10
 
 
 @dataclass
 class Outcomes:
     """The outcome of every slide of a job, by its id."""
 
+    noun: str = "slide"
+    """What a slide is called in messages: "image" in a cohort of plain images."""
     statuses: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """Status and reason of every slide."""
+    """Status and message of every slide."""
+    reasons: dict[str, Reason] = field(default_factory=dict)
+    """Of slides that are not used, where it is known in a form that can be counted."""
+    mpp: dict[str, float] = field(default_factory=dict)
+    """um per pixel of the slides that are used."""
     kinds: dict[str, str] = field(default_factory=dict)
     """Split and class, where the job learns from them."""
     doubts: dict[str, list[str]] = field(default_factory=dict)
@@ -31,6 +34,10 @@ class Outcomes:
         """Add the records of slides; of a slide that is added twice, the later status counts."""
         for slide_id, record in records.items():
             self.statuses[slide_id] = (record.status, record.error or "")
+            if reason := Reason.from_json(record.info.get(REASON)):
+                self.reasons[slide_id] = reason
+            if record.ok and record.info.get("mpp"):
+                self.mpp[slide_id] = record.info["mpp"]
             self.doubt(slide_id, record.info.get("doubts") or ())
             if DEFECT in record.info:
                 self.defects[slide_id] = str(record.info[DEFECT])
@@ -51,34 +58,40 @@ class Outcomes:
         doubtful = {slide_id: texts for slide_id, texts in self.doubts.items() if texts}
         if doubtful:
             found = grouped((slide_id, text) for slide_id, texts in doubtful.items() for text in texts)
-            rows = [(len(slides), _some(slides), text) for text, slides in found]
+            rows = [(str(len(slides)), _some(slides), text) for text, slides in found]
             of = len(self.statuses.keys() | doubtful.keys())
-            console.table(f"doubts about {len(doubtful)} of {of} slides", ("slides", "which", "doubt"), rows)
-        bad = self.dropped
-        if bad:
-            causes = [
-                (len(slides), status, _some(slides), text)
-                for status in sorted({status for status, _ in bad.values()})
-                for text, slides in grouped((i, reason) for i, (found, reason) in bad.items() if found == status)
-            ]
-            title = f"{len(bad)} of {len(self.statuses)} slides were dropped{self.dropped_by_kind()}"
-            console.table(title, ("slides", "status", "which", "why"), causes)
+            title = f"doubts about {len(doubtful)} of {of} {self.noun}s"
+            console.table(title, (f"{self.noun}s", "which", "doubt"), rows)
+        if bad := self.dropped:
+            rows = [(cause.title, _some(cause.slides), cause.text) for cause in self.causes()]
+            title = f"{len(bad)} of {len(self.statuses)} {self.noun}s were dropped{self.dropped_by_kind()}"
+            console.table(title, (f"{self.noun}s", "which", "why"), rows)
 
     @property
     def dropped(self) -> dict[str, tuple[str, str]]:
-        """List status and reason of every slide that is not used."""
+        """List status and message of every slide that is not used."""
         return {i: found for i, found in sorted(self.statuses.items()) if found[0] != "ok"}
+
+    def causes(self) -> list[Cause]:
+        """List why slides are not used, equal reasons together, with the setting that would fit."""
+        dropped = [Dropped(i, status, text, self.reasons.get(i)) for i, (status, text) in self.dropped.items()]
+        return causes_of(dropped, known_mpp=list(self.mpp.values()))
+
+    def dropped_text(self) -> str:
+        """Word why slides are not used, a line for each reason, for an error's message."""
+        return as_lines(self.causes(), most=_MOST_CAUSES)
 
     def check_defects(self) -> None:
         """Fail a job that met a defect. Raises: DefectError."""
         if not self.defects:
             return
         lines = [
-            f"  {_count(slides)} ({_some(slides)}): {text}" for text, slides in grouped(sorted(self.defects.items()))
+            f"  {self._count(slides)} ({_some(slides)}): {text}"
+            for text, slides in grouped(sorted(self.defects.items()))
         ]
         raise DefectError(
-            f"unexpected errors, which are defects in distmil, on {_count(self.defects)}; the others are done, and "
-            "the same command tries again:\n" + "\n".join(lines)
+            f"unexpected errors, which are defects in distmil, on {self._count(self.defects)}; the others are done, "
+            "and the same command tries again:\n" + "\n".join(lines)
         )
 
     def dropped_by_kind(self) -> str:
@@ -91,25 +104,8 @@ class Outcomes:
         words = [f"{gone[kind]} of {total[kind]} {kind}" for kind in sorted(total) if gone[kind]]
         return f" ({', '.join(words)})" if words else ""
 
-
-def grouped(texts: Iterable[tuple[str, str]]) -> list[Group]:
-    """Put slides with equal texts together, the largest group first.
-
-    Args:
-        texts: Slide ids and texts. Texts that differ in numbers, or in the slide's own id, count as equal.
-
-    Returns:
-        The first text of each group and its slides, in the order in which they came.
-    """
-    found: dict[str, Group] = {}
-    for slide_id, text in texts:
-        named = re.sub(rf"(?<!\w){re.escape(slide_id)}(?!\w)", "0", text) if slide_id in text else text
-        found.setdefault(_NUMBER.sub("#", named), (text, []))[1].append(slide_id)
-    return sorted(found.values(), key=lambda group: -len(group[1]))
-
-
-def _count(slides: Sized) -> str:
-    return f"{len(slides)} slide{'s' * (len(slides) != 1)}"
+    def _count(self, slides: Sized) -> str:
+        return f"{len(slides)} {self.noun}{'s' * (len(slides) != 1)}"
 
 
 def _some(slides: list[str]) -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = [
     ["exports", "pace"],
     ["errors", "console", "processes"],
-    ["storage", "demo"],
+    ["reasons", "storage", "demo"],
     ["config", "defects"],
     ["models", "slides", "tracking", "outcomes", "command"],
     ["annotations", "cohort"],

@@ -147,8 +147,8 @@ def test_doubts_and_what_was_dropped_are_the_last_words_but_the_next_steps(
         "slides which doubt",
         "1 s7 pen ink on 3% of it",
         "1 of 2 slides were dropped:",
-        "slides status which why",
-        "1 no_tissue s9 no tissue was found",
+        "slides which why",
+        "1 x no_tissue s9 no tissue was found",
         "next: train: python jobs/train.py cohort.synthetic=1",
         "or only embed: python jobs/embed.py cohort.synthetic=1",
     ]

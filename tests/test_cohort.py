@@ -469,3 +469,11 @@ def test_a_near_name_beside_the_column_itself_is_left_alone(tmp_path):
     (tmp_path / "m.csv").write_text("slide_id,slide_path,label,labels,patient_id,Patient\na,a.png,0,x,p,q\n")
     cohort = read_cohort(CohortConfig(), manifest=tmp_path / "m.csv", needs_labels=True, needs_splits=False)
     assert cohort.slides[0].patient_id == "p"
+
+
+@pytest.mark.parametrize(
+    ("names", "noun"),
+    [(["a.png", "b.JPG"], "image"), (["a.png", "b.svs"], "slide"), (["a.tif"], "slide"), ([], "slide")],
+)
+def test_a_cohort_of_plain_images_calls_them_images(names, noun):
+    assert Cohort([Slide(name, f"/data/{name}") for name in names], ["negative", "positive"]).noun == noun

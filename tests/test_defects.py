@@ -84,7 +84,7 @@ def test_a_slide_that_cannot_be_used_keeps_its_status_and_a_defect_is_marked():
         raise AnnotationError("/data/x/a.xml holds nothing")
 
     refused = attempt(refuse, slide_id="s1", hidden=("/data/x/a.xml",))
-    assert (refused.slide_id, refused.status, refused.error) == ("s1", "bad_annotation", "the file holds nothing")
+    assert (refused.name, refused.status, refused.error) == ("s1", "bad_annotation", "the file holds nothing")
     assert DEFECT not in refused.info
     broken = attempt(lambda: 1 / 0, slide_id="s2")
     assert broken.status == "failed"

@@ -8,8 +8,8 @@ from rich.console import Console as RichConsole
 from distmil.config.root import Config
 from distmil.console import Console
 from distmil.defects import DEFECT
-from distmil.errors import DefectError, TooManyBadSlides
-from distmil.outcomes import Outcomes, grouped
+from distmil.errors import DefectError, Reason, TooManyBadSlides
+from distmil.outcomes import Outcomes
 from distmil.pipeline.job import Job, check_bad_fraction
 from distmil.storage.records import Record
 
@@ -32,16 +32,6 @@ def by_id(*records):
     return {record.name: record for record in records}
 
 
-def test_texts_that_differ_in_numbers_or_the_slides_id_are_one():
-    texts = [
-        ("s1", "pen ink on 3.1% of s1"),
-        ("s2", "black"),
-        ("s3", "pen ink on 12% of s3"),
-        ("s11", "pen ink on 1.5e-05% of s11"),
-    ]
-    assert grouped(texts) == [("pen ink on 3.1% of s1", ["s1", "s3", "s11"]), ("black", ["s2"])]
-
-
 def test_a_job_without_anything_to_say_says_nothing():
     outcomes = Outcomes()
     outcomes.add(by_id(ok("s1"), ok("s2")))
@@ -57,13 +47,13 @@ def test_doubts_come_first_and_what_was_dropped_comes_last():
     assert lines == [
         "doubts about 13 of 16 slides:",
         "slides which doubt",
-        "12 s0, s1, s2, s3, s4, ... pen ink on 0% of it",
+        "12 s0, s1, s2, s3, s4, ... pen ink on 0 to 11% of it",
         "1 t1 dark",
         "1 t1 pen ink on 7%",
         "3 of 16 slides were dropped:",
-        "slides status which why",
-        "1 failed b3 why",
-        "2 no_tissue b1, b2 the most is 3%",
+        "slides which why",
+        "1 x failed b3 why",
+        "2 x no_tissue b1, b2 the most is 3 to 4%",
     ]
 
 
@@ -94,6 +84,22 @@ def test_what_was_dropped_is_counted_by_split_and_class():
     assert "2 of 4 slides were dropped (1 of 2 train positive, 1 of 1 val negative):" in said(outcomes)
 
 
+def test_plain_images_are_called_images():
+    outcomes = Outcomes(noun="image")
+    outcomes.add(by_id(ok("a", "dark"), bad("b"), bad("c", **{DEFECT: "x"})))
+    assert "doubts about 1 of 3 images:" in said(outcomes)
+    assert "2 of 3 images were dropped:" in said(outcomes)
+    with pytest.raises(DefectError, match="on 1 image;"):
+        outcomes.check_defects()
+
+
+def test_the_resolution_of_used_slides_is_the_guess_for_the_others():
+    outcomes = Outcomes()
+    reason = Reason("no um-per-pixel in the file", "tiling.default_mpp").to_json()
+    outcomes.add(by_id(*(bad(f"b{i}", "no_mpp", reason=reason) for i in range(3)), Record("s", {}, info={"mpp": 0.23})))
+    assert "no um-per-pixel in the file; set tiling.default_mpp=0.23, as the other slides have it" in said(outcomes)
+
+
 @pytest.fixture
 def job(store):
     config = Config()
@@ -113,6 +119,14 @@ def test_a_tenth_of_the_slides_may_be_dropped(job, num_bad, is_refused):
         check_bad_fraction(job, records)
     assert len(job.outcomes.dropped) == num_bad  # said at the job's end, whichever way it ends
     assert ("1 of 10 slides are dropped: 1 no_mpp" in job.console.rich.file.getvalue()) is (num_bad == 1)
+
+
+def test_the_refusal_names_each_reason_once_with_the_setting_that_fits(job):
+    reason = Reason("finest 0.972 um/px", "tiling.mpp", 0.972, "least").to_json()
+    records = by_id(*(bad(f"b{i}", "too_coarse", error=f"long sentence {i}", reason=reason) for i in range(72)))
+    with pytest.raises(TooManyBadSlides) as caught:
+        check_bad_fraction(job, records)
+    assert str(caught.value).endswith("\n  72 x too_coarse: finest 0.972 um/px; set tiling.mpp=0.972")
 
 
 def test_a_defect_fails_the_job_whatever_is_allowed(job):

@@ -11,7 +11,7 @@ from typing import Any
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, iterparse
 
-from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, to_points
+from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, convert_hint, to_points
 from distmil.errors import AnnotationError
 
 MAX_XML_BYTES = 64 * 2**20
@@ -23,6 +23,9 @@ _OTHERS = {"dot": POINTS, "pointset": POINTS, "polyline": LINES, "measurement": 
 _HINTS = {
     "annotations": "it looks like Hamamatsu NDPA (nanometres from the slide's centre): convert it to GeoJSON",
     "Annotations": "it looks like Aperio ImageScope XML: convert it to GeoJSON",
+    "annotation": convert_hint(
+        "Pascal VOC XML", "shapely.box(xmin, ymin, xmax, ymax) for xmin, ymin, xmax, ymax in boxes"
+    ),
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, to_points
+from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, convert_hint, to_points
 from distmil.errors import AnnotationError
 
 CLASS_PROPERTIES = ("class", "class_name", "className", "label", "type", "category", "group", "name")
@@ -40,6 +40,15 @@ _WITHOUT_AREA = {"Point": POINTS, "MultiPoint": POINTS, "LineString": LINES, "Mu
 _HINTS = {
     "schema_ref": "it looks like Darwin V7 JSON: convert its polygons to GeoJSON",
     "positive": "it looks like a CAMELYON16 JSON list: use the ASAP XML of the same slide",
+    "shapes": convert_hint(
+        "LabelMe JSON",
+        "shapely.Polygon(shape['points']) for shape in shapes",
+        more=", with shapely.box(*p, *q) for a rectangle of the points p, q",
+    ),
+    **dict.fromkeys(
+        ("images", "categories", "bbox"),
+        convert_hint("COCO JSON", "shapely.box(x, y, x + w, y + h) for x, y, w, h in boxes"),
+    ),
 }
 
 

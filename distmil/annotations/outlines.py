@@ -169,3 +169,15 @@ def _num_crossed(
 
     is_split = side(start, end, start_E2) * side(start, end, end_E2) < 0
     return int((is_split & (side(start_E2, end_E2, start) * side(start_E2, end_E2, end) < 0)).sum())
+
+
+def convert_hint(kind: str, shapes: str, *, more: str = "") -> str:
+    """Say how the boxes or outlines of another format become GeoJSON, in a line of Python.
+
+    Args:
+        kind: The format.
+        shapes: A comprehension of shapely areas in pixels.
+        more: What else to know of the comprehension.
+    """
+    line = f"file.write(shapely.to_geojson(shapely.union_all([{shapes}])))"
+    return f"it looks like {kind}: convert it to a GeoJSON file for each image, in Python {line}{more}"

@@ -6,6 +6,7 @@ Only an AnnotationError leaves the reader, whatever the file holds. Messages nam
 
 import gzip
 import hashlib
+import re
 import stat
 import zipfile
 import zlib
@@ -14,7 +15,7 @@ from pathlib import Path
 from distmil.annotations.asap import read_asap
 from distmil.annotations.geojson import read_geojson
 from distmil.annotations.masks import read_mask
-from distmil.annotations.outlines import Annotation, Outlines
+from distmil.annotations.outlines import Annotation, Outlines, convert_hint
 from distmil.errors import AnnotationError
 
 TOO_MUCH_MEMORY = "the annotation takes more memory than may be used; export it with fewer marks"
@@ -28,6 +29,13 @@ _IMAGES = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _PACKED = (".geojson", ".json")
+_YOLO = re.compile(rb"\d+(?:\s+[01]?\.?\d+(?:e-\d+)?){4,}")
+"""A line of it: a class, then the box's centre and size, or corners, as shares of the image."""
+_YOLO_HINT = convert_hint(
+    "YOLO text",
+    "shapely.box((x - w / 2) * W, (y - h / 2) * H, (x + w / 2) * W, (y + h / 2) * H) for _, x, y, w, h in boxes",
+    more=", where W and H are the image's width and height",
+)
 
 
 def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
@@ -88,6 +96,8 @@ def _read(path: Path, slide_size: tuple[int, int]) -> Annotation:
         read_asap(content, outlines)
     elif start in {b"{", b"["}:
         read_geojson(content, outlines)
+    elif _YOLO.fullmatch(content[:4096].partition(b"\n")[0].strip()):
+        raise AnnotationError(f"the annotation: {_YOLO_HINT}")
     else:
         raise AnnotationError(f"the annotation is neither XML, JSON, PNG nor TIFF; supported are {SUPPORTED}")
     return outlines.gathered()

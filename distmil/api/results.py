@@ -8,20 +8,21 @@ from typing import Any
 
 import pyarrow as pa
 
+from distmil.cohort.kinds import noun_of
 from distmil.console import plain_table
 from distmil.errors import ConfigError
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, from_csv
 from distmil.evaluation.words import (
-    METRIC_COLUMNS,
     PATCH_COLUMNS,
-    SLIDE_COLUMNS,
     evaluation_of,
+    metric_columns,
     metric_rows,
     metrics_title,
     patch_rows,
     patches_title,
     results_title,
+    slide_columns,
     slide_rows,
     to_look_at,
 )
@@ -39,6 +40,11 @@ class Results:
     """Every slide of the job: wrong ones first, then doubtful ones, then by falling probability, last dropped ones."""
     evaluations: Mapping[str, Evaluation] = field(default_factory=dict)
     """Metrics, 95 % intervals and counts by split, where labels are known."""
+
+    @property
+    def noun(self) -> str:
+        """Name what the job was about: slide, or image where all are plain images."""
+        return noun_of([result.slide_path for result in self.slides])
 
     def to_pandas(self) -> Any:
         """Make a data frame of the slides, in their order, with the columns of ``slides.csv``."""
@@ -68,12 +74,13 @@ class Results:
     def __repr__(self) -> str:
         parts = []
         for split, found in self.evaluations.items():
-            parts.append(plain_table(metrics_title(split, found), METRIC_COLUMNS, metric_rows(found)))
+            title = metrics_title(split, found, self.noun)
+            parts.append(plain_table(title, metric_columns(self.noun), metric_rows(found)))
             if patches := patches_title(found):
                 parts.append(plain_table(patches, PATCH_COLUMNS, patch_rows(found)))
         shown = to_look_at(self.slides)
-        title = results_title(self.slides)
-        parts.append(plain_table(title, SLIDE_COLUMNS, slide_rows(shown)) if shown else title)
+        title = results_title(self.slides, self.noun)
+        parts.append(plain_table(title, slide_columns(self.noun), slide_rows(shown)) if shown else title)
         return "\n".join(parts)
 
 

@@ -1,6 +1,7 @@
 """The kind of a file that is given as a manifest: a table, a slide, or another kind with what to do about it."""
 
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from distmil.cohort.text_file import is_binary
@@ -40,6 +41,16 @@ def is_parquet(path: Path) -> bool:
 def is_slide(path: Path) -> bool:
     """Test by its ending whether a file is a slide or an image."""
     return path.suffix.lower() in WHOLE_SLIDE_SUFFIXES | PLAIN_IMAGE_SUFFIXES
+
+
+def is_plain_image(path: str) -> bool:
+    """Test by its ending whether a file is a plain image."""
+    return Path(path).suffix.lower() in PLAIN_IMAGE_SUFFIXES
+
+
+def noun_of(paths: Sequence[str]) -> str:
+    """Name what files are, in messages: "image" where all are plain images by their endings, else "slide"."""
+    return "image" if paths and all(map(is_plain_image, paths)) else "slide"
 
 
 def check_text(path: Path) -> None:

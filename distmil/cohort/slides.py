@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from distmil.cohort.kinds import noun_of
 from distmil.config.data import CohortConfig
 from distmil.config.root import fingerprint
 
@@ -43,6 +44,11 @@ class Cohort:
     def of_split(self, *splits: str) -> list[Slide]:
         """Return the slides of these splits."""
         return [slide for slide in self.slides if slide.split in splits]
+
+    @property
+    def noun(self) -> str:
+        """Name what the files are, in messages: "image" where all are plain images by their endings, else "slide"."""
+        return noun_of([slide.path for slide in self.slides])
 
     @property
     def fingerprint(self) -> str:

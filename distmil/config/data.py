@@ -125,6 +125,9 @@ class LabelsConfig(Section):
     """Where (0, 0) of outlines is. slide: the slide's corner; bounds: the corner of the scanned area (OpenSlide's
     bounds), as QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by the fit to the
     tissue."""
+    on_bad_annotation: Literal["skip", "label_only", "fail"] = Field(default="skip", json_schema_extra=PER_JOB)
+    """What an annotation that cannot be used does to its slide. skip: leaves it out; label_only: keeps it with its own
+    label, as a slide without annotation, and a doubt; fail: ends the job, which names all of them."""
     timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
     """Seconds after which an annotation that is not read yet is given up, and its slide with it."""
 

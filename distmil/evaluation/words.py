@@ -11,9 +11,7 @@ from distmil.inference.scoring import READ_OUTS
 NOT_DEFINED = "not defined"
 ALIKE = "all draws alike"
 """The bootstrap knows no spread there, such as where few slides are told apart without a mistake."""
-METRIC_COLUMNS = ("slides", "value", "interval")
 PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
-SLIDE_COLUMNS = ("slide", "split", "label", "predicted", "probability", "doubt")
 
 _METRICS = {
     "slide_auc": "AUC",
@@ -28,19 +26,29 @@ _METRICS = {
 Rows = list[tuple[str, ...]]
 
 
-def metrics_title(split: str, evaluation: Evaluation) -> str:
+def metric_columns(noun: str) -> tuple[str, ...]:
+    """Name the columns of ``metric_rows``; the noun is slide or image."""
+    return f"{noun}s", "value", "interval"
+
+
+def slide_columns(noun: str) -> tuple[str, ...]:
+    """Name the columns of ``slide_rows``."""
+    return noun, "split", "label", "predicted", "probability", "doubt"
+
+
+def metrics_title(split: str, evaluation: Evaluation, noun: str) -> str:
     """Word what the metrics are of."""
     counts = evaluation.counts
     if not counts:
-        return f"no metrics on {split}: none of its slides has a label and a prediction"
+        return f"no metrics on {split}: none of its {noun}s has a label and a prediction"
     return (
-        f"metrics on {split}: {counts['slides']} slides of {counts['patients']} patients, {counts['positive_slides']} "
+        f"metrics on {split}: {counts['slides']} {noun}s of {counts['patients']} patients, {counts['positive_slides']} "
         "of them abnormal; 95 % intervals by patient"
     )
 
 
 def metric_rows(evaluation: Evaluation) -> Rows:
-    """List the metrics of slides with their intervals, under ``METRIC_COLUMNS``."""
+    """List the metrics of slides with their intervals, under ``metric_columns``."""
     rows: Rows = [(_METRICS[name], *_value(evaluation, name)) for name in _METRICS if name in evaluation.metrics]
     return rows + [(f"AUC of {name}", *_value(evaluation, f"slide_auc_{name}")) for name in READ_OUTS]
 
@@ -78,20 +86,20 @@ def to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
     return [result for result in scored if result.verdict == WRONG or result.reason or not result.verdict]
 
 
-def results_title(results: Sequence[SlideResult]) -> str:
+def results_title(results: Sequence[SlideResult], noun: str) -> str:
     """Word how many slides are predicted wrong or in doubt."""
     scored = [result for result in results if result.probability is not None]
     judged = [result for result in scored if result.verdict]
     wrong = [result for result in judged if result.verdict == WRONG]
     doubtful = [result for result in scored if result.reason and result.verdict != WRONG]
-    title = f"{len(wrong)} of {len(judged)} slides are predicted wrong" if judged else f"{len(scored)} slides"
+    title = f"{len(wrong)} of {len(judged)} {noun}s are predicted wrong" if judged else f"{len(scored)} {noun}s"
     if doubtful:
         title += f", {len(doubtful)} in doubt"
     return title + (f" (threshold {scored[0].threshold:.2f})" if scored else "")
 
 
 def slide_rows(results: Sequence[SlideResult]) -> Rows:
-    """List slides with a prediction under ``SLIDE_COLUMNS``."""
+    """List slides with a prediction under ``slide_columns``."""
     return [
         (result.slide_id, result.split, result.label, result.predicted, f"{result.probability:.2f}", result.reason)
         for result in results

@@ -1,6 +1,6 @@
 """Label tables: one committed file per slide, made from its annotation and its grid, never from its pixels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +11,20 @@ from distmil.annotations.reader import annotation_checksum
 from distmil.annotations.regions import Grid
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
-from distmil.errors import AnnotationError
+from distmil.defects import reason_info
+from distmil.errors import AnnotationError, BadAnnotations, Reason
 from distmil.labels.rules import LabelledPatches, LabelRule, label_patches
 from distmil.labels.slide_outlines import ReadOutlines, SlideOutlines, groups_of
+from distmil.reasons import grouped
 from distmil.storage.records import Record
 from distmil.storage.schemas import labels_schema, to_parquet
 from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import grid_of, patches_folder
 
 FORMAT_VERSION = 2
+UNUSABLE = "unusable"
+"""Key of a record's info: why the annotation cannot be used, where the slide's label counts in its place."""
+_MOST_REASONS = 50
 
 
 def labels_folder(config: Config) -> str:
@@ -67,12 +72,21 @@ class SlideLabeller:
     def finished(self) -> Record | None:
         """Return the record if the table is there and still true, else None."""
         try:
-            return self.committed.finished(self.key())
+            record = self.committed.finished(self.key())
         except OSError:
             return None
+        is_true = record is not None and self._fits(record)
+        return record if is_true else None
+
+    def _fits(self, record: Record) -> bool:
+        """Tell whether a record treats an annotation that cannot be used as ``labels.on_bad_annotation`` wants it."""
+        wants_label = self.config.labels.on_bad_annotation == "label_only"
+        if record.status == AnnotationError.status:
+            return not wants_label
+        return wants_label or UNUSABLE not in record.info
 
     def label(self, tell_unknown: Callable[[Sequence[str]], object] | None = None) -> Record:
-        """Make and commit the table; an annotation that cannot be used is committed as a status.
+        """Make and commit the table; an annotation that cannot be used is a status, or leaves the slide's own label.
 
         Args:
             tell_unknown: Takes the names of groups without a meaning. They are for the console only, for they may name
@@ -86,15 +100,22 @@ class SlideLabeller:
                 tell_unknown(found.unknown)
             made = self.labels(found)
         except AnnotationError as error:
-            return self.committed.commit(key, status=error.status, error=str(error))
+            if self.config.labels.on_bad_annotation != "label_only":
+                info = reason_info(Reason(key="labels.on_bad_annotation", value="label_only"))
+                return self.committed.commit(key, status=error.status, error=str(error), info=info)
+            text = str(error).removeprefix(f"{self.slide.slide_id}: ")
+            doubt = f"its annotation cannot be used, and its label alone counts: {text}"
+            return self._commit(key, self.labels(None), {UNUSABLE: text, "doubts": [doubt]})
         except OSError as error:
             return Record(self.slide.slide_id, key, status="missing", error=f"annotation: {error.strerror or error}")
-        table = self._table(made)
+        return self._commit(key, made, {"doubts": [*(found.doubts if found else ()), *made.doubts]})
+
+    def _commit(self, key: dict[str, Any], made: LabelledPatches, info: dict[str, Any]) -> Record:
+        """Write and commit the table."""
+        table, committed = self._table(made), self.committed
         data = to_parquet(table, write_statistics=False)
-        committed = self.committed
         part = self.store.write_part(committed.folder, f"{self.slide.slide_id}.parquet", data, rows=table.num_rows)
-        doubts = [*(found.doubts if found else ()), *made.doubts]
-        return committed.commit(key, parts=[part], info=_counts(made) | {"doubts": doubts})
+        return committed.commit(key, parts=[part], info=_counts(made) | info)
 
     def labels(self, found: ReadOutlines | None) -> LabelledPatches:
         """Label the slide's patches. Raises: AnnotationError if the annotation contradicts the slide."""
@@ -124,6 +145,23 @@ class SlideLabeller:
             rows = [None if np.isnan(row).any() else row for row in labels.fractions]
             columns.append(pa.array(rows, schema.field("fractions").type))
         return pa.table(columns, schema=schema)
+
+
+def bad_annotations(errors: Mapping[str, str], *, noun: str) -> BadAnnotations:
+    """Word the error that names every annotation that cannot be used, equal reasons together.
+
+    Args:
+        errors: Slide id -> why.
+        noun: What a slide is called.
+    """
+    groups = grouped(sorted(errors.items()))
+    lines = [f"  {len(slides)} ({', '.join(slides)}): {text}" for text, slides in groups[:_MOST_REASONS]]
+    if left := groups[_MOST_REASONS:]:
+        lines.append("  and, for other reasons: " + ", ".join(slide for _, slides in left for slide in slides))
+    return BadAnnotations(
+        f"annotations of {len(errors)} {noun}s cannot be used (labels.on_bad_annotation=fail): mend them, or set it to "
+        f"skip, which leaves the {noun}s out, or to label_only, which keeps their labels:\n" + "\n".join(lines)
+    )
 
 
 def _counts(made: LabelledPatches) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
     if not todo:
         return records
     first = next(iter(todo.values()))
-    what = "slides" if first.view == 0 else "views of slides"
+    noun = f"{job.outcomes.noun}s"
+    what = noun if first.view == 0 else f"views of {noun}"
     job.console.note(f"embedding {len(todo)} {what} with {first.spec.name} ({len(records)} are done)")
     items = [(embedder.patches, embedder.view, part) for embedder in todo.values() for part in embedder.patches.parts]
     is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)

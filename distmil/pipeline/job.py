@@ -118,13 +118,15 @@ def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
             return opened.cohort
     manifest = config.manifest or _synthetic(job, config.synthetic)
     cohort = read_cohort(config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits)
+    job.outcomes.noun = cohort.noun
     job.opened.append(Opened(asked, cohort))
     partial = sum(
         1 for slide in cohort.slides if slide.annotation_path and not slide.annotation_complete and slide.label
     )
     if partial:
         job.console.note(
-            f"{partial} annotated slides are not marked annotation_complete: what is not outlined there is unknown"
+            f"{partial} annotated {cohort.noun}s are not marked annotation_complete: what is not outlined there is "
+            "unknown"
         )
     return cohort
 
@@ -189,13 +191,14 @@ def check_bad_fraction(job: Job, records: Mapping[str, Record]) -> None:
     num_bad = sum(counts.values()) - counts.pop("ok", 0)
     if not num_bad:
         return
+    noun = job.outcomes.noun
     statuses = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     allowed = job.config.tiling.max_bad_fraction
     if num_bad > allowed * len(records) or num_bad == len(records):
         job.outcomes.check_defects()
         raise TooManyBadSlides(
-            f"{num_bad} of {len(records)} slides cannot be used ({statuses}), more than tiling.max_bad_fraction = "
-            f"{allowed} allows; mend them, take them out of the manifest, or raise it"
+            f"{num_bad} of {len(records)} {noun}s cannot be used ({statuses}), more than tiling.max_bad_fraction = "
+            f"{allowed} allows; mend them, take them out of the manifest, or raise it:\n{job.outcomes.dropped_text()}"
         )
     kinds = job.outcomes.dropped_by_kind()
-    job.console.note(f"{num_bad} of {len(records)} slides are dropped: {statuses}{kinds}; the job's end says why")
+    job.console.note(f"{num_bad} of {len(records)} {noun}s are dropped: {statuses}{kinds}; the job's end says why")

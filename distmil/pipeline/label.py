@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.defects import attempt
-from distmil.labels.tables import SlideLabeller
+from distmil.errors import AnnotationError
+from distmil.labels.tables import SlideLabeller, bad_annotations
 from distmil.pipeline.cluster import map_slides
 from distmil.pipeline.job import Job
 from distmil.pipeline.tile_report import say_unknown_groups
@@ -14,7 +15,12 @@ from distmil.storage.store import Store
 
 
 def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> dict[str, Record]:
-    """Make the label table of every tiled slide that is not done, and return the record of each by slide id."""
+    """Make the label table of every tiled slide that is not done, and return the record of each by slide id.
+
+    Raises:
+        BadAnnotations: If annotations cannot be used and ``labels.on_bad_annotation`` is ``fail``.
+        StorageError: If the store cannot be written.
+    """
     labellers = {
         slide.slide_id: SlideLabeller(slide, job.config, job.store, patches[slide.slide_id])
         for slide in slides
@@ -24,14 +30,18 @@ def label(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]) -> d
     todo = [labeller for i, labeller in labellers.items() if i not in records]
     unknown: set[str] = set()
     if todo:
-        job.console.note(f"labelling {len(todo)} slides ({len(records)} are done)")
-        with job.console.progress("label", len(todo), "slides") as advance:
+        noun = job.outcomes.noun
+        job.console.note(f"labelling {len(todo)} {noun}s ({len(records)} are done)")
+        with job.console.progress("label", len(todo), f"{noun}s") as advance:
             items = [(labeller.slide, labeller.patches) for labeller in todo]
             for (slide, _), (record, names) in map_slides(items, _Labeller, config=job.config, store=job.store):
                 advance()
                 records[slide.slide_id] = record
                 unknown.update(names)
     say_unknown_groups(job, unknown)
+    bad = {i: record.error or "" for i, record in records.items() if record.status == AnnotationError.status}
+    if bad and job.config.labels.on_bad_annotation == "fail":
+        raise bad_annotations(bad, noun=job.outcomes.noun)
     _report_labels(job, records)
     return records
 

@@ -41,15 +41,16 @@ def prepare(
 
     Raises:
         TooManyBadSlides: If too few slides can be used.
+        BadAnnotations: If annotations cannot be used and ``labels.on_bad_annotation`` is ``fail``.
         DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
     patches = tile(job, slides).records
+    labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job: before embedding
     from_images = learns and job.config.encoder.trainable
     embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
     views = embed_views(job, learning, spec)
-    labels = label(job, slides, patches) if with_labels else {}
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts

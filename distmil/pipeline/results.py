@@ -6,14 +6,14 @@ from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, slide_results, to_csv
 from distmil.evaluation.words import (
-    METRIC_COLUMNS,
     PATCH_COLUMNS,
-    SLIDE_COLUMNS,
+    metric_columns,
     metric_rows,
     metrics_title,
     patch_rows,
     patches_title,
     results_title,
+    slide_columns,
     slide_rows,
     to_look_at,
 )
@@ -64,11 +64,12 @@ def list_results(
 
 def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
     """Show the wrong and doubtful slides; where nothing is known to compare with, all by falling probability."""
-    shown = to_look_at(results)
+    shown, noun = to_look_at(results), job.outcomes.noun
+    title = results_title(results, noun)
     if not shown:
-        job.console.note(results_title(results))
+        job.console.note(title)
     else:
-        job.console.table(results_title(results), SLIDE_COLUMNS, slide_rows(shown[:MAX_SHOWN]))
+        job.console.table(title, slide_columns(noun), slide_rows(shown[:MAX_SHOWN]))
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
 
@@ -81,10 +82,11 @@ def show_record(job: Job, tracker: Tracker) -> None:
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
     """Show the metrics of a split: slides, then patches by score, each with its 95 % interval by patient."""
-    title = metrics_title(split, evaluation)
+    noun = job.outcomes.noun
+    title = metrics_title(split, evaluation, noun)
     if not evaluation.counts:
         job.console.note(title)
         return
-    job.console.table(title, METRIC_COLUMNS, metric_rows(evaluation))
+    job.console.table(title, metric_columns(noun), metric_rows(evaluation))
     if patches := patches_title(evaluation):
         job.console.table(patches, PATCH_COLUMNS, patch_rows(evaluation))

@@ -17,7 +17,7 @@ from distmil.defects import attempt
 from distmil.errors import DamagedStore, StorageError
 from distmil.pipeline.cluster import cluster_resources, map_slides, start_ray
 from distmil.pipeline.job import Job, Tiled, check_bad_fraction, open_cohort, status_counts
-from distmil.pipeline.tile_report import write_report
+from distmil.pipeline.tile_report import say_unusable, write_report
 from distmil.storage.records import Record
 from distmil.storage.schemas import SLIDES, to_parquet
 from distmil.storage.store import Store
@@ -44,8 +44,10 @@ def run(job: Job) -> dict[str, Any]:
         verified = {"verified": len(cohort.slides), "repaired": num_damaged}
     tiled = tile(job, cohort.slides)
     records = tiled.records
-    report = job.store.path(f"{write_report(job, cohort.slides, tiled)}/summary.html")
+    folder, unusable = write_report(job, cohort.slides, tiled)
+    report = job.store.path(f"{folder}/summary.html")
     job.console.note(f"report: {report}")
+    say_unusable(job, unusable)
     check_bad_fraction(job, records)
     folder = patches_folder(job.config.tiling)
     return verified | {
@@ -70,7 +72,7 @@ def tile(job: Job, slides: Sequence[Slide]) -> Tiled:
     todo = [slide for slide in slides if slide.slide_id not in done]
     tiled = Tiled(dict(done))
     if todo:
-        job.console.note(f"tiling {len(todo)} slides ({len(done)} are done)")
+        job.console.note(f"tiling {len(todo)} {job.outcomes.noun}s ({len(done)} are done)")
         for folder in outdated_folders(config, store):
             job.console.note(
                 f"patches of an earlier version of distmil in {store.path(folder)} are not used, as slides are read "
@@ -87,7 +89,7 @@ def _tile(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
     """Tile slides into ``tiled``: whole slides first, then the chunks that are left, then what vanished meanwhile."""
     start_ray()
     most = MOST_CHUNKS if len(slides) >= cluster_resources().get("CPU", 1) else 1
-    with job.console.progress("tile", len(slides), "slides") as advance:
+    with job.console.progress("tile", len(slides), f"{job.outcomes.noun}s") as advance:
         chunks = _work(job, [(slide, None) for slide in slides], tiled, advance, most_chunks=most)
         large = [slide for slide in slides if slide.slide_id not in tiled.records]
         left = ((slide, chunk) for slide in large for chunk in range(most, chunks[slide.slide_id]))

@@ -7,6 +7,8 @@ file is refused with what to do about it, and what can be used with care is a do
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from distmil.errors import NoResolution, NoTissue, Reason
+from distmil.slides.grid import rounded
 from distmil.slides.tiff_pages import GREY, PALETTE, RGB, YCBCR, Size, TiffPage
 
 _TURNED = range(2, 9)
@@ -134,6 +136,17 @@ def resolution_of(pixel_um: tuple[float, float] | None) -> Resolution:
     return Resolution(width if width == height else (width + height) / 2, doubts)
 
 
+def is_glass(*, is_plain: bool, mpp: float | None, strategy: str) -> bool:
+    """Tell whether a slide is expected to show tissue on glass, so that doubts about glass, ink and stain count.
+
+    Args:
+        is_plain: It is a PNG, JPEG or BMP.
+        mpp: ``tiling.mpp``; None is for images that are not of a microscope.
+        strategy: ``tiling.strategy``; only ``foreground`` looks for tissue.
+    """
+    return strategy == "foreground" and mpp is not None and not is_plain
+
+
 def mpp_doubts(resolution: Resolution, *, given: float | None) -> list[str]:
     """Say where the resolution that is taken rests on weak ground.
 
@@ -147,3 +160,35 @@ def mpp_doubts(resolution: Resolution, *, given: float | None) -> list[str]:
     if not in_file or abs(given / in_file - 1) <= SQUARE_WITHIN:
         return []
     return [f"the manifest says {given:.4g} um/px, the file {in_file:.4g} um/px; the manifest counts"]
+
+
+def no_resolution(ignored: str, *, is_plain: bool) -> NoResolution:
+    """Word the error of a slide whose resolution nobody states.
+
+    Args:
+        ignored: Why what the file states does not count, "" where it states nothing.
+        is_plain: It is a PNG, JPEG or BMP, whose resolution may mean nothing.
+    """
+    found = ignored or "no um-per-pixel in the file"
+    text = f"{found}; set mpp in the manifest or tiling.default_mpp (tiling.mpp=null works in pixels, for plain images)"
+    if is_plain:
+        return NoResolution(text, reason=Reason(found, "tiling.mpp", "null"))
+    return NoResolution(text, reason=Reason(found, "tiling.default_mpp"))
+
+
+def no_tissue(most: float, *, min_tissue: float) -> NoTissue:
+    """Word the error of a slide no patch of which holds enough tissue.
+
+    Args:
+        most: Largest share of tissue that a patch holds.
+        min_tissue: ``tiling.min_tissue``.
+    """
+    text = f"no patch holds {min_tissue:.0%} of tissue (the most is {most:.1%})"
+    value = rounded(most, up=False)
+    if not value:
+        way_out = "tile all of it with tiling.strategy=crop"
+        return NoTissue(f"{text}; {way_out}", reason=Reason("no patch holds tissue", "tiling.strategy", "crop"))
+    return NoTissue(
+        f"{text}; set tiling.min_tissue={value:g}, or tile all of it with tiling.strategy=crop",
+        reason=Reason(f"at most {most:.1%} of a patch is tissue", "tiling.min_tissue", value, "most"),
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from distmil.errors import TooCoarse, TooSmall
+from distmil.errors import Reason, TooCoarse, TooSmall
 
 Box = tuple[int, int, int, int]
 FACTORS = (2, 4)
@@ -70,9 +70,11 @@ def plan_read(
             return ReadPlan(level, patch_px * factor, extent_px, stride_px * scale, slide_mpp * scale)
     finer = [i for i, ratio in enumerate(ratios) if ratio < 1]
     if not finer:
+        value = rounded(slide_mpp, up=True)
         raise TooCoarse(
             f"the file's finest resolution is {slide_mpp:.4g} um/px, coarser than the wanted {mpp:.4g} um/px; "
-            "raise tiling.mpp, or correct the slide's mpp in the manifest if the file states it wrongly"
+            f"set tiling.mpp={value:g}, or correct the slide's mpp in the manifest if the file states it wrongly",
+            reason=Reason(f"finest {slide_mpp:.4g} um/px", "tiling.mpp", value, "least"),
         )
     level = max(finer, key=lambda i: ratios[i])
     scale = mpp / slide_mpp
@@ -100,7 +102,8 @@ def lay_grid(
     if strategy != "pad" and min(size) < extent_px:
         raise TooSmall(
             f"the image is {width} x {height} px, smaller than one patch of {extent_px} px at level 0; "
-            "tiling.strategy=pad fills it up"
+            "tiling.strategy=pad fills it up",
+            reason=Reason(f"{width} x {height} px, less than a patch of {extent_px} px", "tiling.strategy", "pad"),
         )
     if strategy == "crop":
         columns, rows = _inside(width, extent_px, stride), _inside(height, extent_px, stride)
@@ -154,3 +157,18 @@ def banded(x: NDArray[np.int32], y: NDArray[np.int32], *, width_px: float) -> ND
         width_px: Width of a band in level-0 pixels.
     """
     return np.lexsort((x, y, np.floor_divide(x, width_px)))
+
+
+def rounded(value: float, *, up: bool) -> float:
+    """Round to a number that a user can write, and that still fits: four digits, never past the value.
+
+    Args:
+        value: 0 or above.
+        up: Round up, else down; by 1e-9 the value may be missed, which is rounding in floating point.
+    """
+    if value <= 0:
+        return 0.0
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    steps = value / step
+    whole = math.ceil(steps * (1 - 1e-9)) if up else math.floor(steps * (1 + 1e-9))
+    return float(f"{whole * step:.4g}")

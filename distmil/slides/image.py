@@ -37,6 +37,8 @@ class SlideImage(ABC):
     vendor: str
     """The scanner's maker, or the kind of a plain image."""
     reader: str
+    is_plain = False
+    """It is a PNG, JPEG or BMP: an ordinary picture as a rule, without glass around what it shows."""
     bounds: tuple[int, int, int, int] | None = None
     """(x, y, width, height) of the scanned area, None where the file states none."""
 

@@ -33,6 +33,7 @@ class PlainImage(SlideImage):
         try:
             with PillowImage.open(path, formats=_FORMATS) as file:
                 self.vendor = (file.format or "image").lower()
+                self.is_plain = file.format != "TIFF"
                 is_grey = file.mode in _GREY_MODES and not pages  # the pages of a TIFF say so themselves
                 self._pixels = _to_rgb(ImageOps.exif_transpose(file))
         except PillowImage.DecompressionBombError:

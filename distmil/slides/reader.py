@@ -12,7 +12,7 @@ import openslide
 from numpy.typing import NDArray
 
 from distmil.errors import MissingSlide, NoResolution, UnreadableSlide
-from distmil.slides.checks import Resolution, page_doubts, pixel_fault, resolution_of
+from distmil.slides.checks import Resolution, no_resolution, page_doubts, pixel_fault, resolution_of
 from distmil.slides.file_version import SLIDE_SUFFIXES, unusable
 from distmil.slides.image import SlideImage, nameless, over_white
 from distmil.slides.plain_image import PlainImage
@@ -98,11 +98,7 @@ def resolve_mpp(image: SlideImage, *, given: float | None, default: float | None
         raise NoResolution(image.resolution.refusal)
     found = image.mpp or default
     if found is None:
-        reason = image.resolution.ignored or "no um-per-pixel in the file"
-        raise NoResolution(
-            f"{reason}; set mpp in the manifest or tiling.default_mpp (tiling.mpp=null works in pixels, for plain "
-            "images)"
-        )
+        raise no_resolution(image.resolution.ignored, is_plain=image.is_plain)
     return found
 
 

@@ -17,8 +17,8 @@ from distmil.annotations.coverage import mask_shares
 from distmil.annotations.tissue_file import read_tissue
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
-from distmil.errors import NoTissue, SlideError, UnreadableSlide
-from distmil.slides.checks import mpp_doubts
+from distmil.errors import NoTissue, Reason, SlideError, UnreadableSlide
+from distmil.slides.checks import GREY_DOUBT, is_glass, mpp_doubts, no_tissue
 from distmil.slides.grid import Box, ReadPlan, banded, lay_grid, plan_read, snapped
 from distmil.slides.image import SlideImage, overview, overview_level
 from distmil.slides.jpeg_tiles import (
@@ -132,7 +132,7 @@ def plan_tiling(slide: Slide, config: TilingConfig) -> TilingPlan:
             "reader": image.reader if reading.place is None else TileLevel.reader,
             "tissue_share": round(float(tissue.mask.mean()), 6),
             "doubts": [
-                *image.doubts,
+                *(text for text in image.doubts if config.mpp or not image.is_plain or text != GREY_DOUBT),
                 *mpp_doubts(image.resolution, given=slide.mpp),
                 *tissue.doubts,
                 *([_OTHER_PIXELS] if table is not None and reading.place is None else []),
@@ -203,7 +203,9 @@ class _Look:
     def tissue(self, picture: NDArray[np.uint8], scale: float) -> Tissue:
         """Return the user's own tissue mask where there is one, else what is detected."""
         if self.slide.tissue_path is None:
-            return detect_tissue(picture)
+            found, config = detect_tissue(picture), self.config
+            is_slide = is_glass(is_plain=self.image.is_plain, mpp=config.mpp, strategy=config.strategy)
+            return found if is_slide else replace(found, doubts=())
         shape, size = (picture.shape[0], picture.shape[1]), self.image.size
         mask, doubts = read_tissue(
             Path(self.slide.tissue_path),
@@ -232,10 +234,7 @@ class _Look:
         if is_foreground:
             keep = share >= config.min_tissue
             if not keep.any():
-                raise NoTissue(
-                    f"no patch holds {config.min_tissue:.0%} of tissue (the most is {share.max(initial=0):.0%}); "
-                    "lower tiling.min_tissue, or tile all of it with tiling.strategy=crop"
-                )
+                raise no_tissue(float(share.max(initial=0)), min_tissue=config.min_tissue)
             x, y, share = x[keep], y[keep], share[keep]
         order = banded(x, y, width_px=BAND_PATCHES * plan.stride)
         columns = [[self.slide.slide_id] * len(x), x[order], y[order], extent_px[: len(x)], share[order]]
@@ -245,7 +244,8 @@ class _Look:
         """Return the rectangle that holds the tissue. Raises: NoTissue."""
         box = bounding_box(mask, scale=scale, size=self.image.size)
         if box is None:
-            raise NoTissue("no tissue was found; tile all of it with tiling.strategy=crop, or give a tissue_path")
+            text = "no tissue was found; tile all of it with tiling.strategy=crop, or give a tissue_path"
+            raise NoTissue(text, reason=Reason("no tissue was found", "tiling.strategy", "crop"))
         if self.config.snap and table is not None:
             width, height = (edge * self.image.downsamples[self.plan.level] for edge in table.tile_size)
             box = snapped(box, tile=(width, height), size=self.image.size)

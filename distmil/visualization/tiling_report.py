@@ -25,6 +25,8 @@ class SlideSummary:
     status: str
     """One of ``distmil.storage.schemas.STATUSES``."""
     error: str | None = None
+    reason: Mapping[str, Any] | None = None
+    """Of a slide that is not used: ``distmil.errors.Reason`` as JSON, where there is one."""
     num_patches: int = 0
     width_px: int | None = None
     height_px: int | None = None
@@ -49,7 +51,13 @@ class SlideSummary:
 
 
 def summarise(
-    slides: Sequence[SlideSummary], *, run: str, settings: Mapping[str, object], wall_s: float, version: str
+    slides: Sequence[SlideSummary],
+    *,
+    run: str,
+    settings: Mapping[str, object],
+    wall_s: float,
+    version: str,
+    noun: str = "slide",
 ) -> dict[str, Any]:
     """Return the report as JSON-ready values: totals, and slides by id. A number that is not finite becomes None.
 
@@ -59,6 +67,7 @@ def summarise(
         settings: The settings of the run, in the order to show.
         wall_s: How long the run took.
         version: Of distmil.
+        noun: What a slide is called: "image" in a cohort of plain images.
 
     Raises:
         ValueError: If a status is none of ``distmil.storage.schemas.STATUSES``.
@@ -69,6 +78,7 @@ def summarise(
     summary = {
         "run": run,
         "version": version,
+        "noun": noun,
         "settings": settings,
         "totals": _totals(slides, wall_s=wall_s),
         "slides": [vars(slide) for slide in sorted(slides, key=lambda slide: slide.slide_id)],
@@ -126,15 +136,21 @@ def _plain(value: object) -> Any:
     return str(value)
 
 
+def has_card(slide: Row) -> bool:
+    """Tell whether a slide has more to show than why it is not used, which stands in the list of skipped ones."""
+    return bool(slide["status"] == "ok" or slide["picture"] or slide["doubts"] or slide["note"])
+
+
 def choose_cards(slides: Mapping[int, Row]) -> list[int]:
-    """Choose the slides that get a card: the doubtful, the noted, then the others; those with nothing to see last."""
+    """Choose the slides that get a card: the doubtful, the noted, then the others; see ``has_card``."""
 
     def rank(slide: Row) -> int:
-        return 0 if slide["doubts"] else 1 if slide["note"] else 2 if slide["status"] == "ok" or slide["picture"] else 3
+        return 0 if slide["doubts"] else 1 if slide["note"] else 2
 
-    groups: list[list[int]] = [[], [], [], []]
+    groups: list[list[int]] = [[], [], []]
     for i, slide in slides.items():
-        groups[rank(slide)].append(i)
+        if has_card(slide):
+            groups[rank(slide)].append(i)
     shown: list[int] = []
     for group in groups:
         num = min(len(group), MAX_CARDS - len(shown))

@@ -316,6 +316,42 @@ def test_real_qupath_file():
     assert (found.class_property, found.writer) == ("name", "qupath")
 
 
+# --- boxes of other formats
+
+VOC = "<annotation><object><bndbox><xmin>20</xmin><ymin>30</ymin></bndbox></object></annotation>"
+YOLO = "0 0.035 0.3 0.03 0.3\n"
+COCO = {"images": [{"id": 1}], "categories": [], "annotations": [{"image_id": 1, "bbox": [20, 30, 30, 60]}]}
+LABELME = {"version": "5.0", "shapes": [{"label": "car", "points": [[20, 30], [50, 30], [50, 90], [20, 90]]}]}
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "names"),
+    [
+        (VOC, "Pascal VOC XML", {"boxes": [(20, 30, 50, 90)]}),
+        (YOLO, "YOLO text", {"boxes": [[float(text) for text in YOLO.split()]], "W": 1000, "H": 200}),
+        (COCO, "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
+        ({"annotations": [], "categories": []}, "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
+        ([{"image_id": 1, "bbox": [20, 30, 30, 60]}], "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
+        (LABELME, "LabelMe JSON", {"shapes": LABELME["shapes"]}),
+    ],
+)
+def test_boxes_of_another_format_are_named_with_a_line_of_python_that_converts_them(read, content, kind, names):
+    with pytest.raises(AnnotationError, match=f"it looks like {kind}: convert it to a GeoJSON file") as caught:
+        read(content)
+    line = str(caught.value).partition("in Python ")[2].partition(")))")[0] + ")))"
+    file = io.StringIO()
+    exec(line, {"shapely": shapely, "file": file, **names})  # the message's own line
+    (region,) = read(file.getvalue()).regions.values()
+    assert region.bounds == pytest.approx((20, 30, 50, 90))
+    assert region.area == pytest.approx(30 * 60)
+
+
+@pytest.mark.parametrize("text", ["0.5 0.5", "12 hello", "1 2 3", "a 0.5 0.5 0.5 0.5"])
+def test_other_texts_are_no_boxes(read, text):
+    with pytest.raises(AnnotationError, match="neither XML, JSON, PNG nor TIFF"):
+        read(text)
+
+
 # --- files that cannot be used
 
 NO_GEOJSON = "the JSON is no GeoJSON: an object instead of a FeatureCollection, Feature or geometry; export it"

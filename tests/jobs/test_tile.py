@@ -61,7 +61,7 @@ def tiled(home: Path) -> Done:
     assert done.code == 0, done.err
     lines = done.err.splitlines()
     assert "1 of 4 slides were dropped:" in lines[-3]
-    assert lines[-1].split()[:3] == ["1", "unreadable", "broken"]
+    assert lines[-1].split()[:4] == ["1", "x", "unreadable", "broken"]
     return done
 
 

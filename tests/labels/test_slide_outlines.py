@@ -163,14 +163,14 @@ def test_the_report_hands_the_names_to_the_driver(outlines, path):
     path.write_text(json.dumps([feature((0, 0, 50, 50), classification="CNRY")]))
     about, unknown = draw(outlines)
     assert unknown == ["CNRY"]
-    assert "none of the annotation's 1 groups is known" in about["note"]
+    assert "none of the annotation's 1 groups is known" in about["unusable"]
 
 
 @pytest.mark.parametrize("content", ['{"type": "Feature", "geometry": 5}', '{"names": 5}', "", "[" * 10**5])
 def test_no_annotation_ends_the_report(outlines, path, content):
     path.write_text(content)
     about, _ = draw(outlines)
-    assert about["note"].startswith("its annotation cannot be used: the annotation")
+    assert about["unusable"].startswith("the annotation")
 
 
 def test_names_that_differ_in_case_are_one_group(outlines, path):

@@ -1,6 +1,7 @@
 """Label tables: redone when and only when what they are made from changed, in the grid's order."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +11,7 @@ from distmil.bags.bag import read_labels, targets
 from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.errors import ConfigError
-from distmil.labels.tables import SlideLabeller, groups_of, labels_folder
+from distmil.labels.tables import SlideLabeller, bad_annotations, groups_of, labels_folder
 from distmil.storage.schemas import labels_schema
 from distmil.storage.store import Store
 from distmil.tiling.shards import grid_of
@@ -187,3 +188,59 @@ def test_several_classes_may_be_unknown(labeller, tmp_path):
 def test_a_group_that_is_no_class_is_bad_input():
     with pytest.raises(ConfigError, match=r"labels\.groups\.Tumor: 'malignant'.*negative, positive, exclude"):
         groups_of(config(labels={"groups": {"Tumor": "malignant"}}))
+
+
+def spoilt(labeller, tmp_path, **labels):
+    """The slide with an annotation that is no XML or JSON, and its settings."""
+    (tmp_path / "outline.geojson").write_text("plain text")
+    return replace(labeller, config=config(labels=labels))
+
+
+def test_a_bad_annotation_can_leave_the_slides_own_label(labeller, tmp_path):
+    kept = spoilt(labeller, tmp_path, on_bad_annotation="label_only")
+    record = kept.label()
+    assert (record.status, record.info["unknown"], record.info["positive"]) == ("ok", 32, 0)
+    assert table_of(kept)["label"].null_count == 32
+    (doubt,) = record.info["doubts"]
+    assert doubt.startswith("its annotation cannot be used, and its label alone counts: the annotation is neither XML")
+    assert kept.finished() == record
+
+
+def test_a_bad_annotation_of_a_normal_slide_leaves_it_normal(labeller):
+    slide = replace(labeller.slide, label=0)  # the outline marks a target
+    record = replace(labeller, slide=slide, config=config(labels={"on_bad_annotation": "label_only"})).label()
+    assert (record.status, record.info["negative"]) == ("ok", 32)
+    assert "the annotation marks a target" in record.info["doubts"][0]
+
+
+def test_another_choice_for_bad_annotations_is_labelled_again_and_a_good_one_is_not(labeller, tmp_path):
+    good = labeller.label()
+    for choice in ("skip", "label_only", "fail"):
+        assert replace(labeller, config=config(labels={"on_bad_annotation": choice})).finished() == good
+    skip = spoilt(labeller, tmp_path)
+    kept, fail = (spoilt(labeller, tmp_path, on_bad_annotation=choice) for choice in ("label_only", "fail"))
+    refused = skip.label()
+    assert refused.info["reason"]["value"] == "label_only"
+    assert (skip.finished(), kept.finished(), fail.finished()) == (refused, None, refused)
+    used = kept.label()
+    assert (skip.finished(), kept.finished(), fail.finished()) == (None, used, None)
+    assert skip.label().status == "bad_annotation"
+
+
+def test_the_refusal_names_every_slide_once_under_its_reason():
+    errors = {f"s{i}": f"s{i}: line {i} is no number" for i in range(9)} | {"t": "the file is empty"}
+    error = bad_annotations(errors, noun="image")
+    assert error.exit_code == 2
+    first, *lines = str(error).splitlines()
+    assert first.startswith("annotations of 10 images cannot be used (labels.on_bad_annotation=fail): mend them")
+    assert lines == [
+        "  9 (s0, s1, s2, s3, s4, s5, s6, s7, s8): line 0 to 8 is no number",
+        "  1 (t): the file is empty",
+    ]
+
+
+def test_the_refusal_of_many_reasons_still_names_every_slide():
+    letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26)}" for i in range(120)]
+    text = str(bad_annotations({f"s{i}": words for i, words in enumerate(letters)}, noun="slide"))
+    assert len(text.splitlines()) < 60
+    assert all(re.search(rf"\bs{i}\b", text) for i in range(120))

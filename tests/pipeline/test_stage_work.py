@@ -1,20 +1,26 @@
 """What a stage's worker makes of an exception on one slide: a status, a defect, or the end of everything."""
 
+import io
+import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
+from rich.console import Console as RichConsole
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
 from distmil.config.loading import build_config
+from distmil.console import Console
 from distmil.defects import DEFECT
 from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import SlideError, StorageError
+from distmil.errors import BadAnnotations, SlideError, StorageError
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline import embed, label, predict, tile, tile_report
-from distmil.pipeline.job import Job
+from distmil.pipeline import embed, label, predict, prepare, tile, tile_report
+from distmil.pipeline.job import Job, Tiled
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
 from tests.support.slides import save_pyramid, tissue_image
@@ -120,3 +126,97 @@ def test_the_answer_counts_the_slides_that_could_not_be_judged(store):
     assert [entry.slide_id for entry in left.entries] == ["c"]
     assert predict._without_failed(job, left, {"c": Record("c", {})}) == left
     assert set(job.outcomes.dropped) == {"a", "b"}
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Run the workers of labelling and drawing in this process."""
+
+    def in_process(items, worker, **arguments):
+        work = worker(**arguments)
+        return [(item, work(item)) for item in items]
+
+    monkeypatch.setattr(label, "map_slides", in_process)
+    monkeypatch.setattr(tile_report, "map_slides", in_process)
+
+
+@pytest.fixture
+def annotated(tmp_path, slide):
+    """Two slides whose annotations cannot be used, and one without."""
+    (tmp_path / "a.json").write_text('{"images": [], "annotations": []}')
+    spoilt = replace(slide, label=1, annotation_path=str(tmp_path / "a.json"))
+    return [replace(spoilt, slide_id="b1"), replace(spoilt, slide_id="b2"), slide]
+
+
+def job_with(store, choice):
+    values = VALUES | {"labels": {"on_bad_annotation": choice}}
+    return Job(build_config(values), store, Console(RichConsole(file=io.StringIO(), soft_wrap=True)))
+
+
+@pytest.mark.usefixtures("here")
+def test_bad_annotations_end_labelling_only_where_that_is_wanted(annotated, store, config):
+    records = {slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated}
+    found = label.label(job_with(store, "skip"), annotated, records)
+    assert {i: record.status for i, record in found.items()} == {
+        "b1": "bad_annotation",
+        "b2": "bad_annotation",
+        "s1": "ok",
+    }
+    with pytest.raises(BadAnnotations, match=r"annotations of 2 slides cannot be used .*\n  2 \(b1, b2\): .*COCO JSON"):
+        label.label(job_with(store, "fail"), annotated, records)
+    kept = label.label(job_with(store, "label_only"), annotated, records)
+    assert {record.status for record in kept.values()} == {"ok"}
+
+
+@pytest.mark.usefixtures("here")
+def test_bad_annotations_end_a_training_before_anything_is_embedded(monkeypatch, annotated, store, config):
+    tiled = Tiled({slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated})
+    monkeypatch.setattr(prepare, "tile", lambda *given: tiled)
+    monkeypatch.setattr(prepare, "embed", raising(AssertionError("embedded")))
+    with pytest.raises(BadAnnotations):
+        prepare.prepare(job_with(store, "fail"), annotated, SPEC, with_labels=True)
+    with pytest.raises(AssertionError, match="embedded"):
+        prepare.prepare(job_with(store, "skip"), annotated, SPEC, with_labels=True)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("choice", "said"),
+    [
+        ("skip", "annotations of 2 slides cannot be used, the job's end says why: train leaves these slides out"),
+        ("label_only", "annotations of 2 slides cannot be used, the job's end says why: train uses these slides by"),
+    ],
+)
+def test_tiling_says_which_annotations_cannot_be_used(annotated, store, config, choice, said):
+    job = job_with(store, choice)
+    tiled = Tiled({slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated})
+    for _ in range(2):  # pictures that are there are not drawn again, and what they lack is still said
+        folder, unusable = tile_report.write_report(job, annotated, tiled)
+        assert sorted(unusable) == ["b1", "b2"]
+    tile_report.say_unusable(job, unusable)
+    assert said in job.console.rich.file.getvalue()
+    assert all("its annotation cannot be used" in job.outcomes.doubts[i][0] for i in ("b1", "b2"))
+    assert "2 x its annotation cannot be used" in without_tags(store.read(f"{folder}/summary.html").decode())
+    with pytest.raises(BadAnnotations, match="COCO JSON") as caught:
+        tile_report.say_unusable(job_with(store, "fail"), unusable)
+    assert caught.value.exit_code == 2
+
+
+def without_tags(page):
+    return " ".join(re.sub(r"<[^>]*>", "", page).split())
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(("suffix", "strategy", "shows"), [("png", "crop", False), ("png", "foreground", True)])
+def test_the_tissue_of_plain_images_is_shown_only_where_it_chooses_patches(tmp_path, store, suffix, strategy, shows):
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(tissue_image((300, 170), seed=2)).save(path)
+    job = Job(build_config({"tiling": VALUES["tiling"] | {"strategy": strategy}}), store)
+    slide = Slide("a", str(path))
+    tiled = Tiled({"a": tile_slide(slide, job.config.tiling, store)})
+    folder, _ = tile_report.write_report(job, [slide], tiled)
+    assert (store.read_json(f"{folder}/summary.json")["slides"][0]["tissue_share"] is not None) is shows
+    picture = store.read(f"{folder}/{store.read_json(f'{folder}/summary.json')['slides'][0]['picture']}")
+    pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
+    green = np.abs(pixels - (0, 168, 84)).sum(axis=2) < 60
+    assert green.any() == shows

@@ -286,6 +286,38 @@ def test_a_grey_slide_is_used_with_a_doubt(tmp_path, store):
     assert (record.status, record.info["doubts"]) == ("ok", ["the file is grey: it holds no colours of a stain"])
 
 
+@pytest.mark.parametrize(
+    ("suffix", "changes", "is_doubted"),
+    [
+        ("png", {"strategy": "pad", "mpp": None}, False),
+        ("png", {"strategy": "foreground", "mpp": 0.5}, False),
+        ("tif", {"strategy": "pad", "mpp": None}, False),
+        ("tif", {"strategy": "crop", "mpp": 0.5}, False),
+        ("tif", {"strategy": "foreground", "mpp": None}, False),
+        ("tif", {"strategy": "foreground", "mpp": 0.5}, True),
+    ],
+)
+def test_glass_ink_and_stain_are_doubted_only_where_a_slide_is_expected(tmp_path, store, suffix, changes, is_doubted):
+    road = np.random.default_rng(0).integers(60, 130, size=(300, 420, 3), dtype=np.uint8)
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "png":
+        Image.fromarray(road).save(path)
+    else:
+        save_pyramid(path, road)
+    record = tile_slide(Slide("s1", str(path), mpp=0.5), tiling(**changes), store)
+    assert record.ok
+    assert bool(record.info["doubts"]) is is_doubted, record.info["doubts"]
+
+
+def test_a_grey_photograph_is_no_doubt(tmp_path, store):
+    Image.fromarray(PIXELS[..., 1]).save(tmp_path / "a.png")
+    slide = Slide("s1", str(tmp_path / "a.png"), mpp=0.5)
+    assert tile_slide(slide, tiling(mpp=None), store).info["doubts"] == []
+    assert tile_slide(slide, tiling(mpp=0.5), store).info["doubts"] == [
+        "the file is grey: it holds no colours of a stain"
+    ]
+
+
 def test_patches_of_an_earlier_version_are_told_apart(store):
     config, other = tiling(), tiling(patch_px=96)
     assert outdated_folders(config, store) == []

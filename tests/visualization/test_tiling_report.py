@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from distmil.errors import Reason
 from distmil.storage.schemas import STATUSES
 from distmil.visualization import tiling_page, tiling_report
 from distmil.visualization.tiling_page import to_html
@@ -160,7 +161,7 @@ def test_edges_of_a_cohort_make_a_page(slides, words):
     summary = summary_of(slides, wall_s=0.0)
     page = Page(to_html(summary))
     assert words in page.words
-    assert len(page.all("article")) == len(slides)
+    assert len(page.all("article")) == sum(slide.status == "ok" for slide in slides)
     if not any(slide.num_patches for slide in slides):
         assert summary["totals"]["patches_per_s"] is None
 
@@ -213,15 +214,49 @@ def test_the_page_needs_nothing_from_elsewhere():
 def test_what_stands_out_comes_first_and_links_to_its_card():
     page = page_of(COHORT)
     look, rest = page.words.split("Slides tissue", 1)[0].split("Look at these")[1], page.words.split("annotation", 1)[1]
-    for part in ("In doubt: 1 a ok mostly pen no edge", "With a note: 1 e ok annotation: not XML"):
+    for part in ("In doubt: 1 1 x mostly pen a 1 x no edge a", "With a note: 1 1 x annotation: not XML e"):
         assert part in look
-    assert "Skipped: 2 d no_tissue no patch holds 5% of tissue c unreadable cut off at byte 7" in look
+    skipped = "Skipped: 2 1 x no_tissue: no patch holds 5% of tissue d 1 x unreadable: cut off at byte 7 c"
+    assert skipped in look
     assert rest
     links = [link["href"][1:] for link in page.all("a") if link["href"].startswith("#")]
     cards = [card["id"] for card in page.all("article")]
-    assert links == ["slide-0", "slide-4", "slide-3", "slide-2"]
-    # doubtful, noted, then tiled or with a picture, and last the one with nothing to see
-    assert cards == ["slide-0", "slide-4", "slide-1", "slide-3", "slide-2"]
+    assert links == ["slide-0", "slide-0", "slide-4", "slide-3"]
+    # doubtful, noted, then tiled or with a picture; not the one with nothing to see
+    assert cards == ["slide-0", "slide-4", "slide-1", "slide-3"]
+
+
+def test_slides_skipped_for_one_reason_are_one_line_with_the_setting_that_fits():
+    slides = [
+        SlideSummary(
+            f"s{i:02}",
+            "too_coarse",
+            error=f"sentence {i}",
+            reason=Reason("finest 0.972 um/px", "tiling.mpp", 0.972, "least").to_json(),
+        )
+        for i in range(72)
+    ]
+    summary = summary_of([*slides, SlideSummary("old", "too_coarse", error="raise tiling.mpp")])
+    page = Page(to_html(json.loads(json.dumps(summary))))
+    assert "72 x too_coarse: finest 0.972 um/px; set tiling.mpp=0.972 s00, s01" in page.words
+    assert page.words.count("finest") == 1
+    assert "1 x too_coarse: raise tiling.mpp old" in page.words
+    assert "sentence" not in page.words
+
+
+def test_a_missing_resolution_is_guessed_from_the_tiled_slides():
+    reason = Reason("no um-per-pixel in the file", "tiling.default_mpp").to_json()
+    slides = [SlideSummary(name, "no_mpp", error="sentence", reason=reason) for name in "ab"]
+    assert "set tiling.default_mpp=0.25, as the other" in page_of([*slides, SlideSummary("c", "ok", mpp=0.25)]).words
+
+
+def test_plain_images_are_called_images():
+    slides = [SlideSummary("a", "ok", num_patches=5, seconds=1.0), SlideSummary("b", "missing", error="x")]
+    words = page_of(slides, noun="image").words
+    assert "Images tiled 1 of 2" in words
+    assert "1 image" in words
+    assert "slide" not in words.replace("slides table", "")
+    assert "tissue" not in words
 
 
 def test_a_card_says_what_is_known_and_nothing_else():
@@ -253,8 +288,7 @@ def test_cards_are_capped_with_the_doubtful_first_and_an_even_sample_after_them(
     assert np.ptp(np.diff(numbers[4:])) <= 1
     assert numbers[-1] > 75
     assert "10 of 102 slides" in page.words
-    assert "Skipped: 6 The first 4 of them; the JSON holds all." in page.words
-    assert page.words.count("failed x") == 4
+    assert "Skipped: 6 6 x failed: x u000, u001, u002, u003, ... (the JSON holds all)" in page.words
     links = {link["href"][1:] for link in page.all("a")}
     assert links <= {card["id"] for card in page.all("article")}
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -12,13 +12,17 @@ from numpy.typing import NDArray
 from distmil.bags.bag import Bag, open_labels
 from distmil.bags.sampler import StepPlanner
 from distmil.cohort import Cohort
+from distmil.config.loading import per_job_keys
 from distmil.config.root import Config, fingerprint
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.labels.tables import UNUSABLE
+from distmil.models.layout import top_k_size
 from distmil.models.losses import LOSSES
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.worker import run_file
+from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import active_config
@@ -98,10 +102,10 @@ class Claim:
 
     def _settings(self) -> dict[str, Any]:
         """List every setting that the results depend on, dotted."""
-        config = self.job.config
+        config, per_job = self.job.config, per_job_keys()
         return {
             **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
-               for key, value in getattr(config, section).model_dump().items() if key != "timeout_s"},
+               for key, value in getattr(config, section).model_dump().items() if f"{section}.{key}" not in per_job},
             **{f"training.{key}": value for key, value in config.training.identity().items()},
             "encoder.trainable": config.encoder.trainable,
             "encoder.views": config.encoder.views,
@@ -170,22 +174,57 @@ def announce(job: Job, prepared: Prepared) -> Config:
     """Show the slides' supervision and the active losses, and return the configuration to train with."""
     classes, form = len(job.config.cohort.classes), job.config.labels.form
     bags = [open_labels(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries]
-    columns = ("split", "slides", *KINDS, "pseudo label", "negative patches", "positive patches", "unknown patches")
-    rows = [_supervision_row(split, [bag for bag in bags if bag.split == split]) for split in ("train", "val")]
+    complete = {i for i, record in prepared.labels.items() if _is_complete(record)}
+    noun = job.outcomes.noun
+    columns = (
+        *("split", f"{noun}s", *KINDS),
+        *("pseudo label", "negative patches", "positive patches", "unknown patches"),
+    )
+    of_split = {split: [bag for bag in bags if bag.split == split] for split in ("train", "val")}
+    rows = [_supervision_row(split, found, complete) for split, found in of_split.items()]
     job.console.table("supervision", columns, rows)
-    learning = [bag for bag in bags if bag.split == "train"]
+    learning = of_split["train"]
     planner = StepPlanner(learning, job.config.bags, num_classes=classes, seed=job.config.training.seed)
     config, notes = active_config(job.config, planner)
-    for note in notes:
+    for note in (*notes, *_short_bags(learning, job.config, noun), *_nothing_held_out(bags)):
         job.console.note(f"note: {note}")
     weights = {name: getattr(config.losses, name) for name in LOSSES}
     job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
     return config
 
 
-def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
+def _short_bags(bags: Sequence[Bag], config: Config, noun: str) -> list[str]:
+    """Note in how many bags K is cut to a share of the bag."""
+    top_k, share = config.bags.top_k, config.bags.top_k_share
+    sizes = [top_k_size(len(bag.label_N), top_k, share=share) for bag in bags]
+    cut = [size for size in sizes if size < top_k]
+    if not cut or config.model.name != "dual":
+        return []
+    span = f"{min(cut)}" if min(cut) == max(cut) else f"{min(cut)} to {max(cut)}"
+    return [
+        f"bags.top_k = {top_k} is cut to {span} on {len(cut)} of {len(bags)} train {noun}s: K is at most "
+        f"bags.top_k_share = {share:g} of a bag"
+    ]
+
+
+def _nothing_held_out(bags: Sequence[Bag]) -> list[str]:
+    """Note that no labelled slide validates the epochs."""
+    if any(bag.split == "val" and bag.label is not None for bag in bags):
+        return []
+    return [
+        "nothing is held out: no validation metrics, no best epoch, and thresholds of 0.5; set split=val for some "
+        "patients in the manifest, or leave its split column out (cohort.val_fraction draws them)"
+    ]
+
+
+def _is_complete(record: Record) -> bool:
+    """Tell whether all of a slide's targets are outlined, in an annotation that can be used."""
+    return bool(record.key.get("annotation") and record.key.get("annotation_complete")) and UNUSABLE not in record.info
+
+
+def _supervision_row(split: str, bags: list[Bag], complete: Set[str]) -> tuple[object, ...]:
     """Count a split's slides by kind of supervision, and its patches by label."""
-    kinds = Counter(_supervision(bag.label or 0, bag.label_N) for bag in bags)
+    kinds = Counter(_supervision(bag.label or 0, bag.label_N, is_complete=bag.slide_id in complete) for bag in bags)
     negative, positive, unknown = (
         sum(int((np.sign(bag.label_N) == sign).sum()) for bag in bags) for sign in (0, 1, -1)
     )
@@ -193,9 +232,17 @@ def _supervision_row(split: str, bags: list[Bag]) -> tuple[object, ...]:
     return (split, len(bags), *counts, sum(bag.is_pseudo for bag in bags), negative, positive, unknown)
 
 
-def _supervision(label: int, label_N: NDArray[Any]) -> str:
-    """Name the kind of supervision that a slide brings."""
+def _supervision(label: int, label_N: NDArray[Any], *, is_complete: bool) -> str:
+    """Name the kind of supervision that a slide brings.
+
+    Args:
+        label: The slide's class.
+        label_N: Class of each patch, -1 = unknown, as at the border of a target.
+        is_complete: All targets are outlined.
+    """
     if label == 0:
         return "negative"
-    known = (label_N >= 0).mean()
-    return "annotated" if known == 1 else "part annotated" if known > 0 else "label only"
+    is_known_N = label_N >= 0
+    if not is_known_N.any():
+        return "label only"
+    return "annotated" if is_complete or is_known_N.all() else "part annotated"

@@ -1,8 +1,10 @@
 """What a name stands for: settings and data, the slides of each fold with them."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from distmil.cohort import Cohort
@@ -11,12 +13,22 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.pipeline.training.claim import Claim, read_record_id, write_record_id
+from distmil.pipeline.training.claim import (
+    Claim,
+    _is_complete,
+    _nothing_held_out,
+    _short_bags,
+    _supervision,
+    read_record_id,
+    write_record_id,
+)
 from distmil.pipeline.training.group import check_finished
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.job import identity
+from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.training.engine import History
+from tests.support.bags import make_bag
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 FOLDS = [(["a", "b"], ["c", "d"]), (["c", "d"], ["a", "b"])]
@@ -117,6 +129,56 @@ def test_nothing_is_made_of_a_history_that_is_not_finished(rows):
 
 def test_patience_with_annotations_is_no_other_run_but_another_origin_is(tmp_path):
     store = Store(str(tmp_path))
-    assert claim(store, FOLDS, ["e"]) == claim(store, FOLDS, ["e"], timeout_s=900) == "s"
+    for labels in ({}, {"timeout_s": 900}, {"on_bad_annotation": "label_only"}):
+        assert claim(store, FOLDS, ["e"], **labels) == "s"
     with pytest.raises(ConfigError, match=r"labels.origin: 'auto' then, 'bounds' now"):
         claim(store, FOLDS, ["e"], origin="bounds")
+
+
+BORDER = np.array([1, 0, 0, -1])
+
+
+@pytest.mark.parametrize(
+    ("label", "label_N", "is_complete", "kind"),
+    [
+        (0, BORDER, False, "negative"),
+        (1, BORDER, True, "annotated"),  # the unknown patch lies at the border of a target
+        (1, BORDER, False, "part annotated"),
+        (1, np.array([1, 0]), False, "annotated"),
+        (1, np.array([-1, -1]), True, "label only"),
+    ],
+)
+def test_a_slide_is_annotated_where_its_outline_is_complete(label, label_N, is_complete, kind):
+    assert _supervision(label, label_N, is_complete=is_complete) == kind
+
+
+@pytest.mark.parametrize(
+    ("key", "info", "is_complete"),
+    [
+        ({"annotation": "c0ffee", "annotation_complete": True}, {}, True),
+        ({"annotation": "c0ffee", "annotation_complete": False}, {}, False),
+        ({"annotation": None, "annotation_complete": True}, {}, False),
+        ({"annotation": "c0ffee", "annotation_complete": True}, {"unusable": "it is no XML"}, False),
+        ({}, {}, False),
+    ],
+)
+def test_only_an_annotation_that_can_be_used_is_complete(key, info, is_complete):
+    assert _is_complete(Record("s", key, info=info)) is is_complete
+
+
+def test_bags_with_fewer_top_patches_are_counted():
+    bags = [make_bag(i, size=size) for i, size in enumerate((20, 41, 80, 200))]  # a tenth: 2, 5, 8, 20
+    (note,) = _short_bags(bags, build_config({}), "image")
+    assert note.startswith("bags.top_k = 8 is cut to 2 to 5 on 2 of 4 train images: K is at most bags.top_k_share =")
+    assert _short_bags(bags, build_config({"bags": {"top_k": 2}}), "image") == []
+    assert _short_bags(bags, build_config({"bags": {"top_k_share": 1}}), "image") == []
+    assert _short_bags(bags, build_config({"model": {"name": "mean"}}), "image") == []
+
+
+def test_a_training_without_validation_slides_is_noted():
+    train, val = make_bag(1), replace(make_bag(2), split="val")
+    assert _nothing_held_out([train, val]) == []
+    for bags in ([train], [train, replace(val, label=None)], [train, replace(val, split="test")]):
+        (note,) = _nothing_held_out(bags)
+        assert note.startswith("nothing is held out: no validation metrics, no best epoch")
+        assert "split=val" in note
