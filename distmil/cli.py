@@ -84,6 +84,7 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
     jobs = importlib.import_module("distmil.pipeline.job")
     job = jobs.Job(config, store, console)
     jobs.check_input(job, name)
+    jobs.check_ahead(job, name)
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
     runtime.after_start(interruption.install)

@@ -24,6 +24,7 @@ FLOORS = [
     ["inference"],
     ["evaluation"],
     ["training"],
+    ["preflight"],
     ["search", "pipeline", "api"],
     ["pipeline.training"],
     ["pipeline.tuning"],
