@@ -67,6 +67,8 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecor
     spec = open_encoder(job)
     claim = Claim(job, spec, cohort, search.run, "tune", more=search_settings(job.config.search))
     claim.check()
+    if job.config.training.use_gpu is True or job.config.training.num_workers > 1:
+        concurrency(job.config, trial_resources(job.config, is_gpu=wants_gpu(job.config)))
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
