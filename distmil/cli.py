@@ -85,6 +85,9 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
     job = jobs.Job(config, store, console)
     jobs.check_input(job, name)
     jobs.check_ahead(job, name)
+    if options.dry_run:
+        answer = importlib.import_module("distmil.pipeline.dry_run").run(job, name, STAGES[name])
+        return {"job": name, "storage": store.root, **answer}
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
     runtime.after_start(interruption.install)
@@ -109,6 +112,9 @@ def job_parser(name: str, description: str | None, *, program: str | None = None
     )
     parser.add_argument(
         "--config", metavar="FILE.yaml", help="configuration file, or its s3:// or gs:// URI; without it, every default"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done, how much and how long; write nothing"
     )
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="replaces the file's value")
     return parser

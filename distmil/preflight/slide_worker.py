@@ -1,6 +1,5 @@
 """The child process that looks at a slide before it is tiled: whatever a file holds, it costs this process at most."""
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import cv2
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
+from distmil.preflight.clock import idle_clock
 from distmil.slides.grid import plan_read
 from distmil.slides.reader import open_slide, resolve_mpp
 from distmil.tiling.plan import open_reading, plan_tiling
@@ -59,14 +59,14 @@ def _open(slide: Slide, config: TilingConfig, found: dict[str, Any]) -> None:
 
 def _try(slide: Slide, config: TilingConfig, num_cut: int, file: str | None) -> dict[str, Any]:
     """Plan a slide and cut some of its patches, of its middle. Raises: SlideError."""
-    started = time.perf_counter()
+    started = idle_clock()
     plan = plan_tiling(slide, config)
-    planned = time.perf_counter()
+    planned = idle_clock()
     size = (plan.info["width_px"], plan.info["height_px"])
     grid = plan.grid.slice(max(0, (plan.grid.num_rows - num_cut) // 2), num_cut)
     with open_reading(slide, plan.reading, reader=config.reader, size=size) as image:
         data = encode_shard(cut_patches(image, plan.reading, grid, config))
-    cut = time.perf_counter()
+    cut = idle_clock()
     if file is not None:
         Path(file).write_bytes(data)
     return {
