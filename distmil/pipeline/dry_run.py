@@ -3,7 +3,6 @@
 import importlib
 import os
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +15,6 @@ from distmil.pace import in_words
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
 from distmil.preflight.checks import WITH_LABELS, held_out, slides_of
-from distmil.preflight.deadline import Calls, answers_within, spread
 from distmil.preflight.disk import free_bytes, in_bytes
 from distmil.preflight.looks import Look, Task, look_at
 from distmil.preflight.stages import (
@@ -33,6 +31,7 @@ from distmil.preflight.stages import (
     tile_stage,
     train_stage,
 )
+from distmil.preflight.timing import Calls, answers_within, idle_clock, spread
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.tiling.tiler import SlideTiler
@@ -54,9 +53,9 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
         name: The job's name.
         module: The job's module, whose imports are the measure of a start here.
     """
-    started = time.monotonic()
+    started = idle_clock()
     importlib.import_module(module)
-    start_s = time.monotonic() - started
+    start_s = idle_clock() - started
     with tempfile.TemporaryDirectory(prefix="distmil-", ignore_cleanup_errors=True) as folder:
         stages = _Estimate(job, name, Path(folder), start_s).stages
     total_s, num_bytes = sum(stage.seconds for stage in stages), sum(stage.num_bytes for stage in stages)
@@ -64,7 +63,9 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     job.console.table(f"dry run of {name}: nothing is written", COLUMNS, rows)
     free = free_bytes(job.store.root)
     room = "" if free is None else f", {in_bytes(free)} are free"
-    job.console.note(f"about {in_words(total_s)} and {in_bytes(num_bytes)}{room}")
+    job.console.note(f"about {in_words(total_s)} on an idle machine, and {in_bytes(num_bytes)}{room}")
+    if (load := os.getloadavg()[0]) > (os.cpu_count() or 1):
+        job.console.note(f"note: this machine is busy (load {load:.0f} on {os.cpu_count()} CPUs); now it takes longer")
     return {"dry_run": True, "stages": [asdict(stage) for stage in stages], "seconds": total_s, "bytes": num_bytes}
 
 
@@ -122,9 +123,12 @@ class _Estimate:
         todo = sorted(
             (slide for slide in slides if slide.slide_id not in tiled), key=lambda slide: sizes.get(slide.slide_id, 0)
         )
-        annotated = self.name in WITH_LABELS
+        with_labels = self.name in WITH_LABELS
         tasks = [
-            Task(slide, TRIAL_PATCHES, str(self.folder / f"{number}.parquet"), with_annotation=bool(annotated and slide.annotation_path))
+            Task(
+                slide, TRIAL_PATCHES, str(self.folder / f"{number}.parquet"),
+                with_annotation=with_labels and slide.annotation_path is not None,
+            )
             for number, slide in enumerate(spread(todo, TRIALS))
         ]  # fmt: skip
         looks: list[Look] = look_at(tasks, config, store, limit_s=LOOK_S, at_once=2) if tasks else []
@@ -225,9 +229,8 @@ class _Estimate:
             return record
         median = sorted(slides, key=lambda slide: work.patches[slide.slide_id])[len(slides) // 2]
         count = round(work.patches[median.slide_id])
-        with importlib.import_module("distmil.slides.reader").open_slide(
-            median.path, reader=config.tiling.reader
-        ) as image:
+        reader = importlib.import_module("distmil.slides.reader")
+        with reader.open_slide(median.path, reader=config.tiling.reader) as image:
             size = image.size
         head = bundle and bundle.head
         score_s, maps_s = self._one_thread(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from distmil.cohort import Slide
 from distmil.config.root import Config
-from distmil.preflight.deadline import Calls, answers_within, spread
 from distmil.preflight.looks import Look
+from distmil.preflight.timing import Calls, answers_within, spread
 
 PLACE_BYTES = 24
 """Of a patch's place in an embedding shard."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from distmil.errors import ConfigError
-from distmil.preflight.deadline import Calls, answers_within
+from distmil.preflight.timing import Calls, answers_within
 
 LIMIT_S = 2.0
 SURE_SHARE = 0.5

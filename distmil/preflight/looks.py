@@ -2,7 +2,6 @@
 
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.labels.slide_outlines import groups_of
 from distmil.labels.tables import SlideLabeller
-from distmil.preflight.deadline import answers_within, spread
+from distmil.preflight.timing import answers_within, spread
 from distmil.processes.child import Child, ChildCrashed, ChildTimedOut
 from distmil.storage.records import Record
 from distmil.storage.store import Store
@@ -94,8 +93,8 @@ class _Looker:
 
     def __init__(self, config: Config, store: Store, folder: str) -> None:
         self._config, self._store, self._folder = config, store, folder
-        self._slides = Child("distmil.preflight.slide_worker:work", is_silent=True)
-        self._annotations = Child("distmil.labels.annotation_worker:work", is_silent=True)
+        self._slides = Child("distmil.preflight.worker:look", is_silent=True)
+        self._annotations = Child("distmil.preflight.worker:read", is_silent=True)
 
     def close(self) -> None:
         """End the children."""
@@ -137,14 +136,13 @@ class _Looker:
             "out": str(Path(self._folder) / f"{look.slide.slide_id}.arrow"),
         }
         limit_s = min(limit_s, self._config.labels.timeout_s)
-        started = time.perf_counter()
         try:
             answer = self._annotations.call(request, timeout_s=limit_s)
         except ChildTimedOut:
             return look
         except ChildCrashed as error:
             answer = {"error": f"the annotation crashed its reader ({error})"}
-        return replace(look, annotation_s=time.perf_counter() - started, annotation_error=answer.get("error"))
+        return replace(look, annotation_s=answer.get("seconds", 0.0), annotation_error=answer.get("error"))
 
 
 def _done(slide: Slide, record: Record) -> Look:

@@ -1,6 +1,6 @@
 """How fast this machine embeds, trains and predicts, tried on a few patches for seconds. Torch, no Ray.
 
-Seconds are those of an idle machine, see ``distmil.preflight.clock``.
+Seconds are those of an idle machine, see ``distmil.preflight.timing``.
 
 N patches of a slide, E embedding, C classes.
 """
@@ -24,8 +24,7 @@ from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.inference.scoring import score_bag
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
-from distmil.preflight.clock import idle_clock
-from distmil.preflight.deadline import spread
+from distmil.preflight.timing import idle_clock, spread
 from distmil.storage.store import Store
 from distmil.training.learner import embed
 from distmil.training.run import open_run

@@ -1,4 +1,4 @@
-"""The child process that looks at a slide before it is tiled: whatever a file holds, it costs this process at most."""
+"""The child processes that look at slides and annotations ahead: whatever a file holds, it costs them at most."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,8 @@ import cv2
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
-from distmil.preflight.clock import idle_clock
+from distmil.labels import annotation_worker
+from distmil.preflight.timing import idle_clock
 from distmil.slides.grid import plan_read
 from distmil.slides.reader import open_slide, resolve_mpp
 from distmil.tiling.plan import open_reading, plan_tiling
@@ -19,7 +20,7 @@ Request = tuple[Slide, TilingConfig, int, str | None]
 """The slide, how it is tiled, the most patches to cut as a trial, and a file for them; 0: the slide is only opened."""
 
 
-def work(request: Request) -> dict[str, Any]:
+def look(request: Request) -> dict[str, Any]:
     """Look at a slide.
 
     Returns:
@@ -38,6 +39,13 @@ def work(request: Request) -> dict[str, Any]:
         record = failure_record(slide.slide_id, error, hidden=(slide.path, slide.tissue_path))
         found |= {"status": record.status, "error": record.error}
     return found
+
+
+def read(request: dict[str, Any]) -> dict[str, Any]:
+    """Read an annotation as labelling does, and return the answer with its ``seconds``."""
+    started = idle_clock()
+    answer = annotation_worker.work(request)
+    return answer | {"seconds": idle_clock() - started}
 
 
 def _open(slide: Slide, config: TilingConfig, found: dict[str, Any]) -> None:
