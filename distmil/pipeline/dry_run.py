@@ -255,7 +255,8 @@ class _Estimate:
         before = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            return work()
+            with importlib.import_module("threadpoolctl").threadpool_limits(limits=1):  # numpy's, too
+                return work()
         finally:
             torch.set_num_threads(before)
 

@@ -99,10 +99,10 @@ def _with_bundle_tiling(job: Job) -> Config | None:
     found = _bundle_json(job, "config.json")
     if not isinstance(found, dict):
         return None
-    theirs, own = found, per_job_keys()
+    own = per_job_keys()
     try:
-        merged = job.config.model_dump()
-        for section in ("tiling", "encoder"):
+        theirs, merged = found["config"], job.config.model_dump()
+        for section in ("cohort", "tiling", "encoder"):
             merged[section] |= {key: value for key, value in theirs[section].items() if f"{section}.{key}" not in own}
         return build_config(merged)
     except (KeyError, TypeError, AttributeError, DistmilError):
