@@ -1,17 +1,17 @@
 """Every job refuses what cannot work before it tiles anything, with exit code 2 and without torch or Ray."""
 
 import json
-import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from distmil import cli
+from distmil.cohort import read_cohort
 from distmil.config.loading import build_config
 from distmil.inference.bundle import save_bundle
-from distmil.pipeline.job import Job
 from distmil.preflight import checks, looks
 from distmil.preflight.claims import claim_file
 from distmil.storage.store import Store
@@ -34,13 +34,13 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return found
 
 
-def manifest(folder: Path, labels: str = "0101", mpp: float = 2.0) -> str:
+def manifest(folder: Path, labels: str = "0101", mpp: float = 2.0, *, outlines: str = "") -> str:
     """Write a manifest of small slides, the last two in val, with outlines that are no XML on the positive ones."""
     lines = ["slide_id,slide_path,label,split,annotation_path"]
     (folder / "bad.xml").write_text("<oh")
     for i, label in enumerate(labels):
-        save_pyramid(folder / f"{i}.tiff", tissue_image((300, 200), seed=i), mpp=mpp)
-        lines.append(f"s{i},{i}.tiff,{label},{'train' if i < 2 else 'val'},{'bad.xml' if label == '1' else ''}")
+        save_pyramid(folder / f"{i}.tiff", tissue_image((520, 380), seed=i), mpp=mpp)
+        lines.append(f"s{i},{i}.tiff,{label},{'train' if i < 2 else 'val'},{outlines if label == '1' else ''}")
     (folder / "m.csv").write_text("\n".join(lines) + "\n")
     return f"cohort.manifest={folder / 'm.csv'}"
 
@@ -51,7 +51,9 @@ def refused(store: Store, capsys: pytest.CaptureFixture[str], job: str, *keys: s
     assert cli.main(job, None, [*given, *keys]) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert {"patches", "embeddings", "labels", "predictions"}.isdisjoint(os.listdir(store.root))
+    assert {"patches", "embeddings", "labels", "predictions"}.isdisjoint(
+        path.name for path in Path(store.root).iterdir()
+    )
     return said.err
 
 
@@ -65,7 +67,7 @@ def test_slides_that_are_all_too_coarse(job: str, store: Store, tmp_path: Path, 
 
 @pytest.mark.parametrize("job", WITH_LABELS)
 def test_annotations_that_all_fail(job: str, store: Store, tmp_path: Path, capsys) -> None:
-    said = refused(store, capsys, job, manifest(tmp_path, "0111", mpp=0.5))
+    said = refused(store, capsys, job, manifest(tmp_path, "0111", mpp=0.5, outlines="bad.xml"))
     assert f"none of the {2 if job == 'evaluate' else 3} annotations that were looked at can be used:" in said
 
 
@@ -111,20 +113,19 @@ def test_a_gpu_that_is_not_there(job: str, store: Store, tmp_path: Path, capsys,
     monkeypatch.setattr(nodes, "check_cluster", lambda job: None)
     monkeypatch.setattr(group, "node_resources", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr(tune_adapter, "cluster_resources", lambda: {"CPU": 2.0})
-    (tmp_path / "bad.xml").write_text("<oh")
     keys = (manifest(tmp_path, "0100", mpp=0.5), "training.use_gpu=true", "tracking.uri=none")
     said = refused(store, capsys, job, *keys, "search.metric=patch_ap_probability")
     assert ("needs 1 GPU" if job == "train" else "a trial needs 1 CPU, 1 GPU") in said
 
 
-def test_a_good_manifest_passes_with_notes(store: Store, tmp_path: Path) -> None:
-    keys = manifest(tmp_path, "0101", mpp=0.5).removeprefix("cohort.manifest=")
-    config = build_config({"cohort": {"manifest": keys, "classes": ["normal", "tumour"]}})
-    job = Job(config, store)
-    from distmil.pipeline.job import open_cohort  # noqa: PLC0415
-
-    cohort = open_cohort(job, needs_labels=False, needs_splits=True)
-    assert checks.check_job(config, store, cohort, job="tile") == []
+def test_a_good_manifest_passes(store: Store, tmp_path: Path) -> None:
+    path = manifest(tmp_path, "0101", mpp=0.5).removeprefix("cohort.manifest=")
+    config = build_config({"cohort": {"manifest": path, "classes": ["normal", "tumour"]}})
+    cohort = read_cohort(config.cohort, manifest=path, needs_labels=True, needs_splits=True)
+    assert checks.check_job(config, store, cohort, job="train") == []
+    learning = replace(cohort, slides=cohort.slides[:2])
+    notes = checks.check_job(config, store, learning, job="train")
+    assert [note.split(":")[1] for note in notes] == [" no slide is in val"]
 
 
 def test_refusals_load_neither_torch_nor_ray(store: Store, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ def test_what_surely_does_not_fit_is_refused_with_both_numbers() -> None:
     with pytest.raises(ConfigError) as caught:
         check_disk({"patches": 80e9, "embeddings": 40e9, "labels": 0}, int(30.1e9), "/data/distmil")
     assert str(caught.value).startswith(
-        "storage.root: about 120 GB will be written (patches 80 GB, embeddings 40 GB), 30 GB are free in /data/distmil; "
-        "free some space"
+        "storage.root: about 120 GB will be written (patches 80 GB, embeddings 40 GB), 30 GB are free in "
+        "/data/distmil; free some space"
     )
 
 
