@@ -86,7 +86,7 @@ def _run(name: str, options: argparse.Namespace, console: Console, interruption:
     jobs.check_input(job, name)
     jobs.check_ahead(job, name)
     if options.dry_run:
-        answer = importlib.import_module("distmil.pipeline.dry_run").run(job, name, STAGES[name])
+        answer = importlib.import_module("distmil.pipeline.dry_run.estimate").run(job, name, STAGES[name])
         return {"job": name, "storage": store.root, **answer}
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])

@@ -28,7 +28,7 @@ FLOORS = [
     ["search", "pipeline", "api"],
     ["pipeline.training"],
     ["pipeline.tuning"],
-    ["pipeline.doctor", "cli", "completion"],
+    ["pipeline.doctor", "pipeline.dry_run", "cli", "completion"],
     ["__main__"],
 ]
 

@@ -14,7 +14,16 @@ PACKAGES = sorted(
 )  # fmt: skip
 INTERNAL = [
     f"distmil.{name}"
-    for name in ("api", "demo", "pipeline", "pipeline.doctor", "pipeline.training", "pipeline.tuning", "processes")
+    for name in (
+        "api",
+        "demo",
+        "pipeline",
+        "pipeline.doctor",
+        "pipeline.dry_run",
+        "pipeline.training",
+        "pipeline.tuning",
+        "processes",
+    )
 ]
 """They offer nothing: jobs are commands, and ``import distmil`` has all of the API."""
 OFFERING = [name for name in PACKAGES if name not in INTERNAL]
