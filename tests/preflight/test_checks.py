@@ -159,14 +159,16 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
         ("embed", ["start", "tile", "embed"]),
         ("train", ["start", "tile", "embed", "label", "train", "predict", "record"]),
         ("tune", ["start", "tile", "embed", "label", "search"]),
+        ("evaluate", ["start", "tile", "embed", "label", "predict"]),
+        ("predict", ["start", "tile", "embed", "predict"]),
     ],
 )
 def test_a_dry_run_says_how_much_and_writes_nothing(
     job: str, stages: list[str], store: Store, tmp_path: Path, capsys
 ) -> None:
     before = files(Path(store.root))
-    keys = [manifest(tmp_path, "0100", mpp=0.5), "cohort.classes=[normal,tumour]", "tiling.patch_px=32",
-            "training.epochs=3"]  # fmt: skip
+    keys = [manifest(tmp_path, "0100", mpp=0.5), "training.epochs=3"]
+    keys += ["prediction.model=a-run"] if job in {"evaluate", "predict"} else ["cohort.classes=[normal,tumour]"]
     assert cli.main(job, None, ["--dry-run", *keys]) == 0
     said = capsys.readouterr()
     answer = json.loads(said.out)
@@ -174,7 +176,7 @@ def test_a_dry_run_says_how_much_and_writes_nothing(
     assert answer["dry_run"] is True
     assert [stage["name"] for stage in answer["stages"]] == stages
     tile = answer["stages"][1]
-    assert (tile["done"], tile["todo"]) == (0, 4)
+    assert (tile["done"], tile["todo"]) == (0, 2 if job == "evaluate" else 4)
     assert tile["num_bytes"] > 1000
     assert answer["seconds"] == pytest.approx(sum(stage["seconds"] for stage in answer["stages"]))
     assert all(stage["seconds"] > 0 for stage in answer["stages"])
