@@ -97,8 +97,10 @@ class _Estimate:
         labels = self.name in WITH_LABELS
         splits = labels or (self.name == "predict" and job.config.prediction.split is not None)
         config = job.config.cohort
-        if config.manifest is None and config.synthetic:  # made for the estimate, and thrown away
-            manifest = make_cohort(self.folder / "synthetic", num_slides=config.synthetic, progress=lambda: None)
+        if config.manifest is None and config.synthetic:
+            manifest = Path(job.store.path(f"synthetic/{config.synthetic}/manifest.csv"))
+            if not manifest.exists():  # made for the estimate, and thrown away
+                manifest = make_cohort(self.folder / "synthetic", num_slides=config.synthetic)
             return read_cohort(config, manifest=manifest, needs_labels=labels, needs_splits=splits)
         return open_cohort(job, needs_labels=labels, needs_splits=splits)
 
