@@ -1,12 +1,13 @@
 """The checks of seconds before work of hours: labels, run names, slides, annotations and the disk. No torch, no Ray."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
 from distmil.encoders.registry import RESNET_DIMENSIONS
 from distmil.encoders.texture import DIMENSION
-from distmil.errors import BadInput
+from distmil.errors import BadInput, ConfigError
 from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
 from distmil.preflight.claims import check_claim
 from distmil.preflight.disk import check_disk, free_bytes
@@ -16,6 +17,7 @@ from distmil.preflight.verdict import judge_annotations, judge_slides
 from distmil.storage.store import Store
 
 WITH_LABELS = ("train", "tune", "evaluate")
+WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 
 
 def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list[str]:
@@ -37,6 +39,8 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         StorageError: If the store does not answer.
     """
     notes: list[str] = []
+    if job in {"embed", "train", "tune"}:
+        check_weights(config)
     if job in {"train", "tune"}:
         notes += check_supervision(cohort, job)
         check_claim(config, cohort.classes, store, job=job)
@@ -51,6 +55,13 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
     if unseen := sorted({task.slide.slide_id for task in tasks} - seen):
         notes.append(f"note: {len(unseen)} of {len(unseen) + len(seen)} slides chosen for a look were not read in time")
     return notes + _check_disk(config, store, cohort, slides, looks, job=job)
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a file of encoder weights that is not there; what it holds is read with torch. Raises: ConfigError."""
+    path = Path(config.encoder.weights).expanduser()
+    if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
+        raise ConfigError(f"encoder.weights = {config.encoder.weights!r}: there is no such file")
 
 
 def slides_of(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:

@@ -95,6 +95,12 @@ def test_a_name_that_is_taken(job: str, store: Store, tmp_path: Path, capsys) ->
     assert "bags.top_k: 3 then, 8 now" in said
 
 
+@pytest.mark.parametrize("job", ["embed", *LEARNING])
+def test_weights_that_are_not_there(job: str, store: Store, tmp_path: Path, capsys) -> None:
+    keys = (manifest(tmp_path), "encoder.name=resnet18", "encoder.weights=/nowhere/w.pt")
+    assert "encoder.weights = '/nowhere/w.pt': there is no such file" in refused(store, capsys, job, *keys)
+
+
 @pytest.mark.parametrize("job", ["evaluate", "predict"])
 def test_an_empty_split(job: str, store: Store, tmp_path: Path, capsys) -> None:
     said = refused(store, capsys, job, manifest(tmp_path), "prediction.split=test")
