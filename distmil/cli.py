@@ -92,6 +92,10 @@ def _run(
     jobs = importlib.import_module("distmil.pipeline.job")
     job = jobs.Job(config, store, console)
     jobs.check_input(job, name)
+    jobs.check_ahead(job, name)
+    if options.dry_run:
+        answer = importlib.import_module("distmil.pipeline.dry_run.estimate").run(job, name, STAGES[name])
+        return {"job": name, "storage": store.root, **answer}
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
     runtime.after_start(interruption.install)

@@ -9,6 +9,7 @@ from distmil.config.description import key_choices
 
 OPTIONS = {
     "--print-config": "Print the configuration and run nothing",
+    "--dry-run": "Show what would be done and how long",
     "--help-all": "Print every key",
     "--version": "Print the versions",
 }

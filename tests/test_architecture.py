@@ -24,10 +24,11 @@ FLOORS = [
     ["inference", "inventory"],
     ["evaluation"],
     ["training", "recording"],
+    ["preflight"],
     ["search", "pipeline", "api"],
     ["pipeline.training"],
     ["pipeline.tuning"],
-    ["pipeline.doctor", "cli", "completion"],
+    ["pipeline.doctor", "pipeline.dry_run", "cli", "completion"],
     ["__main__"],
 ]
 

@@ -20,6 +20,7 @@ INTERNAL = [
         "demo",
         "pipeline",
         "pipeline.doctor",
+        "pipeline.dry_run",
         "pipeline.training",
         "pipeline.tuning",
         "processes",

@@ -79,6 +79,9 @@ def job_parser(name: str, description: str | None, *, program: str | None = None
     parser.add_argument(
         "--print-config", action="store_true", help="print the configuration that the job would use, and run nothing"
     )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show what would be done, how much and how long; write nothing"
+    )
     parser.add_argument("-h", "--help", action=_Print, write=lambda: _help(parser, name), help="print this help")
     parser.add_argument(
         "--help-all",

@@ -15,7 +15,7 @@ import ray.data
 from ray import cloudpickle
 
 from distmil.config.root import Config
-from distmil.errors import StorageError
+from distmil.errors import ConfigError, StorageError
 from distmil.processes.interruption import Interrupted, signals_held
 from distmil.processes.tree import descendants, end_processes
 
@@ -141,6 +141,23 @@ def cluster_resources() -> dict[str, float]:
     now: dict[str, float] = dict(ray.cluster_resources())
     possible = ray._private.state.state.get_max_resources_from_cluster_config() or {}
     return {name: max(now.get(name, 0), possible.get(name, 0)) for name in now.keys() | possible.keys()}
+
+
+def check_gpus(config: Config, *, count: float = 1) -> None:
+    """Refuse ``training.use_gpu=true`` where there is no GPU, before anything is made.
+
+    Raises:
+        ConfigError: If a cluster that cannot grow has fewer than ``count``.
+    """
+    if config.training.use_gpu is not True:
+        return
+    start_ray()
+    have = cluster_resources().get("GPU", 0.0)
+    if have < count and not is_autoscaling():
+        raise ConfigError(
+            f"training.use_gpu = true: needs {count:g} GPU, this machine or cluster has {have:g}; set "
+            "training.use_gpu=auto or false"
+        )
 
 
 def is_autoscaling() -> bool:

@@ -7,7 +7,7 @@ from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec, load_encoder
-from distmil.pipeline.cluster import map_slides, wants_gpu
+from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
 from distmil.pipeline.job import Job, check_bad_fraction, open_cohort, open_encoder, status_counts
 from distmil.pipeline.tile import tile
 from distmil.storage.records import Part, Record
@@ -22,6 +22,8 @@ def run(job: Job) -> dict[str, Any]:
     """Turn patch shards into embeddings; what is not tiled is tiled first."""
     cohort = open_cohort(job, needs_labels=False, needs_splits=False)
     spec = open_encoder(job)
+    if spec.weights_file is not None:
+        check_gpus(job.config)
     patches = tile(job, cohort.slides).records
     records = patches | embed(job, patches, spec)
     job.outcomes.add(patches)  # their doubts

@@ -6,6 +6,7 @@ from typing import Any
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.tables import INTERVALS, METRICS
+from distmil.pipeline.cluster import check_gpus
 from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
 from distmil.pipeline.results import list_results, show_metrics, show_record, write_results
@@ -16,6 +17,7 @@ def run(job: Job) -> dict[str, Any]:
     """Measure a trained bundle on a split of a labelled manifest."""
     inner, bundle = open_bundle(job)
     cohort = open_cohort(inner, needs_labels=True, needs_splits=True)
+    check_gpus(inner.config)
     slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
     record = PredictionRecord.of("evaluate", job.config, job.store, name)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from distmil.cohort import Cohort, Slide, read_cohort
+from distmil.config.loading import build_config, per_job_keys
 from distmil.config.root import Config
 from distmil.console import Console
 from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
 from distmil.outcomes import Outcomes
+from distmil.preflight.checks import check_job
 from distmil.storage.records import Record
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -78,6 +80,35 @@ def check_input(job: Job, name: str) -> None:
         )
 
 
+def check_ahead(job: Job, name: str) -> None:
+    """Check within seconds what would stop a job by the job's name after hours, and note what it will lack.
+
+    Raises:
+        BadInput: If the job cannot succeed.
+        StorageError: If the store does not answer.
+    """
+    read = [opened.cohort for opened in job.opened]
+    config = _with_bundle_tiling(job) if name in {"evaluate", "predict"} else job.config
+    if read and config is not None:
+        for note in check_job(config, job.store, read[-1], job=name):
+            job.console.note(note)
+
+
+def _with_bundle_tiling(job: Job) -> Config | None:
+    """Lay a bundle's tiling and encoder over the configuration; None where that fails, which its loading explains."""
+    found = _bundle_json(job, "config.json")
+    if not isinstance(found, dict):
+        return None
+    own = per_job_keys()
+    try:
+        theirs, merged = found["config"], job.config.model_dump()
+        for section in ("cohort", "tiling", "encoder"):
+            merged[section] |= {key: value for key, value in theirs[section].items() if f"{section}.{key}" not in own}
+        return build_config(merged)
+    except (KeyError, TypeError, AttributeError, DistmilError):
+        return None
+
+
 def _with_classes(config: Config, classes: list[str]) -> Config:
     return config.model_copy(update={"cohort": config.cohort.model_copy(update={"classes": classes})})
 
@@ -95,14 +126,20 @@ def bundle_place(job: Job) -> str:
 
 def _bundle_classes(job: Job) -> list[str] | None:
     """Read a bundle's classes without its network; None where that fails, which loading the bundle explains."""
+    found = _bundle_json(job, "labels.json")
+    classes = found.get("classes") if isinstance(found, dict) else None
+    return classes if isinstance(classes, list) and all(isinstance(text, str) for text in classes) else None
+
+
+def _bundle_json(job: Job, name: str) -> Any:
+    """Read a JSON file of the job's bundle; None where that fails."""
     place = bundle_place(job)
     is_folder = "://" in place or Path(place).is_dir()
     try:
         store = Store(place) if is_folder else job.store
-        classes = store.read_json("labels.json" if is_folder else f"models/{place}/labels.json")["classes"]
-    except (DistmilError, OSError, KeyError, TypeError, ValueError):
+        return store.read_json(name if is_folder else f"models/{place}/{name}")
+    except (DistmilError, OSError, ValueError):
         return None
-    return classes if isinstance(classes, list) and all(isinstance(text, str) for text in classes) else None
 
 
 def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:

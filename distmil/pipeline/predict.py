@@ -21,7 +21,7 @@ from distmil.inference.question import claim_question, default_name, make_questi
 from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
-from distmil.pipeline.cluster import map_slides, wants_gpu
+from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
 from distmil.pipeline.job import Job, bundle_place, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
 from distmil.pipeline.results import list_results, show_record, write_results
@@ -39,6 +39,7 @@ def run(job: Job) -> dict[str, Any]:
     inner, bundle = open_bundle(job)
     split = job.config.prediction.split
     cohort = open_cohort(inner, needs_labels=False, needs_splits=split is not None)
+    check_gpus(inner.config)
     slides = check_any(cohort.of_split(split) if split else list(cohort.slides), split)
     name = claim_output(job, bundle, slides)
     record = PredictionRecord.of("predict", job.config, job.store, name)

@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 from distmil.bags.bag import Bag, open_labels
 from distmil.bags.sampler import StepPlanner
 from distmil.cohort import Cohort
-from distmil.config.loading import per_job_keys
 from distmil.config.root import Config, fingerprint
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import ConfigError, StorageError, TrainingError
+from distmil.errors import StorageError, TrainingError
 from distmil.labels.tables import UNUSABLE
 from distmil.models.layout import top_k_size
 from distmil.models.losses import LOSSES
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.worker import run_file
+from distmil.preflight.claims import changes, refuse_changes, settings_of
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.training.checkpoints import checkpoint_folder
@@ -80,7 +80,7 @@ class Claim:
             StorageError: If the claim of an earlier run is damaged or gone.
         """
         if self.name and (earlier := self._earlier(self.name)):
-            self._compare(self.name, _changes(self._settings(), earlier["settings"]))
+            self._compare(self.name, changes(self._settings(), earlier["settings"]))
 
     def take(self, prepared: Prepared) -> str:
         """Claim the name for the settings and the slides, note the slides for the workers, and return the name.
@@ -93,7 +93,7 @@ class Claim:
         run = self.name or f"{self.kind}-{fingerprint(claim, length=10)}"
         earlier = self._earlier(run)
         if earlier is not None and earlier != json.loads(json.dumps(claim)):
-            changed = _changes(self._settings(), earlier["settings"])
+            changed = changes(self._settings(), earlier["settings"])
             self._compare(run, changed or ["the slides, labels or outlines changed"])
         self.job.store.write_checked(run_file(run, "run"), claim, owner=run)
         entries = [entry.to_json() for entry in prepared.entries]
@@ -102,18 +102,7 @@ class Claim:
 
     def _settings(self) -> dict[str, Any]:
         """List every setting that the results depend on, dotted."""
-        config, per_job = self.job.config, per_job_keys()
-        return {
-            **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
-               for key, value in getattr(config, section).model_dump().items() if f"{section}.{key}" not in per_job},
-            **{f"training.{key}": value for key, value in config.training.identity().items()},
-            "encoder.trainable": config.encoder.trainable,
-            "encoder.views": config.encoder.views,
-            "encoder": self.spec.identity(),
-            "tiling": config.tiling.identity(),
-            "cohort.classes": list(self.cohort.classes),
-            **self.more,
-        }  # fmt: skip
+        return {**settings_of(self.job.config, self.cohort.classes), "encoder": self.spec.identity(), **self.more}
 
     def _earlier(self, run: str) -> Any:
         """Read the settings and the fingerprint of the data that a run was started with, None if there is no such run.
@@ -135,12 +124,8 @@ class Claim:
 
     def _compare(self, run: str, changed: Sequence[str]) -> None:
         """Refuse changes. Raises: ConfigError."""
-        if changed:
-            section = "training" if self.kind == "train" else "search"
-            raise ConfigError(
-                f"{section}.run = {run!r} was started with something else; choose another name, or delete "
-                f"{self._places(run)}\n  " + "\n  ".join(changed)
-            )
+        key = f"{'training' if self.kind == 'train' else 'search'}.run"
+        refuse_changes(changed, key=key, run=run, places=list(map(self.job.store.path, self._folders(run))))
 
     def _folders(self, run: str) -> list[str]:
         """List the folders with results of a run."""
@@ -162,12 +147,6 @@ def _data_fingerprint(prepared: Prepared, cohort: Cohort) -> str:
         "labels": {slide_id: record.digest for slide_id, record in prepared.labels.items()},
     }
     return fingerprint(data)
-
-
-def _changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
-    """Word each setting that differs from an earlier run's, which was read from JSON."""
-    pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
-    return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
 
 
 def announce(job: Job, prepared: Prepared) -> Config:

@@ -35,6 +35,21 @@ ELASTIC_STARTS = 100
 CLUSTER_STARTS = 3
 
 
+def check_workers(job: Job) -> None:
+    """Check before anything is made that the workers have what they need, unless their run is finished.
+
+    Raises:
+        ConfigError: If a cluster that cannot grow does not have it.
+    """
+    training = job.config.training
+    done = read_history(job.store, training.run) if training.run else None
+    if done is not None and is_finished(done, job.config):
+        return
+    if training.use_gpu is True or training.num_workers > 1:
+        start_ray()
+        _resources(job.config, is_gpu=wants_gpu(job.config, count=training.min_workers or training.num_workers))
+
+
 def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> History:
     """Run the worker group to the end of training and return the history.
 

@@ -22,7 +22,7 @@ from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
 from distmil.pipeline.results import list_results, show_record
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
-from distmil.pipeline.training.group import fit
+from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
 from distmil.recording.data import data_of
 from distmil.recording.description import job_tags
@@ -86,6 +86,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     spec = open_encoder(job)
     claim = Claim(job, spec, cohort, job.config.training.run, "train")
     claim.check()
+    check_workers(job)
     used = cohort.of_split("train", "val")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)

@@ -23,6 +23,7 @@ from distmil.pipeline.tuning.record import SearchRecord
 from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.pipeline.tuning.trials import HELD_OUT
 from distmil.pipeline.tuning.tune_adapter import concurrency, run_trials, trial_resources
+from distmil.preflight.claims import search_settings
 from distmil.search.comparison import Spread, ablations, repeat_trials, spread_of
 from distmil.search.folds import check_labels, check_metric, patient_folds
 from distmil.search.queue import TrialQueue
@@ -66,8 +67,10 @@ def _check_val(search: SearchConfig, cohort: Cohort) -> None:
 def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecord) -> dict[str, Any]:
     search = job.config.search
     spec = open_encoder(job)
-    claim = Claim(job, spec, cohort, search.run, "tune", more=settings_of(search))
+    claim = Claim(job, spec, cohort, search.run, "tune", more=search_settings(job.config.search))
     claim.check()
+    if job.config.training.use_gpu is True or job.config.training.num_workers > 1:
+        concurrency(job.config, trial_resources(job.config, is_gpu=wants_gpu(job.config)))
     used = cohort.of_split("train", "val", "test")
     prepared = prepare(job, used, spec, with_labels=True, learns=True)
     check_classes(prepared, cohort)
@@ -113,13 +116,7 @@ def _outcome(
 
 def identity(search: SearchConfig, folds: Sequence[FoldIds], held_out: Sequence[str]) -> dict[str, Any]:
     """List the settings and slides that a search depends on; more trials or repeats go on with it."""
-    return settings_of(search) | {"slides of the folds": fingerprint({"folds": folds, "held_out": held_out})}
-
-
-def settings_of(search: SearchConfig) -> dict[str, Any]:
-    """List the settings of ``search`` that a search depends on."""
-    keys = ("space", "algorithm", "metric", "stopping", "grace_epochs", "reduction", "folds")
-    return {f"search.{key}": getattr(search, key) for key in keys}
+    return search_settings(search) | {"slides of the folds": fingerprint({"folds": folds, "held_out": held_out})}
 
 
 def _without_inactive(job: Job, active: Config, space: Mapping[str, Domain]) -> dict[str, Domain]:

@@ -1,0 +1,114 @@
+"""The checks of seconds before work of hours: labels, run names, slides, annotations and the disk. No torch, no Ray."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from distmil.cohort import Cohort, Slide
+from distmil.config.root import Config
+from distmil.encoders.registry import RESNET_DIMENSIONS
+from distmil.encoders.texture import DIMENSION
+from distmil.errors import BadInput, ConfigError
+from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
+from distmil.preflight.claims import check_claim
+from distmil.preflight.disk import check_disk, free_bytes
+from distmil.preflight.looks import Look, choose_tasks, look_at
+from distmil.preflight.supervision import check_supervision
+from distmil.preflight.verdict import judge_annotations, judge_slides
+from distmil.storage.store import Store
+
+WITH_LABELS = ("train", "tune", "evaluate")
+WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
+
+
+def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list[str]:
+    """Check a job's input before anything is imported that takes seconds, or made that takes hours.
+
+    What is tiled or labelled already is not looked at again. A disk that does not answer costs seconds at most.
+
+    Args:
+        config: The configuration, with the bundle's tiling and classes where the job has one.
+        store: Where the job writes.
+        cohort: The manifest.
+        job: The job's name.
+
+    Returns:
+        Notes for the console.
+
+    Raises:
+        BadInput: If the job cannot succeed.
+        StorageError: If the store does not answer.
+    """
+    notes: list[str] = []
+    if job in {"embed", "train", "tune"}:
+        check_weights(config)
+    if job in {"train", "tune"}:
+        notes += check_supervision(cohort, job)
+        check_claim(config, cohort.classes, store, job=job)
+    slides = slides_of(cohort, config, job=job)
+    if not slides:
+        raise BadInput(f"the manifest has no slide in {config.prediction.split or 'val or test'}")
+    tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
+    looks = look_at(tasks, config, store)
+    notes += judge_slides(_once(looks), config.tiling)
+    notes += judge_annotations(looks)
+    seen = {look.slide.slide_id for look in looks}
+    if unseen := sorted({task.slide.slide_id for task in tasks} - seen):
+        notes.append(f"note: {len(unseen)} of {len(unseen) + len(seen)} slides chosen for a look were not read in time")
+    return notes + _check_disk(config, store, cohort, slides, looks, job=job)
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a file of encoder weights that is not there; what it holds is read with torch. Raises: ConfigError."""
+    path = Path(config.encoder.weights).expanduser()
+    if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
+        raise ConfigError(f"encoder.weights = {config.encoder.weights!r}: there is no such file")
+
+
+def slides_of(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
+    """List the slides that a job tiles."""
+    split = config.prediction.split
+    if job == "tune":
+        return cohort.of_split("train", "val", "test")
+    if job == "evaluate" or (job == "predict" and split):
+        return cohort.of_split(split) if split else cohort.of_split("val", "test")
+    return list(cohort.slides)
+
+
+def held_out(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
+    """List the slides that a job predicts."""
+    if job == "train":
+        split = config.prediction.split
+        return cohort.of_split(split) if split else cohort.of_split("val", "test")
+    return slides_of(cohort, config, job=job) if job in {"evaluate", "predict"} else []
+
+
+def dimension_of(config: Config) -> int:
+    """Return the width of the encoder's embeddings."""
+    return RESNET_DIMENSIONS.get(config.encoder.name, DIMENSION)
+
+
+def _check_disk(
+    config: Config, store: Store, cohort: Cohort, slides: Sequence[Slide], looks: Sequence[Look], *, job: str
+) -> list[str]:
+    """Compare what the slides that are left will fill with what is free. Raises: ConfigError."""
+    free = free_bytes(store.root)
+    once = _once(looks)
+    left = round(len(slides) * sum(not look.is_done for look in once) / max(1, len(once)))
+    amounts = estimate_amounts(looks, slides, file_sizes(slides)) if free is not None and left else None
+    if amounts is None:
+        return []
+    needed = bytes_of(
+        amounts.of(left), config, job=job, dimension=dimension_of(config),
+        train_share=len(cohort.of_split("train")) / len(slides),
+        held_out=round(len(held_out(cohort, config, job=job)) * left / len(slides)),
+    )  # fmt: skip
+    return check_disk(needed, free, store.root)
+
+
+def _once(looks: Sequence[Look]) -> list[Look]:
+    """Keep one look a slide: the one that saw more, for a slide may be opened and tried."""
+    found: dict[str, Look] = {}
+    for look in looks:
+        if look.slide.slide_id not in found or look.status != "ok":
+            found[look.slide.slide_id] = look
+    return list(found.values())

@@ -1,0 +1,86 @@
+"""The settings that a run's name stands for, compared before anything heavy is imported."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distmil.config.jobs import SearchConfig
+from distmil.config.loading import per_job_keys
+from distmil.config.root import Config
+from distmil.errors import ConfigError, StorageError
+from distmil.storage.store import Store
+
+
+def claim_file(run: str) -> str:
+    """Name the file with the settings and data that a run was started with."""
+    return f"checkpoints/{run}/run.json"
+
+
+def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
+    """List every setting but the encoder's weights that a training depends on, dotted."""
+    per_job = per_job_keys()
+    return {
+        **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
+           for key, value in getattr(config, section).model_dump().items() if f"{section}.{key}" not in per_job},
+        **{f"training.{key}": value for key, value in config.training.identity().items()},
+        "encoder.trainable": config.encoder.trainable,
+        "encoder.views": config.encoder.views,
+        "tiling": config.tiling.identity(),
+        "cohort.classes": list(classes),
+    }  # fmt: skip
+
+
+def search_settings(search: SearchConfig) -> dict[str, Any]:
+    """List the settings of ``search`` that a search depends on."""
+    keys = ("space", "algorithm", "metric", "stopping", "grace_epochs", "reduction", "folds")
+    return {f"search.{key}": getattr(search, key) for key in keys}
+
+
+def changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Word each setting that differs from an earlier run's, which was read from JSON."""
+    pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
+    return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
+
+
+def refuse_changes(changed: Sequence[str], *, key: str, run: str, places: Sequence[str]) -> None:
+    """Refuse to go on with a run under other settings.
+
+    Args:
+        changed: What differs; nothing is refused if it is empty.
+        key: The key with the run's name.
+        run: The name.
+        places: Folders that hold the run.
+
+    Raises:
+        ConfigError: If anything differs.
+    """
+    if changed:
+        raise ConfigError(
+            f"{key} = {run!r} was started with something else; choose another name, or delete "
+            f"{' and '.join(places)}\n  " + "\n  ".join(changed)
+        )
+
+
+def check_claim(config: Config, classes: Sequence[str], store: Store, *, job: str) -> None:
+    """Compare a job's settings with those of an earlier run of its name, but for the encoder's weights.
+
+    A claim that is damaged or gone is left to the job itself, which explains it.
+
+    Raises:
+        ConfigError: If the earlier run had other settings.
+    """
+    section = "training" if job == "train" else "search"
+    run = getattr(config, section).run
+    if run is None:
+        return
+    try:
+        earlier = store.read_checked(claim_file(run), owner=run)["settings"]
+    except (FileNotFoundError, StorageError, KeyError, TypeError):
+        return
+    settings = settings_of(config, classes) | (search_settings(config.search) if job == "tune" else {})
+    changed = changes(settings, earlier)
+    encoder = earlier.get("encoder", {}).get("name")
+    if encoder != config.encoder.name:
+        changed.append(f"encoder.name: {encoder!r} then, {config.encoder.name!r} now")
+    folders = [f"checkpoints/{run}", *([f"searches/{run}"] if job == "tune" else [])]
+    refuse_changes(changed, key=f"{section}.run", run=run, places=[store.path(folder) for folder in folders])

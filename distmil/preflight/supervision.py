@@ -1,0 +1,42 @@
+"""Whether the manifest's labels and splits are enough to learn from, before anything is tiled."""
+
+from collections import Counter
+
+from distmil.cohort import Cohort
+from distmil.errors import ManifestError
+
+
+def check_supervision(cohort: Cohort, job: str) -> list[str]:
+    """Refuse a manifest that nothing can be learned from, and note what a training will lack.
+
+    Args:
+        cohort: The manifest.
+        job: ``train`` or ``tune``.
+
+    Returns:
+        Notes.
+
+    Raises:
+        ManifestError: If the train split has labelled slides of fewer than two classes.
+    """
+    counts = Counter(slide.label for slide in cohort.of_split("train") if slide.label is not None)
+    if len(counts) < 2:
+        found = ", ".join(f"{count} {cohort.classes[label]}" for label, count in sorted(counts.items()))
+        others = Counter(slide.split for slide in cohort.slides if slide.split != "train")
+        elsewhere = ", ".join(f"{count} in {split}" for split, count in sorted(others.items(), key=str))
+        raise ManifestError(
+            f"training needs train slides of at least two classes; the manifest has {found or 'none'} in train"
+            + (f" ({elsewhere})" if elsewhere else "")
+            + f"; add slides of {_missing(cohort, set(counts))}, or correct the columns label and split"
+        )
+    if job == "train" and not cohort.of_split("val"):
+        return [
+            "note: no slide is in val: nothing is measured while the network trains, its thresholds stay at 0.5, and "
+            "no epoch is chosen; give some slides the split val, or set cohort.val_fraction where there is no split"
+        ]
+    return []
+
+
+def _missing(cohort: Cohort, found: set[int]) -> str:
+    names = [name for label, name in enumerate(cohort.classes) if label not in found]
+    return names[0] if len(names) == 1 else " or ".join(names[:3])

@@ -1,0 +1,37 @@
+"""A manifest that nothing can be learned from is refused before anything is tiled."""
+
+import pytest
+
+from distmil.cohort import Cohort, Slide
+from distmil.errors import ManifestError
+from distmil.preflight.supervision import check_supervision
+
+CLASSES = ["negative", "positive"]
+
+
+def cohort(*rows: tuple[int | None, str]) -> Cohort:
+    return Cohort([Slide(f"s{i}", "x", label, split=split) for i, (label, split) in enumerate(rows)], CLASSES)
+
+
+def test_one_class_in_train_is_refused_with_the_counts() -> None:
+    found = cohort((1, "train"), (1, "train"), (0, "val"), (0, "test"))
+    with pytest.raises(ManifestError) as caught:
+        check_supervision(found, "train")
+    assert str(caught.value) == (
+        "training needs train slides of at least two classes; the manifest has 2 positive in train (1 in test, 1 in "
+        "val); add slides of negative, or correct the columns label and split"
+    )
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("rows", [[], [(None, "train")], [(0, "train")], [(0, "train"), (None, "train")]])
+def test_one_slide_or_none_is_refused(rows: list[tuple[int | None, str]]) -> None:
+    with pytest.raises(ManifestError, match="at least two classes"):
+        check_supervision(cohort(*rows), "tune")
+
+
+def test_training_without_val_is_noted() -> None:
+    found = cohort((1, "train"), (0, "train"), (1, "test"))
+    assert "no slide is in val" in check_supervision(found, "train")[0]
+    assert check_supervision(found, "tune") == []  # it says so itself, with its folds
+    assert check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "train") == []
