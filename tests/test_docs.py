@@ -15,6 +15,7 @@ from distmil.cli import STAGES
 from distmil.config.loading import load_config
 from distmil.demo.cohort import make_cohort
 from docs.generate import PAGE, configuration_page
+from tests.support.scale import IS_FULL
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -108,6 +109,7 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.skipif(not IS_FULL, reason="three jobs as processes: make test-all; make test runs each job once")
 def test_the_readmes_way_from_slides_to_python(tmp_path: Path) -> None:
     """The commands and the Python of the README, letter by letter, on a small cohort; only made quick."""
     store = tmp_path / "store"

@@ -87,6 +87,8 @@ class TrackingConfig(Section):
     """MLflow tracking URI; default: SQLite under a local storage root, else under ~/.distmil; `none`: no record."""
     experiment: str = Field(default="distmil", min_length=1, max_length=200)
     """MLflow experiment."""
+    dataset: str | None = Field(default=None, pattern=NAME_PATTERN)
+    """Name of the slides in MLflow, beside their digest; default: `cohort`, for a file may be named after a person."""
     registered_model: str | None = Field(default=None, pattern=NAME_PATTERN)
     """Name in MLflow's registry under which `train` registers its network as a new version; null: not registered."""
     alias: str = Field(default="latest", min_length=1, max_length=128)

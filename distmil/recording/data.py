@@ -1,21 +1,23 @@
-"""The slides of a job as MLflow's data set: the manifest's name, a digest, and counts."""
+"""The slides of a job as MLflow's data set: a name, a digest, and counts."""
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from distmil.cohort import Cohort, Slide
-from distmil.config.data import CohortConfig
+from distmil.config.root import Config
 from distmil.tracking.dataset import RunData
 
-TABLES = (".csv", ".tsv", ".txt", ".parquet", ".pq")
-UNNAMED = "slides"
+UNNAMED = "cohort"
 
 
-def data_of(cohort: Cohort, config: CohortConfig) -> RunData:
-    """Name and count the slides of a manifest, without a path, a slide's id or a patient."""
-    return RunData(_name(config), cohort.fingerprint, profile_of(cohort.slides, cohort.classes))
+def data_of(cohort: Cohort, config: Config) -> RunData:
+    """Name and count the slides of a manifest, without a path, a slide's id or a patient.
+
+    The manifest's own name is not taken: like a folder's or a slide's, it may be a person's.
+    """
+    made = f"synthetic-{config.cohort.synthetic}" if config.cohort.manifest is None else UNNAMED
+    return RunData(config.tracking.dataset or made, cohort.fingerprint, profile_of(cohort.slides, cohort.classes))
 
 
 def profile_of(slides: Sequence[Slide], classes: Sequence[str]) -> dict[str, Any]:
@@ -34,11 +36,3 @@ def profile_of(slides: Sequence[Slide], classes: Sequence[str]) -> dict[str, Any
 
 def _label(slide: Slide, classes: Sequence[str]) -> str:
     return "no label" if slide.label is None else classes[slide.label]
-
-
-def _name(config: CohortConfig) -> str:
-    """Name the manifest's file without its folder. A slide or a folder has no name here, for it may be a person's."""
-    if config.manifest is None:
-        return f"synthetic-{config.synthetic}"
-    path = PurePosixPath(config.manifest.replace("\\", "/"))
-    return path.stem if path.suffix.lower() in TABLES else UNNAMED

@@ -85,7 +85,7 @@ class PredictionRecord:
     def _open(self, config: Config, bundle: Bundle, cohort: Cohort, slides: Sequence[Slide]) -> None:
         self.title = f"**{_CONTEXTS[self.job].capitalize()}** of {len(slides)} slides with the bundle `{bundle.run}`"
         self.command = command_of(self.job, self.asked, model=bundle.run)
-        self.data = data_of(cohort, config.cohort)
+        self.data = data_of(cohort, config)
         # The folder of predictions may have the name of the bundle's folder, which stays here.
         shown = self.asked.prediction.run or f"{bundle.run}-{self.name.rpartition('-')[2]}"
         self.tracker.start(

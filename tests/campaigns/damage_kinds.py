@@ -206,7 +206,7 @@ def trials(made: TrainedStore) -> Kind:
         rows = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
         record = Trial({"bags.top_k": top_k}, 0, False, top_k, status="finished", rows=rows, claim="made")
         write_trial(plan, record)
-        files.append((made.path(plan.record_file(record.trial)), lambda: read_trials(plan)))
+        files.append((made.path(plan.record_file(record.key)), lambda: read_trials(plan)))
     return Kind("run records: trials", files)
 
 
@@ -228,7 +228,7 @@ def predictions(made: TrainedStore) -> Kind:
             found = predictor.find()
             if not predictor.is_done(found) or found.scores is None:
                 return MADE_AGAIN
-            rows[found.scores.slide_id], tables[found.scores.slide_id] = dict(found.scores.info), found.scores.parts[0]
+            rows[found.scores.name], tables[found.scores.name] = dict(found.scores.info), found.scores.parts[0]
         classes = made.cohort.classes
         metrics = evaluate_predictions(
             made.store,

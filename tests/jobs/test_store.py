@@ -9,11 +9,13 @@ import pytest
 
 from distmil.__main__ import run
 from tests.support.jobs import run_here
+from tests.support.scale import IS_FULL
 
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("local_ray"),
+    pytest.mark.skipif(not IS_FULL, reason="five jobs: make test-all; tests/inventory shows what is kept"),
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 

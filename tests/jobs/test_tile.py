@@ -60,8 +60,9 @@ def tiled(home: Path) -> Done:
     done = run_tile(home)
     assert done.code == 0, done.err
     lines = done.err.splitlines()
-    assert "1 of 4 slides were dropped:" in lines[-3]
-    assert lines[-1].split()[:4] == ["1", "x", "unreadable", "broken"]
+    next_step = next(i for i, line in enumerate(lines) if line.startswith("next:"))
+    assert "1 of 4 slides were dropped:" in lines[next_step - 3]
+    assert lines[next_step - 1].split()[:4] == ["1", "x", "unreadable", "broken"]
     return done
 
 

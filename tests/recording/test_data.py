@@ -6,32 +6,30 @@ from collections import Counter
 import pytest
 
 from distmil.cohort import Cohort, Slide
-from distmil.config.data import CohortConfig
+from distmil.config.loading import build_config
 from distmil.recording.data import data_of, profile_of
 from tests.support.scale import cases
 
 CLASSES = ["normal", "tumour"]
 
 
-@pytest.mark.parametrize(
-    ("manifest", "name"),
-    [
-        ("/home/jane/lung 2026.csv", "lung 2026"),
-        ("s3://bucket/jane/lung.v2.parquet", "lung.v2"),
-        (r"C:\jane\lung.tsv", "lung"),
-        ("lung.CSV", "lung"),
-        ("/home/jane", "slides"),
-        ("/slides/jane.svs", "slides"),
-        (None, "synthetic-5"),
-    ],
-)
-def test_data_has_the_name_of_a_table_and_never_of_a_folder_or_a_slide(manifest, name):
-    config = CohortConfig.model_construct(manifest=manifest, synthetic=5)
-    assert data_of(Cohort([], CLASSES), config).name == name
+def config_of(**sections):
+    return build_config(sections)
+
+
+@pytest.mark.parametrize("manifest", ["/home/jane/jane.csv", "lung.parquet", "/home/jane", "/slides/jane.svs"])
+def test_data_is_not_named_after_a_file(manifest):
+    assert data_of(Cohort([], CLASSES), config_of(cohort={"manifest": manifest})).name == "cohort"
+    named = config_of(cohort={"manifest": manifest}, tracking={"dataset": "lung-2026"})
+    assert data_of(Cohort([], CLASSES), named).name == "lung-2026"
+
+
+def test_a_synthetic_cohort_says_so():
+    assert data_of(Cohort([], CLASSES), config_of(cohort={"synthetic": 5})).name == "synthetic-5"
 
 
 def test_two_cohorts_of_one_name_differ_by_their_digest():
-    config = CohortConfig.model_construct(manifest="m.csv", synthetic=0)
+    config = config_of(cohort={"manifest": "m.csv"})
     one, two = (data_of(Cohort([Slide("s", "/s", label=label)], CLASSES), config) for label in (0, 1))
     assert one.name == two.name
     assert one.digest != two.digest

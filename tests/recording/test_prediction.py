@@ -98,7 +98,7 @@ def test_an_evaluation_is_a_run_with_metrics_data_and_a_description(store):
     assert run.data.metrics == {"final/val/slide_auc": 0.9, **counts}
     assert (run.data.tags["distmil.job"], run.data.tags["distmil.bundle_digest"]) == ("evaluate", BUNDLE.digest)
     (found,) = run.inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest) == ("lung", COHORT.fingerprint)
+    assert (found.dataset.name, found.dataset.digest) == ("cohort", COHORT.fingerprint)
     assert [tag.value for tag in found.tags] == ["evaluation"]
     note = run.data.tags["mlflow.note.content"]
     assert "slide AUC **0.90** (95 % interval 0.80 to 1.00), 12 slides of 12 patients, 6 abnormal" in note

@@ -97,7 +97,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     tracker.start(run, artifacts=artifacts, resume=read_record_id(job, run), tags=tags)
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
-    tracker.log_data(data_of(cohort, job.config.cohort), context="training")
+    tracker.log_data(data_of(cohort, job.config), context="training")
     config = announce(job, prepared)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)

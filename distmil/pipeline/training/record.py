@@ -59,7 +59,7 @@ def record_training(
     intervals = job.store.read_json(f"{predictions_folder(name)}/{INTERVALS}") if name and metrics else {}
     title = f"**Training** of the bundle `{bundle.run}`, {len(history.rows)} epochs"
     verdicts, command = verdict_lines(metrics, intervals), command_of("train", job.config)
-    tracker.set_tags(describe_run(title, data_of(cohort, job.config.cohort), verdicts, command))
+    tracker.set_tags(describe_run(title, data_of(cohort, job.config), verdicts, command))
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
         (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")

@@ -58,7 +58,7 @@ class SearchRecord:
         if self._noted is None:
             self._closed = set()
         self._tags = {**job_tags("tune"), **code_tags()}
-        self._data = data_of(cohort, self.job.config.cohort)
+        self._data = data_of(cohort, self.job.config)
         self._facts = {"data.fingerprint": cohort.fingerprint, "encoder.digest": plan.spec.digest}
         artifacts = self.job.store.path("mlflow-artifacts")
         self.parent.start(plan.run, artifacts=artifacts, resume=self._noted, tags=self._tags)
