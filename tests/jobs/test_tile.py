@@ -110,7 +110,7 @@ def test_a_second_run_touches_nothing(home: Path, tiled: Done) -> None:
     before = shards(home / "patches") | shards(home / "reports")
     done = run_tile(home)
     assert done.code == 0, done.err
-    assert "tiling" not in done.err.replace("reports/tiling", "")
+    assert "\ntiling " not in done.err.replace("reports/tiling", "")
     assert shards(home / "patches") | shards(home / "reports") == before
 
 
