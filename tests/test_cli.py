@@ -247,6 +247,9 @@ def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: st
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == cli.BAD_INPUT
     assert "prediction.model: set it to a bundle's folder" in done.stderr
+    done = subprocess.run([*given, "prediction.model=frist"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == cli.BAD_INPUT
+    assert "prediction.model = 'frist': there is no such folder, nor a run of that name" in done.stderr
 
 
 @pytest.mark.parametrize("job", cli.STAGES)

@@ -25,14 +25,13 @@ from distmil.inference.bundle_files import (
     FIRST_VERSION,
     HEAD_FILE,
     JSON_FILES,
-    MODELS,
     BundleFiles,
     checked_threshold,
     encoder_state_of,
     network_of,
-    runs_there,
     wrong,
 )
+from distmil.inference.bundle_place import bundle_folder, find_bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
@@ -106,11 +105,6 @@ class Bundle:
         return place
 
 
-def bundle_folder(run: str) -> str:
-    """Name the folder of a run's bundle in its store."""
-    return f"{MODELS}/{run}"
-
-
 def save_bundle(store: Store, bundle: Bundle) -> Record:
     """Commit a bundle under ``models/<run>/`` of a store. Raises: StorageError if it cannot be written."""
     return _write(store, bundle_folder(bundle.run), bundle)
@@ -156,7 +150,7 @@ def load_bundle(place: str, store: Store, *, key: str = "prediction.model") -> B
     Raises:
         BundleError: If it is missing, unfinished, damaged, odd in any way, or of another format version.
     """
-    found = _find(place, store, key=key)
+    found = find_bundle(place, store, key=key)
     try:
         record = found.read_record(RECORD_FILE)
         if record is None:
@@ -285,16 +279,3 @@ def with_bundle(config: Config, bundle: Bundle) -> Config:
     for section, own in values.items():
         merged[section] |= own
     return build_config(merged)
-
-
-def _find(place: str, store: Store, *, key: str) -> Store:
-    """Open the bundle's folder as a store of its own. Raises: BundleError if there is none."""
-    if "://" not in place and not Path(place).expanduser().is_dir() and store.exists(bundle_folder(place)):
-        return Store(store.path(bundle_folder(place)))
-    folder = place if "://" in place else str(Path(place).expanduser().resolve())
-    if "://" not in folder and not Path(folder).is_dir():
-        raise BundleError(
-            f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/models; "
-            f"{runs_there(store, Path(place).name)}"
-        )
-    return Store(folder)

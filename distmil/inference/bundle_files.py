@@ -1,6 +1,5 @@
 """A bundle's files, read with suspicion: checksums, types, ranges and shapes come before any allocation."""
 
-import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -20,13 +19,9 @@ from distmil.storage.store import Store
 BUNDLE_VERSION = 2
 FIRST_VERSION = 1
 """Its commit record names the weights alone; config.json and labels.json have no checksum."""
-RECORD_FILE = "commit.json"
 HEAD_FILE = "model.safetensors"
 ENCODER_FILE = "encoder.safetensors"
 JSON_FILES = ("config.json", "labels.json", "metrics.json")
-MODELS = "models"
-"""Folder of the bundles in a store, by run."""
-MAX_RUNS = 20
 MAX_EMBEDDING_DIM = 1_000_000
 
 
@@ -121,14 +116,3 @@ def _check_finite(state: Mapping[str, Tensor]) -> None:
     wrong = [name for name, values in state.items() if not math.isfinite(values.double().abs().sum().item())]
     if wrong:
         raise BundleError(f"the bundle's weights {', '.join(wrong[:5])} are not finite")
-
-
-def runs_there(store: Store, wanted: str) -> str:
-    """List the runs of a store that have a bundle, first those with nearly the wanted name."""
-    runs = [name for name in store.folders(MODELS) if store.exists(f"{MODELS}/{name}/{RECORD_FILE}")]
-    if not runs:
-        return "no run there is trained to its end"
-    close = difflib.get_close_matches(wanted, runs, n=2)
-    more = f" and {len(runs) - MAX_RUNS} more" if len(runs) > MAX_RUNS else ""
-    meant = f"did you mean {' or '.join(close)}? The" if close else "the"
-    return f"{meant} runs there: {', '.join(runs[:MAX_RUNS])}{more}"

@@ -13,6 +13,7 @@ from distmil.console import Console
 from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
+from distmil.inference.bundle_place import find_bundle
 from distmil.outcomes import Outcomes
 from distmil.preflight.checks import check_job
 from distmil.storage.records import Record
@@ -60,8 +61,19 @@ def check_input(job: Job, name: str) -> None:
 
     Raises:
         ConfigError: If the job has no manifest, or no bundle where it needs one.
+        BundleError: If there is no such bundle.
         ManifestError: If the manifest cannot be used.
     """
+    needs_bundle = name in {"evaluate", "predict"}
+    if needs_bundle:
+        bundle_place(job)  # that one is named at all
+    _check_manifest(job, name)
+    if needs_bundle:
+        find_bundle(bundle_place(job), job.store, key="prediction.model")
+
+
+def _check_manifest(job: Job, name: str) -> None:
+    """Read the manifest of a job, its labels as the bundle's classes where there is one. Raises: ManifestError."""
     config = job.config.cohort
     if config.manifest is None and config.synthetic:
         return

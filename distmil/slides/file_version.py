@@ -39,6 +39,9 @@ _KINDS = {
 }
 
 
+_FEATURES = frozenset({".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz", ".safetensors"})
+
+
 def unusable(path: str | Path) -> str | None:
     """Say why a path that exists cannot be read as a file: nothing is opened, so that no FIFO or device can hang it.
 
@@ -51,6 +54,8 @@ def unusable(path: str | Path) -> str | None:
     kind = stat.S_IFMT(Path(path).stat().st_mode)
     if kind != stat.S_IFREG:
         return f"{_KINDS.get(kind, 'is of an unknown kind')}, not a file"
+    if Path(path).suffix.lower() in _FEATURES:
+        return "is a file of features or weights, not a slide; distmil makes its own embeddings from slides"
     return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 

@@ -13,7 +13,7 @@ from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
 from distmil.evaluation.predictions import evaluate_predictions
-from distmil.inference.bundle import bundle_folder
+from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial

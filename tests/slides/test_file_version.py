@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distmil.slides import file_version
-from distmil.slides.file_version import (
+from distmil.slides.file_version import unusable,  (
     files_of,
     has_checksum,
     is_intact,
@@ -246,3 +246,9 @@ def test_one_file_is_known_by_every_path(tmp_path):
     (tmp_path / "sub").mkdir()
     paths = ["a", "b", "c", "link", "", "hard", "sub/../a", "sub/../c"]
     assert same_files([path and f"{tmp_path}/{path}" for path in paths]) == [[0, 3, 6], [1, 5], [2, 7]]
+
+
+@pytest.mark.parametrize("name", ["slide.h5", "SLIDE.PT", "slide.npy"])
+def test_features_of_other_tools_are_named(tmp_path, name):
+    (tmp_path / name).write_bytes(b"anything")
+    assert unusable(tmp_path / name).startswith("is a file of features or weights, not a slide")

@@ -17,7 +17,8 @@ from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec, stored_spec
-from distmil.inference.bundle import bundle_folder, bundle_values
+from distmil.inference.bundle import bundle_values
+from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import claim_question, make_question
 from distmil.inference.tables import predictions_folder
 from distmil.labels.slide_outlines import outlines_folder

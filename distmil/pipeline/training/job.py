@@ -10,7 +10,8 @@ from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Cohort
 from distmil.encoders.registry import encoder_state
 from distmil.evaluation.slide_results import SlideResult
-from distmil.inference.bundle import Bundle, bundle_folder, save_bundle, with_bundle
+from distmil.inference.bundle import Bundle, save_bundle, with_bundle
+from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled

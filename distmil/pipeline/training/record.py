@@ -11,7 +11,8 @@ import yaml
 from distmil.cohort import Cohort
 from distmil.config.root import PRIVATE_KEYS
 from distmil.evaluation.slide_results import SlideResult
-from distmil.inference.bundle import Bundle, bundle_folder
+from distmil.inference.bundle import Bundle
+from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.mlflow_model import save_model
 from distmil.inference.tables import INTERVALS, predictions_folder
 from distmil.pipeline.job import Job

@@ -1,0 +1,49 @@
+"""Where a bundle is: looked up without torch, so that a wrong name is told at once."""
+
+import difflib
+from pathlib import Path
+
+from distmil.errors import BundleError
+from distmil.storage.store import RECORD_FILE, Store
+
+MODELS = "models"
+"""Folder of the bundles in a store, by run."""
+MAX_RUNS = 20
+
+
+def bundle_folder(run: str) -> str:
+    """Name the folder of a run's bundle in its store."""
+    return f"{MODELS}/{run}"
+
+
+def find_bundle(place: str, store: Store, *, key: str) -> Store:
+    """Open the bundle's folder as a store of its own.
+
+    Args:
+        place: A folder, its URI, or a run's name.
+        store: Where runs are looked up by name.
+        key: What the user calls ``place``, for the message.
+
+    Raises:
+        BundleError: If there is none.
+    """
+    if "://" not in place and not Path(place).expanduser().is_dir() and store.exists(bundle_folder(place)):
+        return Store(store.path(bundle_folder(place)))
+    folder = place if "://" in place else str(Path(place).expanduser().resolve())
+    if "://" not in folder and not Path(folder).is_dir():
+        raise BundleError(
+            f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/{MODELS}; "
+            f"{runs_there(store, Path(place).name)}"
+        )
+    return Store(folder)
+
+
+def runs_there(store: Store, wanted: str) -> str:
+    """List the runs of a store that have a bundle, first those with nearly the wanted name."""
+    runs = [name for name in store.folders(MODELS) if store.exists(f"{MODELS}/{name}/{RECORD_FILE}")]
+    if not runs:
+        return "no run there is trained to its end"
+    close = difflib.get_close_matches(wanted, runs, n=2)
+    more = f" and {len(runs) - MAX_RUNS} more" if len(runs) > MAX_RUNS else ""
+    meant = f"did you mean {' or '.join(close)}? The" if close else "the"
+    return f"{meant} runs there: {', '.join(runs[:MAX_RUNS])}{more}"
