@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from distmil.slides import file_version
-from distmil.slides.file_version import unusable,  (
+from distmil.slides.file_version import (
     files_of,
     has_checksum,
     is_intact,
@@ -16,6 +16,7 @@ from distmil.slides.file_version import unusable,  (
     same_files,
     slide_in_folder,
     source_key,
+    unusable,
 )
 from tests.support.dicom import save_dicom
 from tests.support.scale import cases
