@@ -91,6 +91,8 @@ def _run(
     # Imported only now: Ray and torch take seconds, and a wrong key or manifest should not cost them.
     jobs = importlib.import_module("distmil.pipeline.job")
     job = jobs.Job(config, store, console)
+    if name == "tune":
+        importlib.import_module("distmil.search.space").read_space(config)
     jobs.check_input(job, name)
     jobs.check_ahead(job, name)
     if options.dry_run:

@@ -241,6 +241,15 @@ def test_a_wrong_manifest_is_refused_before_anything_heavy_is_imported(job: str,
         assert said in done.stderr
 
 
+def test_a_wrong_search_space_is_refused_before_anything_heavy_is_imported(manifest: Path) -> None:
+    given = ["tune", f"cohort.manifest={manifest}", "search.space={bags.topk: [1, 2]}"]
+    done = subprocess.run(
+        [sys.executable, "-c", BEFORE_HEAVY, *given], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == cli.BAD_INPUT
+    assert "search.space.bags.topk: there is no such key" in done.stderr
+
+
 @pytest.mark.parametrize("job", ["predict", "evaluate"])
 def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
     given = [sys.executable, "-c", BEFORE_HEAVY, job, f"cohort.manifest={manifest}"]

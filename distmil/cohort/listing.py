@@ -44,7 +44,7 @@ def list_slides(place: Path) -> Table:
             f"{place}: slide ids are the names of the files without their ending, which are equal for "
             f"{_some(doubled)}; rename one, {_MANIFEST}"
         )
-    logger.info("no manifest: %d slides found, with the names of their files as ids", len(slides))
+    logger.info("no manifest: slide ids are the names of the %d file(s) there", len(slides))
     return Table(("slide_id", "slide_path"), [(i, (name, str(file))) for i, (name, file) in enumerate(slides, start=1)])
 
 
