@@ -81,7 +81,7 @@ def test_the_manifest_is_checked_against_the_bundles_classes_and_read_once(store
 
 def test_without_a_bundle_all_but_the_labels_is_checked(store, tmp_path):
     values = labelled(tmp_path, "whatever")
-    with pytest.raises(BundleError, match="prediction.model = 'a-run': there is no such folder, nor a run of that"):
+    with pytest.raises(BundleError, match=r"prediction\.model = 'a-run': there is no such folder, nor a run of that"):
         check_input(Job(build_config(values), store), "evaluate")
     (tmp_path / "a.png").unlink()
     with pytest.raises(ManifestError, match="there is no such file"):
