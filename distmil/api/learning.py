@@ -20,8 +20,8 @@ from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.run import Run, open_run
+from distmil.training.run_files import checkpoint_folder, run_file
 from distmil.training.workers import Group
 
 SPLITS = ("train", "val")
@@ -105,8 +105,8 @@ def open_bags(root: str | Path | None = None, *, run: str, split: str | None = N
     store = Store(resolve_root(None if root is None else str(root), key="root"))
     folder = checkpoint_folder(run)
     try:
-        claim = store.read_checked(f"{folder}/run.json", owner=run)
-        values = store.read_checked(f"{folder}/cohort.json", owner=run)
+        claim = store.read_checked(run_file(run, "run"), owner=run)
+        values = store.read_checked(run_file(run, "cohort"), owner=run)
         config, spec = _made_with(claim["settings"])
         entries = [BagEntry.from_json(value) for value in values]
     except FileNotFoundError as error:

@@ -9,11 +9,7 @@ from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
 from distmil.errors import ConfigError, StorageError
 from distmil.storage.store import Store
-
-
-def claim_file(run: str) -> str:
-    """Name the file with the settings and data that a run was started with."""
-    return f"checkpoints/{run}/run.json"
+from distmil.training.run_files import checkpoint_folder, run_file, search_folder
 
 
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
@@ -74,7 +70,7 @@ def check_claim(config: Config, classes: Sequence[str], store: Store, *, job: st
     if run is None:
         return
     try:
-        earlier = store.read_checked(claim_file(run), owner=run)["settings"]
+        earlier = store.read_checked(run_file(run, "run"), owner=run)["settings"]
     except (FileNotFoundError, StorageError, KeyError, TypeError):
         return
     settings = settings_of(config, classes) | (search_settings(config.search) if job == "tune" else {})
@@ -82,5 +78,5 @@ def check_claim(config: Config, classes: Sequence[str], store: Store, *, job: st
     encoder = earlier.get("encoder", {}).get("name")
     if encoder != config.encoder.name:
         changed.append(f"encoder.name: {encoder!r} then, {config.encoder.name!r} now")
-    folders = [f"checkpoints/{run}", *([f"searches/{run}"] if job == "tune" else [])]
+    folders = [checkpoint_folder(run), *([search_folder(run)] if job == "tune" else [])]
     refuse_changes(changed, key=f"{section}.run", run=run, places=[store.path(folder) for folder in folders])

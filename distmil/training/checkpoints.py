@@ -21,13 +21,9 @@ from distmil.storage.store import Store
 from distmil.training.engine import History
 from distmil.training.learner import Learner
 from distmil.training.ownership import Lease
+from distmil.training.run_files import checkpoint_folder, run_file
 
 _EPOCH = re.compile(r"epoch-(\d+)[.-]")
-
-
-def checkpoint_folder(run: str) -> str:
-    """Return the folder of a run's checkpoints."""
-    return f"checkpoints/{run}"
 
 
 def save_checkpoint(
@@ -113,7 +109,7 @@ def read_latest(store: Store, run: str) -> Record | None:
 
 
 def _record_name(run: str) -> str:
-    return f"{checkpoint_folder(run)}/latest.json"
+    return run_file(run, "latest")
 
 
 def _modules(learner: Learner) -> nn.ModuleDict:

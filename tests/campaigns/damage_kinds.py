@@ -15,15 +15,15 @@ from distmil.errors import DistmilError
 from distmil.evaluation.predictions import evaluate_predictions
 from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.tables import predictions_folder
-from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial
 from distmil.search.trial import Trial
 from distmil.storage.local_files import keep_copy
 from distmil.storage.records import Part, Record
 from distmil.tiling.shards import grid_of, patches_folder
 from distmil.tiling.tiler import SlideTiler
-from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.checkpoints import load_checkpoint
 from distmil.training.run import new_learner
+from distmil.training.run_files import checkpoint_folder, run_file
 from tests.campaigns.trained_store import (
     RUNS,
     TrainedStore,

@@ -23,13 +23,13 @@ from distmil.labels.tables import SlideLabeller, labels_folder
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import Claim
-from distmil.pipeline.training.worker import run_file
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from distmil.tiling.overview import decode_overview
 from distmil.tiling.shards import patches_folder
 from distmil.training.checkpoints import save_checkpoint
 from distmil.training.run import open_run
+from distmil.training.run_files import run_file
 from distmil.training.workers import Group
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide

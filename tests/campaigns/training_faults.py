@@ -36,9 +36,10 @@ from ray.cluster_utils import Cluster
 
 from distmil.bags.bag import BagEntry
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.training.checkpoints import load_checkpoint, save_checkpoint
 from distmil.training.engine import History
 from distmil.training.run import new_learner
+from distmil.training.run_files import checkpoint_folder
 from tests.campaigns.accounts import Account
 from tests.campaigns.forking import fork
 from tests.campaigns.training_runs import (

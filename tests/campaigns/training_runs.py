@@ -30,13 +30,14 @@ from distmil.errors import DistmilError
 from distmil.pipeline.cluster import stop_ray
 from distmil.pipeline.job import Job
 from distmil.pipeline.training import group as fitting
-from distmil.pipeline.training.worker import read_history, run_file
+from distmil.pipeline.training.worker import read_history
 from distmil.processes.tree import descendants
 from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
-from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.checkpoints import load_checkpoint
 from distmil.training.run import new_learner
+from distmil.training.run_files import checkpoint_folder, run_file
 
 EMBEDDING, NUM_SLIDES = 128, 16
 SPEC = EncoderSpec("texture", "made", EMBEDDING, None)

@@ -20,12 +20,12 @@ from distmil.console import Console
 from distmil.errors import DistmilError, SlideError, StorageError
 from distmil.pipeline.job import Job
 from distmil.pipeline.training.group import _cores_each, fit
-from distmil.pipeline.training.worker import run_file
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
-from distmil.training.checkpoints import checkpoint_folder, load_checkpoint
+from distmil.training.checkpoints import load_checkpoint
 from distmil.training.run import new_learner
+from distmil.training.run_files import checkpoint_folder, run_file
 from distmil.training.workers import Group, GroupFailed
 from tests.campaigns.training_runs import SPEC, Run, make_cohort, make_config, worker_pids
 from tests.support.thread_group import run_as_group

@@ -9,9 +9,9 @@ from distmil.errors import ConfigError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import Claim
-from distmil.pipeline.training.worker import run_file
 from distmil.preflight.claims import check_claim, claim_file, search_settings
 from distmil.storage.store import Store
+from distmil.training.run_files import run_file
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 CLASSES = ["negative", "positive"]

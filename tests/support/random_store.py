@@ -26,7 +26,7 @@ from distmil.labels.tables import labels_folder
 from distmil.storage.records import Record
 from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import patches_folder
-from distmil.training.checkpoints import checkpoint_folder
+from distmil.training.run_files import checkpoint_folder
 
 HOUR_S = 3600.0
 NOW_S = 1_700_000_000.0

@@ -14,7 +14,7 @@ from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import load_encoder, prepare_encoder
 from distmil.labels.tables import SlideLabeller
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
+from distmil.training.run_files import checkpoint_folder
 from tests.support.tiles import tile_slide
 
 RUN = "door"

@@ -10,10 +10,11 @@ from distmil.errors import StorageError, TrainingError
 from distmil.pipeline.training.worker import check_same_start
 from distmil.storage.store import Store
 from distmil.training import checkpoints
-from distmil.training.checkpoints import checkpoint_folder, load_checkpoint, save_checkpoint
+from distmil.training.checkpoints import load_checkpoint, save_checkpoint
 from distmil.training.engine import History
 from distmil.training.learner import Learner
 from distmil.training.ownership import Lease, take_over
+from distmil.training.run_files import checkpoint_folder
 from distmil.training.workers import Group
 from tests.support.bags import make_bags, small_config
 from tests.support.thread_group import run_as_group

@@ -20,12 +20,11 @@ from distmil.models.layout import top_k_size
 from distmil.models.losses import LOSSES
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.pipeline.training.worker import run_file
 from distmil.preflight.claims import changes, refuse_changes, settings_of
 from distmil.storage.records import Record
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import active_config
+from distmil.training.run_files import checkpoint_folder, run_file, search_folder
 
 KINDS = ("negative", "annotated", "part annotated", "label only")
 
@@ -133,11 +132,6 @@ class Claim:
 
     def _places(self, run: str) -> str:
         return " and ".join(map(self.job.store.path, self._folders(run)))
-
-
-def search_folder(run: str) -> str:
-    """Name the folder of a search."""
-    return f"searches/{run}"
 
 
 def _data_fingerprint(prepared: Prepared, cohort: Cohort) -> str:

@@ -20,10 +20,10 @@ from distmil.pipeline.training.monitor import MetricsCallback, watched
 from distmil.pipeline.training.worker import read_history, train_worker
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
 from distmil.training.ownership import Lease, take_over
 from distmil.training.run import is_finished
+from distmil.training.run_files import checkpoint_folder
 
 REPORT_INTERVAL_S = 0.2
 COLLECTIVE_TIMEOUT_S = 300

@@ -16,10 +16,11 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.errors import DistmilError, StorageError, TrainingError
 from distmil.processes.malloc import keep_freed_memory
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder, read_latest, save_checkpoint
+from distmil.training.checkpoints import read_latest, save_checkpoint
 from distmil.training.engine import History
 from distmil.training.ownership import Lease
 from distmil.training.run import Run, open_run
+from distmil.training.run_files import run_file
 from distmil.training.workers import Group, GroupFailed
 
 FETCHERS = 8
@@ -117,8 +118,3 @@ def read_history(store: Store, run: str) -> History | None:
     """Read the history of a run's latest checkpoint, None if there is none."""
     record = read_latest(store, run)
     return History(**record.info["history"]) if record else None
-
-
-def run_file(run: str, what: str) -> str:
-    """Name a file beside a run's checkpoints."""
-    return f"{checkpoint_folder(run)}/{what}.json"

@@ -16,8 +16,7 @@ from distmil.pipeline.cluster import start_ray, wants_gpu
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
 from distmil.pipeline.results import show_record
-from distmil.pipeline.training.claim import Claim, announce, check_classes, search_folder
-from distmil.pipeline.training.worker import run_file
+from distmil.pipeline.training.claim import Claim, announce, check_classes
 from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials
 from distmil.pipeline.tuning.record import SearchRecord
 from distmil.pipeline.tuning.trial_records import TrialRecords
@@ -36,6 +35,7 @@ from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config
 from distmil.training.ownership import take_over
+from distmil.training.run_files import run_file, search_folder
 
 FoldIds = tuple[list[str], list[str]]
 NEEDED = ("default", "best")

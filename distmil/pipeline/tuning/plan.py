@@ -5,12 +5,11 @@ from dataclasses import asdict, dataclass
 
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
-from distmil.pipeline.training.claim import search_folder
 from distmil.search.space import with_values
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.ownership import Lease
+from distmil.training.run_files import checkpoint_folder, search_folder
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,15 @@ from distmil.bags.bag import Bag
 from distmil.config.root import Config
 from distmil.errors import DistmilError, StorageError
 from distmil.pipeline.training.group import check_finished, make_trainer
-from distmil.pipeline.training.worker import open_bags, read_history, run_file
+from distmil.pipeline.training.worker import open_bags, read_history
 from distmil.pipeline.tuning.plan import SearchPlan
 from distmil.search.fold_training import Fold, FoldTraining, evaluate_run, kept_row
 from distmil.search.trial import WORST, Row, Trial, score_of
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
 from distmil.training.ownership import take_over
 from distmil.training.run import is_finished
+from distmil.training.run_files import checkpoint_folder, run_file
 
 CHECKPOINT_S = 30.0
 """Seconds of work that a lost trial may lose."""

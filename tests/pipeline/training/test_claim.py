@@ -23,11 +23,11 @@ from distmil.pipeline.training.claim import (
     write_record_id,
 )
 from distmil.pipeline.training.group import check_finished
-from distmil.pipeline.training.worker import run_file
 from distmil.pipeline.tuning.job import identity
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.training.engine import History
+from distmil.training.run_files import run_file
 from tests.support.bags import make_bag
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)

@@ -11,9 +11,10 @@ from distmil.config.loading import build_config
 from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline import cluster
 from distmil.pipeline.training import worker
-from distmil.pipeline.training.worker import fetch, run_file
+from distmil.pipeline.training.worker import fetch
 from distmil.storage.records import Part
 from distmil.storage.store import Store
+from distmil.training.run_files import run_file
 from distmil.training.workers import GroupFailed
 from tests.support.bags import make_bag, small_config
 from tests.support.thread_group import run_as_group

@@ -9,7 +9,6 @@ import torch
 
 from distmil.config.root import Config
 from distmil.errors import StorageError, TrainingError
-from distmil.pipeline.training.claim import search_folder
 from distmil.pipeline.tuning.plan import SearchPlan, read_trial, read_trials, write_trial
 from distmil.pipeline.tuning.trial_records import TrialRecords
 from distmil.pipeline.tuning.trials import failure_report, report
@@ -17,6 +16,7 @@ from distmil.search.queue import TrialQueue
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.training.ownership import take_over
+from distmil.training.run_files import search_folder
 
 ROWS = [{"val_slide_auc": 0.5 + epoch / 10} for epoch in range(4)]
 VALUES = {"bags.top_k": 8}

@@ -15,8 +15,8 @@ from distmil.pipeline.tuning.trials import WORKER_CORES, TrialTraining, group_re
 from distmil.pipeline.tuning.tune_adapter import TRIAL, train_group
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
-from distmil.training.checkpoints import checkpoint_folder
 from distmil.training.engine import History
+from distmil.training.run_files import checkpoint_folder
 
 ROWS: list[dict[str, float | None]] = [{"val_slide_auc": value, "val_slide_loss": 0.5} for value in (0.6, 0.9, 0.7)]
 
