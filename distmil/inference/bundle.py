@@ -20,9 +20,7 @@ from distmil.config.root import Config
 from distmil.config.section import NAME_PATTERN
 from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.inference.bundle_files import (
-    BUNDLE_VERSION,
     ENCODER_FILE,
-    FIRST_VERSION,
     HEAD_FILE,
     JSON_FILES,
     BundleFiles,
@@ -31,7 +29,7 @@ from distmil.inference.bundle_files import (
     network_of,
     wrong,
 )
-from distmil.inference.bundle_place import bundle_folder, find_bundle
+from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_folder, find_bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network

@@ -9,16 +9,14 @@ import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
-from distmil.config.root import Config, fingerprint
+from distmil.config.root import Config
 from distmil.errors import BundleError
+from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_digest
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 
-BUNDLE_VERSION = 2
-FIRST_VERSION = 1
-"""Its commit record names the weights alone; config.json and labels.json have no checksum."""
 HEAD_FILE = "model.safetensors"
 ENCODER_FILE = "encoder.safetensors"
 JSON_FILES = ("config.json", "labels.json", "metrics.json")
@@ -61,10 +59,7 @@ class BundleFiles:
 
     def digest(self) -> str:
         """Hash everything that predictions depend on."""
-        if self.version > FIRST_VERSION:
-            return self._record.digest
-        loose = [self.json(name) for name in ("config.json", "labels.json")]  # the record does not cover them
-        return fingerprint({"record": self._record.digest, "files": loose}, length=64)
+        return bundle_digest(self._record, self.json)
 
 
 def _refuse(constant: str) -> NoReturn:

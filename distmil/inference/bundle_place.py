@@ -1,14 +1,21 @@
-"""Where a bundle is: looked up without torch, so that a wrong name is told at once."""
+"""Where a bundle is, and which: looked up without torch, so that a wrong name is refused at once."""
 
 import difflib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from distmil.config.root import fingerprint
 from distmil.errors import BundleError
+from distmil.storage.records import Record
 from distmil.storage.store import RECORD_FILE, Store
 
 MODELS = "models"
 """Folder of the bundles in a store, by run."""
 MAX_RUNS = 20
+BUNDLE_VERSION = 2
+FIRST_VERSION = 1
+"""Its commit record names the weights alone; config.json and labels.json have no checksum."""
 
 
 def bundle_folder(run: str) -> str:
@@ -36,6 +43,19 @@ def find_bundle(place: str, store: Store, *, key: str) -> Store:
             f"{runs_there(store, Path(place).name)}"
         )
     return Store(folder)
+
+
+def bundle_digest(record: Record, read: Callable[[str], Any]) -> str:
+    """Hash everything that predictions depend on.
+
+    Args:
+        record: The bundle's commit record.
+        read: Reads one of the bundle's JSON files.
+    """
+    if record.key.get("format_version") != FIRST_VERSION:
+        return record.digest
+    loose = [read(name) for name in ("config.json", "labels.json")]  # the record does not cover them
+    return fingerprint({"record": record.digest, "files": loose}, length=64)
 
 
 def runs_there(store: Store, wanted: str) -> str:

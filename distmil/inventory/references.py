@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from distmil.config.root import fingerprint
 from distmil.encoders.registry import RESNET_DIMENSIONS
-from distmil.errors import StorageError
+from distmil.inference.bundle_place import bundle_digest
 from distmil.inventory.listing import WALKERS, Item, Listing
 from distmil.inventory.settings import (
     Recipe,
@@ -23,8 +22,6 @@ from distmil.storage.records import Record
 from distmil.storage.store import RECORD_FILE, Store
 
 _TRIAL = re.compile(r"(.+)-[0-9a-f]{12}")
-FIRST_BUNDLE = 1
-"""Format version of bundles whose record does not cover config.json and labels.json."""
 SAMPLES = 3
 """Slides by which a folder is compared with the folders that it may have been made from."""
 
@@ -129,10 +126,8 @@ class References:
         )  # fmt: skip
 
     def _digest(self, item: Item, record: Record, config: Any) -> str:
-        """Return a bundle's digest, as ``distmil.inference`` makes it."""
-        if record.key.get("format_version") != FIRST_BUNDLE:
-            return record.digest
-        return fingerprint({"record": record.digest, "files": [config, self.json(item, "labels.json")]}, length=64)
+        """Return a bundle's digest."""
+        return bundle_digest(record, lambda name: config if name == "config.json" else self.json(item, name))
 
     def _prediction(self, item: Item) -> Reference:
         """Read which bundle was asked, and which embeddings were scored."""
@@ -187,14 +182,7 @@ class References:
         """
         if name not in item.inner:
             return None
-        try:
-            found = self.store.read_json(f"{item.name}/{name}")
-        except FileNotFoundError:
-            return None
-        except StorageError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            return None
+        found = self.store.or_none(lambda: self.store.read_json(f"{item.name}/{name}"))
         return found["values"] if isinstance(found, dict) and set(found) == {"values", "sha256"} else found
 
     def stage_record(self, item: Item, slide: str) -> Record | None:

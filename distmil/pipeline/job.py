@@ -145,11 +145,8 @@ def _bundle_classes(job: Job) -> list[str] | None:
 
 def _bundle_json(job: Job, name: str) -> Any:
     """Read a JSON file of the job's bundle; None where that fails."""
-    place = bundle_place(job)
-    is_folder = "://" in place or Path(place).is_dir()
     try:
-        store = Store(place) if is_folder else job.store
-        return store.read_json(name if is_folder else f"models/{place}/{name}")
+        return find_bundle(bundle_place(job), job.store, key="prediction.model").read_json(name)
     except (DistmilError, OSError, ValueError):
         return None
 

@@ -15,7 +15,7 @@ from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BundleError, StorageError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
-from distmil.inference.bundle_files import BUNDLE_VERSION
+from distmil.inference.bundle_place import BUNDLE_VERSION
 from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
 from distmil.inference.question import claim_question, default_name, make_question
 from distmil.inference.shift import shift_doubts

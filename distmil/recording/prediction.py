@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
-from distmil.errors import StorageError
 from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.inference.bundle import Bundle
 from distmil.inference.tables import INTERVALS, predictions_folder
@@ -109,15 +108,8 @@ class PredictionRecord:
 
     def _noted(self) -> str | None:
         """Read the id of the run that an earlier call opened; a damaged note costs the record's continuity."""
-        try:
-            found = self.store.read_checked(self._file, owner=self.name)
-        except FileNotFoundError:
-            return None
-        except StorageError as error:
-            if isinstance(error.__cause__, OSError):
-                raise
-            return None
-        return str(found)
+        found = self.store.or_none(lambda: self.store.read_checked(self._file, owner=self.name))
+        return None if found is None else str(found)
 
     def _note(self) -> None:
         if self.tracker.run_id is not None:

@@ -26,7 +26,7 @@ class Store(Files):
     """Files under one root, with commit records that say which of them count."""
 
     @staticmethod
-    def _or_none(read: Callable[[], Any]) -> Any:
+    def or_none(read: Callable[[], Any]) -> Any:
         """Read JSON, or None if it is absent or damaged. Raises: StorageError if the store does not answer."""
         try:
             return read()
@@ -43,7 +43,7 @@ class Store(Files):
         Raises:
             StorageError: If the store does not answer: finished work must not count as missing.
         """
-        values = self._or_none(lambda: self.read_json(name))
+        values = self.or_none(lambda: self.read_json(name))
         try:
             return Record.from_json(values["record"]) if values["sha256"] == digest_of(values["record"]) else None
         except (KeyError, TypeError, StorageError):
@@ -61,7 +61,7 @@ class Store(Files):
 
     def read_receipt(self, name: str, key: Mapping[str, Any]) -> Part | None:
         """Return the part that an earlier try wrote from the same inputs, before its slide was committed."""
-        values = self._or_none(lambda: self.read_checked(name, owner=name))
+        values = self.or_none(lambda: self.read_checked(name, owner=name))
         return Part(**values["part"]) if values is not None and values["key"] == key else None
 
     def write_receipt(self, name: str, key: Mapping[str, Any], part: Part) -> None:

@@ -13,8 +13,8 @@ from distmil.cohort import read_cohort
 from distmil.config.loading import build_config
 from distmil.inference.bundle import save_bundle
 from distmil.preflight import checks, looks
-from distmil.preflight.claims import claim_file
 from distmil.storage.store import Store
+from distmil.training.run_files import run_file
 from tests.inference.test_mlflow_model import make_bundle
 from tests.support.slides import save_pyramid, tissue_image
 
@@ -89,7 +89,7 @@ def test_one_class(job: str, store: Store, tmp_path: Path, capsys) -> None:
 def test_a_name_that_is_taken(job: str, store: Store, tmp_path: Path, capsys) -> None:
     section = "training" if job == "train" else "search"
     settings = {"bags.top_k": 3, "encoder": {"name": "texture", "digest": "v1"}}
-    store.write_checked(claim_file("r"), {"settings": settings, "data": "d"}, owner="r")
+    store.write_checked(run_file("r", "run"), {"settings": settings, "data": "d"}, owner="r")
     said = refused(store, capsys, job, manifest(tmp_path), f"{section}.run=r")
     assert f"{section}.run = 'r' was started with something else" in said
     assert "bags.top_k: 3 then, 8 now" in said

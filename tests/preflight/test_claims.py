@@ -9,7 +9,7 @@ from distmil.errors import ConfigError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import Claim
-from distmil.preflight.claims import check_claim, claim_file, search_settings
+from distmil.preflight.claims import check_claim, search_settings
 from distmil.storage.store import Store
 from distmil.training.run_files import run_file
 
@@ -18,7 +18,7 @@ CLASSES = ["negative", "positive"]
 
 
 def test_the_claim_is_where_the_job_puts_it() -> None:
-    assert claim_file("a-run") == run_file("a-run", "run")
+    assert run_file("a-run", "run") == "checkpoints/a-run/run.json"
 
 
 def take(store: Store, kind: str, values: dict) -> None:
@@ -55,5 +55,5 @@ def test_a_search_compares_its_own_settings_too(store: Store) -> None:
 
 
 def test_a_damaged_claim_is_left_to_the_job(store: Store) -> None:
-    store.write(claim_file("r"), b"{")
+    store.write(run_file("r", "run"), b"{")
     check_claim(build_config({"training": {"run": "r"}}), CLASSES, store, job="train")
