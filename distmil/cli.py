@@ -17,7 +17,7 @@ from distmil.command.arguments import job_parser
 from distmil.command.next_steps import Command, in_lines, next_steps, program_words
 from distmil.config.loading import annotated_yaml, load_config
 from distmil.console import Console, set_up_logging
-from distmil.errors import DistmilError
+from distmil.errors import DistmilError, TooManyBadSlides
 from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.processes.tree import end_descendants
 from distmil.storage.roots import checkout_note, resolve_root
@@ -97,6 +97,7 @@ def _run(
     jobs.check_ahead(job, name)
     if options.dry_run:
         answer = importlib.import_module("distmil.pipeline.dry_run.estimate").run(job, name, STAGES[name])
+        console.note(in_lines(next_steps(name, answer, config, command)))
         return {"job": name, "storage": store.root, **answer}
     runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
@@ -107,9 +108,9 @@ def _run(
     finally:
         runtime.stop_ray()
         if not isinstance(sys.exception(), KeyboardInterrupt):
-            job.outcomes.show(console)
+            job.outcomes.show(console, with_dropped=not isinstance(sys.exception(), TooManyBadSlides))
     job.outcomes.check_defects()
-    if steps := next_steps(name, answer, config, command):
+    if steps := next_steps(name, answer, config, command, noun=job.outcomes.noun):
         console.note(in_lines(steps))
     return {"job": name, "storage": store.root, **answer}
 

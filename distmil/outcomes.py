@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 from distmil.console import Console
 from distmil.defects import DEFECT, REASON
 from distmil.errors import DefectError, Reason
-from distmil.reasons import Cause, Dropped, as_lines, causes_of, grouped
+from distmil.reasons import Cause, Dropped, as_lines, causes_of, grouped, some
 from distmil.storage.records import Record
 
-_NAMED = 5
 _MOST_CAUSES = 10
 
 
@@ -28,6 +27,8 @@ class Outcomes:
     kinds: dict[str, str] = field(default_factory=dict)
     """Split and class, where the job learns from them."""
     doubts: dict[str, list[str]] = field(default_factory=dict)
+    shown: set[str] = field(default_factory=set)
+    """Slides whose doubts the job has shown beside their scores."""
     defects: dict[str, str] = field(default_factory=dict)
 
     def add(self, records: Mapping[str, Record]) -> None:
@@ -53,17 +54,17 @@ class Outcomes:
         if DEFECT in failure.info:
             self.defects[failure.name] = str(failure.info[DEFECT])
 
-    def show(self, console: Console) -> None:
-        """Show the doubts, then the dropped slides, with equal texts in one line."""
-        doubtful = {slide_id: texts for slide_id, texts in self.doubts.items() if texts}
+    def show(self, console: Console, *, with_dropped: bool = True) -> None:
+        """Show the doubts that were not shown yet, then the dropped slides, with equal texts in one line."""
+        doubtful = {slide_id: texts for slide_id, texts in self.doubts.items() if texts and slide_id not in self.shown}
         if doubtful:
             found = grouped((slide_id, text) for slide_id, texts in doubtful.items() for text in texts)
-            rows = [(str(len(slides)), _some(slides), text) for text, slides in found]
-            of = len(self.statuses.keys() | doubtful.keys())
-            title = f"doubts about {len(doubtful)} of {of} {self.noun}s"
+            rows = [(str(len(slides)), some(slides), text) for text, slides in found]
+            of = len((self.statuses.keys() | doubtful.keys()) - self.shown)
+            title = f"doubts about {len(doubtful)} of {'the other ' if self.shown else ''}{of} {self.noun}s"
             console.table(title, (f"{self.noun}s", "which", "doubt"), rows)
-        if bad := self.dropped:
-            rows = [(cause.title, _some(cause.slides), cause.text) for cause in self.causes()]
+        if (bad := self.dropped) and with_dropped:
+            rows = [(cause.title, some(cause.slides), cause.text) for cause in self.causes()]
             title = f"{len(bad)} of {len(self.statuses)} {self.noun}s were dropped{self.dropped_by_kind()}"
             console.table(title, (f"{self.noun}s", "which", "why"), rows)
 
@@ -86,7 +87,7 @@ class Outcomes:
         if not self.defects:
             return
         lines = [
-            f"  {self._count(slides)} ({_some(slides)}): {text}"
+            f"  {self._count(slides)} ({some(slides)}): {text}"
             for text, slides in grouped(sorted(self.defects.items()))
         ]
         raise DefectError(
@@ -106,7 +107,3 @@ class Outcomes:
 
     def _count(self, slides: Sized) -> str:
         return f"{len(slides)} {self.noun}{'s' * (len(slides) != 1)}"
-
-
-def _some(slides: list[str]) -> str:
-    return ", ".join(slides[:_NAMED]) + ", ..." * (len(slides) > _NAMED)

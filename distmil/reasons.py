@@ -11,6 +11,7 @@ _NUMBER = re.compile(r"[-+]?\d+(?:[.,]\d+)*(?:e[-+]?\d+)?")
 _ITSELF = "\0"  # stands for the slide's own id
 _MOST = 0.9  # share of a group that a second, more careful value has to fit
 _FAR = 1.25  # times by which the value that fits all has to be more extreme than that one
+_NAMED = 5
 _ALIKE = 1.05  # times by which resolutions of one scanner may differ
 
 Group = tuple[str, list[str]]
@@ -152,10 +153,18 @@ def _value(number: str) -> float:
     return float(text) if text.count(".") < 2 else math.inf
 
 
+def some(slides: Sequence[str]) -> str:
+    """Name the first slides of several."""
+    return ", ".join(slides[:_NAMED]) + ", ..." * (len(slides) > _NAMED)
+
+
 def as_lines(causes: Sequence[Cause], *, most: int) -> str:
-    """Word causes as indented lines, the largest groups first."""
+    """Word causes as indented lines with some of their slides, the largest groups first."""
     ordered = sorted(causes, key=lambda cause: -len(cause.slides))
-    lines = [f"  {cause.title}: {cause.text}" for cause in ordered[:most]]
+    lines = [
+        f"  {cause.title} ({some(cause.slides)}): {cause.text.removeprefix(f'{cause.slides[0]}: ')}"
+        for cause in ordered[:most]
+    ]
     if left := ordered[most:]:
         lines.append(f"  {sum(len(cause.slides) for cause in left)} for {len(left)} other reasons")
     return "\n".join(lines)

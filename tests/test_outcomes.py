@@ -57,6 +57,25 @@ def test_doubts_come_first_and_what_was_dropped_comes_last():
     ]
 
 
+def test_a_doubt_that_stands_beside_the_scores_is_not_said_again():
+    outcomes = Outcomes()
+    outcomes.add(by_id(ok("s1", "dark"), ok("s2", "dark"), ok("s3"), bad("b1")))
+    outcomes.shown |= {"s1"}
+    lines = [" ".join(line.split()) for line in said(outcomes).splitlines()]
+    assert lines[:3] == ["doubts about 1 of the other 3 slides:", "slides which doubt", "1 s2 dark"]
+    outcomes.shown |= {"s2"}
+    assert "doubt" not in said(outcomes)
+
+
+def test_slides_that_the_error_names_are_not_listed_twice():
+    out = io.StringIO()
+    outcomes = Outcomes()
+    outcomes.add(by_id(ok("s1", "dark"), bad("b1")))
+    outcomes.show(Console(RichConsole(file=out, soft_wrap=True)), with_dropped=False)
+    assert "dark" in out.getvalue()
+    assert "b1" not in out.getvalue()
+
+
 def test_what_is_said_stays_short_for_thousands_of_slides():
     outcomes = Outcomes()
     letters = [f"{chr(97 + i % 26)}{chr(97 + i // 26 % 26)}" for i in range(600)]
@@ -126,7 +145,9 @@ def test_the_refusal_names_each_reason_once_with_the_setting_that_fits(job):
     records = by_id(*(bad(f"b{i}", "too_coarse", error=f"long sentence {i}", reason=reason) for i in range(72)))
     with pytest.raises(TooManyBadSlides) as caught:
         check_bad_fraction(job, records)
-    assert str(caught.value).endswith("\n  72 x too_coarse: finest 0.972 um/px; set tiling.mpp=0.972")
+    assert str(caught.value).endswith(
+        "\n  72 x too_coarse (b0, b1, b10, b11, b12, ...): finest 0.972 um/px; set tiling.mpp=0.972"
+    )
 
 
 def test_a_defect_fails_the_job_whatever_is_allowed(job):

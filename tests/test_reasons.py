@@ -98,7 +98,9 @@ def test_rounding_never_passes_the_value_and_needs_four_digits(up):
 def test_seventy_two_slides_are_one_line():
     (cause,) = causes_of(dropped(f"s{i}", too_coarse(0.972, wanted=0.5, tolerance=0.02)) for i in range(72))
     assert (cause.title, cause.text) == ("72 x too_coarse", "finest 0.972 um/px; set tiling.mpp=0.972")
-    assert as_lines([cause], most=5) == "  72 x too_coarse: finest 0.972 um/px; set tiling.mpp=0.972"
+    assert as_lines([cause], most=5) == (
+        "  72 x too_coarse (s0, s1, s2, s3, s4, ...): finest 0.972 um/px; set tiling.mpp=0.972"
+    )
 
 
 def test_a_single_slide_keeps_its_sentence():
@@ -152,7 +154,11 @@ def test_a_setting_beside_a_text_stands_after_it():
 def test_many_causes_stay_few_lines():
     slides = [Dropped(f"s{i}{j}", "failed", "abcdefgh"[i] * 3) for i in range(8) for j in range(i + 1)]
     lines = as_lines(causes_of(slides), most=3).splitlines()
-    assert lines == ["  8 x failed: hhh", "  7 x failed: ggg", "  6 x failed: fff", "  15 for 5 other reasons"]
+    assert lines == [
+        *("  8 x failed (s70, s71, s72, s73, s74, ...): hhh", "  7 x failed (s60, s61, s62, s63, s64, ...): ggg"),
+        *("  6 x failed (s50, s51, s52, s53, s54, ...): fff", "  15 for 5 other reasons"),
+    ]
+    assert as_lines(causes_of([Dropped("a", "failed", "a: gone")]), most=3) == "  1 x failed (a): gone"
 
 
 def test_a_reason_crosses_processes_and_json():

@@ -17,14 +17,17 @@ from distmil.evaluation.intervals import intervals_of
 from distmil.evaluation.metrics import at_threshold, summarise
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import from_csv, slide_results, to_csv
+from distmil.evaluation.words import metric_rows
+from distmil.inference.scoring import READ_OUTS
 from distmil.pipeline.job import Job
-from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_results
+from distmil.pipeline.results import MAX_SHOWN, list_results, show_metrics, write_results
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from tests.evaluation.test_intervals import some_rows
 from tests.support.scale import cases
 
 CLASSES = ["normal", "tumour"]
+ALL_AUC = [f"slide_auc_{name}" for name in READ_OUTS]
 
 
 def a_job(tmp_path):
@@ -47,7 +50,8 @@ def a_cohort(rng, count, *, labelled=True):
 
 
 def write(job, cohort, rows):
-    return write_results(job, "predictions/run", rows, cohort.slides, cohort, threshold=0.5)
+    results = list_results(job, rows, cohort.slides, cohort, threshold=0.5)
+    return write_results(job, "predictions/run", results)
 
 
 def test_a_notebook_shows_what_the_terminal_showed(tmp_path):
@@ -85,14 +89,36 @@ def test_a_notebook_shows_what_the_terminal_showed(tmp_path):
 def test_many_slides_are_shown_in_part(tmp_path):
     job, stream = a_job(tmp_path)
     cohort, rows = a_cohort(np.random.default_rng(1), MAX_SHOWN + 7, labelled=False)
-    place = write(job, cohort, rows)
+    written = write(job, cohort, rows)
+    assert (written["wrong"], written["in_doubt"]) == (0, 0)
+    place = written["results"]
     text = stream.getvalue()
     assert text.splitlines()[0] == f"{MAX_SHOWN + 7} slides (threshold 0.50):"
     assert "... and 7 more in slides.csv" in text
     shown = [line.split()[0] for line in text.splitlines()[2:-1]]
+    assert job.outcomes.shown == set(shown)
     ordered = sorted(rows, key=lambda name: -rows[name]["probability"])
     assert shown == ordered[:MAX_SHOWN]
     assert [result.slide_id for result in from_csv(Path(place).read_bytes())] == ordered
+
+
+def test_wrong_and_doubtful_slides_are_counted_once(tmp_path):
+    job, stream = a_job(tmp_path)
+    cohort, rows = a_cohort(np.random.default_rng(5), 30)
+    job.outcomes.doubt("s003", ["dark"])
+    job.outcomes.doubt("s004", ["dark"])
+    wrong = {s.slide_id for s in cohort.slides if CLASSES[s.label] != rows[s.slide_id]["predicted"]}
+    written = write(job, cohort, rows)
+    doubtful = {"s003", "s004"} - wrong
+    assert (written["wrong"], written["in_doubt"]) == (len(wrong), len(doubtful))
+    assert stream.getvalue().startswith(
+        f"{len(wrong)} of 30 slides are predicted wrong" + f", {len(doubtful)} in doubt" * bool(doubtful)
+    )
+
+
+def test_an_interval_without_spread_is_still_an_interval():
+    rows = metric_rows(Evaluation({"slide_auc": 1.0} | dict.fromkeys(ALL_AUC), {"slide_auc": (1.0, 1.0)}, {}))
+    assert rows[0] == ("AUC", "1.00", "1.00 to 1.00")
 
 
 def test_csv_is_read_back_as_it_was(tmp_path):

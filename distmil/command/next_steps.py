@@ -12,6 +12,7 @@ from distmil.config.root import Config
 _JOB = "{job}"
 NEW_SLIDES = "NEW.csv"
 """Stands for a manifest that the user has yet to name."""
+_OF_THIS_JOB = ("prediction.run", "prediction.split")
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,9 @@ def program_words(name: str, *, program: str | None, script: str) -> tuple[str, 
     return "python", str(folder / f"{_JOB}.py")
 
 
-def next_steps(job: str, answer: Mapping[str, Any], config: Config, command: Command) -> list[str]:
+def next_steps(
+    job: str, answer: Mapping[str, Any], config: Config, command: Command, *, noun: str = "slide"
+) -> list[str]:
     """List what may follow a job, the first thing first; nothing for `tune`, whose report says it.
 
     Args:
@@ -64,46 +67,53 @@ def next_steps(job: str, answer: Mapping[str, Any], config: Config, command: Com
         answer: Its JSON line.
         config: Its configuration.
         command: How it was started.
+        noun: What a slide is called: slide or image.
     """
+    if "dry_run" in answer:
+        return [f"start it: {command.line(job)}"]
     if job == "tile":
         page = [f"look at {answer['report']}"] if "report" in answer else []
         return [*page, f"train: {command.line('train')}", f"or only embed: {command.line('embed')}"]
     if job == "embed":
         return [f"train: {command.line('train')}"]
     if job == "train":
-        return _after_train(answer, config, command)
+        return _after_train(answer, config, command, noun)
     if job == "evaluate":
-        return [*_results(answer, "wrong slides"), _on_new_slides(str(config.prediction.model), config, command)]
-    return _results(answer, "slides") if job == "predict" else []
+        return [*_results(answer, noun), _on_new_slides(str(config.prediction.model), config, command, noun)]
+    return _results(answer, noun) if job == "predict" else []
 
 
-def _after_train(answer: Mapping[str, Any], config: Config, command: Command) -> list[str]:
+def _after_train(answer: Mapping[str, Any], config: Config, command: Command, noun: str) -> list[str]:
     run = str(answer.get("run"))
-    steps = _results(answer, "wrong slides")
+    steps = _results(answer, noun)
     if "predictions" in answer:
-        changes = {"prediction.model": run, **_unset(config, "prediction.run")}
-        steps.append(f"measure it on labelled slides: {command.line('evaluate', changes)}")
-    return [*steps, _on_new_slides(run, config, command)]
+        unset = _unset(config, command, "prediction.run")
+        line = command.line("evaluate", {"prediction.model": run, **unset}, without=["prediction.run"])
+        steps.append(f"measure it on labelled {noun}s: {line}")
+    return [*steps, _on_new_slides(run, config, command, noun)]
 
 
-def _on_new_slides(model: str, config: Config, command: Command) -> str:
+def _on_new_slides(model: str, config: Config, command: Command, noun: str) -> str:
     changes = {
         "cohort.manifest": NEW_SLIDES,
         "prediction.model": model,
-        **_unset(config, "prediction.run", "prediction.split"),
+        **_unset(config, command, *_OF_THIS_JOB),
     }
-    return f"predict new slides: {command.line('predict', changes, without=('cohort.synthetic',))}"
+    return f"predict new {noun}s: {command.line('predict', changes, without=('cohort.synthetic', *_OF_THIS_JOB))}"
 
 
-def _unset(config: Config, *keys: str) -> dict[str, str]:
-    """Return null for the keys that are set, also in the file: they name an output or a split of this job."""
+def _unset(config: Config, command: Command, *keys: str) -> dict[str, str]:
+    """Return null for the keys that a configuration file may set: they name an output or a split of this job."""
     values = config.flat()
-    return {key: "null" for key in keys if values[key] is not None}
+    return {key: "null" for key in keys if command.config and values[key] is not None}
 
 
-def _results(answer: Mapping[str, Any], what: str) -> list[str]:
-    """Say where the results of slides are."""
+def _results(answer: Mapping[str, Any], noun: str) -> list[str]:
+    """Say where the results of slides are, and which of them to look at first."""
     places = [answer[name] for name in ("results", "maps") if name in answer]
+    wrong, doubtful = answer.get("wrong", 0), answer.get("in_doubt", 0)
+    first = [f"{wrong} wrong"] * (wrong > 0) + [f"{doubtful} doubtful"] * (doubtful > 0)
+    what = f"{' and '.join(first)} {noun}{'s' * (wrong + doubtful > 1)}" if first else f"{noun}s"
     return [f"look at the {what}: {' and '.join(places)}"] if places else []
 
 

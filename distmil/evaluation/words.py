@@ -9,8 +9,6 @@ from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.inference.scoring import READ_OUTS
 
 NOT_DEFINED = "not defined"
-ALIKE = "all draws alike"
-"""The bootstrap knows no spread there, such as where few slides are told apart without a mistake."""
 PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
 
 _METRICS = {
@@ -77,7 +75,7 @@ def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
     if interval is None:
         return f"{value:.2f}", ""
     low, high = interval
-    return f"{value:.2f}", f"{low:.2f} to {high:.2f}" if low < high else ALIKE
+    return f"{value:.2f}", f"{low:.2f} to {high:.2f}"
 
 
 def to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
@@ -86,15 +84,27 @@ def to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
     return [result for result in scored if result.verdict == WRONG or result.reason or not result.verdict]
 
 
+def counts_to_look_at(results: Sequence[SlideResult]) -> dict[str, int]:
+    """Count the slides that are predicted wrong, and the others that are in doubt."""
+    scored = [result for result in results if result.probability is not None]
+    wrong = sum(result.verdict == WRONG for result in scored)
+    doubtful = sum(bool(result.reason) and result.verdict != WRONG for result in scored)
+    return {"wrong": wrong, "in_doubt": doubtful}
+
+
 def results_title(results: Sequence[SlideResult], noun: str) -> str:
     """Word how many slides are predicted wrong or in doubt."""
     scored = [result for result in results if result.probability is not None]
     judged = [result for result in scored if result.verdict]
-    wrong = [result for result in judged if result.verdict == WRONG]
-    doubtful = [result for result in scored if result.reason and result.verdict != WRONG]
-    title = f"{len(wrong)} of {len(judged)} {noun}s are predicted wrong" if judged else f"{len(scored)} {noun}s"
+    wrong, doubtful = counts_to_look_at(results).values()
+    verb = "is" if wrong == 1 else "are"
+    title = (
+        f"{wrong} of {len(judged)} {noun}s {verb} predicted wrong"
+        if judged
+        else f"{len(scored)} {noun}{'s' * (len(scored) != 1)}"
+    )
     if doubtful:
-        title += f", {len(doubtful)} in doubt"
+        title += f", {doubtful} in doubt"
     return title + (f" (threshold {scored[0].threshold:.2f})" if scored else "")
 
 

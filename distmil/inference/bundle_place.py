@@ -23,6 +23,13 @@ def bundle_folder(run: str) -> str:
     return f"{MODELS}/{run}"
 
 
+def is_run(place: str, store: Store) -> bool:
+    """Tell whether a place is the name of a run in the store; a folder of that name counts where it is a bundle."""
+    if "://" in place or not place or Path(place).is_absolute():
+        return False
+    return not (Path(place).expanduser() / RECORD_FILE).is_file() and store.exists(bundle_folder(place))
+
+
 def find_bundle(place: str, store: Store, *, key: str) -> Store:
     """Open the bundle's folder as a store of its own.
 
@@ -34,7 +41,7 @@ def find_bundle(place: str, store: Store, *, key: str) -> Store:
     Raises:
         BundleError: If there is none.
     """
-    if "://" not in place and not Path(place).expanduser().is_dir() and store.exists(bundle_folder(place)):
+    if is_run(place, store):
         return Store(store.path(bundle_folder(place)))
     folder = place if "://" in place else str(Path(place).expanduser().resolve())
     if "://" not in folder and not Path(folder).is_dir():

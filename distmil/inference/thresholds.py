@@ -55,15 +55,15 @@ def threshold_of(row: Mapping[str, float | None], name: str) -> float:
     return DEFAULT_THRESHOLD if value is None else value
 
 
-def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int) -> str:
+def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int, noun: str = "slide") -> str:
     """Describe the chosen thresholds and the number of validation slides."""
     found = {name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")}
     names = sorted(found, key=lambda name: (name == "patch", name))
     chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]
     if not chosen:
-        return "thresholds: 0.5 for slides and patches; validation has nothing to choose them by"
+        return f"thresholds: 0.5 for {noun}s and patches; validation has nothing to choose them by"
     text = ", ".join(f"{name} {threshold_of(row, name):.3g}" for name in chosen)
     rest = [name for name in names if name not in chosen]
-    return f"thresholds chosen on {num_slides} validation slides (Youden's J): {text}" + (
+    return f"thresholds chosen on {num_slides} validation {noun}s (Youden's J): {text}" + (
         f"; {', '.join(rest)}: 0.5 (one class only there, or no threshold better than chance)" if rest else ""
     )

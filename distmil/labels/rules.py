@@ -207,9 +207,10 @@ def _check_positive(
     if regions.unmapped and not regions.num_mapped:
         loose = " (its outlines have no class)" if regions.unmapped == ("",) else ""
         where = f"; the class was read from {annotation.class_property!r}" if annotation.class_property else ""
+        number = len(regions.unmapped)
+        what = "only group is not known" if number == 1 else f"{number} groups are all not known"
         raise AnnotationError(
-            f"{slide_id}: none of the annotation's {len(regions.unmapped)} groups is known{loose}{where}; "
-            "`labels.groups` maps names to classes (or to exclude)"
+            f"{slide_id}: the annotation's {what}{loose}{where}; `labels.groups` maps names to classes (or to exclude)"
         )
     if is_complete and not regions.has_target:
         left_out = f" ({annotation.dropped_text})" if annotation.dropped_text else ""

@@ -5,6 +5,7 @@ from typing import Any
 
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import evaluate_predictions
+from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.cluster import check_gpus
 from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
@@ -23,18 +24,20 @@ def run(job: Job) -> dict[str, Any]:
     record = PredictionRecord.of("evaluate", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
-        measured = measure(inner, made, slides, cohort)
         results = list_results(inner, made.rows, slides, cohort, threshold=made.threshold)
+        measured = measure(inner, made, slides, cohort, results)
         record.complete(results, measured["metrics"])
     show_record(job, record.tracker)
     return {"run": name, **made.paths(job), **measured, "tracking": record.tracker.place}
 
 
-def measure(job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort) -> dict[str, Any]:
+def measure(
+    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort, results: Sequence[SlideResult]
+) -> dict[str, Any]:
     """Measure predictions by split, show the metrics and the slides, and write them beside the predictions.
 
     Returns:
-        For the job's JSON line: metrics by split, and the files written.
+        For the job's JSON line: metrics by split, the files written, and how many slides are wrong or in doubt.
     """
     split_of = {slide.slide_id: slide.split or "all" for slide in slides}
     metrics: dict[str, Any] = {}
@@ -58,5 +61,5 @@ def measure(job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort
     return {
         "metrics": metrics,
         "metrics_file": job.store.path(f"{made.folder}/{METRICS}"),
-        "results": write_results(job, made.folder, made.rows, slides, cohort, threshold=made.threshold),
+        **write_results(job, made.folder, results),
     }

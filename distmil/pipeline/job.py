@@ -13,7 +13,7 @@ from distmil.console import Console
 from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
-from distmil.inference.bundle_place import find_bundle
+from distmil.inference.bundle_place import find_bundle, is_run
 from distmil.outcomes import Outcomes
 from distmil.preflight.checks import check_job
 from distmil.storage.records import Record
@@ -133,7 +133,7 @@ def bundle_place(job: Job) -> str:
     if "://" in place:
         return resolve_root(place, key="prediction.model")
     folder = Path(place).expanduser()
-    return str(folder.resolve()) if folder.is_dir() else place
+    return str(folder.resolve()) if folder.is_dir() and not is_run(place, job.store) else place
 
 
 def _bundle_classes(job: Job) -> list[str] | None:

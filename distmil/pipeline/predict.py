@@ -45,10 +45,11 @@ def run(job: Job) -> dict[str, Any]:
     record = PredictionRecord.of("predict", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
-        table = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
-        record.complete(list_results(inner, made.rows, slides, cohort, threshold=made.threshold), {})
+        results = list_results(inner, made.rows, slides, cohort, threshold=made.threshold)
+        written = write_results(inner, made.folder, results)
+        record.complete(results, {})
     show_record(job, record.tracker)
-    return {"run": name, **made.paths(job), "results": table, "tracking": record.tracker.place}
+    return {"run": name, **made.paths(job), **written, "tracking": record.tracker.place}
 
 
 @dataclass(frozen=True)
@@ -155,17 +156,18 @@ def _predict_all(
         if found.scores
     }
     todo = [(predictor.inputs, found.scores) for predictor, found in looked if not predictor.is_done(found)]
+    noun = job.outcomes.noun
     if damaged := sum(found.is_damaged for _, found in looked):
-        job.console.note(f"predictions of {damaged} slides are gone or damaged, and are made again")
+        job.console.note(f"predictions of {damaged} {noun}s are gone or damaged, and are made again")
     if todo:
-        job.console.note(f"predicting {len(todo)} slides ({len(looked) - len(todo)} are done)")
+        job.console.note(f"predicting {len(todo)} {noun}{'s' * (len(todo) != 1)} ({len(looked) - len(todo)} are done)")
         is_gpu = wants_gpu(job.config)
         arguments = {
             "config": job.config, "store": job.store, "place": place, "run": run, "digest": bundle.digest,
             "is_gpu": is_gpu,
         }  # fmt: skip
         work = sum(entry.num_patches for (entry, *_), _ in todo)
-        with job.console.progress("predict", len(todo), "slides", work=work, work_unit="patches") as advance:
+        with job.console.progress("predict", len(todo), f"{noun}s", work=work, work_unit="patches") as advance:
             for ((entry, *_), _), record in map_slides(todo, _Predictor, num_gpus=int(is_gpu), **arguments):
                 advance(entry.num_patches)
                 records[entry.slide_id] = record

@@ -1,12 +1,14 @@
 """A prediction's results for people: metrics with their intervals, and the slides to look at first."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, slide_results, to_csv
 from distmil.evaluation.words import (
     PATCH_COLUMNS,
+    counts_to_look_at,
     metric_columns,
     metric_rows,
     metrics_title,
@@ -25,33 +27,38 @@ from distmil.tracking.tracker import Tracker
 MAX_SHOWN = 20
 
 
-def write_results(
-    job: Job, folder: str, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
-) -> str:
-    """Write ``slides.csv`` with every slide of the job, show those to look at, and return the file.
+def write_results(job: Job, folder: str, results: Sequence[SlideResult]) -> dict[str, Any]:
+    """Write ``slides.csv`` with every slide of the job, and show those to look at.
 
     Args:
-        job: Its outcomes say how the slides ended.
+        job: Its outcomes are told which doubts are shown.
         folder: Of the predictions, in the store.
-        rows: Slide predictions by slide id.
-        slides: All slides of the job.
-        cohort: For the class names.
-        threshold: Of the read-out that counts.
+        results: See ``list_results``.
+
+    Returns:
+        For the job's JSON line: the file, and how many slides are wrong or in doubt.
 
     Raises:
         StorageError: If the store cannot be written.
     """
-    results = list_results(job, rows, slides, cohort, threshold=threshold)
     name = f"{folder}/{RESULTS}"
     job.store.write(name, to_csv(results))
     _show_slides(job, results)
-    return job.store.path(name)
+    return {"results": job.store.path(name), **counts_to_look_at(results)}
 
 
 def list_results(
     job: Job, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
 ) -> list[SlideResult]:
-    """List every slide of the job with what became of it, those to look at first on top; see ``write_results``."""
+    """List every slide of the job with what became of it, those to look at first on top.
+
+    Args:
+        job: Its outcomes say how the slides ended.
+        rows: Slide predictions by slide id.
+        slides: All slides of the job.
+        cohort: For the class names.
+        threshold: Of the read-out that counts.
+    """
     return slide_results(
         slides,
         rows,
@@ -70,6 +77,7 @@ def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
         job.console.note(title)
     else:
         job.console.table(title, slide_columns(noun), slide_rows(shown[:MAX_SHOWN]))
+        job.outcomes.shown |= {result.slide_id for result in shown[:MAX_SHOWN]}
     if len(shown) > MAX_SHOWN:
         job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
 

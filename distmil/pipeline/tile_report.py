@@ -87,7 +87,8 @@ def say_unusable(job: Job, errors: Mapping[str, str]) -> None:
     if job.config.labels.on_bad_annotation == "fail":
         raise bad_annotations(errors, noun=noun)
     for slide_id, error in errors.items():
-        job.outcomes.doubt(slide_id, [f"its annotation cannot be used: {error}"])
+        text = error.removeprefix(f"{slide_id}: ")
+        job.outcomes.doubt(slide_id, [f"its annotation cannot be used: {text}"])
     fate = {
         "skip": f"train leaves these {noun}s out; labels.on_bad_annotation=label_only keeps their labels",
         "label_only": f"train uses these {noun}s by their labels alone (labels.on_bad_annotation=label_only)",
@@ -99,9 +100,12 @@ def say_unknown_groups(job: Job, names: Collection[str]) -> None:
     """Name the groups without a meaning on the console, and nowhere else: they may name people."""
     if names:
         shown = ", ".join(map(repr, sorted(names)[:_GROUPS_NAMED])) + ", ..." * (len(names) > _GROUPS_NAMED)
+        example = ", ".join(f"{name}: ..." for name in sorted(names)[:_GROUPS_NAMED])
+        classes = ", ".join(job.config.cohort.classes)
         job.console.note(
-            f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown (the names are "
-            "said once, when the annotation is read, and never stored)"
+            f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown. Say which "
+            f"class each is ({classes} or exclude): 'labels.groups={{{example}}}' (the names are said once, when the "
+            "annotation is read, and never stored)"
         )
 
 

@@ -46,14 +46,16 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         check_claim(config, cohort.classes, store, job=job)
     slides = slides_of(cohort, config, job=job)
     if not slides:
-        raise BadInput(f"the manifest has no slide in {config.prediction.split or 'val or test'}")
+        raise BadInput(f"the manifest has no {cohort.noun} in {config.prediction.split or 'val or test'}")
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
-    notes += judge_slides(_once(looks), config.tiling)
+    notes += judge_slides(_once(looks), config.tiling, noun=cohort.noun)
     notes += judge_annotations(looks)
     seen = {look.slide.slide_id for look in looks}
     if unseen := sorted({task.slide.slide_id for task in tasks} - seen):
-        notes.append(f"note: {len(unseen)} of {len(unseen) + len(seen)} slides chosen for a look were not read in time")
+        notes.append(
+            f"note: {len(unseen)} of {len(unseen) + len(seen)} {cohort.noun}s chosen for a look were not read in time"
+        )
     return notes + _check_disk(config, store, cohort, slides, looks, job=job)
 
 

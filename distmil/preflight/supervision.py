@@ -25,14 +25,15 @@ def check_supervision(cohort: Cohort, job: str) -> list[str]:
         others = Counter(slide.split for slide in cohort.slides if slide.split != "train")
         elsewhere = ", ".join(f"{count} in {split}" for split, count in sorted(others.items(), key=str))
         raise ManifestError(
-            f"training needs train slides of at least two classes; the manifest has {found or 'none'} in train"
+            f"training needs train {cohort.noun}s of at least two classes; the manifest has {found or 'none'} in train"
             + (f" ({elsewhere})" if elsewhere else "")
-            + f"; add slides of {_missing(cohort, set(counts))}, or correct the columns label and split"
+            + f"; add {cohort.noun}s of {_missing(cohort, set(counts))}, or correct the columns label and split"
         )
-    if job == "train" and not cohort.of_split("val"):
+    if job == "train" and not any(slide.label is not None for slide in cohort.of_split("val")):
         return [
-            "note: no slide is in val: nothing is measured while the network trains, its thresholds stay at 0.5, and "
-            "no epoch is chosen; give some slides the split val, or set cohort.val_fraction where there is no split"
+            f"note: no {cohort.noun} with a label is in val: nothing is measured while the network trains, its "
+            f"thresholds stay at 0.5, and no epoch is chosen; give some {cohort.noun}s the split val, or set "
+            "cohort.val_fraction where there is no split"
         ]
     return []
 

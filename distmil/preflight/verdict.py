@@ -19,8 +19,13 @@ _REMEDIES = {
 }
 
 
-def judge_slides(looks: Sequence[Look], config: TilingConfig) -> list[str]:
+def judge_slides(looks: Sequence[Look], config: TilingConfig, *, noun: str = "slide") -> list[str]:
     """Judge the slides that were looked at.
+
+    Args:
+        looks: One a slide.
+        config: Of the tiling.
+        noun: What a slide is called: slide or image.
 
     Returns:
         A note for each kind of slide that will be skipped.
@@ -33,12 +38,12 @@ def judge_slides(looks: Sequence[Look], config: TilingConfig) -> list[str]:
     kinds = Counter(look.status for look in bad)
     if looks and len(kinds) == 1 and len(bad) == len(looks) and not kinds.keys() & _UNSURE:
         (status,) = kinds
-        what = "the slide is" if len(bad) == 1 else f"all {len(bad)} slides that were looked at are"
+        what = f"the {noun} is" if len(bad) == 1 else f"all {len(bad)} {noun}s that were looked at are"
         text = f"{what} {status}: {_reason(bad, config)}"
         raise (ManifestError if status == "unreadable" else ConfigError)(text)
     return [
-        f"note: {count} of {len(looks)} slides that were looked at will be skipped, {status} ({_names(alike)}): "
-        f"{_reason(alike, config)}"
+        f"note: {count} of {len(looks)} {noun}s that were looked at will be skipped, {status} ({_names(alike)}): "
+        + _reason(alike, config).removeprefix(f"{alike[0].slide.slide_id}: ")
         for status, count in kinds.items()
         for alike in [[look for look in bad if look.status == status]]
     ]

@@ -38,6 +38,7 @@ class PredictionRecord:
     name: str
     """Of the predictions."""
     tracker: Tracker
+    noun: str = "slide"
     title: str = ""
     command: str = ""
     data: RunData | None = None
@@ -78,11 +79,12 @@ class PredictionRecord:
         self.tracker.log_metrics(_counts(results), step=0, group="slides")
         file = f"{predictions_folder(self.name)}/{INTERVALS}"
         verdicts = verdict_lines(metrics, self.store.read_json(file)) if metrics else []
-        self._describe([*verdicts, _in_words(results)])
+        self._describe([*verdicts, _in_words(results, self.noun)])
         log_results(self.tracker, self.store, self.name, results, shows_slides=self.asked.tracking.maps)
 
     def _open(self, config: Config, bundle: Bundle, cohort: Cohort, slides: Sequence[Slide]) -> None:
-        self.title = f"**{_CONTEXTS[self.job].capitalize()}** of {len(slides)} slides with the bundle `{bundle.run}`"
+        self.noun, what = cohort.noun, _CONTEXTS[self.job].capitalize()
+        self.title = f"**{what}** of {len(slides)} {self.noun}s with the bundle `{bundle.run}`"
         self.command = command_of(self.job, self.asked, model=bundle.run)
         self.data = data_of(cohort, config)
         # The folder of predictions may have the name of the bundle's folder, which stays here.
@@ -128,10 +130,10 @@ def _counts(results: Sequence[SlideResult]) -> dict[str, float | None]:
     }
 
 
-def _in_words(results: Sequence[SlideResult]) -> str:
+def _in_words(results: Sequence[SlideResult], noun: str) -> str:
     """Word how many slides were predicted as what, and how many of them need a look."""
     counts, classes = _counts(results), Counter(result.predicted for result in results if result.predicted)
-    text = f"{counts['predicted']} of {len(results)} slides are predicted"
+    text = f"{counts['predicted']} of {len(results)} {noun}s are predicted"
     text += f" ({', '.join(f'{count} {name}' for name, count in sorted(classes.items()))})" * bool(classes)
     found = [f"{counts[name]} {word}" for name, word in (("wrong", "wrong"), ("doubtful", "in doubt")) if counts[name]]
     return text + f"; {', '.join(found)}" * bool(found)

@@ -19,6 +19,8 @@ ANSWER = {
     "results": "/s/slides.csv",
     "maps": "/s/maps",
     "predictions": "/s",
+    "wrong": 2,
+    "in_doubt": 0,
 }
 VALUES = {
     "cohort.manifest": ["slides.csv", "my slides/a b.csv", "it's.csv"],
@@ -56,17 +58,52 @@ def test_each_job_says_what_follows() -> None:
     ]
     assert steps("embed", *given) == [f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2"]
     assert steps("train", *given) == [
-        "look at the wrong slides: /s/slides.csv and /s/maps",
+        "look at the 2 wrong slides: /s/slides.csv and /s/maps",
         f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",
         predict,
     ]
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "prediction.model=first", "prediction.split=test")
     assert steps("evaluate", *given) == [
-        "look at the wrong slides: /s/slides.csv and /s/maps",
-        predict.replace(" prediction.model", " prediction.model") + " prediction.split=null",
+        "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        predict,
     ]
-    assert steps("predict", *given) == ["look at the slides: /s/slides.csv and /s/maps"]
+    assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == ["look at the slides: /s/slides.csv and /s/maps"]
     assert steps("tune", *given) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "in_doubt", "what"),
+    [
+        (0, 0, "images"),
+        (1, 0, "1 wrong image"),
+        (0, 1, "1 doubtful image"),
+        (3, 2, "3 wrong and 2 doubtful images"),
+        (1, 1, "1 wrong and 1 doubtful images"),
+    ],
+)
+@pytest.mark.parametrize("job", ["train", "evaluate", "predict"])
+def test_only_slides_that_are_there_are_looked_at(job: str, wrong: int, in_doubt: int, what: str) -> None:
+    answer = ANSWER | {"wrong": wrong, "in_doubt": in_doubt}
+    config = load_config(None, ["prediction.model=first"])
+    found = next_steps(job, answer, config, Command(("distmil", "{job}"), None, ()), noun="image")
+    assert found[0] == f"look at the {what}: /s/slides.csv and /s/maps"
+    assert not any("slide" in step.partition(": ")[0] for step in found)
+
+
+@pytest.mark.parametrize("job", sorted(STAGES))
+def test_a_dry_run_is_followed_by_the_job_itself(job: str) -> None:
+    given = ("cohort.manifest=a b.csv", "storage.root=/s")
+    assert steps(job, *given, answer={"dry_run": True}) == [
+        f"start it: distmil {job} 'cohort.manifest=a b.csv' storage.root=/s"
+    ]
+
+
+def test_an_output_that_the_file_names_is_unset() -> None:
+    given = ("prediction.run=mine", "prediction.split=test")
+    config = load_config(None, given)
+    for file, end in ((None, ""), ("c.yaml", " prediction.run=null prediction.split=null")):
+        found = next_steps("evaluate", ANSWER, config, Command(("distmil", "{job}"), file, given))
+        assert found[-1].endswith(f"prediction.model=None{end}")
 
 
 def test_without_held_out_slides_nothing_is_measured() -> None:

@@ -401,7 +401,7 @@ def test_patches_that_an_unmapped_group_touches_are_never_negative():
 def test_ungrouped_outlines_are_the_target_only_where_there_is_one():
     assert label({"": (0, 0, 10, 10)}).labels.label[0] == 1
     with pytest.raises(
-        AnnotationError, match=r"none of the annotation's 1 groups is known \(its outlines have no class\);"
+        AnnotationError, match=r"the annotation's only group is not known \(its outlines have no class\);"
     ):
         label({"": (0, 0, 10, 10)}, classes=THREE)
 
@@ -535,7 +535,7 @@ def test_values_of_random_masks_mean_what_groups_say(seed):
 
 def test_an_annotation_whose_groups_are_all_unknown_is_refused():
     message = (
-        r"^s1: none of the annotation's 2 groups is known; `labels.groups` maps names to classes \(or to exclude\)"
+        r"^s1: the annotation's 2 groups are all not known; `labels.groups` maps names to classes \(or to exclude\)"
     )
     with pytest.raises(AnnotationError, match=message):
         label({"UT": (0, 0, 10, 10), "I": (20, 0, 30, 10)}, complete=False)

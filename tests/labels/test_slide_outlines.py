@@ -163,7 +163,7 @@ def test_the_report_hands_the_names_to_the_driver(outlines, path):
     path.write_text(json.dumps([feature((0, 0, 50, 50), classification="CNRY")]))
     about, unknown = draw(outlines)
     assert unknown == ["CNRY"]
-    assert "none of the annotation's 1 groups is known" in about["unusable"]
+    assert "the annotation's only group is not known" in about["unusable"]
 
 
 @pytest.mark.parametrize("content", ['{"type": "Feature", "geometry": 5}', '{"names": 5}', "", "[" * 10**5])

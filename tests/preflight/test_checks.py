@@ -131,7 +131,7 @@ def test_a_good_manifest_passes(store: Store, tmp_path: Path) -> None:
     assert checks.check_job(config, store, cohort, job="train") == []
     learning = replace(cohort, slides=cohort.slides[:2])
     notes = checks.check_job(config, store, learning, job="train")
-    assert [note.split(":")[1] for note in notes] == [" no slide is in val"]
+    assert [note.split(":")[1] for note in notes] == [" no slide with a label is in val"]
 
 
 def test_refusals_load_neither_torch_nor_ray(store: Store, tmp_path: Path) -> None:

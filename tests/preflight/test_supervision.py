@@ -31,7 +31,7 @@ def test_one_slide_or_none_is_refused(rows: list[tuple[int | None, str]]) -> Non
 
 
 def test_training_without_val_is_noted() -> None:
-    found = cohort((1, "train"), (0, "train"), (1, "test"))
-    assert "no slide is in val" in check_supervision(found, "train")[0]
+    found = cohort((1, "train"), (0, "train"), (1, "test"), (None, "val"))
+    assert "no slide with a label is in val" in check_supervision(found, "train")[0]
     assert check_supervision(found, "tune") == []  # it says so itself, with its folds
     assert check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "train") == []

@@ -65,8 +65,15 @@ def test_some_bad_slides_are_notes_by_reason() -> None:
     assert notes == [
         "note: 1 of 3 slides that were looked at will be skipped, too_coarse (b): their finest resolution is 0.972 "
         "um/px, coarser than tiling.mpp = 0.5; tiling.mpp=0.972 fits them",
-        "note: 1 of 3 slides that were looked at will be skipped, unreadable (c): c: cut off",
+        "note: 1 of 3 slides that were looked at will be skipped, unreadable (c): cut off",
     ]
+
+
+def test_plain_images_are_called_images() -> None:
+    looks = [look("a"), look("c", "unreadable", "cut off")]
+    assert judge_slides(looks, TilingConfig(), noun="image")[0].startswith("note: 1 of 2 images that were looked at")
+    with pytest.raises(ConfigError, match=r"^all 2 images that were looked at are too_small"):
+        judge_slides([look("a", "too_small", "x"), look("b", "too_small", "x")], TilingConfig(), noun="image")
 
 
 def test_what_another_try_may_mend_and_what_fails_for_two_reasons_is_not_refused() -> None:

@@ -58,8 +58,9 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     start_s = idle_clock() - started
     with tempfile.TemporaryDirectory(prefix="distmil-", ignore_cleanup_errors=True) as folder:
         stages = _Estimate(job, name, Path(folder), start_s).stages
+    noun = f"{job.outcomes.noun}s"
     total_s, num_bytes = sum(stage.seconds for stage in stages), sum(stage.num_bytes for stage in stages)
-    rows = [_row(stage) for stage in stages]
+    rows = [_row(stage, noun) for stage in stages]
     job.console.table(f"dry run of {name}: nothing is written", COLUMNS, rows)
     free = free_bytes(job.store.root)
     room = "" if free is None else f", {in_bytes(free)} are free"
@@ -69,8 +70,9 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     return {"dry_run": True, "stages": [asdict(stage) for stage in stages], "seconds": total_s, "bytes": num_bytes}
 
 
-def _row(stage: Stage) -> tuple[str, ...]:
-    counts = (f"{stage.done} {stage.unit}", f"{stage.todo} {stage.unit}") if stage.unit else ("", "")
+def _row(stage: Stage, noun: str) -> tuple[str, ...]:
+    unit = noun if stage.unit == "slides" else stage.unit
+    counts = (f"{stage.done} {unit}", f"{stage.todo} {unit}") if unit else ("", "")
     return (stage.name, *counts, stage.amount, in_bytes(stage.num_bytes), in_words(stage.seconds))
 
 

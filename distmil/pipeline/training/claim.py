@@ -143,7 +143,7 @@ def _data_fingerprint(prepared: Prepared, cohort: Cohort) -> str:
     return fingerprint(data)
 
 
-def announce(job: Job, prepared: Prepared) -> Config:
+def announce(job: Job, prepared: Prepared, cohort: Cohort) -> Config:
     """Show the slides' supervision and the active losses, and return the configuration to train with."""
     classes, form = len(job.config.cohort.classes), job.config.labels.form
     bags = [open_labels(job.store, entry, num_classes=classes, form=form) for entry in prepared.entries]
@@ -159,7 +159,7 @@ def announce(job: Job, prepared: Prepared) -> Config:
     learning = of_split["train"]
     planner = StepPlanner(learning, job.config.bags, num_classes=classes, seed=job.config.training.seed)
     config, notes = active_config(job.config, planner)
-    for note in (*notes, *_short_bags(learning, job.config, noun), *_nothing_held_out(bags)):
+    for note in (*notes, *_short_bags(learning, job.config, noun), *_lost_validation(bags, cohort)):
         job.console.note(f"note: {note}")
     weights = {name: getattr(config.losses, name) for name in LOSSES}
     job.console.note("losses: " + ", ".join(f"{name} x {weight:g}" for name, weight in weights.items() if weight))
@@ -180,13 +180,14 @@ def _short_bags(bags: Sequence[Bag], config: Config, noun: str) -> list[str]:
     ]
 
 
-def _nothing_held_out(bags: Sequence[Bag]) -> list[str]:
-    """Note that no labelled slide validates the epochs."""
-    if any(bag.split == "val" and bag.label is not None for bag in bags):
+def _lost_validation(bags: Sequence[Bag], cohort: Cohort) -> list[str]:
+    """Note that no slide of val can be used; a manifest without any was noted before the work began."""
+    asked = sum(slide.label is not None for slide in cohort.of_split("val"))
+    if not asked or any(bag.split == "val" and bag.label is not None for bag in bags):
         return []
     return [
-        "nothing is held out: no validation metrics, no best epoch, and thresholds of 0.5; set split=val for some "
-        "patients in the manifest, or leave its split column out (cohort.val_fraction draws them)"
+        f"none of the {asked} val {cohort.noun}s can be used: no validation metrics, no best epoch, and thresholds of "
+        "0.5; the job's end says why they were dropped"
     ]
 
 

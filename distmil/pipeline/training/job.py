@@ -59,8 +59,8 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
         name = job.config.prediction.run or run
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
-        measured = measure(inner, predictions, slides, cohort)
         results = list_results(inner, predictions.rows, slides, cohort, threshold=predictions.threshold)
+        measured = measure(inner, predictions, slides, cohort, results)
     record_training(
         job,
         tracker,
@@ -99,7 +99,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     _note_record(job, tracker, run)
     tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
     tracker.log_data(data_of(cohort, job.config), context="training")
-    config = announce(job, prepared)
+    config = announce(job, prepared, cohort)
     with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
         history = fit(job, config, run, spec, tracker)
     learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
@@ -107,7 +107,8 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     load_checkpoint(job.store, run, learner, best=is_best)
     chosen = history.best_epoch if is_best else len(history.rows) - 1
     row = history.rows[chosen]
-    job.console.note(describe_thresholds(row, num_slides=sum(map(_is_scored, prepared.entries))))
+    num_scored = sum(map(_is_scored, prepared.entries))
+    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun))
     bundle = Bundle(
         run=run,
         config=job.config,

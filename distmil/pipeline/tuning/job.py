@@ -79,7 +79,7 @@ def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecor
     bags = {bag.slide_id: bag for bag in open_all_bags(job.store, prepared.entries, num_classes=classes, form=form)}
     metric = _metric(job, [[bags[i] for i in validation] for _, validation in folds])
     run = replace(claim, more=identity(search, folds, held_out)).take(prepared)
-    space = _without_inactive(job, announce(job, prepared), space)
+    space = _without_inactive(job, announce(job, prepared, cohort), space)
     start_ray()
     plan = SearchPlan(
         run=run, root=job.store.root, config=job.config, spec=spec, metric=metric,

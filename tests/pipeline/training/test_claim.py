@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from distmil.cohort import Cohort
+from distmil.cohort import Cohort, Slide
 from distmil.config.loading import build_config
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, StorageError, TrainingError
@@ -16,7 +16,7 @@ from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import (
     Claim,
     _is_complete,
-    _nothing_held_out,
+    _lost_validation,
     _short_bags,
     _supervision,
     read_record_id,
@@ -175,10 +175,12 @@ def test_bags_with_fewer_top_patches_are_counted():
     assert _short_bags(bags, build_config({"model": {"name": "mean"}}), "image") == []
 
 
-def test_a_training_without_validation_slides_is_noted():
+def test_a_training_that_lost_its_validation_slides_is_noted():
     train, val = make_bag(1), replace(make_bag(2), split="val")
-    assert _nothing_held_out([train, val]) == []
+    asked = Cohort([Slide("a", "a.png", 1, split="train"), Slide("b", "b.png", 0, split="val")], ["no", "yes"])
+    assert _lost_validation([train, val], asked) == []
     for bags in ([train], [train, replace(val, label=None)], [train, replace(val, split="test")]):
-        (note,) = _nothing_held_out(bags)
-        assert note.startswith("nothing is held out: no validation metrics, no best epoch")
-        assert "split=val" in note
+        (note,) = _lost_validation(bags, asked)
+        assert note.startswith("none of the 1 val images can be used: no validation metrics, no best epoch")
+    never = Cohort([asked.slides[0], replace(asked.slides[1], label=None)], ["no", "yes"])
+    assert _lost_validation([train], never) == []  # noted before the work began
