@@ -47,7 +47,8 @@ def a_cohort(rng, count, *, labelled=True):
 
 
 def write(job, cohort, rows):
-    return write_results(job, "predictions/run", rows, cohort.slides, cohort, threshold=0.5)
+    write_results(job, "predictions/run", rows, cohort.slides, cohort, threshold=0.5)
+    return job.store.path("predictions/run/slides.csv")
 
 
 def test_a_notebook_shows_what_the_terminal_showed(tmp_path):

@@ -1,22 +1,12 @@
 """A prediction's results for people: metrics with their intervals, and the slides to look at first."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, slide_results, to_csv
-from distmil.evaluation.words import (
-    PATCH_COLUMNS,
-    metric_columns,
-    metric_rows,
-    metrics_title,
-    patch_rows,
-    patches_title,
-    results_title,
-    slide_columns,
-    slide_rows,
-    to_look_at,
-)
+from distmil.evaluation.words import Table, metric_tables, slide_table
 from distmil.inference.tables import RESULTS, Row
 from distmil.pipeline.job import Job
 from distmil.tracking.links import record_lines
@@ -27,8 +17,8 @@ MAX_SHOWN = 20
 
 def write_results(
     job: Job, folder: str, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
-) -> str:
-    """Write ``slides.csv`` with every slide of the job, show those to look at, and return the file.
+) -> list[SlideResult]:
+    """Write ``slides.csv`` with every slide of the job, and show those to look at.
 
     Args:
         job: Its outcomes say how the slides ended.
@@ -38,21 +28,13 @@ def write_results(
         cohort: For the class names.
         threshold: Of the read-out that counts.
 
+    Returns:
+        Every slide with what became of it, those to look at first on top.
+
     Raises:
         StorageError: If the store cannot be written.
     """
-    results = list_results(job, rows, slides, cohort, threshold=threshold)
-    name = f"{folder}/{RESULTS}"
-    job.store.write(name, to_csv(results))
-    _show_slides(job, results)
-    return job.store.path(name)
-
-
-def list_results(
-    job: Job, rows: Mapping[str, Row], slides: Sequence[Slide], cohort: Cohort, *, threshold: float
-) -> list[SlideResult]:
-    """List every slide of the job with what became of it, those to look at first on top; see ``write_results``."""
-    return slide_results(
+    results = slide_results(
         slides,
         rows,
         classes=cohort.classes,
@@ -60,18 +42,24 @@ def list_results(
         statuses=job.outcomes.statuses,
         doubts=job.outcomes.doubts,
     )
+    job.store.write(f"{folder}/{RESULTS}", to_csv(results))
+    _show_slides(job, results)
+    return results
 
 
 def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:
     """Show the wrong and doubtful slides; where nothing is known to compare with, all by falling probability."""
-    shown, noun = to_look_at(results), job.outcomes.noun
-    title = results_title(results, noun)
-    if not shown:
-        job.console.note(title)
+    table = slide_table(results, job.outcomes.noun)
+    _show(job, replace(table, rows=table.rows[:MAX_SHOWN]))
+    if len(table.rows) > MAX_SHOWN:
+        job.console.note(f"... and {len(table.rows) - MAX_SHOWN} more in {RESULTS}")
+
+
+def _show(job: Job, table: Table) -> None:
+    if table.rows:
+        job.console.table(table.title, table.columns, table.rows)
     else:
-        job.console.table(title, slide_columns(noun), slide_rows(shown[:MAX_SHOWN]))
-    if len(shown) > MAX_SHOWN:
-        job.console.note(f"... and {len(shown) - MAX_SHOWN} more in {RESULTS}")
+        job.console.note(table.title)
 
 
 def show_record(job: Job, tracker: Tracker) -> None:
@@ -82,11 +70,5 @@ def show_record(job: Job, tracker: Tracker) -> None:
 
 def show_metrics(job: Job, split: str, evaluation: Evaluation) -> None:
     """Show the metrics of a split: slides, then patches by score, each with its 95 % interval by patient."""
-    noun = job.outcomes.noun
-    title = metrics_title(split, evaluation, noun)
-    if not evaluation.counts:
-        job.console.note(title)
-        return
-    job.console.table(title, metric_columns(noun), metric_rows(evaluation))
-    if patches := patches_title(evaluation):
-        job.console.table(patches, PATCH_COLUMNS, patch_rows(evaluation))
+    for table in metric_tables(split, evaluation, job.outcomes.noun):
+        _show(job, table)

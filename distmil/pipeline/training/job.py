@@ -21,7 +21,7 @@ from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
-from distmil.pipeline.results import list_results, show_record
+from distmil.pipeline.results import show_record
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
 from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
@@ -59,8 +59,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
         name = job.config.prediction.run or run
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
-        measured = measure(inner, predictions, slides, cohort)
-        results = list_results(inner, predictions.rows, slides, cohort, threshold=predictions.threshold)
+        measured, results = measure(inner, predictions, slides, cohort)
     record_training(
         job,
         tracker,
