@@ -8,7 +8,7 @@ from distmil.evaluation.predictions import evaluate_predictions
 from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.cluster import check_gpus
-from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
+from distmil.pipeline.job import Job, bundle_place, check_any, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
 from distmil.pipeline.results import show_metrics, show_record, write_results
 from distmil.recording.prediction import PredictionRecord
@@ -19,7 +19,7 @@ def run(job: Job) -> dict[str, Any]:
     inner, bundle = open_bundle(job)
     cohort = open_cohort(inner, needs_labels=True, needs_splits=True)
     check_gpus(inner.config)
-    slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
+    slides = check_any(cohort.held_out(job.config.prediction.split), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
     record = PredictionRecord.of("evaluate", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):

@@ -18,7 +18,7 @@ from distmil.inference.shift import reach_of, sampled
 from distmil.inference.thresholds import describe_thresholds, threshold_of
 from distmil.models.normaliser import Normaliser
 from distmil.pipeline.evaluate import measure
-from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
+from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
 from distmil.pipeline.results import show_record
@@ -52,7 +52,7 @@ def run(job: Job) -> dict[str, Any]:
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     bundle, history = train(job, cohort, tracker)
     run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
-    slides = held_out_slides(job, cohort)
+    slides = cohort.held_out(job.config.prediction.split)
     predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
