@@ -1,41 +1,32 @@
-"""Running a job from its command line: arguments in, a JSON line and an exit code out.
-
-Exit codes: 0 done, 1 failed, 2 bad input; 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP.
-"""
+"""Running a job from its command line: arguments in, a JSON line and an exit code out."""
 
 import argparse
 import importlib
-import json
 import os
-import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
 from distmil.command.arguments import job_parser
+from distmil.command.ending import run_command
 from distmil.command.next_steps import Command, in_lines, next_steps, program_words
 from distmil.config.loading import annotated_yaml, load_config
 from distmil.console import Console, set_up_logging
-from distmil.errors import DistmilError, TooManyBadSlides
-from distmil.processes.interruption import Interrupted, Interruption, exit_code
-from distmil.processes.tree import end_descendants
+from distmil.errors import TooManyBadSlides
+from distmil.processes.interruption import Interruption
 from distmil.storage.roots import checkout_note, resolve_root
 from distmil.storage.store import Store
 
-DONE, FAILED, BAD_INPUT = 0, 1, 2
 STAGES = {
     **{name: f"distmil.pipeline.{name}" for name in ("tile", "embed", "predict", "evaluate")},
     "train": "distmil.pipeline.training.job",
     "tune": "distmil.pipeline.tuning.job",
 }
 """The module of each job, which has ``run(job)``."""
-PATIENCE_S = 0.5
-_INTERRUPTED = "interrupted; the same command goes on where it stopped"
 
 
 def main(name: str, description: str | None, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
-    """Run a job from its command line and return the exit code.
+    """Run a job from its command line and return the exit code; see ``run_command``.
 
     Args:
         name: One of ``STAGES``.
@@ -49,39 +40,20 @@ def main(name: str, description: str | None, argv: Sequence[str] | None = None, 
     console = Console()
     set_up_logging(console)
     mask = os.umask(0o077)
-    interruption = Interruption(f"{name}: {_INTERRUPTED}")
-    interruption.install()
     try:
-        if options.print_config:
-            return _print_config(name, options)
-        answer = _run(name, options, console, interruption, command)
-    except DistmilError as error:
-        console.note(f"{name}: {error}")
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        number = interruption.number
-        if number is None:  # no handler of this job's own has said it
-            console.note(f"{name}: {_INTERRUPTED}")
-            number = error.number if isinstance(error, Interrupted) else None
-        if number is not None:
-            end_descendants(patience_s=PATIENCE_S)  # such as of a Ray that was just starting
-        return exit_code(number or signal.SIGINT)
-    except Exception:  # noqa: BLE001 (the last line of defence: a defect, shown whole)
-        console.note(f"{name}: an unexpected error, which is a defect in distmil:\n{traceback.format_exc()}")
-        return FAILED
+        return run_command(name, lambda interruption: _run(name, options, console, interruption, command), console)
     finally:
-        interruption.remove()
         os.umask(mask)
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-    return DONE
 
 
 def _run(
     name: str, options: argparse.Namespace, console: Console, interruption: Interruption, command: Command
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Run a job, then end Ray and, unless it was interrupted, list its dropped slides; return the job's answer."""
     config = load_config(options.config, options.overrides)
+    if options.print_config:
+        sys.stdout.write(annotated_yaml(config, title=f"{name}, storage root {resolve_root(config.storage.root)}"))
+        return None
     store = Store(resolve_root(config.storage.root))
     store.check(access=config.storage.access)
     os.umask(store.access.umask)  # for what Ray, MLflow and tifffile write
@@ -113,9 +85,3 @@ def _run(
     if steps := next_steps(name, answer, config, command, noun=job.outcomes.noun):
         console.note(in_lines(steps))
     return {"job": name, "storage": store.root, **answer}
-
-
-def _print_config(name: str, options: argparse.Namespace) -> int:
-    config = load_config(options.config, options.overrides)
-    sys.stdout.write(annotated_yaml(config, title=f"{name}, storage root {resolve_root(config.storage.root)}"))
-    return DONE

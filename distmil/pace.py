@@ -3,6 +3,9 @@
 import time
 from dataclasses import dataclass, field
 
+LEAST_S = 1.0
+"""What was done in less after the first unit came in the same moment as that, and tells no rate."""
+
 
 @dataclass
 class Pace:
@@ -33,7 +36,8 @@ class Pace:
             return None
         since, before = self._first if self.done < self.total else (self.started, 0.0)
         seconds = time.monotonic() - since
-        return (self.done - before) / seconds if seconds > 0 and self.done > before else None
+        is_told_by_enough = seconds >= LEAST_S or (self.done >= self.total and seconds > 0)
+        return (self.done - before) / seconds if is_told_by_enough and self.done > before else None
 
     @property
     def left_s(self) -> float | None:

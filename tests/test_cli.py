@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from distmil import cli
+from distmil.command.ending import BAD_INPUT, DONE, FAILED
 from distmil.config.by_job import keys_read
 from distmil.config.root import Config
 from distmil.defects import DEFECT
@@ -59,7 +60,7 @@ def manifest(tmp_path: Path) -> Path:
 def test_bad_configurations_exit_2_and_say_why(
     overrides: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main("tile", "", overrides) == cli.BAD_INPUT
+    assert cli.main("tile", "", overrides) == BAD_INPUT
     captured = capsys.readouterr()
     assert said in captured.err
     assert captured.out == ""
@@ -79,7 +80,7 @@ def test_bad_manifests_exit_2_and_name_the_line(
     manifest: Path, row: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     manifest.write_text(manifest.read_text() + row + "\n")
-    assert cli.main("tile", "", [f"cohort.manifest={manifest}"]) == cli.BAD_INPUT
+    assert cli.main("tile", "", [f"cohort.manifest={manifest}"]) == BAD_INPUT
     assert said in capsys.readouterr().err
 
 
@@ -95,7 +96,7 @@ def test_a_done_job_ends_with_one_json_line(
     manifest: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], home: Path
 ) -> None:
     monkeypatch.setattr(tile_stage, "run", lambda job: {"patches": "somewhere", "mpp": job.config.tiling.mpp})
-    assert cli.main("tile", "", ["tiling.mpp=1.0", NO_MANIFEST]) == cli.DONE
+    assert cli.main("tile", "", ["tiling.mpp=1.0", NO_MANIFEST]) == DONE
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"job": "tile", "storage": str(home), "patches": "somewhere", "mpp": 1.0}
     assert captured.out.count("\n") == 1
@@ -104,10 +105,10 @@ def test_a_done_job_ends_with_one_json_line(
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (TrainingError("the loss is nan"), cli.FAILED, "tile: the loss is nan"),
-        (ConfigError("a key"), cli.BAD_INPUT, "tile: a key"),
+        (TrainingError("the loss is nan"), FAILED, "tile: the loss is nan"),
+        (ConfigError("a key"), BAD_INPUT, "tile: a key"),
         (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
-        (ZeroDivisionError("oh"), cli.FAILED, "a defect in distmil"),
+        (ZeroDivisionError("oh"), FAILED, "a defect in distmil"),
     ],
 )
 def test_failures_end_in_their_code(
@@ -139,7 +140,7 @@ def test_doubts_and_what_was_dropped_are_the_last_words_but_the_next_steps(
         return {}
 
     monkeypatch.setattr(tile_stage, "run", run)
-    assert cli.main("tile", "", [NO_MANIFEST]) == cli.DONE
+    assert cli.main("tile", "", [NO_MANIFEST]) == DONE
     said = [" ".join(line.split()) for line in capsys.readouterr().err.splitlines()]
     assert said[-9:] == [
         "epoch 100 of 100",
@@ -162,7 +163,7 @@ def test_a_defect_on_a_slide_fails_a_job_that_went_to_its_end(
         return {}
 
     monkeypatch.setattr(tile_stage, "run", run)
-    assert cli.main("tile", "", ["tiling.max_bad_fraction=1", NO_MANIFEST]) == cli.FAILED
+    assert cli.main("tile", "", ["tiling.max_bad_fraction=1", NO_MANIFEST]) == FAILED
     captured = capsys.readouterr()
     assert captured.out == ""
     said = captured.err.splitlines()
@@ -178,7 +179,7 @@ def test_what_was_dropped_is_said_where_a_job_fails_too(
         raise TrainingError("the loss is nan")
 
     monkeypatch.setattr(tile_stage, "run", fail)
-    assert cli.main("tile", "", [NO_MANIFEST]) == cli.FAILED
+    assert cli.main("tile", "", [NO_MANIFEST]) == FAILED
     said = capsys.readouterr().err.splitlines()
     assert said[-1] == "tile: the loss is nan"
     assert "no tissue was found" in said[-2]
@@ -186,7 +187,7 @@ def test_what_was_dropped_is_said_where_a_job_fails_too(
 
 def test_a_root_that_cannot_be_written_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    assert cli.main("tile", "", [f"storage.root={tmp_path / 'file' / 'root'}"]) == cli.FAILED
+    assert cli.main("tile", "", [f"storage.root={tmp_path / 'file' / 'root'}"]) == FAILED
     assert f"cannot write {tmp_path / 'file' / 'root'}" in capsys.readouterr().err
 
 
@@ -236,7 +237,7 @@ def test_a_wrong_manifest_is_refused_before_anything_heavy_is_imported(job: str,
         done = subprocess.run(
             [sys.executable, "-c", BEFORE_HEAVY, *given], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        assert (done.returncode, done.stdout) == (cli.BAD_INPUT, ""), done.stderr
+        assert (done.returncode, done.stdout) == (BAD_INPUT, ""), done.stderr
         assert f"{job}: " in done.stderr
         assert said in done.stderr
 
@@ -246,7 +247,7 @@ def test_a_wrong_search_space_is_refused_before_anything_heavy_is_imported(manif
     done = subprocess.run(
         [sys.executable, "-c", BEFORE_HEAVY, *given], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == cli.BAD_INPUT
+    assert done.returncode == BAD_INPUT
     assert "search.space.bags.topk: there is no such key" in done.stderr
 
 
@@ -254,10 +255,10 @@ def test_a_wrong_search_space_is_refused_before_anything_heavy_is_imported(manif
 def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: str, manifest: Path) -> None:
     given = [sys.executable, "-c", BEFORE_HEAVY, job, f"cohort.manifest={manifest}"]
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.BAD_INPUT
+    assert done.returncode == BAD_INPUT
     assert "prediction.model: set it to a bundle's folder" in done.stderr
     done = subprocess.run([*given, "prediction.model=frist"], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == cli.BAD_INPUT
+    assert done.returncode == BAD_INPUT
     assert "prediction.model = 'frist': there is no such folder, nor a run of that name" in done.stderr
 
 
@@ -265,7 +266,7 @@ def test_a_missing_bundle_is_asked_for_before_anything_heavy_is_imported(job: st
 def test_the_configuration_is_printed_before_anything_heavy_is_imported_or_written(job: str, home: Path) -> None:
     given = [sys.executable, "-c", BEFORE_HEAVY, job, "--print-config", "training.epochs=7", "cohort.manifest=no.csv"]
     done = subprocess.run(given, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (cli.DONE, "")
+    assert (done.returncode, done.stderr) == (DONE, "")
     assert done.stdout.startswith(f"# {job}, storage root {home};")
     assert "  # default: 40\n  epochs: 7\n" in done.stdout
     assert done.stdout.count("# default:") == 2
@@ -273,7 +274,7 @@ def test_the_configuration_is_printed_before_anything_heavy_is_imported_or_writt
 
 
 def test_a_wrong_key_is_refused_when_the_configuration_is_to_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main("tile", "", ["--print-config", "tiling.patch=96"]) == cli.BAD_INPUT
+    assert cli.main("tile", "", ["--print-config", "tiling.patch=96"]) == BAD_INPUT
     assert capsys.readouterr().out == ""
 
 
@@ -284,6 +285,6 @@ def test_a_root_in_a_checkout_is_noted(
     subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
     for ignored, noted in (("", True), ("out/\n", False)):
         (tmp_path / ".gitignore").write_text(ignored)
-        assert cli.main("tile", "", [NO_MANIFEST, f"storage.root={tmp_path}/out"]) == cli.DONE
+        assert cli.main("tile", "", [NO_MANIFEST, f"storage.root={tmp_path}/out"]) == DONE
         said = "note: the storage root is inside a git checkout that does not ignore it; add out/ to its .gitignore"
         assert (said in capsys.readouterr().err) == noted

@@ -78,7 +78,7 @@ def wrong(folder, text, **options):
         ("slide_id,slide_path,label,mpp", 'a,a.tif,0,"1.234,5"', ["mpp '1.234,5'", "a number above 0"]),
         ("slide_id,slide_path,label,patient_id", "a,a.tif,0,1.23E+05", ["patient_id '1.23E+05'", "rounded"]),
         ("slide_id,slide_path,label,patient_id", "a,a.tif,0,NA", ["patient_id 'NA'", "leave the cell empty"]),
-        ("slide_id,slide_path,label", "nan,a.tif,0", ["slide_id 'nan'", "is no id"]),
+        ("slide_id,slide_path,label", "nan,a.tif,0", ["slide_id 'nan'", "stands for an empty cell"]),
         ("slide_id,slide_path,label", "a,a.tif,n/a", ["label 'n/a' is empty: expected normal"]),
         ("slide_id,slide_path,label,mpp", "a,a.tif,0,40x", ["mpp '40x'"]),
         ("slide_id,slide_path,label,annotation_path", "a,a.tif,0,b.xml", ["annotation_path 'b.xml'", "no such file"]),

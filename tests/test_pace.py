@@ -35,6 +35,11 @@ def test_nothing_is_said_before_there_is_something_to_tell_it_by(monkeypatch):
     assert (pace.rate, pace.left_s) == (None, None)
     pace.add(1)
     assert pace.left_s is None  # no time has passed
+    monkeypatch.setattr(module.time, "monotonic", lambda: 5.01)
+    pace.add(1)
+    assert pace.left_s is None  # two units that came together
+    monkeypatch.setattr(module.time, "monotonic", lambda: 7.0)
+    assert pace.left_s == pytest.approx(8 / (1 / 2.0))
 
 
 @pytest.mark.parametrize(

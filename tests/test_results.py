@@ -2,7 +2,6 @@
 
 import io
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,10 +16,10 @@ from distmil.evaluation.intervals import intervals_of
 from distmil.evaluation.metrics import at_threshold, summarise
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import from_csv, slide_results, to_csv
-from distmil.evaluation.words import metric_rows
+from distmil.evaluation.words import counts_to_look_at, metric_tables
 from distmil.inference.scoring import READ_OUTS
 from distmil.pipeline.job import Job
-from distmil.pipeline.results import MAX_SHOWN, list_results, show_metrics, write_results
+from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_results
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from tests.evaluation.test_intervals import some_rows
@@ -50,8 +49,7 @@ def a_cohort(rng, count, *, labelled=True):
 
 
 def write(job, cohort, rows):
-    results = list_results(job, rows, cohort.slides, cohort, threshold=0.5)
-    return write_results(job, "predictions/run", results)
+    return write_results(job, "predictions/run", rows, cohort.slides, cohort, threshold=0.5)
 
 
 def test_a_notebook_shows_what_the_terminal_showed(tmp_path):
@@ -89,9 +87,8 @@ def test_a_notebook_shows_what_the_terminal_showed(tmp_path):
 def test_many_slides_are_shown_in_part(tmp_path):
     job, stream = a_job(tmp_path)
     cohort, rows = a_cohort(np.random.default_rng(1), MAX_SHOWN + 7, labelled=False)
-    written = write(job, cohort, rows)
-    assert (written["wrong"], written["in_doubt"]) == (0, 0)
-    place = written["results"]
+    assert counts_to_look_at(write(job, cohort, rows)) == {"wrong": 0, "in_doubt": 0}
+    place = tmp_path / "predictions/run/slides.csv"
     text = stream.getvalue()
     assert text.splitlines()[0] == f"{MAX_SHOWN + 7} slides (threshold 0.50):"
     assert "... and 7 more in slides.csv" in text
@@ -99,7 +96,7 @@ def test_many_slides_are_shown_in_part(tmp_path):
     assert job.outcomes.shown == set(shown)
     ordered = sorted(rows, key=lambda name: -rows[name]["probability"])
     assert shown == ordered[:MAX_SHOWN]
-    assert [result.slide_id for result in from_csv(Path(place).read_bytes())] == ordered
+    assert [result.slide_id for result in from_csv(place.read_bytes())] == ordered
 
 
 def test_wrong_and_doubtful_slides_are_counted_once(tmp_path):
@@ -108,17 +105,18 @@ def test_wrong_and_doubtful_slides_are_counted_once(tmp_path):
     job.outcomes.doubt("s003", ["dark"])
     job.outcomes.doubt("s004", ["dark"])
     wrong = {s.slide_id for s in cohort.slides if CLASSES[s.label] != rows[s.slide_id]["predicted"]}
-    written = write(job, cohort, rows)
     doubtful = {"s003", "s004"} - wrong
-    assert (written["wrong"], written["in_doubt"]) == (len(wrong), len(doubtful))
+    found = counts_to_look_at(write(job, cohort, rows))
+    assert found == {"wrong": len(wrong), "in_doubt": len(doubtful)}
     assert stream.getvalue().startswith(
         f"{len(wrong)} of 30 slides are predicted wrong" + f", {len(doubtful)} in doubt" * bool(doubtful)
     )
 
 
 def test_an_interval_without_spread_is_still_an_interval():
-    rows = metric_rows(Evaluation({"slide_auc": 1.0} | dict.fromkeys(ALL_AUC), {"slide_auc": (1.0, 1.0)}, {}))
-    assert rows[0] == ("AUC", "1.00", "1.00 to 1.00")
+    counts = {"slides": 4, "positive_slides": 2, "patients": 4, "patches": 0}
+    found = Evaluation({"slide_auc": 1.0} | dict.fromkeys(ALL_AUC), {"slide_auc": (1.0, 1.0)}, counts)
+    assert metric_tables("val", found, "slide")[0].rows[0] == ("AUC", "1.00", "1.00 to 1.00")
 
 
 def test_csv_is_read_back_as_it_was(tmp_path):

@@ -13,19 +13,7 @@ from distmil.console import plain_table
 from distmil.errors import ConfigError
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, from_csv
-from distmil.evaluation.words import (
-    PATCH_COLUMNS,
-    evaluation_of,
-    metric_columns,
-    metric_rows,
-    metrics_title,
-    patch_rows,
-    patches_title,
-    results_title,
-    slide_columns,
-    slide_rows,
-    to_look_at,
-)
+from distmil.evaluation.words import evaluation_of, metric_tables, slide_table
 from distmil.inference.tables import INTERVALS, METRICS, RESULTS, predictions_folder
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -72,16 +60,13 @@ class Results:
         return pa.Table.from_pylist(rows).to_pandas().set_index("metric")
 
     def __repr__(self) -> str:
-        parts = []
-        for split, found in self.evaluations.items():
-            title = metrics_title(split, found, self.noun)
-            parts.append(plain_table(title, metric_columns(self.noun), metric_rows(found)))
-            if patches := patches_title(found):
-                parts.append(plain_table(patches, PATCH_COLUMNS, patch_rows(found)))
-        shown = to_look_at(self.slides)
-        title = results_title(self.slides, self.noun)
-        parts.append(plain_table(title, slide_columns(self.noun), slide_rows(shown)) if shown else title)
-        return "\n".join(parts)
+        tables = [
+            table for split, found in self.evaluations.items() for table in metric_tables(split, found, self.noun)
+        ]
+        tables.append(slide_table(self.slides, self.noun))
+        return "\n".join(
+            plain_table(table.title, table.columns, table.rows) if table.rows else table.title for table in tables
+        )
 
 
 def open_results(name: str, *, root: str | Path | None = None) -> Results:

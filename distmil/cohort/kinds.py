@@ -54,7 +54,7 @@ def noun_of(paths: Sequence[str]) -> str:
 
 
 def check_text(path: Path) -> None:
-    """Refuse a file that is no text table, with its kind and what to do, before it is read. Raises: ManifestError."""
+    """Refuse another kind of file than a text table, and say what to do. Raises: ManifestError."""
     head = _head(path)
     if workbook := _workbook(path, head):
         raise ManifestError(f"{path}: this is {workbook}; {_SAVE_AS_CSV}")

@@ -74,7 +74,9 @@ def _site(text: str, info: ValidationInfo) -> str:
 def _check_id(text: str) -> None:
     """Refuse texts that are no id. Raises: ValueError."""
     if text and is_empty_word(text):
-        raise ValueError("a word for an empty cell is no id; leave the cell empty where the patient is not known")
+        raise ValueError(
+            "this word stands for an empty cell, not for an id; leave the cell empty where the patient is not known"
+        )
     if _ROUNDED.fullmatch(text):
         raise ValueError("a number that a spreadsheet has rounded; format the column as text and write the ids again")
 

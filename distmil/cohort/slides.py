@@ -45,6 +45,10 @@ class Cohort:
         """Return the slides of these splits."""
         return [slide for slide in self.slides if slide.split in splits]
 
+    def held_out(self, split: str | None) -> list[Slide]:
+        """Return the slides of ``prediction.split``; None: all of val and test."""
+        return self.of_split(split) if split else self.of_split("val", "test")
+
     @property
     def noun(self) -> str:
         """Name what the files are, in messages: "image" where all are plain images by their endings, else "slide"."""

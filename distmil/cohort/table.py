@@ -34,7 +34,7 @@ class Table:
 
 
 def read_table(path: Path) -> Table:
-    """Read a manifest. Raises: ManifestError if it is no table, or has no rows."""
+    """Read a manifest. Raises: ManifestError if it cannot be read as a table, or has no rows."""
     if is_parquet(path):
         table = _read_parquet(path)
     else:
@@ -70,7 +70,7 @@ def _read_csv(path: Path) -> Table:
 
 
 def _stated_delimiter(text: str) -> str:
-    """Read the delimiter off a first line such as ``sep=;``, which is for Excel; empty if there is no such line."""
+    """Read the delimiter off a first line such as ``sep=;``, which is for Excel; empty for any other line."""
     first = text.partition("\n")[0]
     return first[4:] if first[:4].lower() == "sep=" and first[4:] in tuple(DELIMITERS) else ""
 

@@ -26,7 +26,7 @@ def encoding_of(data: bytes) -> str | None:
 
 
 def is_binary(head: bytes) -> bool:
-    """Test by its first bytes whether a file is no text at all."""
+    """Test by its first bytes whether a file holds something else than text."""
     if encoding_of(head) is not None:
         return False
     return sum(map(head.count, (bytes([byte]) for byte in _CONTROLS))) > _MOST_CONTROLS * len(head)

@@ -9,12 +9,12 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
+from distmil.command.ending import BAD_INPUT
 from distmil.command.versions import version_text
 from distmil.config.by_job import EXAMPLES, USUAL, keys_read
 from distmil.config.description import WIDTH, all_fields, describe_keys, describe_shortly
 from distmil.config.root import Config
 
-BAD_INPUT = 2
 _EXIT_CODES = "Exit codes: 0 done, 1 failed, 2 bad input;\n130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx")
 _OTHER_NAMES = {

@@ -106,15 +106,15 @@ def intervals_of(
     is_positive = label_S > 0
     read_out = {name: np.array([row.read_outs[i] for row in rows]) for i, name in enumerate(READ_OUTS)}
     is_called = read_out[slide_score] >= threshold
-    area, average = bootstrap.ranking(slide_S, is_positive, read_out[slide_score])
+    ranked = {name: bootstrap.ranking(slide_S, is_positive, score_S) for name, score_S in read_out.items()}
     found = {
-        "slide_auc": area,
-        "slide_ap": average,
+        "slide_auc": ranked[slide_score][0],
+        "slide_ap": ranked[slide_score][1],
         "slide_accuracy": bootstrap.mean(slide_S, is_called == is_positive),
         "slide_sensitivity": bootstrap.mean(slide_S[is_positive], is_called[is_positive]),
         "slide_specificity": bootstrap.mean(slide_S[~is_positive], ~is_called[~is_positive]),
     }
-    found |= {f"slide_auc_{name}": bootstrap.ranking(slide_S, is_positive, read_out[name])[0] for name in READ_OUTS}
+    found |= {f"slide_auc_{name}": area for name, (area, _) in ranked.items()}
     if len(rows[0].bag_C) > 2:
         found["slide_class_accuracy"] = bootstrap.mean(slide_S, [row.bag_C.argmax() == row.label for row in rows])
     slide_N = np.repeat(slide_S, [len(row.is_target_N) for row in rows])

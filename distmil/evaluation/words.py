@@ -1,6 +1,7 @@
 """Metrics and slides in words and rows: the same on the terminal and in a notebook."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.evaluation.metrics import PATCH_SCORES
@@ -9,7 +10,7 @@ from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.inference.scoring import READ_OUTS
 
 NOT_DEFINED = "not defined"
-PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
+_PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
 
 _METRICS = {
     "slide_auc": "AUC",
@@ -24,17 +25,33 @@ _METRICS = {
 Rows = list[tuple[str, ...]]
 
 
-def metric_columns(noun: str) -> tuple[str, ...]:
-    """Name the columns of ``metric_rows``; the noun is slide or image."""
-    return f"{noun}s", "value", "interval"
+@dataclass(frozen=True)
+class Table:
+    """What is shown of results: a title, and rows under columns; without rows the title says all."""
+
+    title: str
+    columns: tuple[str, ...] = ()
+    rows: Rows = field(default_factory=list)
 
 
-def slide_columns(noun: str) -> tuple[str, ...]:
-    """Name the columns of ``slide_rows``."""
-    return noun, "split", "label", "predicted", "probability", "doubt"
+def metric_tables(split: str, evaluation: Evaluation, noun: str) -> list[Table]:
+    """Word the metrics of a split: slides, then patches by score; the noun is slide or image."""
+    title = _metrics_title(split, evaluation, noun)
+    if not evaluation.counts:
+        return [Table(title)]
+    tables = [Table(title, (f"{noun}s", "value", "interval"), _metric_rows(evaluation))]
+    if patches := _patches_title(evaluation):
+        tables.append(Table(patches, _PATCH_COLUMNS, _patch_rows(evaluation)))
+    return tables
 
 
-def metrics_title(split: str, evaluation: Evaluation, noun: str) -> str:
+def slide_table(results: Sequence[SlideResult], noun: str) -> Table:
+    """Word the slides to look at: wrong and doubtful ones, and those that no label is known of."""
+    columns = (noun, "split", "label", "predicted", "probability", "doubt")
+    return Table(_results_title(results, noun), columns, _slide_rows(_to_look_at(results)))
+
+
+def _metrics_title(split: str, evaluation: Evaluation, noun: str) -> str:
     """Word what the metrics are of."""
     counts = evaluation.counts
     if not counts:
@@ -45,13 +62,13 @@ def metrics_title(split: str, evaluation: Evaluation, noun: str) -> str:
     )
 
 
-def metric_rows(evaluation: Evaluation) -> Rows:
-    """List the metrics of slides with their intervals, under ``metric_columns``."""
+def _metric_rows(evaluation: Evaluation) -> Rows:
+    """List the metrics of slides with their intervals."""
     rows: Rows = [(_METRICS[name], *_value(evaluation, name)) for name in _METRICS if name in evaluation.metrics]
     return rows + [(f"AUC of {name}", *_value(evaluation, f"slide_auc_{name}")) for name in READ_OUTS]
 
 
-def patches_title(evaluation: Evaluation) -> str:
+def _patches_title(evaluation: Evaluation) -> str:
     """Word how many patches the metrics of patches are of; "" where there are none."""
     counts = evaluation.counts
     if not counts.get("patches"):
@@ -59,8 +76,8 @@ def patches_title(evaluation: Evaluation) -> str:
     return f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
 
 
-def patch_rows(evaluation: Evaluation) -> Rows:
-    """List the metrics of patches by score with their intervals, under ``PATCH_COLUMNS``."""
+def _patch_rows(evaluation: Evaluation) -> Rows:
+    """List the metrics of patches by score with their intervals, under ``_PATCH_COLUMNS``."""
     return [
         (name, *_value(evaluation, f"patch_auc_{name}"), *_value(evaluation, f"patch_ap_{name}"))
         for name in PATCH_SCORES
@@ -78,7 +95,7 @@ def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
     return f"{value:.2f}", f"{low:.2f} to {high:.2f}"
 
 
-def to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
+def _to_look_at(results: Sequence[SlideResult]) -> list[SlideResult]:
     """Choose the slides to look at, in their order: wrong and doubtful ones, and those that no label is known of."""
     scored = [result for result in results if result.probability is not None]
     return [result for result in scored if result.verdict == WRONG or result.reason or not result.verdict]
@@ -92,7 +109,7 @@ def counts_to_look_at(results: Sequence[SlideResult]) -> dict[str, int]:
     return {"wrong": wrong, "in_doubt": doubtful}
 
 
-def results_title(results: Sequence[SlideResult], noun: str) -> str:
+def _results_title(results: Sequence[SlideResult], noun: str) -> str:
     """Word how many slides are predicted wrong or in doubt."""
     scored = [result for result in results if result.probability is not None]
     judged = [result for result in scored if result.verdict]
@@ -108,8 +125,8 @@ def results_title(results: Sequence[SlideResult], noun: str) -> str:
     return title + (f" (threshold {scored[0].threshold:.2f})" if scored else "")
 
 
-def slide_rows(results: Sequence[SlideResult]) -> Rows:
-    """List slides with a prediction under ``slide_columns``."""
+def _slide_rows(results: Sequence[SlideResult]) -> Rows:
+    """List slides with a prediction."""
     return [
         (result.slide_id, result.split, result.label, result.predicted, f"{result.probability:.2f}", result.reason)
         for result in results

@@ -70,12 +70,12 @@ def score_bag(
         chunk: Patches held at once.
         with_shift: Compute how far the embeddings lie from those of training.
     """
-    pooled, shift = RunningPool(head.pooling), Shift(head.normaliser)
+    pooled, shift = RunningPool(head.pooling), Shift(head.normaliser) if with_shift else None
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for patches in _chunks(source, chunk):
             embedding_TE = embed(patches)
-            if with_shift:
+            if shift is not None:
                 shift.add(embedding_TE)
             feature_TF, attention_T = head(embedding_TE)
             pooled.add(feature_TF, attention_T)
@@ -97,7 +97,7 @@ def score_bag(
         bag=float(bag_C[1:].sum()),
         max=float(fused_N.max()),
         topk_mean=float(top_k_mean(torch.from_numpy(fused_N), top_k, share=top_k_share)),
-        shift=shift.distance(),
+        shift=math.nan if shift is None else shift.distance(),
     )
 
 

@@ -12,10 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
@@ -129,14 +127,13 @@ class SlidePrediction:
             raise ConfigError(f"colours = {colours!r}: expected {' or '.join(get_args(Colours))}")
         if max_px < 1:
             raise ConfigError(f"max_px = {max_px}: expected at least 1 pixel")
-        if max_px not in self._overviews:
+        if (max_px, colours) not in self._maps:
             with open_slide(self.slide.path) as image:
-                self._overviews[max_px] = overview(image, max_px=max_px)
-        thumbnail, scale = self._overviews[max_px]
-        maps = SlideMaps(
-            self.slide_id, self.patches, self.reading, thumbnail, scale=scale, mpp=self.mpp, colours=colours
-        )
-        return maps.draw(name)
+                thumbnail, scale = overview(image, max_px=max_px)
+            self._maps[max_px, colours] = SlideMaps(
+                self.slide_id, self.patches, self.reading, thumbnail, scale=scale, mpp=self.mpp, colours=colours
+            )
+        return self._maps[max_px, colours].draw(name)
 
     def save(self, folder: str | Path) -> None:
         """Write the patch table, the slide's scores, the three maps and their sheet into a folder.
@@ -157,8 +154,8 @@ class SlidePrediction:
             (place / f"{self.slide_id}_{name}.png").write_bytes(data)
 
     @cached_property
-    def _overviews(self) -> dict[int, tuple[NDArray[np.uint8], float]]:
-        """Pictures that maps were drawn on, by their longer edge."""
+    def _maps(self) -> dict[tuple[int, Colours], SlideMaps]:
+        """What draws the maps, by the picture's longer edge and colours."""
         return {}
 
 

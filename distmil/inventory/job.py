@@ -1,27 +1,23 @@
 """``distmil store``: show what is in the store, and remove what may go. Needs neither Ray nor torch."""
 
 import argparse
-import json
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from distmil.command.ending import run_command
 from distmil.config.loading import load_config
 from distmil.console import Console, set_up_logging
-from distmil.errors import ConfigError, DistmilError
+from distmil.errors import ConfigError
 from distmil.inventory.removal import Plan, check_writable, plan_removal, remove
 from distmil.inventory.survey import Inventory, survey
 from distmil.inventory.wording import NOTHING, count, lines, sentences, size_in_words, to_json
-from distmil.processes.interruption import Interrupted, Interruption, exit_code
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 
-DONE = 0
-_INTERRUPTED = "store: interrupted; the same command goes on where it stopped"
 _EPILOG = """Exit codes: 0 done, 1 failed, 2 bad input. The last line on stdout is JSON.
 
 Names are those of the list, such as patches/9c1760219812. Only what distmil makes is ever removed: slides, MLflow's
@@ -39,20 +35,7 @@ def main(description: str | None, argv: Sequence[str] | None = None, *, program:
     options = _parser(description, program).parse_args(argv)
     console = Console()
     set_up_logging(console)
-    interruption = Interruption(_INTERRUPTED)
-    interruption.install()
-    try:
-        answer = _run(options, console, program)
-    except DistmilError as error:
-        console.note(f"store: {error}")
-        return error.exit_code
-    except KeyboardInterrupt as error:
-        return exit_code(error.number if isinstance(error, Interrupted) else signal.SIGINT)
-    finally:
-        interruption.remove()
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-    return DONE
+    return run_command("store", lambda _: _run(options, console, program), console)
 
 
 def _parser(description: str | None, program: str) -> argparse.ArgumentParser:

@@ -6,11 +6,12 @@ from typing import Any
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import evaluate_predictions
 from distmil.evaluation.slide_results import SlideResult
+from distmil.evaluation.words import counts_to_look_at
 from distmil.inference.tables import INTERVALS, METRICS
 from distmil.pipeline.cluster import check_gpus
-from distmil.pipeline.job import Job, bundle_place, check_any, held_out_slides, open_cohort
+from distmil.pipeline.job import Job, bundle_place, check_any, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
-from distmil.pipeline.results import list_results, show_metrics, show_record, write_results
+from distmil.pipeline.results import show_metrics, show_record, write_results
 from distmil.recording.prediction import PredictionRecord
 
 
@@ -19,25 +20,25 @@ def run(job: Job) -> dict[str, Any]:
     inner, bundle = open_bundle(job)
     cohort = open_cohort(inner, needs_labels=True, needs_splits=True)
     check_gpus(inner.config)
-    slides = check_any(held_out_slides(job, cohort), job.config.prediction.split or "val or test")
+    slides = check_any(cohort.held_out(job.config.prediction.split), job.config.prediction.split or "val or test")
     name = claim_output(job, bundle, slides)
     record = PredictionRecord.of("evaluate", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
-        results = list_results(inner, made.rows, slides, cohort, threshold=made.threshold)
-        measured = measure(inner, made, slides, cohort, results)
+        measured, results = measure(inner, made, slides, cohort)
         record.complete(results, measured["metrics"])
     show_record(job, record.tracker)
     return {"run": name, **made.paths(job), **measured, "tracking": record.tracker.place}
 
 
 def measure(
-    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort, results: Sequence[SlideResult]
-) -> dict[str, Any]:
+    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort
+) -> tuple[dict[str, Any], list[SlideResult]]:
     """Measure predictions by split, show the metrics and the slides, and write them beside the predictions.
 
     Returns:
-        For the job's JSON line: metrics by split, the files written, and how many slides are wrong or in doubt.
+        For the job's JSON line, metrics by split, their file, and how many slides are wrong or in doubt; every slide
+        with what became of it.
     """
     split_of = {slide.slide_id: slide.split or "all" for slide in slides}
     metrics: dict[str, Any] = {}
@@ -58,8 +59,6 @@ def measure(
         show_metrics(job, split, found)
     for name, values in ((METRICS, metrics), (INTERVALS, intervals)):
         job.store.write_json(f"{made.folder}/{name}", values)
-    return {
-        "metrics": metrics,
-        "metrics_file": job.store.path(f"{made.folder}/{METRICS}"),
-        **write_results(job, made.folder, results),
-    }
+    results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+    file = job.store.path(f"{made.folder}/{METRICS}")
+    return {"metrics": metrics, "metrics_file": file, **counts_to_look_at(results)}, results

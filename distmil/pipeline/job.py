@@ -15,7 +15,7 @@ from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
 from distmil.inference.bundle_place import find_bundle, is_run
 from distmil.outcomes import Outcomes
-from distmil.preflight.checks import check_job
+from distmil.preflight.checks import check_job, needs_of
 from distmil.storage.records import Record
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -77,19 +77,17 @@ def _check_manifest(job: Job, name: str) -> None:
     config = job.config.cohort
     if config.manifest is None and config.synthetic:
         return
-    needs_labels = name in {"train", "tune", "evaluate"}
-    needs_splits = needs_labels or (name == "predict" and job.config.prediction.split is not None)
+    needs = needs_of(name, job.config)
     if name not in {"evaluate", "predict"} or "classes" in config.model_fields_set:
-        open_cohort(job, needs_labels=needs_labels, needs_splits=needs_splits)
+        open_cohort(job, **needs)
         return
     classes = _bundle_classes(job)
     if classes is not None:
         known = replace(job, config=_with_classes(job.config, classes))
-        open_cohort(known, needs_labels=needs_labels, needs_splits=needs_splits)
+        open_cohort(known, **needs)
     elif config.manifest is not None:
-        read_cohort(
-            config, manifest=config.manifest, needs_labels=needs_labels, needs_splits=False, are_classes_known=False
-        )
+        needs["needs_splits"] = False
+        read_cohort(config, manifest=config.manifest, are_classes_known=False, **needs)
 
 
 def check_ahead(job: Job, name: str) -> None:
@@ -195,12 +193,6 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
             "made of them, mean next to nothing. Leave encoder.weights out for its published weights"
         )
     return prepare_encoder(encoder, job.store, state=state)
-
-
-def held_out_slides(job: Job, cohort: Cohort) -> list[Slide]:
-    """Return the slides of ``prediction.split``, by default all outside train."""
-    split = job.config.prediction.split
-    return cohort.of_split(split) if split else cohort.of_split("val", "test")
 
 
 def check_any(slides: list[Slide], split: str | None) -> list[Slide]:

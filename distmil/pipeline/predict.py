@@ -14,17 +14,18 @@ from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BundleError, StorageError
+from distmil.evaluation.words import counts_to_look_at
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_place import BUNDLE_VERSION
 from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
 from distmil.inference.question import claim_question, default_name, make_question
 from distmil.inference.shift import shift_doubts
-from distmil.inference.tables import Row, predictions_folder, write_slide_table
+from distmil.inference.tables import RESULTS, Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
 from distmil.pipeline.job import Job, bundle_place, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.pipeline.results import list_results, show_record, write_results
+from distmil.pipeline.results import show_record, write_results
 from distmil.recording.prediction import PredictionRecord
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
@@ -45,11 +46,11 @@ def run(job: Job) -> dict[str, Any]:
     record = PredictionRecord.of("predict", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
-        results = list_results(inner, made.rows, slides, cohort, threshold=made.threshold)
-        written = write_results(inner, made.folder, results)
+        results = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
         record.complete(results, {})
     show_record(job, record.tracker)
-    return {"run": name, **made.paths(job), **written, "tracking": record.tracker.place}
+    answer = {"run": name, **made.paths(job), **counts_to_look_at(results)}
+    return answer | {"tracking": record.tracker.place}
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,13 @@ class Predictions:
     def paths(self, job: Job) -> dict[str, Any]:
         """Return where everything is, and how the slides ended, for the job's JSON line."""
         maps = {"maps": job.store.path(f"{self.folder}/maps")} if job.config.prediction.maps else {}
-        return {"predictions": job.store.path(self.folder), **maps, "slides": self.prepared.statuses}
+        results = job.store.path(f"{self.folder}/{RESULTS}")
+        return {
+            "predictions": job.store.path(self.folder),
+            **maps,
+            "results": results,
+            "slides": self.prepared.statuses,
+        }
 
 
 def open_bundle(job: Job) -> tuple[Job, Bundle]:

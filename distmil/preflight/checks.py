@@ -66,21 +66,29 @@ def check_weights(config: Config) -> None:
         raise ConfigError(f"encoder.weights = {config.encoder.weights!r}: there is no such file")
 
 
+def needs_of(job: str, config: Config) -> dict[str, bool]:
+    """Say what a job needs of its manifest, as ``read_cohort`` takes it: labels, splits."""
+    has_labels = job in WITH_LABELS
+    return {
+        "needs_labels": has_labels,
+        "needs_splits": has_labels or (job == "predict" and config.prediction.split is not None),
+    }
+
+
 def slides_of(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
     """List the slides that a job tiles."""
     split = config.prediction.split
     if job == "tune":
         return cohort.of_split("train", "val", "test")
     if job == "evaluate" or (job == "predict" and split):
-        return cohort.of_split(split) if split else cohort.of_split("val", "test")
+        return cohort.held_out(split)
     return list(cohort.slides)
 
 
 def held_out(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
     """List the slides that a job predicts."""
     if job == "train":
-        split = config.prediction.split
-        return cohort.of_split(split) if split else cohort.of_split("val", "test")
+        return cohort.held_out(config.prediction.split)
     return slides_of(cohort, config, job=job) if job in {"evaluate", "predict"} else []
 
 

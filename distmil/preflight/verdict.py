@@ -1,12 +1,12 @@
 """The verdict on the slides and annotations that were looked at: notes, or a refusal where all of them fail alike."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
 from distmil.config.data import TilingConfig
 from distmil.errors import ConfigError, ManifestError
 from distmil.preflight.looks import Look
+from distmil.slides.grid import rounded
 
 NAMED = 3
 """Slides that a message names."""
@@ -72,12 +72,8 @@ def judge_annotations(looks: Sequence[Look]) -> list[str]:
 def fitting_mpp(looks: Sequence[Look], config: TilingConfig) -> str:
     """Choose the value of ``tiling.mpp`` that fits every slide: the coarsest one's, in as few digits as do."""
     coarsest = max(look.mpp for look in looks if look.mpp is not None)
-    for digits in (3, 4):
-        text = f"{coarsest:.{digits}g}"
-        if coarsest / float(text) - 1 <= config.mpp_tolerance:
-            return text
-    scale = 10 ** (3 - math.floor(math.log10(coarsest)))
-    return f"{math.ceil(coarsest * scale) / scale:g}"
+    text = f"{coarsest:.3g}"
+    return text if coarsest / float(text) - 1 <= config.mpp_tolerance else f"{rounded(coarsest, up=True):g}"
 
 
 def _reason(alike: Sequence[Look], config: TilingConfig) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from distmil.config.root import PRIVATE_KEYS, Config
 from distmil.tracking.dataset import RunData
+from distmil.tracking.training_run import JOB
 
 NOTE = "mlflow.note.content"
 MAX_CHARACTERS = 5000
@@ -15,7 +16,7 @@ MAX_CHARACTERS = 5000
 
 def job_tags(job: str) -> dict[str, str]:
     """Make the tags that name the job of a run."""
-    return {"distmil.job": job, "mlflow.source.name": f"distmil {job}", "mlflow.source.type": "LOCAL"}
+    return {JOB: job, "mlflow.source.name": f"distmil {job}", "mlflow.source.type": "LOCAL"}
 
 
 def describe_run(title: str, data: RunData, verdicts: Sequence[str], command: str) -> dict[str, str]:

@@ -113,9 +113,10 @@ class SlideMaps:
     def draw(self, name: str) -> Image.Image:
         """Draw one of ``MAPS``, or the sheet."""
         if name == SHEET:
-            panels = [Panel(paint(self._base, None), "slide"), *(Panel(self._picture(i), self._label(i)) for i in MAPS)]
+            pictures = [Panel(self._pictures[score], self._label(score)) for score in MAPS]
+            panels = [Panel(paint(self._base, None), "slide"), *pictures]
         else:
-            panels = [Panel(self._picture(name))]
+            panels = [Panel(self._pictures[name])]
         title = self.slide_id if name == SHEET else f"{self.slide_id}: {self._label(name)}"
         return render(panels, Frame(title, self.reading.words(), self._legend(), self.colours))
 
@@ -128,8 +129,9 @@ class SlideMaps:
             map_size=(width, height),
         )
 
-    def _picture(self, name: str) -> Image.Image:
-        return paint(self._base, self.grid(name), colours=self.colours)
+    @cached_property
+    def _pictures(self) -> dict[str, Image.Image]:
+        return {name: paint(self._base, self.grid(name), colours=self.colours) for name in MAPS}
 
     @cached_property
     def _base(self) -> MapBase:

@@ -14,6 +14,7 @@ import pytest
 
 from distmil import cli
 from distmil.cli import STAGES
+from distmil.command.ending import BAD_INPUT, FAILED
 from distmil.config.loading import load_config
 from distmil.pipeline import cluster
 from distmil.pipeline.job import Job
@@ -195,7 +196,7 @@ def test_every_job_says_what_it_says_on_disk(on_s3: Stages, on_disk: Stages) -> 
 def test_a_store_that_cannot_be_used_ends_the_job_at_once(
     server: S3, manifest: Path, capsys: pytest.CaptureFixture[str], root: str, said: str
 ) -> None:
-    assert cli.main("tile", "", [f"cohort.manifest={manifest}", f"storage.root={root}"]) == cli.FAILED
+    assert cli.main("tile", "", [f"cohort.manifest={manifest}", f"storage.root={root}"]) == FAILED
     captured = capsys.readouterr()
     assert said in captured.err
     assert root.partition("?")[0] in captured.err
@@ -203,7 +204,7 @@ def test_a_store_that_cannot_be_used_ends_the_job_at_once(
 
 
 def test_keys_in_a_uri_are_refused_without_being_shown(server: S3, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main("tile", "", ["storage.root=s3://key:hunter2@bucket/runs"]) == cli.BAD_INPUT
+    assert cli.main("tile", "", ["storage.root=s3://key:hunter2@bucket/runs"]) == BAD_INPUT
     captured = capsys.readouterr()
     assert "credentials do not belong into a URI" in captured.err
     assert "hunter2" not in captured.err

@@ -14,7 +14,7 @@ from distmil.demo.cohort import make_cohort
 from distmil.pace import in_words
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
-from distmil.preflight.checks import WITH_LABELS, held_out, slides_of
+from distmil.preflight.checks import WITH_LABELS, held_out, needs_of, slides_of
 from distmil.preflight.disk import free_bytes, in_bytes
 from distmil.preflight.looks import Look, Task, look_at
 from distmil.preflight.stages import (
@@ -96,15 +96,13 @@ class _Estimate:
     @cached_property
     def _cohort(self) -> Cohort:
         job = self._opened[0]
-        labels = self.name in WITH_LABELS
-        splits = labels or (self.name == "predict" and job.config.prediction.split is not None)
-        config = job.config.cohort
+        needs, config = needs_of(self.name, job.config), job.config.cohort
         if config.manifest is None and config.synthetic:
             manifest = Path(job.store.path(f"synthetic/{config.synthetic}/manifest.csv"))
             if not manifest.exists():  # made for the estimate, and thrown away
                 manifest = make_cohort(self.folder / "synthetic", num_slides=config.synthetic)
-            return read_cohort(config, manifest=manifest, needs_labels=labels, needs_splits=splits)
-        return open_cohort(job, needs_labels=labels, needs_splits=splits)
+            return read_cohort(config, manifest=manifest, **needs)
+        return open_cohort(job, **needs)
 
     @cached_property
     def _machine(self) -> Machine:

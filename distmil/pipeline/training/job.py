@@ -18,10 +18,10 @@ from distmil.inference.shift import reach_of, sampled
 from distmil.inference.thresholds import describe_thresholds, threshold_of
 from distmil.models.normaliser import Normaliser
 from distmil.pipeline.evaluate import measure
-from distmil.pipeline.job import Job, held_out_slides, open_cohort, open_encoder
+from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
-from distmil.pipeline.results import list_results, show_record
+from distmil.pipeline.results import show_record
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
 from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
@@ -52,15 +52,14 @@ def run(job: Job) -> dict[str, Any]:
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     bundle, history = train(job, cohort, tracker)
     run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
-    slides = held_out_slides(job, cohort)
+    slides = cohort.held_out(job.config.prediction.split)
     predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
         name = job.config.prediction.run or run
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
-        results = list_results(inner, predictions.rows, slides, cohort, threshold=predictions.threshold)
-        measured = measure(inner, predictions, slides, cohort, results)
+        measured, results = measure(inner, predictions, slides, cohort)
     record_training(
         job,
         tracker,

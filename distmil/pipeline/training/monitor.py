@@ -68,13 +68,11 @@ def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> 
 def _show_epochs(job: Job, rows: Sequence[Row], pace: Pace, count: int, *, is_last: bool) -> None:
     """Show the rows after those that the pace has counted, about ten of ``count`` epochs."""
     every, before = max(1, count // 10), count - round(pace.total)
-    new = range(before + round(pace.done), len(rows))
-    if new:
-        pace.add(len(new))  # at once, for they were found in one look: between them there is no time to tell a rate by
-    shown = [i for i in new if (i + 1) % every == 0 or i == 0 or (is_last and i == new[-1])]
-    for epoch in shown:
-        found = describe(pace, "epochs") if epoch == shown[-1] else ""
-        job.console.note(_epoch_line(epoch, count, rows[epoch]) + (f"; {found}" if found else ""))
+    for epoch in range(before + round(pace.done), len(rows)):
+        pace.add(1)
+        if (epoch + 1) % every == 0 or epoch == 0 or (is_last and epoch == len(rows) - 1):
+            found = describe(pace, "epochs")
+            job.console.note(_epoch_line(epoch, count, rows[epoch]) + (f"; {found}" if found else ""))
 
 
 class _Room:

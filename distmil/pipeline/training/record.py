@@ -19,7 +19,7 @@ from distmil.pipeline.job import Job
 from distmil.recording.data import data_of
 from distmil.recording.description import command_of, describe_run, verdict_lines
 from distmil.recording.shown import log_results
-from distmil.tracking.models import log_model
+from distmil.tracking.models import DIGEST, log_model
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import History
 
@@ -56,7 +56,7 @@ def record_training(
     for split, values in metrics.items():
         tracker.log_metrics(values, step=step, group=f"final/{split}")
     tracker.log_metrics({**bundle.slide_thresholds, "patch": bundle.patch_threshold}, step=step, group="threshold")
-    tracker.set_tags({"distmil.bundle_digest": bundle.digest})
+    tracker.set_tags({DIGEST: bundle.digest})
     intervals = job.store.read_json(f"{predictions_folder(name)}/{INTERVALS}") if name and metrics else {}
     title = f"**Training** of the bundle `{bundle.run}`, {len(history.rows)} epochs"
     verdicts, command = verdict_lines(metrics, intervals), command_of("train", job.config)
@@ -99,8 +99,8 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
 
 def _shareable(job: Job) -> dict[str, Any]:
     """List the configuration without paths, as sections."""
-    values = job.config.model_dump()
-    for section, _, key in (dotted.partition(".") for dotted in PRIVATE_KEYS):
-        values[section][key] = None
-    values["encoder"]["weights"] = job.config.encoder.weights_name
+    values: dict[str, Any] = {}
+    for dotted, value in (dict.fromkeys(PRIVATE_KEYS) | job.config.shareable()).items():
+        section, _, key = dotted.partition(".")
+        values.setdefault(section, {})[key] = value
     return values
