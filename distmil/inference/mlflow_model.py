@@ -22,7 +22,7 @@ from distmil.inference.scoring import READ_OUTS
 from distmil.models.layout import top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
-from distmil.tracking.models import DIGEST
+from distmil.tracking.training_run import DIGEST
 
 MODEL_SCORES = ("attention", "probability", "topk_probability", "fused")
 _EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants

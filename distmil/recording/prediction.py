@@ -16,11 +16,10 @@ from distmil.recording.description import command_of, describe_run, job_tags, ve
 from distmil.recording.shown import log_results
 from distmil.storage.store import Store
 from distmil.tracking.dataset import RunData
-from distmil.tracking.mlflow_client import closing_run, resolve_uri
-from distmil.tracking.models import DIGEST
 from distmil.tracking.provenance import code_tags
+from distmil.tracking.server import closing_run, resolve_uri
 from distmil.tracking.tracker import Tracker
-from distmil.tracking.training_run import link_training
+from distmil.tracking.training_run import DIGEST, link_training
 
 SECTIONS = ("cohort", "tiling", "labels", "encoder", "prediction")
 """Sections of the configuration that a prediction depends on."""

@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-
-from mlflow import MlflowClient
+from typing import TYPE_CHECKING
 
 from distmil.tracking.tracker import Tracker
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 def log_once(tracker: Tracker, files: Mapping[str, bytes], *, folder: str, most: int) -> None:
@@ -20,7 +22,7 @@ def log_once(tracker: Tracker, files: Mapping[str, bytes], *, folder: str, most:
     """
     kinds = {name.rpartition("_")[2] for name in files}
 
-    def send(client: MlflowClient, run_id: str) -> None:
+    def send(client: "MlflowClient", run_id: str) -> None:
         there = {item.path.rpartition("/")[2] for item in client.list_artifacts(run_id, folder)}
         room = max(most - sum(name.rpartition("_")[2] in kinds for name in there), 0)
         with tempfile.TemporaryDirectory(prefix="distmil-") as scratch:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-from distmil.tracking.mlflow_client import S3_VARIABLE
+from distmil.tracking.server import S3_VARIABLE
 from distmil.tracking.tracker import Tracker
 
 LOCAL_PAGE = "http://127.0.0.1:5000"

@@ -1,32 +1,30 @@
-"""MLflow's client as distmil uses it: quick to give up, silent, and one of a kind for each address."""
+"""MLflow's client as distmil uses it: quick to give up, silent, and one of a kind for each address.
+
+MLflow takes seconds to import, so the tracker imports this module with the first run that has a record.
+"""
 
 import functools
+import json
 import logging
 import os
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from mlflow import MlflowClient
-from mlflow.entities import Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.store.db import utils as database
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT
 
-from distmil.storage.object_store import s3_endpoint, without_options
-from distmil.storage.roots import DEFAULT_ROOT
+from distmil.tracking.dataset import RunData
 from distmil.tracking.metric_names import metric_name
+from distmil.tracking.server import Row, RunGone, in_short
 
-Row = Mapping[str, float | None]
+logger = logging.getLogger(__name__)
 
-RETRY_S = 30.0
-# A call that takes long to fail waits longer for its next try: at most this share of the time goes into failing.
-MAX_SHARE = 0.1
 _ABSENT = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}
-REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND"}
+_REFUSED = {*_ABSENT, "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "ENDPOINT_NOT_FOUND"}
 """A server too old for a call answers ENDPOINT_NOT_FOUND."""
 # MLflow's own defaults retry for minutes, print to stdout, and wait for as long as a proxy asks them to.
 _ENVIRONMENT = {
@@ -37,24 +35,6 @@ _ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _DATABASE_TRIES = 3
-S3_VARIABLE = "MLFLOW_S3_ENDPOINT_URL"
-
-
-def resolve_uri(uri: str | None, root: str) -> str | None:
-    """Resolve the tracking URI: the given one, else SQLite under a local storage root, else under ``~/.distmil``."""
-    if uri is not None:
-        return None if uri == "none" else uri
-    folder = Path(DEFAULT_ROOT).expanduser() if "://" in root else Path(root)
-    return f"sqlite:///{folder / 'mlflow.db'}"
-
-
-def artifact_location(folder: str) -> str:
-    """Write a folder or URI as MLflow takes it, and let MLflow's S3 client find the server that the URI names."""
-    if "://" not in folder:
-        return folder
-    if endpoint := s3_endpoint(folder):
-        os.environ.setdefault(S3_VARIABLE, endpoint)
-    return without_options(folder)
 
 
 @functools.cache
@@ -66,36 +46,6 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):  # MLflow sets its own level when it is imported
         logging.getLogger(name).setLevel(logging.ERROR)
     return MlflowClient(tracking_uri=uri)
-
-
-@dataclass
-class Outage:
-    """Since when a server does not answer, and when it is asked again."""
-
-    began: datetime | None = None
-    retry_at_s: float = 0.0
-
-    def fail(self, *, took_s: float) -> bool:
-        """Note a failed call and how long it took, and return whether the outage begins with it."""
-        self.retry_at_s = time.monotonic() + max(RETRY_S, took_s / MAX_SHARE)
-        is_new = self.began is None
-        self.began = self.began or datetime.now().astimezone()
-        return is_new
-
-    def may_try(self) -> bool:
-        """Return whether a call is worth its time."""
-        return self.began is None or time.monotonic() >= self.retry_at_s
-
-    def end(self) -> datetime | None:
-        """Note an answer, and return when the outage began that it ended."""
-        began, self.began = self.began, None
-        return began
-
-
-@functools.cache
-def outage_of(uri: str) -> Outage:
-    """Return the outage of a server, which all runs of this process share."""
-    return Outage()
 
 
 def find_active(client: MlflowClient, run_id: str) -> Run | None:
@@ -131,26 +81,52 @@ def recorded_steps(client: MlflowClient, run_id: str, rows: Sequence[Row]) -> se
     return {metric.step for metric in client.get_metric_history(run_id, name)}
 
 
-@contextmanager
-def closing_run(finish: Callable[[str], object]) -> Iterator[None]:
-    """Call ``finish`` with how the block ended: FINISHED, KILLED if it was interrupted, or FAILED."""
-    status = "FAILED"
+def ask(client: MlflowClient, run_id: str, call: Callable[[str], Any]) -> Any:
+    """Call MLflow with a run's id; a value that it refuses for good is logged and dropped.
+
+    Raises:
+        RunGone: If the run was deleted.
+        MlflowException: If MLflow does not answer.
+    """
     try:
-        yield
-        status = "FINISHED"
-    except KeyboardInterrupt:
-        status = "KILLED"
-        raise
-    finally:
-        finish(status)
+        return call(run_id)
+    except MlflowException as error:
+        if error.error_code not in _REFUSED:
+            raise
+        if find_active(client, run_id) is None:
+            raise RunGone from error
+        logger.warning("MLflow refused a part of the record (%s)", in_short(error))
+        return None
 
 
-def in_short(error: BaseException) -> str:
-    """Word an error in one line."""
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+def send_values(
+    client: MlflowClient, run_id: str, metrics: Mapping[tuple[str, int], tuple[float, int]], params: Mapping[str, str],
+    tags: Mapping[str, str],
+) -> None:  # fmt: skip
+    """Record values of a run.
+
+    Args:
+        client: MLflow's.
+        run_id: The run.
+        metrics: Value and time in ms, by name and step.
+        params: Values by key.
+        tags: Values by name.
+    """
+    client.log_batch(
+        run_id,
+        metrics=[Metric(key, value, time_ms, step) for (key, step), (value, time_ms) in metrics.items()],
+        params=[Param(*item) for item in params.items()],
+        tags=[RunTag(*item) for item in tags.items()],
+        synchronous=True,
+    )
 
 
-def clock(moment: datetime) -> str:
-    """Word a time of day."""
-    return f"{moment:%H:%M:%S}"
+def send_data(client: MlflowClient, run_id: str, data: Sequence[tuple[RunData, str]]) -> None:
+    """Record the data of a run, each with its context, which says what the run does with it."""
+    client.log_inputs(run_id, datasets=[as_input(found, context) for found, context in data])
+
+
+def as_input(data: RunData, context: str) -> DatasetInput:
+    """Make MLflow's input."""
+    found = Dataset(data.name, data.digest, source_type="manifest", source="{}", profile=json.dumps(data.profile))
+    return DatasetInput(found, [InputTag(MLFLOW_DATASET_CONTEXT, context)])

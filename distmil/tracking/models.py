@@ -11,9 +11,9 @@ from mlflow.models import Model
 from mlflow.utils.mlflow_tags import MLFLOW_MODEL_VERSIONS
 
 from distmil.tracking.tracker import Tracker
+from distmil.tracking.training_run import DIGEST
 
 NAME = "model"
-DIGEST = "distmil.bundle_digest"
 # MLflow answers to this alias by itself with the newest version, and lets nobody set it.
 LATEST = "latest"
 

@@ -1,5 +1,6 @@
 """The record of a run in MLflow: a projection of results that are kept elsewhere. A failed call is made up later."""
 
+import importlib
 import logging
 import threading
 import time
@@ -8,29 +9,17 @@ from datetime import datetime
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from distmil.config.root import Config
 from distmil.processes.interruption import interruption_held
 from distmil.tracking.dataset import RunData
 from distmil.tracking.metric_names import metric_name
-from distmil.tracking.mlflow_client import (
-    REFUSED,
-    Outage,
-    Row,
-    artifact_location,
-    clock,
-    connect,
-    find_active,
-    in_short,
-    open_run,
-    outage_of,
-    recorded_steps,
-)
+from distmil.tracking.server import Outage, Row, RunGone, artifact_location, clock, in_short, outage_of
+
+if TYPE_CHECKING:  # it takes seconds to import, and a job without a record does not need it
+    from mlflow import MlflowClient
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +28,14 @@ BATCH = 1000
 _MAX_VALUE = 500
 
 
-class _RunGone(Exception):
-    """The run was deleted in MLflow."""
+def connect(uri: str) -> "MlflowClient":
+    """Open this process's client of MLflow."""
+    return _library().connect(uri)
+
+
+def _library() -> ModuleType:
+    """Import MLflow, with the first call that needs it."""
+    return importlib.import_module("distmil.tracking.mlflow_client")
 
 
 class Tracker:
@@ -54,12 +49,13 @@ class Tracker:
         self.uri, self.experiment, self.run_id = uri, experiment, run_id
         self.experiment_id: str | None = None
         """Known once this process opened the run."""
-        self._open: Callable[[MlflowClient], tuple[str, str]] | None = None
-        self._metrics: dict[tuple[str, int], Metric] = {}
-        """By key and step. A metric keeps its time, so that MLflow records it once though it is sent twice."""
+        self._opening: dict[str, Any] | None = None
+        """What a run is opened with."""
+        self._metrics: dict[tuple[str, int], tuple[float, int]] = {}
+        """By key and step. A metric keeps its time, in ms, so that MLflow records it once though it is sent twice."""
         self._params: dict[str, str] = {}
         self._tags: dict[str, str] = {}
-        self._data: list[DatasetInput] = []
+        self._data: list[tuple[RunData, str]] = []
         self._rows: Sequence[Row] = ()
         """Metrics by epoch, of which MLflow may have some."""
         self._num_lacked = 0
@@ -81,7 +77,7 @@ class Tracker:
     @property
     def is_recording(self) -> bool:
         """Whether there is a run to log into, or one that opens when MLflow answers."""
-        return self.uri is not None and not self._is_gone and not (self.run_id is None and self._open is None)
+        return self.uri is not None and not self._is_gone and not (self.run_id is None and self._opening is None)
 
     @property
     def is_silent(self) -> bool:
@@ -102,10 +98,10 @@ class Tracker:
         with self._lock:
             self.run_id = None
             is_server = str(self.uri).startswith(("http://", "https://"))
-            self._open = partial(
-                open_run, experiment=self.experiment, name=name, resume=resume, tags=dict(tags or {}),
-                artifacts=None if is_server else artifact_location(artifacts),
-            )  # fmt: skip
+            self._opening = {
+                "experiment": self.experiment, "name": name, "resume": resume, "tags": dict(tags or {}),
+                "artifacts": None if is_server else artifact_location(artifacts),
+            }  # fmt: skip
             self._send()
 
     def log_params(self, config: Config, **more: Any) -> None:
@@ -127,7 +123,7 @@ class Tracker:
     def log_data(self, data: RunData, *, context: str) -> None:
         """Record what data the run reads, and what for: ``training``, ``evaluation`` or ``prediction``."""
         with self._lock:
-            self._data.append(data.as_input(context))
+            self._data.append((data, context))
             self._send()
 
     def log_metrics(self, metrics: Row, *, step: int, group: str | None = None) -> None:
@@ -166,7 +162,7 @@ class Tracker:
     def log_artifact(self, path: Path, folder: str | None = None) -> None:
         """Record a local file, or the files of a local folder."""
 
-        def send(client: MlflowClient, run_id: str) -> None:
+        def send(client: "MlflowClient", run_id: str) -> None:
             if path.is_dir():
                 client.log_artifacts(run_id, str(path), folder)
             else:
@@ -174,7 +170,7 @@ class Tracker:
 
         self.attempt(folder or path.name, send)
 
-    def attempt(self, what: str, work: Callable[[MlflowClient, str], object]) -> bool:
+    def attempt(self, what: str, work: Callable[["MlflowClient", str], object]) -> bool:
         """Call MLflow for something that cannot wait, and return whether it was done.
 
         Args:
@@ -202,8 +198,8 @@ class Tracker:
             self._send(at_once=True)
             if self._is_gone:
                 return True
-            held = {"metrics": self._metrics or self._rows, "parameters": self._params, "tags": self._tags}
-            held["data"] = self._data
+            metrics, parameters = self._metrics or self._rows, self._params
+            held = {"metrics": metrics, "parameters": parameters, "tags": self._tags, "data": self._data}
             words = [name for name, values in held.items() if values] + (["the end of the run"] if self._status else [])
             if missing := [*words, *self._missing]:
                 began = self._outage.began
@@ -222,7 +218,7 @@ class Tracker:
         for name, value in metrics.items():
             if value is not None:
                 key = metric_name(name, group)
-                self._metrics.setdefault((key, step), Metric(key, value, time_ms, step))
+                self._metrics.setdefault((key, step), (value, time_ms))
         is_new = len(self._metrics) > before
         while len(self._metrics) > MAX_METRICS:
             del self._metrics[next(iter(self._metrics))]
@@ -238,13 +234,13 @@ class Tracker:
             logger.info("MLflow did not answer from %s to %s; the record goes on", clock(began), clock(ended))
         return True
 
-    def _guard(self, work: Callable[[MlflowClient], None]) -> bool:
+    def _guard(self, work: Callable[["MlflowClient"], None]) -> bool:
         """Call MLflow and return whether it went well; the first failure of an outage is logged."""
         started_s = time.monotonic()
         try:
             with interruption_held():
                 work(connect(str(self.uri)))
-        except _RunGone:
+        except RunGone:
             self._is_gone = True
             logger.warning("the run %s was deleted in MLflow; the work goes on without its record", self.run_id)
             return False
@@ -257,13 +253,14 @@ class Tracker:
             return False
         return True
 
-    def _project(self, client: MlflowClient) -> None:
+    def _project(self, client: "MlflowClient") -> None:
         """Make the run equal to the values that it should have."""
+        library = _library()
         if self.run_id is None:
-            assert self._open is not None
-            self.run_id, self.experiment_id = self._open(client)
+            assert self._opening is not None
+            self.run_id, self.experiment_id = library.open_run(client, **self._opening)
         if self._rows:
-            recorded = recorded_steps(client, self.run_id, self._rows)
+            recorded = library.recorded_steps(client, self.run_id, self._rows)
             rows = [(epoch, row) for epoch, row in enumerate(self._rows) if epoch not in recorded]
             self._num_lacked = sum(self._hold(row, epoch) for epoch, row in rows)
             self._rows = ()
@@ -272,29 +269,17 @@ class Tracker:
             self._params = {key: value for key, value in self._params.items() if key not in known}
         while self._metrics or self._params or self._tags:
             batch = dict(islice(self._metrics.items(), BATCH))
-            self._ask(client, partial(
-                client.log_batch, metrics=list(batch.values()), synchronous=True,
-                params=[Param(*item) for item in self._params.items()],
-                tags=[RunTag(*item) for item in self._tags.items()],
-            ))  # fmt: skip
+            values = {"metrics": batch, "params": self._params, "tags": self._tags}
+            self._ask(client, partial(library.send_values, client, **values))
             self._metrics = {key: metric for key, metric in self._metrics.items() if key not in batch}
             self._params, self._tags = {}, {}
         if self._data:
-            self._ask(client, partial(client.log_inputs, datasets=self._data))
+            self._ask(client, partial(library.send_data, client, data=self._data))
             self._data = []
         if self._status is not None:
             self._ask(client, partial(client.set_terminated, status=self._status))
             self._status = None
 
-    def _ask(self, client: MlflowClient, call: Callable[[str], Any]) -> Any:
-        """Call MLflow with the run's id; a value that it refuses for good is logged and dropped. Raises: _RunGone."""
-        assert self.run_id is not None
-        try:
-            return call(self.run_id)
-        except MlflowException as error:
-            if error.error_code not in REFUSED:
-                raise
-            if find_active(client, self.run_id) is None:
-                raise _RunGone from error
-            logger.warning("MLflow refused a part of the record (%s)", in_short(error))
-            return None
+    def _ask(self, client: "MlflowClient", call: Callable[[str], Any]) -> Any:
+        """Call MLflow with the run's id; see ``ask``. Raises: RunGone."""
+        return _library().ask(client, str(self.run_id), call)

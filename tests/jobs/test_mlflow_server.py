@@ -20,7 +20,7 @@ from mlflow import MlflowClient
 
 from distmil.config.root import Config
 from distmil.inference.mlflow_model import save_model
-from distmil.tracking import mlflow_client
+from distmil.tracking import server as places
 from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from tests.inference.test_mlflow_model import expected, make_bundle, make_embeddings
@@ -91,7 +91,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def up(server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
     """The server, running, and known to run."""
     monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
-    mlflow_client.outage_of.cache_clear()
+    places.outage_of.cache_clear()
     if server.process is None:
         server.start()
     return server
@@ -144,7 +144,7 @@ def test_a_server_that_comes_back_gets_what_it_missed(
     up: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    monkeypatch.setattr(mlflow_client, "RETRY_S", 1.0)
+    monkeypatch.setattr(places, "RETRY_S", 1.0)
     tracker = Tracker(up.uri, "over http")
     tracker.start("a run", artifacts=str(tmp_path))
     tracker.log_metrics({"loss": 0.0}, step=0)
@@ -208,7 +208,7 @@ def test_a_training_outlives_its_server_and_its_command_completes_the_record(up:
     assert "MLflow does not answer" in done.err
     assert re.search(r"MLflow did not answer from .*: missing in the record: .*the model", done.err)
     up.start()
-    mlflow_client.outage_of.cache_clear()  # as in a process of its own
+    places.outage_of.cache_clear()  # as in a process of its own
     assert len(losses(up, run_id)) < 4
     again = run_here(tmp_path, *arguments)
     assert again.code == 0, again.err

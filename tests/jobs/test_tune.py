@@ -18,7 +18,6 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.tuning import job
 from distmil.pipeline.tuning.tune_adapter import concurrency, trial_resources
 from distmil.storage.store import Store
-from distmil.tracking import mlflow_client
 from tests.campaigns.clusters import free_port
 from tests.jobs.test_mlflow_server import Server
 from tests.support.jobs import interrupt_job_when, kill_job_when, run_here
@@ -149,7 +148,7 @@ def test_a_search_is_recorded_over_http_and_outlives_the_server(home: Path, tmp_
         assert "MLflow does not answer" in done.err
         assert "trials; the same command records it when MLflow answers" in done.err
         server.start()
-        mlflow_client.outage_of.cache_clear()  # as in a process of its own
+        server.outage_of.cache_clear()  # as in a process of its own
         again = run_here(home, "tune", *arguments)
         assert again.code == 0, again.err
         assert again.answer["winner"] == done.answer["winner"]

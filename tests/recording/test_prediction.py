@@ -15,7 +15,7 @@ from distmil.inference.tables import INTERVALS, METRICS
 from distmil.recording.prediction import PredictionRecord
 from distmil.recording.shown import SHEETS
 from distmil.storage.store import Store
-from distmil.tracking import mlflow_client
+from distmil.tracking import server
 from distmil.tracking.tracker import Tracker
 from tests.inference.test_mlflow_model import make_bundle
 
@@ -33,7 +33,7 @@ COHORT = Cohort(SLIDES, CLASSES)
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    mlflow_client.outage_of.cache_clear()
+    server.outage_of.cache_clear()
 
 
 @pytest.fixture

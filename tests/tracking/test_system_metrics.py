@@ -6,7 +6,7 @@ import time
 import pytest
 from mlflow import MlflowClient
 
-from distmil.tracking import mlflow_client
+from distmil.tracking import server
 from distmil.tracking import system_metrics as systemmetrics
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
@@ -14,7 +14,7 @@ from distmil.tracking.tracker import Tracker
 
 @pytest.fixture
 def tracker(empty_database, tmp_path):
-    mlflow_client.outage_of.cache_clear()
+    server.outage_of.cache_clear()
     shutil.copy(empty_database, tmp_path / "mlflow.db")
     found = Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "an experiment")
     found.start("a run", artifacts=str(tmp_path / "artifacts"))

@@ -8,6 +8,8 @@ import random
 import re
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,11 +22,11 @@ from mlflow.protos.databricks_pb2 import ENDPOINT_NOT_FOUND
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.processes.interruption import SIGNALS, Interrupted, Interruption
-from distmil.tracking import mlflow_client
+from distmil.tracking import server
 from distmil.tracking import tracker as tracking
 from distmil.tracking.artifacts import log_once
 from distmil.tracking.dataset import RunData
-from distmil.tracking.mlflow_client import resolve_uri
+from distmil.tracking.server import resolve_uri
 from distmil.tracking.tracker import Tracker
 from distmil.tracking.training_run import link_training
 
@@ -32,7 +34,7 @@ from distmil.tracking.training_run import link_training
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    mlflow_client.outage_of.cache_clear()
+    server.outage_of.cache_clear()
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def test_what_waits_in_an_outage_is_recorded_after_it(flaky, tracker, tmp_path, 
     asked = len(flaky.asked)
     tracker.log_metrics({"loss": 0.6}, step=3)  # too early for another try
     assert len(flaky.asked) == asked
-    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + mlflow_client.RETRY_S)
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + server.RETRY_S)
     tracker.log_metrics({"loss": 0.5}, step=4)
     run = run_of(tracker)
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
@@ -252,7 +254,7 @@ def test_many_runs_find_out_about_an_outage_once(flaky, uri, tmp_path, caplog):
 
 
 def test_a_slow_failure_takes_a_small_share_of_the_time():
-    outage = mlflow_client.Outage()
+    outage = server.Outage()
     assert outage.fail(took_s=20)
     assert outage.retry_at_s - time.monotonic() > 190
     assert not outage.may_try()
@@ -290,7 +292,7 @@ def test_what_waits_is_not_taken_for_missing(flaky, tracker, monkeypatch):
         tracker.log_metrics(row, step=step)
     flaky.is_down = False
     assert tracker.sync(rows) == 0  # too early for another try
-    monkeypatch.setattr(mlflow_client.outage_of(tracker.uri), "retry_at_s", 0.0)
+    monkeypatch.setattr(server.outage_of(tracker.uri), "retry_at_s", 0.0)
     assert tracker.sync(rows) == 0
     history = MlflowClient(tracking_uri=tracker.uri).get_metric_history(tracker.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(0, 0.9), (1, 0.8)]
@@ -484,7 +486,7 @@ def test_a_copy_logs_into_the_same_run_and_takes_nothing_along(flaky, tracker):
     flaky.is_down = True
     tracker.log_metrics({"loss": 0.5}, step=0)
     flaky.is_down = False
-    mlflow_client.outage_of.cache_clear()  # as in another process
+    server.outage_of.cache_clear()  # as in another process
     copy = pickle.loads(pickle.dumps(tracker))
     copy.log_metrics({"loss": 0.25}, step=3)
     tracker.finish("FINISHED")
@@ -518,11 +520,11 @@ def test_the_record_is_where_it_was_asked_for(monkeypatch, tmp_path, uri, root, 
 def test_artifacts_go_where_the_root_is(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "")
     monkeypatch.delenv("MLFLOW_S3_ENDPOINT_URL")
-    assert mlflow_client.artifact_location(f"{tmp_path}/why?") == f"{tmp_path}/why?"
-    assert mlflow_client.artifact_location("gs://bucket/a?scheme=http") == "gs://bucket/a"
+    assert server.artifact_location(f"{tmp_path}/why?") == f"{tmp_path}/why?"
+    assert server.artifact_location("gs://bucket/a?scheme=http") == "gs://bucket/a"
     assert "MLFLOW_S3_ENDPOINT_URL" not in os.environ
-    for server in ("http://first:9000", "http://second:9000"):  # what is set stays: it may be the user's
-        assert mlflow_client.artifact_location(f"s3://bucket/a?endpoint_override={server}") == "s3://bucket/a"
+    for address in ("http://first:9000", "http://second:9000"):  # what is set stays: it may be the user's
+        assert server.artifact_location(f"s3://bucket/a?endpoint_override={address}") == "s3://bucket/a"
         assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://first:9000"
 
 
@@ -562,3 +564,21 @@ def send_for_ever(run, alarm):
         child.start("child", artifacts="", tags={"mlflow.parentRunId": run.run_id})
         child.finish("FINISHED")
         run.log_metrics({"loss": 0.5}, step=step)
+
+
+def test_a_prediction_without_a_record_does_not_import_mlflow(tmp_path):
+    code = (
+        "import sys\n"
+        "import distmil.pipeline.predict, distmil.pipeline.evaluate\n"
+        "from distmil.config.root import Config\n"
+        "from distmil.tracking.tracker import Tracker\n"
+        "tracker = Tracker(None, 'x')\n"
+        "tracker.start('a run', artifacts='a')\n"
+        "tracker.log_params(Config())\n"
+        "tracker.log_metrics({'loss': 1.0}, step=0)\n"
+        "tracker.attempt('the model', lambda client, run_id: 1 / 0)\n"
+        "tracker.finish('FINISHED')\n"
+        "print('mlflow' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

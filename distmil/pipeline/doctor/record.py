@@ -5,7 +5,8 @@ import sqlite3
 from pathlib import Path
 
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding, reason
-from distmil.tracking.mlflow_client import connect, resolve_uri
+from distmil.tracking.mlflow_client import connect
+from distmil.tracking.server import resolve_uri
 
 _SQLITE = "sqlite:///"
 _ADVICE = (

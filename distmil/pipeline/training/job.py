@@ -27,8 +27,8 @@ from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
 from distmil.recording.data import data_of
 from distmil.recording.description import job_tags
-from distmil.tracking.mlflow_client import closing_run, resolve_uri
 from distmil.tracking.provenance import code_tags
+from distmil.tracking.server import closing_run, resolve_uri
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import load_checkpoint

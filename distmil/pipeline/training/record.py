@@ -19,8 +19,9 @@ from distmil.pipeline.job import Job
 from distmil.recording.data import data_of
 from distmil.recording.description import command_of, describe_run, verdict_lines
 from distmil.recording.shown import log_results
-from distmil.tracking.models import DIGEST, log_model
+from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
+from distmil.tracking.training_run import DIGEST
 from distmil.training.engine import History
 
 logger = logging.getLogger(__name__)

@@ -30,7 +30,7 @@ from distmil.search.report import Outcome, write_report
 from distmil.search.samplers import OptunaSampler, distinct, draw_ahead
 from distmil.search.space import Domain, Values, check_folds, default_values, read_space, with_values
 from distmil.search.trial import Row, Trial, best_trial
-from distmil.tracking.mlflow_client import closing_run, resolve_uri
+from distmil.tracking.server import closing_run, resolve_uri
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config

@@ -16,7 +16,7 @@ from distmil.search.comparison import Spread
 from distmil.search.space import Domain
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
-from distmil.tracking import mlflow_client, tracker
+from distmil.tracking import server, tracker
 from distmil.tracking.tracker import Tracker
 from tests.search.test_report import make_outcome
 
@@ -27,7 +27,7 @@ SPACE = {"bags.top_k": Domain("choice", (1, 2, 4))}
 @pytest.fixture(autouse=True)
 def no_outage():
     """What this process learned of MLflow in another test is forgotten."""
-    mlflow_client.outage_of.cache_clear()
+    server.outage_of.cache_clear()
 
 
 class Search:
@@ -140,7 +140,7 @@ def test_children_open_later_where_the_parent_could_not_be_opened(search, monkey
         search.tell(kept, record)
     search.end(kept, search.records[0])
     search.is_up = True
-    monkeypatch.setattr(mlflow_client.outage_of(search.uri), "retry_at_s", 0.0)
+    monkeypatch.setattr(server.outage_of(search.uri), "retry_at_s", 0.0)
     search.end(kept, search.records[1])
     assert len(search.children(kept.parent.run_id)) == 2
     kept.start(search.records[2])
@@ -167,7 +167,7 @@ def test_the_next_call_completes_what_an_outage_left(search, caplog):
     kept.finish("FINISHED")
     assert "MLflow lacks the end of 2 trials; the same command records it" in caplog.text
     search.is_up = True
-    mlflow_client.outage_of.cache_clear()
+    server.outage_of.cache_clear()
     again = search.open()
     assert again.parent.run_id == kept.parent.run_id
     search.records = [read_trial(search.plan, record) for record in search.records]
