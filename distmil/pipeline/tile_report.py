@@ -87,8 +87,7 @@ def say_unusable(job: Job, errors: Mapping[str, str]) -> None:
     if job.config.labels.on_bad_annotation == "fail":
         raise bad_annotations(errors, noun=noun)
     for slide_id, error in errors.items():
-        text = error.removeprefix(f"{slide_id}: ")
-        job.outcomes.doubt(slide_id, [f"its annotation cannot be used: {text}"])
+        job.outcomes.doubt(slide_id, [f"its annotation cannot be used: {error}"])
     fate = {
         "skip": f"train leaves these {noun}s out; labels.on_bad_annotation=label_only keeps their labels",
         "label_only": f"train uses these {noun}s by their labels alone (labels.on_bad_annotation=label_only)",
@@ -219,13 +218,13 @@ class _Illustrator:
             found = SlideOutlines(slide, self._config, self._store, record).read()
         except (SlideError, OSError) as error:
             reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else error
-            return None, [], {"unusable": str(reason)}, ()
+            return None, [], {"unusable": str(reason).removeprefix(f"{slide.slide_id}: ")}, ()
         if found is None:
             return None, [], {}, ()
         outlines = rings_of(found.annotation)
         try:
             label_N = SlideLabeller(labelled, self._config, self._store, record).labels(found).labels.label
         except SlideError as error:
-            return None, outlines, {"unusable": str(error)}, found.unknown
+            return None, outlines, {"unusable": str(error).removeprefix(f"{slide.slide_id}: ")}, found.unknown
         counts = {"positive": label_N > 0, "negative": label_N == 0, "unknown": label_N < 0}
         return label_N, outlines, {"labels": {name: int(found.sum()) for name, found in counts.items()}}, found.unknown

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
@@ -566,7 +567,7 @@ def send_for_ever(run, alarm):
         run.log_metrics({"loss": 0.5}, step=step)
 
 
-def test_a_prediction_without_a_record_does_not_import_mlflow(tmp_path):
+def test_a_prediction_without_a_record_does_not_import_mlflow():
     code = (
         "import sys\n"
         "import distmil.pipeline.predict, distmil.pipeline.evaluate\n"
@@ -580,5 +581,7 @@ def test_a_prediction_without_a_record_does_not_import_mlflow(tmp_path):
         "tracker.finish('FINISHED')\n"
         "print('mlflow' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
     assert done.stdout == "False\n"
