@@ -19,6 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from distmil.bags.source import EmbeddingSource
 from distmil.cohort import Slide
+from distmil.cohort.kinds import noun_of
 from distmil.encoders.embedder import embed_patches
 from distmil.encoders.registry import Encoder, load_carried
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
@@ -131,8 +132,9 @@ class SlidePrediction:
             with open_slide(self.slide.path) as image:
                 thumbnail, scale = overview(image, max_px=max_px)
             self._maps[max_px, colours] = SlideMaps(
-                self.slide_id, self.patches, self.reading, thumbnail, scale=scale, mpp=self.mpp, colours=colours
-            )
+                self.slide_id, self.patches, self.reading, thumbnail, scale=scale, mpp=self.mpp, colours=colours,
+                noun=noun_of([self.slide.path]),
+            )  # fmt: skip
         return self._maps[max_px, colours].draw(name)
 
     def save(self, folder: str | Path) -> None:

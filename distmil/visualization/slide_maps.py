@@ -13,6 +13,7 @@ from PIL import Image
 
 from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
+from distmil.cohort.kinds import noun_of
 from distmil.errors import SlideError
 from distmil.slides.image import overview
 from distmil.slides.reader import open_slide
@@ -88,7 +89,10 @@ def draw_maps(
     doubts: list[str] = []
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
     rings = [point_N2 / scale for point_N2 in _drawable(outlines, doubts)]
-    maps = SlideMaps(slide.slide_id, patches, reading, thumbnail, scale=scale, mpp=mpp, outlines=rings, colours=colours)
+    maps = SlideMaps(
+        slide.slide_id, patches, reading, thumbnail, scale=scale, mpp=mpp, outlines=rings, colours=colours,
+        noun=noun_of([slide.path]),
+    )  # fmt: skip
     return Drawn({name: encode_png(maps.draw(name)) for name in (*MAPS, SHEET)}, doubts)
 
 
@@ -109,12 +113,14 @@ class SlideMaps:
     outlines: Sequence[NDArray[np.float64]] = ()
     """Rings in pixels of the thumbnail, each n x 2 (x, y)."""
     colours: Colours = "jet"
+    noun: str = "slide"
+    """What the slide is called: slide or image."""
 
     def draw(self, name: str) -> Image.Image:
         """Draw one of ``MAPS``, or the sheet."""
         if name == SHEET:
             pictures = [Panel(self._pictures[score], self._label(score)) for score in MAPS]
-            panels = [Panel(paint(self._base, None), "slide"), *pictures]
+            panels = [Panel(paint(self._base, None), self.noun), *pictures]
         else:
             panels = [Panel(self._pictures[name])]
         title = self.slide_id if name == SHEET else f"{self.slide_id}: {self._label(name)}"
@@ -154,7 +160,8 @@ class SlideMaps:
         keys = [Key("annotated", "annotated")] if self.outlines else []
         if self._base.predicted.any():
             keys.append(Key("predicted", predicted))
-        return [*keys, Key("scored", "scored inside the grey line; elsewhere no tissue was found, or it was left out")]
+        elsewhere = "; elsewhere no tissue was found, or it was left out" if self.noun == "slide" else ""
+        return [*keys, Key("scored", f"scored inside the grey line{elsewhere}")]
 
 
 def _thumbnail(

@@ -2,6 +2,9 @@
 
 import csv
 import io
+import shutil
+import subprocess
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -99,3 +102,21 @@ def test_more_than_two_classes_have_a_column_each():
     assert table["probability_high"][0] == 0.5
     assert np.isnan(table["probability_high"][1])
     assert found[0].verdict == "right"
+
+
+@pytest.mark.skipif(shutil.which("ssconvert") is None, reason="there is no spreadsheet program")
+def test_a_spreadsheet_runs_nothing_and_does_not_complain(tmp_path):
+    slides = [
+        Slide("0007", "/d/=1+1.svs", label=1, patient_id='=HYPERLINK("http://x")', site='Köln; "Süd"\nHaus 2'),
+        Slide("1E5", "/d/b.svs", label=0, patient_id="@SUM(A1)", site="+1-2"),
+        Slide("c", "/d/c.svs", patient_id="-3", site="\t=2"),
+    ]
+    rows = {slide.slide_id: row_of(slide.slide_id, 0.5 + 0.1 * i) for i, slide in enumerate(slides[:2])}
+    source, book = tmp_path / "slides.csv", tmp_path / "slides.xlsx"
+    source.write_bytes(to_csv(results_of(slides, rows)))
+    done = subprocess.run(["ssconvert", source, book], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    with zipfile.ZipFile(book) as archive:
+        sheets = [archive.read(name).decode() for name in archive.namelist() if name.startswith("xl/worksheets/")]
+    assert sheets
+    assert not any("<f>" in sheet or "<f " in sheet for sheet in sheets)
