@@ -224,3 +224,10 @@ def test_unknown_classes_leave_labels_unread(tmp_path):
     (tmp_path / "m.csv").write_text("slide_id,slide_path\na,a.png\n")
     with pytest.raises(ManifestError, match="there is no column label"):
         read_cohort(config, **options, are_classes_known=False)
+
+
+def test_a_list_of_paths_is_no_table(tmp_path):
+    said = wrong(tmp_path, "/slides/Jane Doe.svs\n/slides/b.svs\n")
+    assert said.startswith("the first line has a slide's path where the names of the columns should be; write a line")
+    assert "Jane" not in said
+    assert "slide_id,slide_path,label above" in wrong(tmp_path, "a.svs,1\nb.svs,0\n", needs_labels=True)

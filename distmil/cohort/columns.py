@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from distmil.cohort.kinds import is_slide
 from distmil.cohort.row import COLUMNS
 from distmil.config.loading import parse_yaml
 from distmil.errors import ConfigError, ManifestError
@@ -72,11 +73,22 @@ def find_columns(
     others = [header[i] for i in free if _own_column(header[i]) not in found]
     needed = (*NEEDED, "label") if needs_labels else NEEDED
     if missing := [column for column in needed if column not in found]:
+        if len(missing) > 1 and any(map(_is_path, header)):
+            raise ManifestError(
+                f"{path}: the first line has a slide's path where the names of the columns should be; write a line "
+                f"such as {','.join(needed)} above it, and give every slide an id; a folder of slides needs no "
+                "manifest in tile, embed and predict"
+            )
         raise ManifestError(f"{path}: {_missing(path, missing, header, others)}")
     _ask(path, others, settled={*found, *mapping})
     if free:
         logger.info("manifest columns that distmil does not use: %s", _listed([header[i] for i in free]))
     return found
+
+
+def _is_path(text: str) -> bool:
+    """Tell whether a name of a column is rather the path of a slide."""
+    return is_slide(Path(text))
 
 
 def setting(key: str, pairs: Mapping[str, str | None]) -> str:

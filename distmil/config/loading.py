@@ -111,6 +111,11 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML text. Raises: ConfigError."""
     try:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        place = f" in line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        hint = "; lines of one section begin in one column" if mark and mark.line else ""
+        raise ConfigError(f"not valid YAML{place}: {_cut(str(error.problem))}{hint}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date such as 2026-13-01 is a ValueError
         raise ConfigError(f"not valid YAML: {_cut(str(error))}") from error
 

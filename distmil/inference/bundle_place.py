@@ -49,6 +49,11 @@ def find_bundle(place: str, store: Store, *, key: str) -> Store:
             f"{key} = {place!r}: there is no such folder, nor a run of that name under {store.root}/{MODELS}; "
             f"{runs_there(store, Path(place).name)}"
         )
+    if "://" not in folder and (Path(folder) / MODELS).is_dir() and not (Path(folder) / RECORD_FILE).exists():
+        raise BundleError(
+            f"{key} = {place!r}: this is a storage root, not a bundle; give a run of it: "
+            f"{runs_there(Store(folder), '')}"
+        )
     return Store(folder)
 
 

@@ -1,5 +1,6 @@
 """The checks of seconds before work of hours: labels, run names, slides, annotations and the disk. No torch, no Ray."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,11 +43,14 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
     if job in {"embed", "train", "tune"}:
         check_weights(config)
     if job in {"train", "tune"}:
-        notes += check_supervision(cohort, job)
+        notes += check_supervision(cohort, job, folds=config.search.folds)
         check_claim(config, cohort.classes, store, job=job)
     slides = slides_of(cohort, config, job=job)
     if not slides:
-        raise BadInput(f"the manifest has no {cohort.noun} in {config.prediction.split or 'val or test'}")
+        counts = Counter(slide.split for slide in cohort.slides)
+        there = ", ".join(f"{count} in {split}" for split, count in counts.items())
+        wanted = config.prediction.split or "val or test"
+        raise BadInput(f"the manifest has no {cohort.noun} in {wanted}, it has {there}; set prediction.split")
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
     notes += judge_slides(_once(looks), config.tiling, noun=cohort.noun)

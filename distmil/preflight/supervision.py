@@ -6,18 +6,20 @@ from distmil.cohort import Cohort
 from distmil.errors import ManifestError
 
 
-def check_supervision(cohort: Cohort, job: str) -> list[str]:
+def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
     """Refuse a manifest that nothing can be learned from, and note what a training will lack.
 
     Args:
         cohort: The manifest.
         job: ``train`` or ``tune``.
+        folds: ``search.folds``; a search without folds compares its trials on val.
 
     Returns:
         Notes.
 
     Raises:
-        ManifestError: If the train split has labelled slides of fewer than two classes.
+        ManifestError: If the train split has labelled slides of fewer than two classes, or nothing is there to compare
+            trials on.
     """
     counts = Counter(slide.label for slide in cohort.of_split("train") if slide.label is not None)
     if len(counts) < 2:
@@ -29,7 +31,12 @@ def check_supervision(cohort: Cohort, job: str) -> list[str]:
             + (f" ({elsewhere})" if elsewhere else "")
             + f"; add {cohort.noun}s of {_missing(cohort, set(counts))}, or correct the columns label and split"
         )
-    if job == "train" and not any(slide.label is not None for slide in cohort.of_split("val")):
+    has_val = any(slide.label is not None for slide in cohort.of_split("val"))
+    if job == "tune" and not folds and not has_val:
+        raise ManifestError(
+            f"search.folds = 0: no {cohort.noun} with a label is in val to compare trials on; set search.folds=5"
+        )
+    if job == "train" and not has_val:
         return [
             f"note: no {cohort.noun} with a label is in val: nothing is measured while the network trains, its "
             f"thresholds stay at 0.5, and no epoch is chosen; give some {cohort.noun}s the split val, or set "

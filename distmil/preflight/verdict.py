@@ -10,6 +10,9 @@ from distmil.slides.grid import rounded
 
 NAMED = 3
 """Slides that a message names."""
+_NO_SLIDE_MPP = 100.0
+"""No microscope's pixel is as large, in um."""
+_NANOMETRES = ", but no microscope's pixels are as large: if the manifest has nm, divide its mpp by 1000"
 _UNSURE = {"failed", "missing"}
 """Another try may go better."""
 _REMEDIES = {
@@ -85,7 +88,7 @@ def _reason(alike: Sequence[Look], config: TilingConfig) -> str:
             span = f"{found[0]:.4g}" if found[0] == found[-1] else f"{found[0]:.4g} to {found[-1]:.4g}"
             return (
                 f"their finest resolution is {span} um/px, coarser than tiling.mpp = {config.mpp:g}; "
-                f"tiling.mpp={fitting_mpp(alike, config)} fits them"
+                f"tiling.mpp={fitting_mpp(alike, config)} fits them" + (_NANOMETRES if found[0] > _NO_SLIDE_MPP else "")
             )
     text = (
         f"{first.slide.slide_id}: {first.error}"

@@ -47,10 +47,15 @@ def open_root(root: Path, access: str) -> None:
         access: ``storage.access``.
 
     Raises:
-        ConfigError: If the root is there and private, but a group is to share it.
+        ConfigError: If the root is there and private, but a group is to share it; if it is where folders cannot be.
         OSError: If it cannot be made.
     """
-    make_folder(root, NEW[access])
+    try:
+        make_folder(root, NEW[access])
+    except FileNotFoundError as error:  # all folders above it are there: it is no disk, such as /proc
+        raise ConfigError(
+            f"storage.root = {str(root)!r}: no folder can be made there; choose a folder on a disk that you may write"
+        ) from error
     if access == "group" and not root.stat().st_mode & stat.S_IWGRP:
         raise ConfigError(
             f"storage.access = 'group': {root} is there already, and its group may not write it; run "

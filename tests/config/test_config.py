@@ -93,7 +93,11 @@ def test_help_states_type_bounds_and_default(line):
         ("[1, 2]", ["config.yaml", "sections", "list"]),
         ("tiling: {mpp: 1, mpp: 2}", ["config.yaml", "'mpp'", "twice"]),
         ("tiling: {}\ntiling: {}", ["config.yaml", "'tiling'", "twice"]),
-        ("tiling: [", ["config.yaml", "not valid YAML"]),
+        ("tiling: [", ["config.yaml", "not valid YAML in line 1, column 10: "]),
+        (
+            "cohort:\n  manifest: a.csv\n tiling:\n   mpp: 1\n",
+            ["not valid YAML in line 3, column 2: ", "lines of one section begin in one column"],
+        ),
         ("!!python/object/apply:os.getcwd []", ["config.yaml", "not valid YAML"]),
     ],
 )

@@ -36,3 +36,10 @@ def test_a_place_that_is_no_run_is_a_folder(tmp_path: Path) -> None:
         assert not is_run(place, store)
     with pytest.raises(BundleError, match=r"k = 'runn': there is no such folder.*did you mean run"):
         find_bundle("runn", store, key="k")
+
+
+def test_a_storage_root_is_answered_with_its_runs(tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    save_bundle(store, make_bundle())
+    with pytest.raises(BundleError, match=r"this is a storage root, not a bundle; .*: the runs there: run$"):
+        find_bundle(store.root, store, key="k")

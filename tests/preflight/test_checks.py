@@ -104,7 +104,8 @@ def test_weights_that_are_not_there(job: str, store: Store, tmp_path: Path, caps
 @pytest.mark.parametrize("job", ["evaluate", "predict"])
 def test_an_empty_split(job: str, store: Store, tmp_path: Path, capsys) -> None:
     said = refused(store, capsys, job, manifest(tmp_path), "prediction.split=test")
-    assert "the manifest has no slide in test" in said
+    assert "the manifest has no slide in test, it has " in said
+    assert "; set prediction.split" in said
 
 
 @pytest.mark.parametrize("job", LEARNING)

@@ -1,5 +1,7 @@
 """A manifest that nothing can be learned from is refused before anything is tiled."""
 
+from dataclasses import replace
+
 import pytest
 
 from distmil.cohort import Cohort, Slide
@@ -33,5 +35,8 @@ def test_one_slide_or_none_is_refused(rows: list[tuple[int | None, str]]) -> Non
 def test_training_without_val_is_noted() -> None:
     found = cohort((1, "train"), (0, "train"), (1, "test"), (None, "val"))
     assert "no slide with a label is in val" in check_supervision(found, "train")[0]
-    assert check_supervision(found, "tune") == []  # it says so itself, with its folds
+    assert check_supervision(found, "tune", folds=5) == []
+    with pytest.raises(ManifestError, match=r"search.folds = 0: no image with a label is in val .*set search.folds=5"):
+        check_supervision(replace(found, slides=[replace(s, path="a.png") for s in found.slides]), "tune")
+    check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "tune")
     assert check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "train") == []

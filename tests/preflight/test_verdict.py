@@ -1,5 +1,7 @@
 """What was looked at becomes a refusal where all fail alike, else notes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -74,6 +76,15 @@ def test_plain_images_are_called_images() -> None:
     assert judge_slides(looks, TilingConfig(), noun="image")[0].startswith("note: 1 of 2 images that were looked at")
     with pytest.raises(ConfigError, match=r"^all 2 images that were looked at are too_small"):
         judge_slides([look("a", "too_small", "x"), look("b", "too_small", "x")], TilingConfig(), noun="image")
+
+
+def test_a_resolution_in_nanometres_is_suspected() -> None:
+    looks = [replace(look(name, "too_coarse"), mpp=mpp) for name, mpp in (("a", 972.0), ("b", 250.0))]
+    with pytest.raises(ConfigError, match="if the manifest has nm, divide its mpp by 1000"):
+        judge_slides(looks, TilingConfig())
+    with pytest.raises(ConfigError) as caught:
+        judge_slides([replace(found, mpp=0.972) for found in looks], TilingConfig())
+    assert "nm" not in str(caught.value)
 
 
 def test_what_another_try_may_mend_and_what_fails_for_two_reasons_is_not_refused() -> None:

@@ -85,3 +85,8 @@ def test_copies_of_a_far_store_are_private(tmp_path: Path, monkeypatch: pytest.M
     sha256 = "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
     assert mode(keep_copy(sha256, 5, lambda: b"hello")) == 0o600
     assert mode(cache_folder()) == 0o700
+
+
+def test_a_root_where_no_folder_can_be_is_refused():
+    with pytest.raises(ConfigError, match=r"storage.root = '/proc/distmil': no folder can be made there; choose"):
+        Store("/proc/distmil").check()
