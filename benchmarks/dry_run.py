@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,15 +25,15 @@ from tests.support.data import PCAM_COHORT
 
 RUN = "first"
 BEGINS = {
-    "tiling ": "tile",
-    "report:": "report",
-    "embedding ": "embed",
-    "labelling ": "label",
-    "training ": "train",
-    "predicting ": "predict",
-    "metrics on ": "record",
+    r"tiling ": "tile",
+    r"tile: (\d+)/\1 ": "report",
+    r"embedding ": "embed",
+    r"labelling ": "label",
+    r"training ": "train",
+    r"predicting ": "predict",
+    r"metrics on ": "record",
 }
-"""How the line starts that begins a stage; the time before the first of them is the start."""
+"""How the line starts that begins a stage; before the first one is the start, and Ray starts in the first one."""
 
 
 @dataclass
@@ -57,7 +58,7 @@ def run_command(arguments: Sequence[str]) -> Done:
             lines = []
             for line in process.stderr or ():
                 lines.append(line)
-                marks += [(stage, time.monotonic()) for begin, stage in BEGINS.items() if line.startswith(begin)]
+                marks += [(stage, time.monotonic()) for begin, stage in BEGINS.items() if re.match(begin, line)]
         if process.returncode:
             raise RuntimeError("".join(lines))
         out.seek(0)

@@ -11,10 +11,11 @@ from distmil.preflight.amounts import LABEL_BYTES, MAPS_BYTES, PLACE_BYTES, SCOR
 from distmil.preflight.looks import Look
 from distmil.storage.records import Record
 
-RAY_STARTS = 1.0
-"""Ray's start, in the time that this machine takes to import a job's libraries: both load programs from the disk."""
+RAY_S = 5.0
+"""Ray's start and end, whatever the job; `benchmarks/dry_run.py` measures it."""
 POOL_STARTS = 1.0
-"""Start of the processes of a stage, which import them too, by the same measure."""
+"""Start of the processes of a stage, in the time that this machine takes to import a job's libraries: they import them
+too."""
 GROUP_STARTS = 1.5
 """Start of a group of training workers, likewise."""
 COMMIT_S = 0.03
@@ -23,6 +24,9 @@ EPOCH_EXTRA_S = 0.25
 """Of an epoch: its checkpoint, and the wait for the report."""
 LABEL_S = 0.02
 """Work of labelling a slide, beside reading its annotation."""
+PICTURE_S = 0.1
+"""Work of drawing a slide for the tiling report."""
+PICTURE_BYTES = 180_000
 RECORD_S = 4.0
 """Of MLflow's record and its pictures, at the end of a training."""
 ASHA_SHARE = 0.45
@@ -102,7 +106,7 @@ def patches_by_slide(
 
 def start_stage(machine: Machine) -> Stage:
     """Estimate the start of the job and of Ray."""
-    return Stage("start", "", 0, 1, "imports, Ray", 0.0, machine.start_s * (1 + RAY_STARTS))
+    return Stage("start", "", 0, 1, "imports, Ray", 0.0, machine.start_s + RAY_S)
 
 
 def tile_stage(work: Work, machine: Machine) -> Stage:
@@ -116,6 +120,13 @@ def tile_stage(work: Work, machine: Machine) -> Stage:
         total = len(todo) * each + patches * fmean(look.patch_s for look in tried)
         seconds = total / _at_once(machine.cpus, len(todo)) + POOL_STARTS * machine.start_s
     return Stage("tile", "slides", len(work.tiled), len(todo), _patches(patches), num_bytes, seconds)
+
+
+def report_stage(work: Work, machine: Machine) -> Stage:
+    """Estimate the pictures of the tiling report."""
+    num = len(work.todo)
+    seconds = num * PICTURE_S / _at_once(machine.cpus, num)
+    return Stage("report", "slides", len(work.tiled), num, f"{num} pictures", num * PICTURE_BYTES, seconds)
 
 
 def embed_stage(

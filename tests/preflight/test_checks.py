@@ -162,7 +162,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.mark.parametrize(
     ("job", "stages"),
     [
-        ("tile", ["start", "tile"]),
+        ("tile", ["start", "tile", "report"]),
         ("embed", ["start", "tile", "embed"]),
         ("train", ["start", "tile", "embed", "label", "train", "predict", "record"]),
         ("tune", ["start", "tile", "embed", "label", "search"]),

@@ -6,6 +6,7 @@ This module needs nothing but the standard library, so that it runs where every 
 import argparse
 import json
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -55,11 +56,26 @@ def main(description: str, argv: Sequence[str] | None = None) -> int:
         interruption.remove()
     counts = {level: sum(finding.level == level for finding in found) for level in (OK, WARNING, FAILED)}
     summary = f"doctor: {counts[OK]} ok, {counts[WARNING]} warning, {counts[FAILED]} FAILED"
-    sys.stderr.write(f"{summary}\n")
+    sys.stderr.write(f"{summary}\nnext: {next_step(options.config, options.overrides, num_failed=counts[FAILED])}\n")
     checks = [vars(finding) for finding in found]
     sys.stdout.write(json.dumps({"job": "doctor", "storage": settings.get("root"), **counts, "checks": checks}) + "\n")
     sys.stdout.flush()
     return 1 if counts[FAILED] else 0
+
+
+def next_step(config: str | None, overrides: Sequence[str], *, num_failed: int) -> str:
+    """Word what to do after the checks.
+
+    Args:
+        config: The configuration file that was checked, if one was.
+        overrides: The keys that were set.
+        num_failed: Number of checks that failed.
+    """
+    if num_failed:
+        return "mend what FAILED, and run the doctor again"
+    given = [*(["--config", config] if config else []), *overrides]
+    has_manifest = config or any(text.startswith(("cohort.manifest=", "cohort.synthetic=")) for text in overrides)
+    return "tile: " + shlex.join(["distmil", "tile", *([] if has_manifest else ["cohort.manifest=SLIDES.csv"]), *given])
 
 
 def _parser(description: str) -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from distmil.preflight.stages import (
     label_stage,
     patches_by_slide,
     predict_stage,
+    report_stage,
     search_stage,
     start_stage,
     tile_stage,
@@ -141,7 +142,7 @@ class _Estimate:
         """Estimate every stage of the job, in order."""
         stages = [start_stage(self._machine), tile_stage(self._work, self._machine)]
         if self.name == "tile":
-            return stages
+            return [*stages, report_stage(self._work, self._machine)]
         rates = importlib.import_module("distmil.preflight.rates")
         registry = importlib.import_module("distmil.encoders.registry")
         job, bundle = self._opened

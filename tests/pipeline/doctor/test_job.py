@@ -41,8 +41,9 @@ def doctor(*arguments: str, **more: Any) -> tuple[int, dict[str, dict[str, str]]
     assert answer["job"] == "doctor"
     assert sum(answer[level] for level in ("ok", "warning", "FAILED")) == len(answer["checks"])
     lines = done.stderr.splitlines()
-    assert len(lines) == len(answer["checks"]) + 1
-    assert lines[-1] == f"doctor: {answer['ok']} ok, {answer['warning']} warning, {answer['FAILED']} FAILED"
+    assert len(lines) == len(answer["checks"]) + 2
+    assert lines[-1].startswith("next: ")
+    assert lines[-2] == f"doctor: {answer['ok']} ok, {answer['warning']} warning, {answer['FAILED']} FAILED"
     return done.returncode, {check["name"]: check for check in answer["checks"]}, done.stderr
 
 
@@ -118,3 +119,16 @@ def test_a_signal_ends_the_doctor_and_its_checks(tmp_path: Path, number: int, co
     assert "doctor: interrupted" in words
     assert "Traceback" not in words
     assert [child for child in started if child.is_alive] == []
+
+
+@pytest.mark.parametrize(
+    ("config", "overrides", "num_failed", "step"),
+    [
+        (None, ["storage.root=/a b"], 0, "tile: distmil tile cohort.manifest=SLIDES.csv 'storage.root=/a b'"),
+        (None, ["cohort.manifest=x.csv"], 0, "tile: distmil tile cohort.manifest=x.csv"),
+        ("c.yaml", ["tiling.mpp=1"], 0, "tile: distmil tile --config c.yaml tiling.mpp=1"),
+        ("c.yaml", [], 2, "mend what FAILED, and run the doctor again"),
+    ],
+)
+def test_the_doctor_says_what_is_next(config: str | None, overrides: list[str], num_failed: int, step: str) -> None:
+    assert job.next_step(config, overrides, num_failed=num_failed) == step
