@@ -112,8 +112,10 @@ def _results(answer: Mapping[str, Any], noun: str) -> list[str]:
     """Say where the results of slides are, and which of them to look at first."""
     places = [answer[name] for name in ("results", "maps") if name in answer]
     wrong, doubtful = answer.get("wrong", 0), answer.get("in_doubt", 0)
-    first = [f"{wrong} wrong"] * (wrong > 0) + [f"{doubtful} doubtful"] * (doubtful > 0)
-    what = f"{' and '.join(first)} {noun}{'s' * (wrong + doubtful > 1)}" if first else f"{noun}s"
+    is_one = wrong + doubtful == 1
+    counts = [(wrong, "wrong"), (doubtful, "doubtful")]
+    first = [word if is_one else f"{count} {word}" for count, word in counts if count]
+    what = " and ".join(first) + " " * bool(first) + noun + "s" * (not is_one)
     return [f"look at the {what}: {' and '.join(places)}"] if places else []
 
 

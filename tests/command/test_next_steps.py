@@ -75,8 +75,8 @@ def test_each_job_says_what_follows() -> None:
     ("wrong", "in_doubt", "what"),
     [
         (0, 0, "images"),
-        (1, 0, "1 wrong image"),
-        (0, 1, "1 doubtful image"),
+        (1, 0, "wrong image"),
+        (0, 1, "doubtful image"),
         (3, 2, "3 wrong and 2 doubtful images"),
         (1, 1, "1 wrong and 1 doubtful images"),
     ],
