@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import distmil
 from distmil.cohort import Slide
+from distmil.cohort.columns import setting
 from distmil.cohort.kinds import is_plain_image
 from distmil.config.root import Config, fingerprint
 from distmil.defects import REASON, attempt
@@ -99,12 +100,12 @@ def say_unknown_groups(job: Job, names: Collection[str]) -> None:
     """Name the groups without a meaning on the console, and nowhere else: they may name people."""
     if names:
         shown = ", ".join(map(repr, sorted(names)[:_GROUPS_NAMED])) + ", ..." * (len(names) > _GROUPS_NAMED)
-        example = ", ".join(f"{name}: ..." for name in sorted(names)[:_GROUPS_NAMED])
+        example = setting("labels.groups", dict.fromkeys(sorted(names)[:_GROUPS_NAMED], "..."))
         classes = ", ".join(job.config.cohort.classes)
         job.console.note(
             f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown. Say which "
-            f"class each is ({classes} or exclude): 'labels.groups={{{example}}}' (the names are said once, when the "
-            "annotation is read, and never stored)"
+            f"class each is ({classes} or exclude): {example} (the names are said once, when the annotation is read, "
+            "and never stored)"
         )
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ from rich.console import Console as RichConsole
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
-from distmil.config.loading import build_config
+from distmil.config.loading import build_config, load_config
 from distmil.console import Console
 from distmil.defects import DEFECT
 from distmil.encoders.embedder import SlideEmbedder
@@ -220,3 +221,12 @@ def test_the_tissue_of_plain_images_is_shown_only_where_it_chooses_patches(tmp_p
     pixels = np.asarray(Image.open(io.BytesIO(picture)).convert("RGB")).astype(int)
     green = np.abs(pixels - (0, 168, 84)).sum(axis=2) < 60
     assert green.any() == shows
+
+
+def test_groups_without_a_meaning_come_with_the_setting_that_gives_them_one(store):
+    job = job_with(store, "skip")
+    tile_report.say_unknown_groups(job, ["car", "it's: odd"])
+    said = job.console.rich.file.getvalue()
+    assert "annotations: groups 'car', \"it's: odd\" are not in labels.groups;" in said
+    (word,) = shlex.split(said.partition("exclude): ")[2].partition(" (the names")[0])
+    assert set(load_config(None, [word.replace("...", "exclude")]).labels.groups) == {"car", "it's: odd"}
