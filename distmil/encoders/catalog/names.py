@@ -31,7 +31,7 @@ def find_row(name: str) -> EncoderRow:
             if not pattern.fullmatch(rest):
                 raise ValueError(f"encoder.name = {name!r}: expected {_EXPECTED[prefix]}")
             hub = rest if prefix == HUB else None
-            return EncoderRow(name, "generic", arch=rest if prefix == TIMM else "", hub=hub)
+            return EncoderRow(name, "generic", arch=rest if prefix == TIMM else "", hub=hub, is_resizable=True)
     row = ROWS.get(name) or own_row(name)
     if row is None:
         raise ValueError(_unknown(name))

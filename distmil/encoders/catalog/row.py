@@ -38,7 +38,9 @@ class EncoderRow:
     input_px: int | None = None
     """Edge of the image that the network takes; None: patches of any size, as they are."""
     patch_px: tuple[int, ...] = ()
-    """Edges of patches that fit, the usual one first; empty: any, enlarged or reduced to ``input_px``."""
+    """Edges of patches that fit, the usual one first; empty: any."""
+    is_resizable: bool = False
+    """Whether patches of other edges fit too, enlarged or reduced to ``input_px``."""
     crop_px: int | None = None
     """Patches of this edge are cut to their centre; all others are resized."""
     mpp: tuple[float, ...] = ()

@@ -16,6 +16,7 @@ _SEE_PAGE = "see its page"
 _MPP = (0.5,)
 _ALL_MPP = (0.5, 0.25, 1.0, 2.0)
 _PATHOLOGY: dict[str, Any] = {"source": "timm", "input_px": 224, "patch_px": (224,), "mpp": _MPP}
+_NATURAL: dict[str, Any] = {"input_px": 256, "patch_px": (256,), "is_resizable": True}
 _SWIGLU = {"mlp_layer": "SwiGLUPacked", "act_layer": "SiLU"}
 _VIT = {"num_classes": 0, "img_size": 224}
 
@@ -78,7 +79,7 @@ _GPFM = EncoderRow(
 )  # fmt: skip
 _CONCH15 = EncoderRow(
     "conch-v1.5", width=768, hub="MahmoodLab/TITAN", precision="fp16", licence=_NON_COMMERCIAL, is_gated=True,
-    **{**_PATHOLOGY, "source": "remote", "input_px": 448, "patch_px": (448, 512)},
+    **{**_PATHOLOGY, "source": "remote", "input_px": 448, "patch_px": (512, 448)},
 )  # fmt: skip
 
 
@@ -102,7 +103,7 @@ def _dinov3(name: str, width: int) -> EncoderRow:
     """Describe a vision transformer of DINOv3; timm pools its tokens by average unless it is told otherwise."""
     arch = f"vit_{name}_patch16_dinov3"
     return EncoderRow(
-        f"dinov3-{name.replace('_', '-')}", "timm", width=width, arch=arch, hub=f"timm/{arch}.lvd1689m", input_px=256,
+        f"dinov3-{name.replace('_', '-')}", "timm", width=width, arch=arch, hub=f"timm/{arch}.lvd1689m", **_NATURAL,
         args={"num_classes": 0, "global_pool": "token"}, prefix_tokens=5, licence="DINOv3",
     )  # fmt: skip
 
@@ -110,7 +111,7 @@ def _dinov3(name: str, width: int) -> EncoderRow:
 def _dinov3_convnext(name: str, width: int) -> EncoderRow:
     arch = f"convnext_{name}"
     return EncoderRow(
-        f"dinov3-convnext-{name}", "timm", width=width, arch=arch, hub=f"timm/{arch}.dinov3_lvd1689m", input_px=256,
+        f"dinov3-convnext-{name}", "timm", width=width, arch=arch, hub=f"timm/{arch}.dinov3_lvd1689m", **_NATURAL,
         args={"num_classes": 0}, prefix_tokens=0, licence="DINOv3",
     )  # fmt: skip
 
@@ -119,7 +120,7 @@ _TABLE = (
     EncoderRow("texture", "texture", width=561, licence="Apache-2.0"),
     EncoderRow(
         "efficientnet_lite0", "package", width=1280, arch="tf_efficientnet_lite0", args={"num_classes": 0},
-        input_px=224, mean=HALF, std=HALF, prefix_tokens=0, licence="Apache-2.0",
+        input_px=224, patch_px=(224,), is_resizable=True, mean=HALF, std=HALF, prefix_tokens=0, licence="Apache-2.0",
     ),
     EncoderRow("resnet18", "torchvision", width=512, arch="resnet18", prefix_tokens=0, licence="BSD-3-Clause"),
     EncoderRow("resnet50", "torchvision", width=2048, arch="resnet50", prefix_tokens=0, licence="BSD-3-Clause"),

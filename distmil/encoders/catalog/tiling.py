@@ -1,11 +1,10 @@
 """Which patches an encoder takes, and whether the ones asked for fit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distmil.encoders.catalog.names import check_name
-from distmil.encoders.catalog.row import EncoderRow
 
 
 def tiling_for(name: str, said: Mapping[str, Any], *, tolerance: float) -> dict[str, Any]:
@@ -17,44 +16,45 @@ def tiling_for(name: str, said: Mapping[str, Any], *, tolerance: float) -> dict[
         tolerance: Relative difference up to which two resolutions count as one.
 
     Returns:
-        The keys that are not set and do not stay at their defaults.
+        Those of the two keys that are not set and that the encoder decides.
 
     Raises:
-        ValueError: If what is set does not fit, or the encoders take no patch in common.
+        ValueError: If what is set does not fit, or the encoders take no patches in common.
     """
     rows, needed = check_name(name), {}
-    edges = _common(rows, "patch_px", lambda edge, other: edge == other)
-    if "patch_px" in said:
-        if edges and said["patch_px"] not in edges:
-            raise ValueError(
-                f"tiling.patch_px = {said['patch_px']}: {name} takes patches of {_words(edges)} px; leave it out"
-            )
-    elif edges:
-        needed["patch_px"] = edges[0]
-    scales = _common(rows, "mpp", math.isclose)
-    if said.get("mpp") is not None:
-        if scales and not any(math.isclose(said["mpp"], mpp, rel_tol=max(tolerance, 1e-9)) for mpp in scales):
-            raise ValueError(
-                f"tiling.mpp = {said['mpp']}: {name} was made for {_words(scales)} um/px; leave it out, or set null "
-                "for images whose pixels are of that size already"
-            )
-    elif "mpp" not in said and scales:
-        needed["mpp"] = scales[0]
+    edges = _common("px", {row.name: row.patch_px for row in rows if not row.is_resizable})
+    usual = edges or [row.patch_px[0] for row in rows if row.patch_px]
+    if "patch_px" not in said:
+        needed |= {"patch_px": usual[0]} if usual else {}
+    elif edges and said["patch_px"] not in edges:
+        raise ValueError(
+            f"tiling.patch_px = {said['patch_px']}: {name} takes patches of {_words(edges)} px; leave it out"
+        )
+    scales = _common("um/px", {row.name: row.mpp for row in rows})
+    if "mpp" not in said:
+        needed |= {"mpp": scales[0]} if scales else {}
+    elif said["mpp"] is not None and scales and not any(_is_near(said["mpp"], mpp, tolerance) for mpp in scales):
+        raise ValueError(
+            f"tiling.mpp = {said['mpp']}: {name} was made for {_words(scales)} um/px; leave it out, or set null for "
+            "images whose pixels are of that size already"
+        )
     return needed
 
 
-def _common(rows: list[EncoderRow], key: str, same: Any) -> list[Any]:
+def _is_near(mpp: float, other: float, tolerance: float) -> bool:
+    return math.isclose(mpp, other, rel_tol=max(tolerance, 1e-9))
+
+
+def _common(unit: str, choices: Mapping[str, Sequence[float]]) -> list[float]:
     """Return the values that fit every encoder, in the order of the first; empty: all. Raises: ValueError if none."""
-    choices = [(row, list(getattr(row, key))) for row in rows if getattr(row, key)]
-    if not choices:
-        return []
-    first, *others = choices
-    found = [value for value in first[1] if all(any(same(value, other) for other in values) for _, values in others)]
-    if not found:
-        takes = "; ".join(f"{row.name} {_words(values)}" for row, values in choices)
-        raise ValueError(f"encoder.name: these encoders take no common {key}: {takes}")
+    limited = {name: values for name, values in choices.items() if values}
+    first = next(iter(limited.values()), ())
+    found = [value for value in first if all(value in values for values in limited.values())]
+    if limited and not found:
+        takes = "; ".join(f"{name} {_words(values)}" for name, values in limited.items())
+        raise ValueError(f"encoder.name: side by side these encoders need patches of equal {unit}: {takes}")
     return found
 
 
-def _words(values: list[Any]) -> str:
+def _words(values: Sequence[float]) -> str:
     return " or ".join(f"{value:g}" for value in values)

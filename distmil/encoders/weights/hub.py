@@ -27,7 +27,8 @@ def weight_files(row: EncoderRow, get: Callable[[str], Path]) -> list[Path]:
         FileNotFoundError: If there are no weights.
         EncoderError: If the list of parts is damaged.
     """
-    for name in (row.file,) if row.file else WEIGHTS:
+    names = [*([row.file] if row.file else []), *WEIGHTS]
+    for name in names:
         try:
             path = get(name)
         except FileNotFoundError:
@@ -39,7 +40,7 @@ def weight_files(row: EncoderRow, get: Callable[[str], Path]) -> list[Path]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise EncoderError(f"{INDEX} of {row.name} is damaged: {error}") from error
         return [get(part) for part in parts]
-    raise FileNotFoundError(f"none of {', '.join((row.file,) if row.file else WEIGHTS)}")
+    raise FileNotFoundError(", ".join(names))
 
 
 def from_hub(row: EncoderRow) -> Callable[[str], Path]:

@@ -115,7 +115,7 @@ def _of_files(row: EncoderRow, origin: str, get: Callable[[str], Path]) -> tuple
         parts = [read_weights(path) for path in hub.weight_files(row, get)]
     except FileNotFoundError as error:
         raise EncoderError(
-            f"{origin} has no {error}; expected a repository's config.json and model.safetensors or pytorch_model.bin"
+            f"{origin} has no {error}; expected the files of its repository, under their own names"
         ) from error
     return row, origin, {key: value for part in parts for key, value in part.items()}
 
