@@ -186,6 +186,7 @@ def test_an_absent_repository_an_absent_file_and_an_absent_hub_say_so(hub, store
     assert "owner/small has no model.safetensors" in refusal(store, name="uni")
     assert "owner/small has no config.json" in refusal(store, name="hf-hub:owner/small")
     point_at(monkeypatch, "http://127.0.0.1:9", tmp_path)
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between the attempts of huggingface_hub
     said = refusal(store, name="uni")
     assert "the hub did not answer for owner/small" in said
     assert "encoder.weights=/path/of/the/folder" in said
