@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from distmil.__main__ import run
 from distmil.config.loading import build_config
 from distmil.encoders.catalog.names import check_name, width_of
 from distmil.encoders.catalog.row import EncoderRow
@@ -153,3 +154,17 @@ def test_names_are_checked_without_torch_and_timm():
 
 def test_names_are_single_or_several():
     assert [row.name for row in check_name("texture+efficientnet_lite0")] == ["texture", "efficientnet_lite0"]
+
+
+def test_the_table_lists_every_encoder_at_once(capsys):
+    assert run(["encoders"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1 : 1 + len(ROWS)]] == list(ROWS)
+    by_name = {line.split()[0]: line for line in lines if line}
+    assert by_name["uni2-h"].split()[1:4] == ["224", "0.5", "1536"]
+    for part in ("MahmoodLab/UNI2-h", " token ", "CC-BY-NC-ND-4.0"):
+        assert part in by_name["uni2-h"]
+    assert "224+" in by_name["efficientnet_lite0"]
+    assert "code" in by_name["hibou-b"]
+    assert " token " not in by_name["phikon"]
+    assert lines[0].index("weights from") <= 100  # the last column may be long
