@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import numpy as np
@@ -20,10 +21,10 @@ from safetensors.torch import save, save_file
 from distmil.config.data import EncoderConfig
 from distmil.config.loading import build_config
 from distmil.encoders import golden
-from distmil.encoders.catalog import names
+from distmil.encoders.catalog import demands, names
 from distmil.encoders.catalog.rows import ROWS
 from distmil.encoders.networks.building import build_net
-from distmil.encoders.registry import load_carried, load_encoder, prepare_encoder
+from distmil.encoders.registry import load_carried, load_encoder, prepare_encoder, stored_spec, with_width
 from distmil.encoders.weights import sources
 from distmil.encoders.weights.states import GOLDEN, VERSIONS, decode_state, encode_state, joined, part_of, text_tensor
 from distmil.errors import ConfigError, EncoderError
@@ -134,6 +135,7 @@ def test_a_repository_is_downloaded_once_and_then_needed_no_more(hub, store, mon
     small_row(monkeypatch)
     spec = prepare_encoder(EncoderConfig(name="uni"), store)
     generic = prepare_encoder(EncoderConfig(name="hf-hub:owner/small"), store)
+    assert with_width(stored_spec(generic.name, generic.digest), store) == generic  # as a run's settings name it
     hub.files.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     assert prepare_encoder(EncoderConfig(name="uni"), store) == spec  # out of the hub's own cache
@@ -359,7 +361,7 @@ def test_code_from_a_hub_runs_on_request_alone(store, monkeypatch):
         said = refusal(store, name=name)
         assert f"code in the repository {ROWS[name].hub}" in said
         assert "encoder.allow_remote_code=true" in said
-    monkeypatch.setitem(sys.modules, "transformers", None)
+    monkeypatch.setattr(demands, "find_spec", lambda _: None)
     said = refusal(store, name="hibou-b", allow_remote_code=True)
     assert "needs the package transformers" in said
     assert "pip install 'distmil[encoders]'" in said
@@ -415,3 +417,43 @@ def test_a_broken_package_is_named(own_package):
         build_config({"encoder": {"name": "broken"}})
     with pytest.raises(ConfigError, match=r"'odd': mine:build returned Sequential; expected a distmil.encoders.OwnEnc"):
         build_config({"encoder": {"name": "odd"}})
+
+
+class Remote(torch.nn.Module):
+    """What a repository's own code builds."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 768, 16, 16)
+
+    def forward(self, pixel_values):
+        return SimpleNamespace(pooler_output=self.conv(pixel_values).mean((2, 3)))
+
+
+def test_allowed_code_of_a_hub_is_asked_for_its_pooled_output(store, monkeypatch):
+    asked = []
+
+    def made(*arguments, trust_remote_code, **_):
+        asked.append((*arguments[:1], trust_remote_code))
+        torch.manual_seed(2)
+        return Remote()
+
+    transformers = importlib.import_module("transformers")
+    monkeypatch.setattr(transformers.AutoConfig, "from_pretrained", lambda *_, **__: "config")
+    monkeypatch.setattr(transformers.AutoModel, "from_config", made)
+    monkeypatch.setattr(transformers.AutoModel, "from_pretrained", made)
+    spec = prepare_encoder(EncoderConfig(name="hibou-b", allow_remote_code=True), store)
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.7068, 0.5755, 0.722), (0.195, 0.2316, 0.1816)))
+    torch.manual_seed(2)
+    with torch.inference_mode():
+        expected = Remote()((torch.from_numpy(IMAGES).permute(0, 3, 1, 2) / 255 - mean) / std).pooler_output
+    np.testing.assert_allclose(load_encoder(spec, store).embed(IMAGES), expected, atol=1e-5)
+    assert asked[0] == ("histai/hibou-b", True)
+    with pytest.raises(ConfigError, match="allow_remote_code"):
+        load_encoder(replace(spec, allow_remote_code=False), store)
+
+
+def test_a_repository_of_code_that_is_away_says_so(hub, store, monkeypatch):
+    hub.refusal = (401, "GatedRepo")
+    said = refusal(store, name="conch-v1.5", allow_remote_code=True)
+    assert "MahmoodLab/TITAN is gated and this machine has no token" in said
