@@ -155,13 +155,23 @@ class EncoderConfig(Section):
     file; for a ResNet torchvision's name of weights (DEFAULT, IMAGENET1K_V1, ...); or `random`, for tests only."""
     allow_remote_code: bool = Field(default=False, json_schema_extra=PER_JOB)
     """Run the code that the repository of an encoder brings; `distmil encoders` says which ones need it."""
-    trainable: bool = False
-    """Train the encoder too, on the patches themselves; needs one encoder with weights."""
+    trainable: bool | Literal["last", "lora"] = False
+    """Train the encoder too, on the patches themselves; needs one encoder with weights. false or none: no; true or all:
+    all of it; last: its last blocks; lora: low-rank additions to its linear layers, for vision transformers."""
+    trained_blocks: int = Field(default=1, ge=1, le=1000)
+    """Blocks that are trained under `encoder.trainable=last`; what follows them is trained too."""
+    lora_rank: int = Field(default=8, ge=1, le=1024)
+    """Rank of the additions under `encoder.trainable=lora`."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """Learning rate of a layer of a trainable encoder as a share of the rate of the layer behind it."""
+    checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
+    """Keep less of a trainable encoder for the gradient, and compute it again: less memory, a third more time."""
     batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
     """Patches per forward pass; with `encoder.trainable`, of a training step too."""
     views: int = Field(default=0, ge=0, le=32)
     """Number of copies of each training patch with randomly shifted H&E stains, embedded beside it; 0: none. In a step,
-    each slide shows one of these copies or the patches themselves, so that the network learns to ignore stain."""
+    each slide shows one of these copies or the patches themselves, so that the network learns to ignore stain. For a
+    trainable encoder the copies are made when they are needed, and are turned and mirrored at random too."""
     stain_shift: float = Field(default=0.15, gt=0, le=1)
     """Standard deviation of these shifts, in the logarithm of a stain's strength."""
 
@@ -182,6 +192,12 @@ class EncoderConfig(Section):
             return "none"
         return "DEFAULT" if self.weights == "auto" else Path(self.weights).name
 
+    @field_validator("trainable", mode="before")
+    @classmethod
+    def _in_words(cls, value: Any) -> Any:
+        """Take the words for no and yes; files keep false and true, as earlier versions wrote them."""
+        return {"none": False, "all": True}.get(value, value) if isinstance(value, str) else value
+
     @model_validator(mode="before")
     @classmethod
     def _folder_as_weights(cls, values: Any) -> Any:
@@ -199,8 +215,6 @@ class EncoderConfig(Section):
     @model_validator(mode="after")
     def _check(self) -> Self:
         rows = self.rows
-        if self.trainable and self.views:
-            raise ValueError(f"encoder.views = {self.views}: a trainable encoder has no stored embeddings; use 0")
         if not self.has_weights and self.weights not in {"auto", "none"}:
             raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; leave it out")
         if self.has_weights and self.weights == "none":

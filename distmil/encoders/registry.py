@@ -149,7 +149,8 @@ def encoder_state(spec: EncoderSpec, store: Store, *, trained: "nn.Module | None
         return None
     if trained is None:
         return _stored_state(spec, store)
-    state: dict[str, Tensor] = trained.published_state()  # type: ignore[operator]
+    merged = importlib.import_module("distmil.encoders.trainable").merged
+    state: dict[str, Tensor] = merged(trained.published_state())  # type: ignore[operator]
     carried: dict[str, Tensor] = _loading().confirmed(spec.name, state, allow_remote_code=spec.allow_remote_code)[0]
     return carried
 

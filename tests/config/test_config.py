@@ -89,7 +89,7 @@ def test_help_states_type_bounds_and_default(line):
         ("model: {name: abmil}", ["model.name", "'abmil'", "gated_attention"]),
         ("encoder: {weights: DEFAULT}", ["encoder.weights", "'DEFAULT'", "leave it out"]),
         ("encoder: {trainable: true}", ["encoder.trainable", "efficientnet_lite0 or resnet18"]),
-        ("encoder: {name: resnet18, trainable: true, views: 2}", ["encoder.views = 2", "no stored embeddings"]),
+        ("encoder: {name: resnet18, trainable: first}", ["encoder.trainable = 'first'", "last"]),
         ("[1, 2]", ["config.yaml", "sections", "list"]),
         ("tiling: {mpp: 1, mpp: 2}", ["config.yaml", "'mpp'", "twice"]),
         ("tiling: {}\ntiling: {}", ["config.yaml", "'tiling'", "twice"]),
