@@ -79,7 +79,7 @@ def test_the_last_blocks_alone_move(kind, blocks, prefixes):
 def test_more_blocks_than_there_are_train_from_the_first_block_on():
     net = vit()
     set_trainable(net, config(trainable="last", trained_blocks=99))
-    assert {name.split(".")[0] for name in trained_names(net)} == {"blocks", "norm"}
+    assert {name.split(".")[0] for name in trained_names(net)} == {"patch_embed", "blocks", "norm"}
 
 
 @pytest.mark.parametrize("rank", [1, 3])
