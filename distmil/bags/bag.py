@@ -5,7 +5,7 @@ N patches of a bag, E embedding, C classes.
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,10 @@ class BagEntry:
     views: Sequence[Shards] = ()
     labels_part: Part | None = None
     """Entry of the label table in its record; None in entries of older versions, whose tables are not verified."""
+    num_augmented: int = 0
+    """Views of the patches themselves, for a trainable encoder; they are augmented when they are taken."""
+    stain_shift: float = 0.0
+    """Of these views."""
 
     @property
     def num_patches(self) -> int:
@@ -128,7 +132,10 @@ def open_bag(store: Store, entry: BagEntry, *, num_classes: int, form: str) -> B
         SlideError: If an embedding is not finite.
     """
     source, places = open_source(store, entry)
-    views = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
+    views: list[PatchSource] = [_embeddings(entry, _read_shards(store, entry, view)) for view in entry.views]
+    if isinstance(source, ImageSource):
+        numbers = range(1, entry.num_augmented + 1)
+        views = [replace(source, view=number, stain_shift=entry.stain_shift) for number in numbers]
     return _labelled(store, entry, source, views, places, num_classes=num_classes, form=form)
 
 
@@ -184,7 +191,7 @@ def open_source(store: Store, entry: BagEntry) -> tuple[PatchSource, pa.Table]:
             [read_patches(store, name, columns=columns, kept_as=part) for name, part in entry.shards.files]
         )
         check_slide(places, entry.slide_id, where=store.path(entry.folder))
-        return ImageSource(store, entry.folder, entry.parts), places
+        return ImageSource(store, entry.folder, entry.parts, entry.slide_id), places
     tables = _read_shards(store, entry, entry.shards)
     return _embeddings(entry, tables), pa.concat_tables([table.select(columns) for table in tables])
 

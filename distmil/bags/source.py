@@ -3,7 +3,10 @@
 N patches of a bag, E embedding.
 """
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -11,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from distmil.encoders.augmentation import augmented
 from distmil.storage.records import Part
 from distmil.storage.store import Store
 from distmil.tiling.shards import decode_image, read_patches
@@ -20,6 +24,7 @@ if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
 
 Indices = NDArray[np.int64]
 Patches: TypeAlias = "NDArray[Any] | Tensor"
+MAX_DECODERS = 16
 
 
 class PatchSource(Protocol):
@@ -78,6 +83,11 @@ class ImageSource:
     store: Store
     folder: str
     parts: Sequence[Part]
+    slide_id: str = ""
+    view: int = 0
+    """Number of the view, whose patches are augmented; 0: the patches as they are."""
+    stain_shift: float = 0.0
+    """Of a view; see ``encoder.stain_shift``."""
 
     @cached_property
     def _starts(self) -> Indices:
@@ -90,17 +100,33 @@ class ImageSource:
         """Decode RGB patches, N x H x W x 3."""
         chosen = np.arange(*indices.indices(len(self))) if isinstance(indices, slice) else indices
         part_of, row_of = _locate(self._starts, chosen)
-        images: dict[int, NDArray[np.uint8]] = {}
+        columns = ["image", "x", "y"] if self.view else ["image"]
+        found: dict[int, Future[NDArray[np.uint8]]] = {}
         for part in np.unique(part_of).tolist():
             kept = self.parts[part]
-            column = read_patches(self.store, f"{self.folder}/{kept.name}", columns=["image"], kept_as=kept)["image"]
-            for i in np.flatnonzero(part_of == part).tolist():
-                images[i] = decode_image(column[int(row_of[i])].as_py())
-        return np.stack([images[i] for i in range(len(chosen))])
+            table = read_patches(self.store, f"{self.folder}/{kept.name}", columns=columns, kept_as=kept)
+            where = np.flatnonzero(part_of == part)
+            rows = table.take(row_of[where]).to_pylist()
+            found |= {int(i): _decoders().submit(self._seen, row) for i, row in zip(where, rows, strict=True)}
+        return np.stack([found[i].result() for i in range(len(chosen))])
+
+    def _seen(self, row: Mapping[str, Any]) -> NDArray[np.uint8]:
+        """Decode one patch, H x W x 3, as the view shows it."""
+        image_HW3 = decode_image(row["image"])
+        if not self.view:
+            return image_HW3
+        place = (row["x"], row["y"])
+        return augmented(image_HW3, view=self.view, slide_id=self.slide_id, place=place, spread=self.stain_shift)
 
     def pieces(self, indices: Indices | slice) -> list[NDArray[np.uint8]]:
         """Decode the chosen patches into one piece."""
         return [self.take(indices)]
+
+
+@functools.cache
+def _decoders() -> ThreadPoolExecutor:
+    """Make the threads that decode patches: codecs and OpenCV let others run meanwhile."""
+    return ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
 def _locate(starts: Indices, indices: Indices) -> tuple[Indices, Indices]:

@@ -50,7 +50,7 @@ def prepare(
     from_images = learns and job.config.encoder.trainable
     embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
-    views = embed_views(job, learning, spec)
+    views = {} if from_images else embed_views(job, learning, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts
@@ -75,6 +75,8 @@ def prepare(
                 for number, record in enumerate(views.get(slide.slide_id, []), start=1)
             ),
             labels_part=labels[slide.slide_id].parts[0] if slide.slide_id in labels else None,
+            num_augmented=job.config.encoder.views if from_images and slide.slide_id in learning else 0,
+            stain_shift=job.config.encoder.stain_shift if from_images else 0.0,
         )
         for slide in slides
         if final[slide.slide_id].ok

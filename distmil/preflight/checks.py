@@ -6,8 +6,8 @@ from pathlib import Path
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
-from distmil.encoders.registry import RESNET_DIMENSIONS
-from distmil.encoders.texture import DIMENSION
+from distmil.encoders.catalog.demands import check_demands
+from distmil.encoders.catalog.names import width_of
 from distmil.errors import BadInput, ConfigError
 from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
 from distmil.preflight.claims import check_claim
@@ -18,6 +18,7 @@ from distmil.preflight.verdict import judge_annotations, judge_slides
 from distmil.storage.store import Store
 
 WITH_LABELS = ("train", "tune", "evaluate")
+USUAL_WIDTH = 1024
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 
 
@@ -64,10 +65,18 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
 
 
 def check_weights(config: Config) -> None:
-    """Refuse a file of encoder weights that is not there; what it holds is read with torch. Raises: ConfigError."""
-    path = Path(config.encoder.weights).expanduser()
+    """Refuse encoder weights that are not there, and code that may not run. Raises: ConfigError.
+
+    What the weights are is read with torch.
+    """
+    weights = config.encoder.weights
+    path = Path(weights).expanduser()
     if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
-        raise ConfigError(f"encoder.weights = {config.encoder.weights!r}: there is no such file")
+        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file")
+    if "/" in weights and not path.exists():
+        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file or folder")
+    for row in config.encoder.rows:
+        check_demands(row, allow_remote_code=config.encoder.allow_remote_code)
 
 
 def needs_of(job: str, config: Config) -> dict[str, bool]:
@@ -97,8 +106,8 @@ def held_out(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
 
 
 def dimension_of(config: Config) -> int:
-    """Return the width of the encoder's embeddings."""
-    return RESNET_DIMENSIONS.get(config.encoder.name, DIMENSION)
+    """Return the width of the encoder's embeddings; a usual one where it is known when the encoder is built alone."""
+    return width_of(config.encoder.name) or USUAL_WIDTH
 
 
 def _check_disk(

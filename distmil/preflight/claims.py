@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distmil.config.data import EncoderConfig
 from distmil.config.jobs import SearchConfig
 from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
@@ -21,9 +22,17 @@ def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
         **{f"training.{key}": value for key, value in config.training.identity().items()},
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,
+        **(_fine_tuning(config.encoder) if config.encoder.trainable else {}),
         "tiling": config.tiling.identity(),
         "cohort.classes": list(classes),
     }  # fmt: skip
+
+
+def _fine_tuning(encoder: EncoderConfig) -> dict[str, Any]:
+    """List the settings of a trainable encoder that are not the defaults, which earlier versions did not have."""
+    keys = ("trained_blocks", "lora_rank", "layer_decay", *(("stain_shift",) if encoder.views else ()))
+    default = EncoderConfig()
+    return {f"encoder.{key}": getattr(encoder, key) for key in keys if getattr(encoder, key) != getattr(default, key)}
 
 
 def search_settings(search: SearchConfig) -> dict[str, Any]:

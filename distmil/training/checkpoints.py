@@ -51,7 +51,8 @@ def save_checkpoint(
         lease.check(store)
     optimizer = io.BytesIO()
     torch.save(learner.optimizer.state_dict(), optimizer)
-    tensors = {key: value.cpu().contiguous() for key, value in _modules(learner).state_dict().items()}
+    modules, frozen = _modules(learner), _frozen(learner)
+    tensors = {key: value.cpu().contiguous() for key, value in modules.state_dict().items() if key not in frozen}
     files = {".safetensors": save_safetensors(tensors), ".pt": optimizer.getvalue()}
     parts = tuple(
         store.write_part(folder, f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
@@ -86,7 +87,9 @@ def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = Fa
         parts, steps_done = [Part(**part) for part in record.info["best"]["parts"]], record.info["best"]["steps_done"]
     folder = checkpoint_folder(run)
     model, optimizer = parts
-    _modules(learner).load_state_dict(load_safetensors(store.read_part(folder, model)))
+    found = _modules(learner).load_state_dict(load_safetensors(store.read_part(folder, model)), strict=False)
+    if found.unexpected_keys or not _frozen(learner).issuperset(found.missing_keys):
+        raise StorageError(f"{store.path(f'{folder}/{model.name}')} is of another network; delete {store.path(folder)}")
     state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
     learner.optimizer.load_state_dict(state)
     learner.steps_done = steps_done
@@ -110,6 +113,11 @@ def read_latest(store: Store, run: str) -> Record | None:
 
 def _record_name(run: str) -> str:
     return run_file(run, "latest")
+
+
+def _frozen(learner: Learner) -> set[str]:
+    """Name the tensors that training leaves alone; the encoder's stored weights hold them."""
+    return {name for name, parameter in _modules(learner).named_parameters() if not parameter.requires_grad}
 
 
 def _modules(learner: Learner) -> nn.ModuleDict:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from distmil.bags.bag import Bag
 from distmil.config.learning import TrainingConfig
 from distmil.config.root import Config
+from distmil.encoders.trainable import parameter_groups
 from distmil.errors import TrainingError
 from distmil.models.network import Network
 from distmil.models.tensors import as_tensor
@@ -37,7 +38,8 @@ class Nets(nn.Module):
         """Move parameters towards another's: mine x decay + theirs x (1 - decay); buffers are copied."""
         with torch.no_grad():
             for mean, value in zip(self.parameters(), other.parameters(), strict=True):
-                mean.lerp_(value, 1 - decay)
+                if value.requires_grad:
+                    mean.lerp_(value, 1 - decay)
             for kept, given in zip(self.buffers(), other.buffers(), strict=True):
                 kept.copy_(given)
 
@@ -120,7 +122,7 @@ def make_learner(config: Config, head: Network, encoder: nn.Module | None, devic
     head, encoder = head.to(device), encoder.to(device) if encoder else None
     groups: list[dict[str, Any]] = [{"params": list(head.parameters()), "lr": config.training.lr}]
     if encoder is not None:
-        groups.append({"params": list(encoder.parameters()), "lr": config.training.encoder_lr})
+        groups += parameter_groups(encoder, config.encoder, rate=config.training.encoder_lr)
     for group in groups:
         group["peak_lr"] = group["lr"]
     optimizer = torch.optim.AdamW(groups, weight_decay=config.training.weight_decay, fused=True)

@@ -12,6 +12,7 @@ from distmil.bags.bag import Bag
 from distmil.bags.sampler import StepPlanner
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec, load_trainable
+from distmil.encoders.trainable import set_trainable
 from distmil.models.baselines import make_network
 from distmil.storage.store import Store
 from distmil.training.checkpoints import load_checkpoint
@@ -94,6 +95,8 @@ def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torc
     torch.manual_seed(config.training.seed)
     head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
     encoder = load_trainable(spec, store) if config.encoder.trainable else None
+    if encoder is not None:
+        set_trainable(encoder, config.encoder)
     return make_learner(config, head, encoder, device)
 
 
