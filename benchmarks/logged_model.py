@@ -59,6 +59,7 @@ def make_config(name: str, num_classes: int) -> Config:
     return build_config(
         {
             "cohort": {"classes": ["normal", *(f"target {i}" for i in range(1, num_classes))]},
+            "encoder": {"name": "texture"},
             "model": {"name": name, "feature_dim": 64, "attention_dim": 32},
             "bags": {"k_positive": 16, "k_negative": 16, "slides_per_step": 4},
             "training": {"epochs": 5},

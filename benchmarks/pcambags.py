@@ -47,7 +47,7 @@ def cohort_config(data: Path, *, views: int = 0) -> Config:
     return build_config({
         "cohort": {"manifest": str(data / "manifest.csv")},
         "tiling": {"patch_px": 96, "mpp": 0.972},
-        "encoder": {"views": views},
+        "encoder": {"name": "texture", "views": views},
         "tracking": {"uri": "none"},
     })  # fmt: skip
 

@@ -147,7 +147,9 @@ class LabelsConfig(Section):
 class EncoderConfig(Section):
     """What turns a patch into an embedding."""
 
-    name: str = Field(default="texture", min_length=1, max_length=1000, json_schema_extra={"words": list(ROWS)})
+    name: str = Field(
+        default="texture+efficientnet_lite0", min_length=1, max_length=1000, json_schema_extra={"words": list(ROWS)}
+    )
     """A name that `distmil encoders` lists, such as `uni2-h`; `timm:MODEL` for any network of timm; `hf-hub:OWNER/NAME`
     or `local-dir:/path` for a repository or folder in timm's format; several side by side as `texture+uni2-h`."""
     weights: str = "auto"
@@ -231,5 +233,8 @@ class EncoderConfig(Section):
                 "encoder.trainable: the texture encoder has nothing to train; choose efficientnet_lite0 or resnet18"
             )
         if self.trainable and len(rows) > 1:
-            raise ValueError(f"encoder.trainable: only one encoder can be trained, not {self.name}; choose one of them")
+            raise ValueError(
+                f"encoder.trainable: one encoder can be trained, not {self.name} side by side; choose one with "
+                "weights, such as efficientnet_lite0"
+            )
         return self

@@ -145,7 +145,7 @@ def campaign(local: Local, work: Path, data: Path, account: Account) -> None:
             account.fail(f"a job {who} was not refused: exit {code}, {text[-300:]}")
         account.add(f"refused {who}")
     common = [f"cohort.manifest={data / 'manifest.csv'}", f"storage.root={root}", "tiling.patch_px=96",
-              "tiling.mpp=0.972", "tracking.uri=none"]  # fmt: skip
+              "tiling.mpp=0.972", "encoder.name=texture", "tracking.uri=none"]  # fmt: skip
 
     def count(pattern: str) -> int:
         return sum(1 for _ in root.glob(pattern))

@@ -41,6 +41,7 @@ RUNS = ("first", "second")
 TILING = {"strategy": "crop", "patch_px": 50, "mpp": None, "encode": "png", "chunk_patches": 16}
 VALUES: dict[str, dict[str, Any]] = {
     "tiling": TILING,
+    "encoder": {"name": "texture"},
     "model": {"feature_dim": 16, "attention_dim": 8, "dropout": 0.0, "input_dropout": 0.0},
     "bags": {"k_positive": 4, "k_negative": 4, "slides_per_step": 2, "top_k": 2},
     "training": {"epochs": 2, "warmup_steps": 1, "lr": 1e-3},

@@ -77,6 +77,7 @@ def make_config(**training: Any) -> Config:
     values = {"num_workers": 2, "epochs": 12, "use_gpu": False, "max_failures": 1000, "start_timeout_s": 120}
     return build_config(
         {
+            "encoder": {"name": "texture"},
             "model": {"feature_dim": 64, "attention_dim": 32},
             "bags": {"slides_per_step": 4},
             "training": {**values, **training},

@@ -96,7 +96,7 @@ def test_an_unknown_name_is_refused_with_near_ones(name, parts):
     [
         ({"name": "local-dir:/a/uni", "weights": "/b.pt"}, "local-dir: names the weights already"),
         ({"name": "texture+uni", "weights": "/b.pt"}, "side by side take auto"),
-        ({"name": "texture+uni", "trainable": True}, "only one encoder can be trained, not texture+uni"),
+        ({"name": "texture+uni", "trainable": True}, "one encoder can be trained, not texture+uni side by side"),
         ({"name": "texture", "trainable": True}, "nothing to train; choose efficientnet_lite0 or resnet18"),
         ({"name": "uni", "weights": "none"}, "uni is of no use without weights"),
     ],

@@ -177,7 +177,7 @@ def test_random_weights_are_always_the_same_and_leave_other_draws_alone():
 
 
 def test_the_texture_encoder_keeps_no_weights(store):
-    spec = prepare_encoder(EncoderConfig(), store)
+    spec = prepare_encoder(EncoderConfig(name="texture"), store)
     assert spec.weights_file is None
     assert load_encoder(spec, store).embed(IMAGES).shape == (4, spec.dimension)
     assert store.names("encoders") == []

@@ -28,7 +28,7 @@ def make_bundle(**encoder: str) -> Bundle:
         "cohort": {"classes": ["normal", "tumour", "stroma"]},
         "tiling": {"patch_px": 96, "mpp": 1.0},
         "model": {"feature_dim": 8, "attention_dim": 4},
-        "encoder": encoder,
+        "encoder": encoder or {"name": "texture"},
     }
     config = build_config(values)
     torch.manual_seed(0)

@@ -36,6 +36,7 @@ AT_ONCE = None if IS_FULL else 1
 """Trials side by side, where they are not the property: each is a process more to start."""
 SMALL: dict[str, dict[str, Any]] = {
     "cohort": {"synthetic": 12, "val_fraction": 0.34},
+    "encoder": {"name": "texture"},
     "model": {"feature_dim": 16, "attention_dim": 8},
     "bags": {"slides_per_step": 2},
     "training": {"epochs": EPOCHS},

@@ -39,6 +39,7 @@ def make_bags(count: int, **options: Any) -> list[Bag]:
 
 def small_config(**sections: dict[str, Any]) -> Config:
     values: dict[str, dict[str, Any]] = {
+        "encoder": {"name": "texture"},
         "model": {"feature_dim": 16, "attention_dim": 8, "dropout": 0.0, "input_dropout": 0.0},
         "bags": {"k_positive": 6, "k_negative": 10, "n": 16, "slides_per_step": 4},
         "training": {"epochs": 4, "warmup_steps": 2, "lr": 1e-2},

@@ -10,7 +10,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,14 @@ class Done:
 
 
 def command(job: str, *arguments: object) -> list[str]:
-    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)]
+    return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *with_quick_encoder(job, arguments)]
+
+
+def with_quick_encoder(job: str, arguments: Sequence[object]) -> list[str]:
+    """Embed by texture where nothing is said of the encoder: most tests of jobs are about something else."""
+    given = [str(argument) for argument in arguments]
+    is_said = any(text.startswith(("encoder.", "--config")) for text in given)
+    return given if is_said or job not in {"embed", "train", "tune"} else [*given, "encoder.name=texture"]
 
 
 def environment(home: Path) -> dict[str, str]:
@@ -71,7 +78,7 @@ def run_here(home: Path, job: str, *arguments: object, actors: int = 1) -> Done:
         arguments: Of its command line.
         actors: Most processes that slides are spread over.
     """
-    given = [str(argument) for argument in arguments]
+    given = with_quick_encoder(job, arguments)
     if not any(text.startswith("training.use_gpu=") for text in given):
         given.append("training.use_gpu=false")
     out, err = io.StringIO(), io.StringIO()

@@ -19,6 +19,7 @@ from tests.support.tiles import tile_slide
 
 RUN = "door"
 SETTINGS = {
+    "encoder": {"name": "texture"},
     "model": {"feature_dim": 16, "attention_dim": 8},
     "training": {"epochs": 6, "use_gpu": False, "lr": 3e-3, "warmup_steps": 2},
 }
