@@ -38,6 +38,8 @@ OWNERS = {
     "mlflow": {"tracking", "inference.mlflow_model"},
     "openslide": {"slides.reader"},
     "torchvision": {"encoders.resnet"},
+    "openvino": {"encoders.engines.runtime"},
+    "nncf": {"encoders.engines.runtime"},
     "pydantic": {"config", "cohort.row", "bags.bag"},
     "yaml": {"config.loading", "pipeline.training.record"},
     "rich": {"console"},

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distmil.config.data import EncoderConfig
+from distmil.encoders.engines.choice import EngineChoice
 from distmil.encoders.texture import DIMENSION as TEXTURE_DIMENSION
 from distmil.encoders.texture import texture
 from distmil.errors import EncoderError, StorageError
@@ -44,6 +45,8 @@ class EncoderSpec:
     digest: str
     dimension: int
     weights_file: str | None
+    engine: EngineChoice | None = None
+    """What computes its network, once that is chosen; None: torch in fp32."""
 
     def identity(self) -> dict[str, str]:
         """Name the encoder and its weights, on which embeddings depend."""

@@ -285,7 +285,7 @@ def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) ->
     ):
         for start in range(0, found.grid.num_rows, tiling.chunk_patches):
             table = cut_patches(image, found.reading, found.grid.slice(start, tiling.chunk_patches), tiling)
-            parts.append(embed_patches(table, encoder, batch_size=bundle.config.encoder.batch_size))
+            parts.append(embed_patches(table, encoder, batch_size=bundle.config.encoder.patches_per_pass))
     return EmbeddingSource(parts)
 
 
