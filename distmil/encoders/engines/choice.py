@@ -50,4 +50,4 @@ def digest_of_model(packed: bytes) -> str:
 
 def model_file(digest: str) -> str:
     """Return the place of a quantised model in the store."""
-    return f"encoders/engines/{digest[:16]}.zip"
+    return f"engines/{digest[:16]}.zip"

@@ -27,7 +27,7 @@ SAMPLE = 144
 """Most patches that a choice looks at."""
 SAMPLED_SHARDS = 12
 PLAIN = EngineChoice("torch", "fp32")
-_REMEDY = "delete the folder encoders/engines of the store and run the same command again"
+_REMEDY = "delete the folder engines of the store and run the same command again"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StoredEngine:
             "engine": asked.engine,
             "precision": asked.precision,
         }
-        return f"encoders/engines/{fingerprint(values)}.json"
+        return f"engines/{fingerprint(values)}.json"
 
     def read(self, *, device: str) -> EngineChoice | None:
         """Return the choice where none must be measured: it was made, it is asked for, or embeddings are there already.
