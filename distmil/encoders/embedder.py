@@ -27,8 +27,8 @@ DECODED_AHEAD = 64
 def embeddings_folder(config: Config, spec: EncoderSpec, *, view: int = 0) -> str:
     """Return the stage's folder, named by everything that decides its content; each view has its own."""
     values = {"encoder": spec.identity(), "patches": patches_folder(config.tiling), "format_version": FORMAT_VERSION}
-    if spec.engine is not None and not spec.engine.is_plain:  # without: as before there were engines
-        values["engine"] = spec.engine.identity()
+    if not all(choice.is_plain for choice in spec.engines):  # without: as before there were engines
+        values["engines"] = [choice.identity() for choice in spec.engines]
     if view:
         values["view"] = {"number": view, "stain_shift": config.encoder.stain_shift}
     return f"embeddings/{fingerprint(values)}"
@@ -58,8 +58,8 @@ class SlideEmbedder:
     @property
     def batch_size(self) -> int:
         """Return the patches per forward pass: as configured, else as measured with the engine."""
-        if self.config.encoder.batch_size == "auto" and self.spec.engine is not None:
-            return self.spec.engine.batch_size
+        if self.config.encoder.batch_size == "auto" and self.spec.engines:
+            return min(choice.batch_size for choice in self.spec.engines)
         return self.config.encoder.patches_per_pass
 
     def key(self) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class EncoderSpec:
     digest: str
     dimension: int
     weights_file: str | None
-    engine: EngineChoice | None = None
-    """What computes its network, once that is chosen; None: torch in fp32."""
+    engines: tuple[EngineChoice, ...] = ()
+    """What computes each of its networks, once that is chosen; none: torch in fp32."""
 
     def identity(self) -> dict[str, str]:
         """Name the encoder and its weights, on which embeddings depend."""

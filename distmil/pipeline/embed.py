@@ -51,15 +51,16 @@ def with_engine(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> E
     """
     is_gpu = spec.weights_file is not None and wants_gpu(job.config)
     stored, device = StoredEngine(spec, job.config, job.store), "cuda" if is_gpu else "cpu"
-    choice, shards = stored.read(device=device), sampled_shards(list(patches.values()))
-    if choice is None and shards:
+    choices, shards = stored.read(device=device), sampled_shards(list(patches.values()))
+    if choices is None and shards:
         job.console.note(f"choosing the engine of {spec.name}: each is compared with fp32 on patches of the cohort")
         [(_, answer)] = map_slides([shards], _Chooser, num_gpus=int(is_gpu), stored=stored, device=device)
         if isinstance(answer, EncoderError):
             raise answer
-        choice = answer
-        job.console.note(f"engine: {choice.words}, {choice.batch_size} patches at once")
-    return spec if choice is None else replace(spec, engine=choice)
+        choices = answer
+        words = [f"{choice.words}, {choice.batch_size} patches at once" for choice in choices]
+        job.console.note(f"engine: {'; '.join(words)}")
+    return replace(spec, engines=choices or ())
 
 
 def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, Record]:
@@ -136,7 +137,7 @@ class _Chooser:
     def __init__(self, stored: StoredEngine, device: str) -> None:
         self._stored, self._device = stored, device
 
-    def __call__(self, shards: Sequence[tuple[Record, Part]]) -> EngineChoice | EncoderError:
+    def __call__(self, shards: Sequence[tuple[Record, Part]]) -> tuple[EngineChoice, ...] | EncoderError:
         """Choose, or return why none is left."""
         try:
             return self._stored.choose(shards, device=self._device)

@@ -74,8 +74,8 @@ class Selection:
     """The quantised model."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return it as JSON-ready values, without the quantised model."""
-        return {**self.facts, "choice": asdict(self.choice), "trials": [trial.to_json() for trial in self.trials]}
+        """Return it as JSON-ready values, without the choice and its quantised model."""
+        return {**self.facts, "trials": [trial.to_json() for trial in self.trials]}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ their embeddings are the same. torch takes seconds to import, and is imported on
 
 import importlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -26,7 +26,6 @@ from distmil.tiling.shards import patches_folder, read_patches
 SAMPLE = 144
 """Most patches that a choice looks at."""
 SAMPLED_SHARDS = 12
-PLAIN = EngineChoice("torch", "fp32")
 _REMEDY = "delete the folder engines of the store and run the same command again"
 
 
@@ -50,47 +49,58 @@ class StoredEngine:
         }
         return f"engines/{fingerprint(values)}.json"
 
-    def read(self, *, device: str) -> EngineChoice | None:
-        """Return the choice where none must be measured: it was made, it is asked for, or embeddings are there already.
+    def read(self, *, device: str) -> tuple[EngineChoice, ...] | None:
+        """Return the choice for each network, or None where it must be made.
+
+        Nothing is chosen for torch in fp32, nor where the store has embeddings from before there was a choice.
 
         Raises:
             EncoderError: If the engine that was chosen is not installed here.
         """
         asked = self.config.encoder
         if self.spec.weights_file is None or (asked.engine, asked.precision) == ("torch", "fp32"):
-            return PLAIN
+            return ()
         values = self.store.or_none(lambda: self.store.read_checked(self.name, owner=self.name))
         if values is not None:
-            choice = EngineChoice(**values["choice"])
-            if choice.engine == "openvino" and device == "cuda":  # chosen before there was a GPU
+            choices = tuple(EngineChoice(**choice) for choice in values["choices"])
+            needs_openvino = any(choice.engine == "openvino" for choice in choices)
+            if needs_openvino and device == "cuda":  # chosen before there was a GPU
                 return None
-            if choice.engine == "openvino":
+            if needs_openvino:
                 runtime.openvino()
-            return choice
+            return choices
         is_open = asked.engine == asked.precision == "auto"
-        return PLAIN if is_open and self.store.folders(embeddings_folder(self.config, self.spec)) else None
+        return () if is_open and self.store.folders(embeddings_folder(self.config, self.spec)) else None
 
-    def choose(self, shards: Sequence[tuple[Record, Part]], *, device: str) -> EngineChoice:
-        """Try the engines on patches of some shards, keep the choice with its figures, and return it.
+    def choose(self, shards: Sequence[tuple[Record, Part]], *, device: str) -> tuple[EngineChoice, ...]:
+        """Try the engines of each network on patches of some shards, keep the choices with their figures, return them.
 
         Raises:
             EncoderError: If the engine that is asked for does not pass the gate, or is not here.
         """
-        asked = self.config.encoder
-        selection = _selection().select_engine(
-            load_encoder(self.spec, self.store, device=device),
-            sample_patches(self.store, self.config, shards),
-            engine=asked.engine,
-            precision=asked.precision,
-            batch_size=None if asked.batch_size == "auto" else asked.batch_size,
-            device=device,
-        )
-        if selection.model is not None:
-            self.store.write(model_file(digest_of_model(selection.model)), selection.model)
-        values = {**selection.to_json(), "encoder": self.spec.identity(), "libraries": library_versions()}
+        asked, images_NHWC = self.config.encoder, sample_patches(self.store, self.config, shards)
+        selections = [
+            _module("selection").select_engine(
+                network,
+                images_NHWC,
+                engine=asked.engine,
+                precision=asked.precision,
+                batch_size=None if asked.batch_size == "auto" else asked.batch_size,
+                device=device,
+            )
+            for network in _module("parts").networks_of(load_encoder(self.spec, self.store, device=device))
+        ]
+        for model in (selection.model for selection in selections if selection.model is not None):
+            self.store.write(model_file(digest_of_model(model)), model)
+        choices = tuple(selection.choice for selection in selections)
+        values = {
+            "choices": [asdict(choice) for choice in choices],
+            "figures": [selection.to_json() for selection in selections],
+            "encoder": self.spec.identity(),
+            "libraries": library_versions(),
+        }
         self.store.write_checked(self.name, values, owner=self.name)
-        choice: EngineChoice = selection.choice
-        return choice
+        return choices
 
 
 def sampled_shards(records: Sequence[Record]) -> list[tuple[Record, Part]]:
@@ -120,16 +130,24 @@ def load_engine(spec: EncoderSpec, store: Store, *, patch_px: int, device: str) 
         StorageError: If its weights or its quantised model are damaged or gone.
         EncoderError: If the engine is not installed.
     """
-    encoder, choice = load_encoder(spec, store, device=device), spec.engine
-    if choice is None or spec.weights_file is None:
+    encoder = load_encoder(spec, store, device=device)
+    if spec.weights_file is None:
         return encoder
-    model = None if choice.model_digest is None else _stored_model(store, choice.model_digest)
-    engine: Encoder = _selection().build_engine(encoder, choice, patch_px=patch_px, device=device, model=model)
-    return engine
+    build, parts = _module("selection").build_engine, _module("parts")
+    networks = parts.networks_of(encoder)
+    choices = spec.engines or (EngineChoice("torch", "fp32"),) * len(networks)
+    engines = [
+        build(network, choice, patch_px=patch_px, device=device, model=_stored_model(store, choice.model_digest))
+        for network, choice in zip(networks, choices, strict=True)
+    ]
+    made: Encoder = parts.with_engines(encoder, engines)
+    return made
 
 
-def _stored_model(store: Store, digest: str) -> bytes:
-    """Read a quantised model. Raises: StorageError if it is damaged or gone."""
+def _stored_model(store: Store, digest: str | None) -> bytes | None:
+    """Read a quantised model, if an engine has one. Raises: StorageError if it is damaged or gone."""
+    if digest is None:
+        return None
     name = model_file(digest)
     try:
         data = store.read(name)
@@ -151,5 +169,5 @@ def library_versions() -> dict[str, str | None]:
     return found
 
 
-def _selection() -> Any:
-    return importlib.import_module("distmil.encoders.engines.selection")
+def _module(name: str) -> Any:
+    return importlib.import_module(f"distmil.encoders.engines.{name}")

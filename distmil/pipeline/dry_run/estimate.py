@@ -164,7 +164,7 @@ class _Estimate:
         is_gpu = spec.weights_file is not None and machine.gpus > 0 and config.training.use_gpu is not False
         spec, encoder = self._with_engine(spec, scratch, device="cuda" if is_gpu else "cpu")
         files = [str(path) for path in sorted(self.folder.glob("*.parquet"))]
-        batch_size = spec.engine.batch_size if spec.engine else config.encoder.patches_per_pass
+        batch_size = min((each.batch_size for each in spec.engines), default=config.encoder.patches_per_pass)
         patch_s = self._one_thread(lambda: rates.time_embedding(files, encoder, batch_size=batch_size))
         embedder = importlib.import_module("distmil.encoders.embedder").SlideEmbedder
 
@@ -191,10 +191,10 @@ class _Estimate:
         """Load an encoder with the engine that the store's embeddings are made by, if one was chosen."""
         engines = importlib.import_module("distmil.encoders.engines")
         config, store = self._opened[0].config, self.job.store
-        choice = engines.StoredEngine(spec, config, store).read(device=device)
-        if choice is not None and choice.model_digest is not None:
-            scratch.write(engines.model_file(choice.model_digest), store.read(engines.model_file(choice.model_digest)))
-        spec = replace(spec, engine=choice)
+        choices = engines.StoredEngine(spec, config, store).read(device=device) or ()
+        for file in (engines.model_file(choice.model_digest) for choice in choices if choice.model_digest):
+            scratch.write(file, store.read(file))
+        spec = replace(spec, engines=choices)
         return spec, engines.load_engine(spec, scratch, patch_px=config.tiling.patch_px, device=device)
 
     def _label_stage(self) -> Stage:
