@@ -30,8 +30,8 @@ class EngineChoice:
     @property
     def words(self) -> str:
         """Word the choice."""
-        kept = f" with the first {self.full_layers} layers in fp32" if self.full_layers else ""
-        return f"{self.engine} {self.precision}{kept}"
+        layers = "layer" if self.full_layers == 1 else f"{self.full_layers} layers"
+        return f"{self.engine} {self.precision}" + (f", the first {layers} in fp32" if self.full_layers else "")
 
     def identity(self) -> dict[str, Any]:
         """Name what embeddings depend on."""

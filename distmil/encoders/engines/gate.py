@@ -42,8 +42,8 @@ def agreement(found_NE: NDArray[np.float32], plain_NE: NDArray[np.float32]) -> A
         plain_NE: Those of plain fp32.
     """
     found, plain = found_NE.astype(np.float64), plain_NE.astype(np.float64)
-    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(plain, axis=1)
-    with np.errstate(invalid="ignore", divide="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(plain, axis=1)
         cosine_N = np.where(lengths > 0, (found * plain).sum(axis=1) / lengths, 0.0)
     cosine_N[~found.any(axis=1) & ~plain.any(axis=1)] = 1.0
     cosine_N = np.nan_to_num(cosine_N, nan=0.0, posinf=0.0, neginf=0.0)

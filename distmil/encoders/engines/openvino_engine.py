@@ -116,7 +116,7 @@ def _packed(model: Any) -> bytes:
         file = io.BytesIO()
         with zipfile.ZipFile(file, "w") as archive:
             for path in paths:
-                archive.writestr(zipfile.ZipInfo(path.name), path.read_bytes())  # without the time: equal bytes
+                archive.write(path, path.name)
         return file.getvalue()
 
 

@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from distmil.config.data import DEFAULT_BATCH
 from distmil.encoders.engines import runtime
 from distmil.encoders.engines.choice import EngineChoice, digest_of_model
 from distmil.encoders.engines.gate import LEAST_COSINE, Agreement, agreement
@@ -87,6 +89,8 @@ class _Bench:
     calibration_NHWC: NDArray[np.uint8]
     sample_NHWC: NDArray[np.uint8]
     plain_NE: NDArray[np.float32]
+    batch_size: int
+    """Of a compiled engine, which takes no other."""
 
     def build(self, choice: EngineChoice, model: bytes | None = None) -> Engine:
         patch_px = max(self.sample_NHWC.shape[1:3])
@@ -137,15 +141,18 @@ def select_engine(
     """
     half = min(CALIBRATION, len(images_NHWC) // 2)
     plain, plain_s = _plain(encoder, images_NHWC[half:], device)
-    bench = _Bench(encoder, device, images_NHWC[:half], images_NHWC[half:], plain)
+    bench = _Bench(encoder, device, images_NHWC[:half], images_NHWC[half:], plain, batch_size or DEFAULT_BATCH)
     tried = [_try(bench, one) for one in _candidates(engine, precision, device)]
     passed = [(trial, built, model) for trial, built, model in tried if built is not None]
     if not passed:
         raise EncoderError(_refusal(engine, precision, [trial for trial, _, _ in tried], len(bench.sample_NHWC)))
-    rates = _rates([built for _, built, _ in passed], bench.sample_NHWC[:_BATCH])
+    batches = [_filled(bench.sample_NHWC, bench.batch_size if _is_compiled(trial) else _BATCH) for trial, *_ in passed]
+    rates = _rates([built for _, built, _ in passed], batches)
     best = int(np.argmax(rates))
     trial, built, model = passed[best]
-    size = batch_size or fastest_batch(built, bench.sample_NHWC, most=_MAX_BATCH[device])
+    size = batch_size or trial.choice.batch_size
+    if batch_size is None and not _is_compiled(trial):
+        size = fastest_batch(built, bench.sample_NHWC, most=_MAX_BATCH[device])
     timed = {id(one): rate for (one, _, _), rate in zip(passed, rates, strict=True)}
     trials = tuple(replace(one, images_per_s=timed.get(id(one))) for one, _, _ in tried)
     facts = {
@@ -208,7 +215,7 @@ def _variants(bench: _Bench, engine: str, precision: str) -> Iterator[tuple[Engi
     image = torch.from_numpy(bench.sample_NHWC[:1]).to(bench.device)
     num_layers = len(layers_in_order(bench.encoder, image)) if len(shares) > 1 else 0
     for full_layers in dict.fromkeys(round(share * num_layers) for share in shares):
-        yield EngineChoice(engine, precision, full_layers=full_layers), None
+        yield EngineChoice(engine, precision, full_layers, batch_size=bench.batch_size), None
 
 
 def _plain(encoder: nn.Module, images_NHWC: NDArray[np.uint8], device: str) -> tuple[NDArray[np.float32], float]:
@@ -226,13 +233,22 @@ def _embedded(engine: Engine, images_NHWC: NDArray[np.uint8]) -> NDArray[np.floa
     return np.concatenate([engine.embed(images_NHWC[at : at + _BATCH]) for at in range(0, len(images_NHWC), _BATCH)])
 
 
-def _rates(engines: Sequence[Engine], images_NHWC: NDArray[np.uint8]) -> list[float]:
-    """Time engines in turn, and return each one's median rate in images/s."""
+def _is_compiled(trial: Trial) -> bool:
+    return trial.choice.engine == "compile"
+
+
+def _filled(images_NHWC: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
+    """Return a batch of some size, with patches repeated where there are fewer."""
+    return np.resize(images_NHWC, (count, *images_NHWC.shape[1:]))
+
+
+def _rates(engines: Sequence[Engine], batches: Sequence[NDArray[np.uint8]]) -> list[float]:
+    """Time engines in turn, each on its batch, and return each one's median rate in images/s."""
     seconds: list[list[float]] = [[] for _ in engines]
     for _ in range(ROUNDS):
-        for taken, engine in zip(seconds, engines, strict=True):
-            taken.append(_seconds(lambda engine=engine: engine.embed(images_NHWC)))  # type: ignore[misc]
-    return [len(images_NHWC) / statistics.median(taken) for taken in seconds]
+        for taken, engine, batch in zip(seconds, engines, batches, strict=True):
+            taken.append(_seconds(partial(engine.embed, batch)))
+    return [len(batch) / statistics.median(taken) for taken, batch in zip(seconds, batches, strict=True)]
 
 
 def fastest_batch(engine: Engine, images_NHWC: NDArray[np.uint8], *, most: int) -> int:
@@ -248,16 +264,16 @@ def fastest_batch(engine: Engine, images_NHWC: NDArray[np.uint8], *, most: int) 
     rates: dict[int, float] = {}
     size, growth = 1, 0
     while size <= most and 2 * growth < _MAX_GROWTH_BYTES:
-        batch_NHWC = np.resize(images_NHWC, (size, *images_NHWC.shape[1:]))
+        batch_NHWC = _filled(images_NHWC, size)
         before = _peak_bytes()
         try:
             engine.embed(batch_NHWC)
         except torch.OutOfMemoryError:
             break
         growth = _peak_bytes() - before
-        taken = [_seconds(lambda batch=batch_NHWC: engine.embed(batch))]  # type: ignore[misc]
+        taken = [_seconds(partial(engine.embed, batch_NHWC))]
         while sum(taken) < _TIMING_S:
-            taken.append(_seconds(lambda batch=batch_NHWC: engine.embed(batch)))  # type: ignore[misc]
+            taken.append(_seconds(partial(engine.embed, batch_NHWC)))
         rates[size] = size / min(taken)
         size *= 2
     best = max(rates.values(), default=1.0)
