@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from distmil.config.section import NO_IDENTITY, PER_JOB, Fraction, Section
+from distmil.encoders.catalog.names import FOLDER, check_name
+from distmil.encoders.catalog.row import EncoderRow
+from distmil.encoders.catalog.rows import ROWS
 
 DEFAULT_BATCH = 64
 """Patches per forward pass where nothing was measured."""
@@ -147,13 +150,16 @@ class LabelsConfig(Section):
 class EncoderConfig(Section):
     """What turns a patch into an embedding."""
 
-    name: Literal["texture", "resnet18", "resnet50"] = "texture"
-    """texture: built-in colour and texture statistics, no weights; resnet18, resnet50: torchvision's."""
+    name: str = Field(default="texture", min_length=1, max_length=1000, json_schema_extra={"words": list(ROWS)})
+    """A name that `distmil encoders` lists, such as `uni2-h`; `timm:MODEL` for any network of timm; `hf-hub:OWNER/NAME`
+    or `local-dir:/path` for a repository or folder in timm's format; several side by side as `texture+uni2-h`."""
     weights: str = "auto"
-    """A torchvision weights name (DEFAULT, IMAGENET1K_V1, ...), a local .safetensors or state-dict file, or `random`,
-    which is for tests only; auto: DEFAULT for a ResNet, and none for texture, which has no weights."""
+    """auto: the encoder's published ones; a folder with the files of its repository; a local .safetensors or state-dict
+    file; for a ResNet torchvision's name of weights (DEFAULT, IMAGENET1K_V1, ...); or `random`, for tests only."""
+    allow_remote_code: bool = Field(default=False, json_schema_extra=PER_JOB)
+    """Run the code that the repository of an encoder brings; `distmil encoders` says which ones need it."""
     trainable: bool = False
-    """Train the encoder too, on the patches themselves; needs a ResNet."""
+    """Train the encoder too, on the patches themselves; needs one encoder with weights."""
     batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
         default="auto", json_schema_extra=PER_JOB
     )
@@ -177,27 +183,60 @@ class EncoderConfig(Section):
         return DEFAULT_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
+    def rows(self) -> list[EncoderRow]:
+        """Return what is known of each encoder, in order."""
+        return check_name(self.name)
+
+    @property
+    def has_weights(self) -> bool:
+        """Return whether any of the encoders has weights."""
+        return any(row.has_weights for row in self.rows)
+
+    @property
     def weights_name(self) -> str:
         """Return the name of the weights without their folder, which would name the machine."""
-        if self.name == "texture":
+        if not self.has_weights:
             return "none"
         return "DEFAULT" if self.weights == "auto" else Path(self.weights).name
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_as_weights(cls, values: Any) -> Any:
+        """Take the path of ``local-dir:/path`` as the weights, so that the name of the encoder tells no folder."""
+        name = values.get("name") if isinstance(values, dict) else None
+        if not isinstance(name, str) or not name.startswith(FOLDER) or "/" not in name:
+            return values
+        path = Path(name.removeprefix(FOLDER)).expanduser()
+        if values.get("weights", "auto") not in {"auto", str(path)}:
+            raise ValueError(
+                f"encoder.weights = {values['weights']!r}: {FOLDER} names the weights already; leave it out"
+            )
+        return {**values, "name": f"{FOLDER}{path.name}", "weights": str(path)}
+
     @model_validator(mode="after")
     def _check(self) -> Self:
+        rows = self.rows
         if self.trainable and self.views:
             raise ValueError(f"encoder.views = {self.views}: a trainable encoder has no stored embeddings; use 0")
-        if self.name == "texture" and self.weights not in {"auto", "none"}:
+        if not self.has_weights and self.weights not in {"auto", "none"}:
             raise ValueError(f"encoder.weights = {self.weights!r}: the texture encoder has no weights; leave it out")
-        if self.name != "texture" and self.weights == "none":
+        if self.has_weights and self.weights == "none":
             raise ValueError(
                 f"encoder.weights = 'none': {self.name} is of no use without weights; expected auto, a name such as "
-                "DEFAULT or IMAGENET1K_V1, a file ending in .safetensors, .pt or .pth, or random"
+                "DEFAULT or IMAGENET1K_V1, a file ending in .safetensors, .pt or .pth, a folder, or random"
             )
         if self.precision == "int8" and self.engine not in {"auto", "openvino"}:
             raise ValueError(
                 f"encoder.precision = 'int8': encoder.engine = {self.engine!r} does not quantise; use openvino or auto"
             )
-        if self.name == "texture" and self.trainable:
-            raise ValueError("encoder.trainable: the texture encoder has nothing to train; choose resnet18 or resnet50")
+        if len(rows) > 1 and self.weights not in {"auto", "DEFAULT", "random"}:
+            raise ValueError(
+                f"encoder.weights = {self.weights!r}: several encoders side by side take auto, their published weights"
+            )
+        if self.trainable and not self.has_weights:
+            raise ValueError(
+                "encoder.trainable: the texture encoder has nothing to train; choose efficientnet_lite0 or resnet18"
+            )
+        if self.trainable and len(rows) > 1:
+            raise ValueError(f"encoder.trainable: only one encoder can be trained, not {self.name}; choose one of them")
         return self

@@ -57,6 +57,13 @@ def _choices(annotation: Any) -> list[str]:
     return found
 
 
+def _words(field: FieldInfo) -> list[str]:
+    """List the usual values of a field that takes others too; none for most fields."""
+    extra = field.json_schema_extra
+    words = extra.get("words", []) if isinstance(extra, dict) else []
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
 def _kind_text(kind: Any) -> str:
     words = {int: "an integer", float: "a number", str: "text", Any: "anything"}
     if kind in words:
@@ -112,7 +119,7 @@ def describe_section(name: str) -> tuple[str, list[Key]]:
 
 def key_choices() -> dict[str, list[str]]:
     """List every dotted key with the words it may have as its value; no words where any value fits its type."""
-    return {f"{section}.{key}": _choices(field.annotation) for section, key, field in all_fields()}
+    return {f"{section}.{key}": _choices(field.annotation) or _words(field) for section, key, field in all_fields()}
 
 
 def describe_keys(keys: Collection[str] | None = None) -> str:

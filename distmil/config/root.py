@@ -7,14 +7,15 @@ The sections are in ``distmil.config.data`` (from slides to embeddings), ``distm
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
 from distmil.config.section import Section
+from distmil.encoders.catalog.tiling import tiling_for
 
 
 class Config(Section):
@@ -32,6 +33,18 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _tile_for_encoder(self) -> Self:
+        """Let what is not said of the patches follow the encoder. Raises: ValueError if what is said does not fit."""
+        tiling = self.tiling
+        said = {key: value for key, value in dict(tiling).items() if key in tiling.model_fields_set}
+        needed = tiling_for(self.encoder.name, said, tolerance=tiling.mpp_tolerance)
+        if any(getattr(tiling, key) != value for key, value in needed.items()):
+            values = dict(tiling) | needed
+            followed = TilingConfig.model_construct(_fields_set=set(tiling.model_fields_set), **values)
+            self.__dict__["tiling"] = followed  # the section is frozen, and this is still its making
+        return self
 
     def explicit(self) -> dict[str, Any]:
         """Return the keys that the user set, dotted, with their values."""

@@ -98,7 +98,7 @@ def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> 
 
 def encoder_state_of(config: Config, files: BundleFiles) -> dict[str, Tensor] | None:
     """Read the encoder's weights, None for the texture encoder, which has none. Raises: BundleError."""
-    if (config.encoder.name == "texture") == (ENCODER_FILE in files):
+    if config.encoder.has_weights != (ENCODER_FILE in files):
         raise BundleError(f"the bundle's {ENCODER_FILE} and its encoder {config.encoder.name} do not fit")
     if ENCODER_FILE not in files:
         return None

@@ -23,7 +23,7 @@ BUSY_S = 3600.0
 """What was written within this time may belong to a job that works now."""
 WALKERS = 16
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
-_WEIGHTS = re.compile(r"[a-z0-9]+-[0-9a-f]{16}\.safetensors")
+_WEIGHTS = re.compile(r"[a-z0-9_]+-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\..+\.tmp-.+-\d+-[0-9a-f]{8}")
 _NAME = re.compile(NAME_PATTERN)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from distmil.encoders.registry import RESNET_DIMENSIONS
 from distmil.inference.bundle_place import bundle_digest
 from distmil.inventory.listing import WALKERS, Item, Listing
 from distmil.inventory.settings import (
@@ -122,7 +121,7 @@ class References:
         return Reference(
             f"{network} on {name}, {size_words(recipe.config.tiling)}; {', '.join(recipe.config.cohort.classes)}",
             uses=uses, recipe=recipe, digest=self._digest(item, record, values),
-            lacks_encoder=name in RESNET_DIMENSIONS and (is_trained or run is None or run.recipe is None),
+            lacks_encoder=name != "texture" and (is_trained or run is None or run.recipe is None),
         )  # fmt: skip
 
     def _digest(self, item: Item, record: Record, config: Any) -> str:

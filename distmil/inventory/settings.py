@@ -8,7 +8,7 @@ from distmil.config.data import TilingConfig
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.encoders.embedder import embeddings_folder
-from distmil.encoders.registry import RESNET_DIMENSIONS, TEXTURE_VERSION, EncoderSpec, stored_spec
+from distmil.encoders.registry import TEXTURE_VERSION, EncoderSpec, stored_spec
 from distmil.errors import ConfigError
 from distmil.labels.slide_outlines import outlines_folder
 from distmil.labels.tables import labels_folder
@@ -74,7 +74,7 @@ def size_words(tiling: TilingConfig) -> str:
 
 def encoder_words(name: str, digest: str) -> str:
     """Word an encoder and its weights."""
-    return f"{name} {digest[:8]}" if name in RESNET_DIMENSIONS else name
+    return name if name == "texture" else f"{name} {digest[:8]}"
 
 
 def _label_words(config: Config) -> str:
@@ -97,12 +97,12 @@ def recipe_of_run(settings: Mapping[str, Any]) -> Recipe | None:
             "encoder": {"name": encoder["name"], "views": settings.get("encoder.views", 0)},
         }
         return Recipe(build_config(values), spec, has_labels=True)
-    except (ConfigError, KeyError, TypeError):
+    except (ConfigError, KeyError, TypeError, ValueError):
         return None
 
 
 def recipe_of_bundle(values: Mapping[str, Any]) -> Recipe | None:
-    """Read the settings in a bundle's ``config.json``; the digest of a ResNet's weights is not among them."""
+    """Read the settings in a bundle's ``config.json``; the digest of an encoder's weights is not among them."""
     try:
         name = values["config"]["encoder"]["name"]
         config = build_config({"tiling": values["config"]["tiling"], "cohort": values["config"]["cohort"]})

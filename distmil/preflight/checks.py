@@ -5,8 +5,7 @@ from pathlib import Path
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
-from distmil.encoders.registry import RESNET_DIMENSIONS
-from distmil.encoders.texture import DIMENSION
+from distmil.encoders.catalog.names import width_of
 from distmil.errors import BadInput, ConfigError
 from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
 from distmil.preflight.claims import check_claim
@@ -17,6 +16,7 @@ from distmil.preflight.verdict import judge_annotations, judge_slides
 from distmil.storage.store import Store
 
 WITH_LABELS = ("train", "tune", "evaluate")
+USUAL_WIDTH = 1024
 WEIGHT_SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 
 
@@ -83,8 +83,8 @@ def held_out(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
 
 
 def dimension_of(config: Config) -> int:
-    """Return the width of the encoder's embeddings."""
-    return RESNET_DIMENSIONS.get(config.encoder.name, DIMENSION)
+    """Return the width of the encoder's embeddings; a usual one where it is known when the encoder is built alone."""
+    return width_of(config.encoder.name) or USUAL_WIDTH
 
 
 def _check_disk(

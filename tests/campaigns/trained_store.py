@@ -14,6 +14,7 @@ from distmil.cohort import Cohort, Slide
 from distmil.config.data import EncoderConfig
 from distmil.config.loading import build_config
 from distmil.config.root import Config
+from distmil.encoders.catalog.rows import ROWS
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
 from distmil.inference.bundle import Bundle, load_bundle, save_bundle
@@ -184,11 +185,11 @@ def _train(made: TrainedStore, run: str, *, seed: int) -> None:
 
 def _random_encoder(store: Store, seed: int) -> EncoderSpec:
     """Store the weights of a random encoder."""
-    from distmil.encoders.resnet import ResNetEncoder  # takes seconds
+    from distmil.encoders.networks.building import build_net  # takes seconds
 
     torch.manual_seed(seed)
     return prepare_encoder(
-        EncoderConfig(name="resnet18", weights="random"), store, state=ResNetEncoder("resnet18").published_state()
+        EncoderConfig(name="resnet18", weights="random"), store, state=build_net(ROWS["resnet18"]).state_dict()
     )
 
 

@@ -88,7 +88,7 @@ def test_help_states_type_bounds_and_default(line):
         ("training: {num_workers: 2, min_workers: 3}", ["training.min_workers", "3", "num_workers", "2"]),
         ("model: {name: abmil}", ["model.name", "'abmil'", "gated_attention"]),
         ("encoder: {weights: DEFAULT}", ["encoder.weights", "'DEFAULT'", "leave it out"]),
-        ("encoder: {trainable: true}", ["encoder.trainable", "resnet18 or resnet50"]),
+        ("encoder: {trainable: true}", ["encoder.trainable", "efficientnet_lite0 or resnet18"]),
         ("encoder: {name: resnet18, trainable: true, views: 2}", ["encoder.views = 2", "no stored embeddings"]),
         ("[1, 2]", ["config.yaml", "sections", "list"]),
         ("tiling: {mpp: 1, mpp: 2}", ["config.yaml", "'mpp'", "twice"]),

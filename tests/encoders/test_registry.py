@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from distmil.config.data import EncoderConfig
 from distmil.config.loading import build_config
+from distmil.encoders.loading import load, load_state
 from distmil.encoders.registry import load_encoder, prepare_encoder
-from distmil.encoders.resnet import ResNetEncoder, load_state, state_digest
+from distmil.encoders.weights.states import state_digest
 from distmil.errors import ConfigError, EncoderError, StorageError
 from distmil.pipeline.job import Job, open_encoder
 
@@ -106,8 +107,7 @@ def test_an_embedding_does_not_depend_on_its_batch_mates(store, name):
 
 
 def test_training_leaves_batch_statistics_alone(weights):
-    encoder = ResNetEncoder("resnet18")
-    encoder.load_state(weights, origin="weights")
+    encoder = load("resnet18", headless(weights), device="cpu")
     before = encoder.net.bn1.running_mean.clone()
     encoder.train()
     loss = encoder(torch.from_numpy(IMAGES)).square().mean()

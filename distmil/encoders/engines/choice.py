@@ -28,6 +28,11 @@ class EngineChoice:
         return (self.engine, self.precision) == ("torch", "fp32")
 
     @property
+    def is_compiled(self) -> bool:
+        """Return whether the engine takes batches of one size alone."""
+        return self.engine == "compile"
+
+    @property
     def words(self) -> str:
         """Word the choice."""
         layers = "layer" if self.full_layers == 1 else f"{self.full_layers} layers"

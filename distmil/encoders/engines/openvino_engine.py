@@ -48,7 +48,7 @@ class OpenVINOEngine:
         edges = images_NHWC.shape[1:3]
         if edges not in self._requests:
             self._requests[edges] = self._compile(*edges)
-        output = self._requests[edges].infer([np.ascontiguousarray(images_NHWC)])[0]
+        output = self._requests[edges].infer([_given(self._encoder, images_NHWC)])[0]
         return np.array(output, np.float32)  # a copy: the request owns its output
 
     def _compile(self, height: int, width: int) -> Any:
@@ -60,20 +60,44 @@ class OpenVINOEngine:
 
 
 def convert(encoder: nn.Module, height: int, width: int) -> Any:
-    """Convert an encoder to an OpenVINO model of N x H x W x 3 for any N.
+    """Convert an encoder to an OpenVINO model for any number of patches.
 
     Sizes are constants and paddings part of their convolutions: a padding of its own would round the image to bf16.
     """
     offline = importlib.import_module("openvino._offline_transformations")
-    size = (2, height, width, 3)
+    example = torch.from_numpy(_given(encoder, np.zeros((2, height, width, 3), np.uint8)))
+    network = _FromSized(encoder) if example.dtype == torch.float32 else encoder
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # of the tracer, on sizes that do not change here
-        model = runtime.openvino().convert_model(
-            encoder.eval(), example_input=torch.zeros(size, dtype=torch.uint8), input=[size]
-        )
+        model = runtime.openvino().convert_model(network.eval(), example_input=example, input=[tuple(example.shape)])
     offline.apply_moc_transformations(model, cf=True)
-    model.reshape([-1, height, width, 3])
+    model.reshape([-1, *example.shape[1:]])
     return model
+
+
+class _FromSized(nn.Module):
+    """What an encoder does with patches of the network's size."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, images_NCHW: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.encoder.from_sized(images_NCHW)  # type: ignore[operator]
+        return found
+
+
+def _given(encoder: nn.Module, images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8 | np.float32]:
+    """Return what the model takes: the patches, or where the encoder resizes them, what torch makes of them.
+
+    OpenVINO resizes at half the speed. In bf16 it rounds such an input, so that the gate may prefer fp32 there.
+    """
+    images = np.ascontiguousarray(images_NHWC)
+    if not hasattr(encoder, "at_size"):
+        return images
+    with torch.inference_mode():
+        sized_NCHW = encoder.at_size(torch.from_numpy(images))  # type: ignore[operator]
+    return images if sized_NCHW.shape[-2:] == images.shape[1:3] else np.asarray(sized_NCHW)
 
 
 def quantise(encoder: nn.Module, images_NHWC: NDArray[np.uint8]) -> bytes:
@@ -84,7 +108,8 @@ def quantise(encoder: nn.Module, images_NHWC: NDArray[np.uint8]) -> bytes:
     nncf = runtime.nncf()
     model = convert(encoder, *images_NHWC.shape[1:3])
     batches = [
-        images_NHWC[start : start + _CALIBRATION_BATCH] for start in range(0, len(images_NHWC), _CALIBRATION_BATCH)
+        _given(encoder, images_NHWC[start : start + _CALIBRATION_BATCH])
+        for start in range(0, len(images_NHWC), _CALIBRATION_BATCH)
     ]
     made = nncf.quantize(model, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
     return _packed(made)

@@ -146,12 +146,14 @@ def select_engine(
     passed = [(trial, built, model) for trial, built, model in tried if built is not None]
     if not passed:
         raise EncoderError(_refusal(engine, precision, [trial for trial, _, _ in tried], len(bench.sample_NHWC)))
-    batches = [_filled(bench.sample_NHWC, bench.batch_size if _is_compiled(trial) else _BATCH) for trial, *_ in passed]
+    batches = [
+        _filled(bench.sample_NHWC, bench.batch_size if trial.choice.is_compiled else _BATCH) for trial, *_ in passed
+    ]
     rates = _rates([built for _, built, _ in passed], batches)
     best = int(np.argmax(rates))
     trial, built, model = passed[best]
     size = batch_size or trial.choice.batch_size
-    if batch_size is None and not _is_compiled(trial):
+    if batch_size is None and not trial.choice.is_compiled:
         size = fastest_batch(built, bench.sample_NHWC, most=_MAX_BATCH[device])
     timed = {id(one): rate for (one, _, _), rate in zip(passed, rates, strict=True)}
     trials = tuple(replace(one, images_per_s=timed.get(id(one))) for one, _, _ in tried)
@@ -231,10 +233,6 @@ def _plain(encoder: nn.Module, images_NHWC: NDArray[np.uint8], device: str) -> t
 
 def _embedded(engine: Engine, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate([engine.embed(images_NHWC[at : at + _BATCH]) for at in range(0, len(images_NHWC), _BATCH)])
-
-
-def _is_compiled(trial: Trial) -> bool:
-    return trial.choice.engine == "compile"
 
 
 def _filled(images_NHWC: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:

@@ -25,7 +25,7 @@ class TorchEngine:
         net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._device = torch.device(device)
         self._dtype = _DTYPES.get(choice.precision)
-        self._is_compiled = choice.engine == "compile"
+        self._is_compiled = choice.is_compiled
         self._batch_size = choice.batch_size
         self._net = torch.compile(net, dynamic=False) if self._is_compiled else net
 

@@ -1,0 +1,1 @@
+"""Weights of encoders: tensors, their digest, and the places they come from."""
