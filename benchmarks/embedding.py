@@ -7,8 +7,8 @@
 
 Patches of 96 px out of ``pcam_cohort`` (a folder under $DISTMIL_DATA), enlarged to 224 px; shards hold its patches of
 224 px. Rates are images per second of CPU time on one thread, so that neighbours on a shared machine matter little.
-Engines take turns, and a ratio is that of one turn: the median is given with the least and the most. On a machine with a
-GPU the same is measured there, by the clock.
+Engines take turns, and a ratio is that of one turn: the median is given with the least and the most. Where there is a
+GPU, ``speed`` measures on it, by the clock.
 """
 
 import json

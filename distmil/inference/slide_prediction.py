@@ -174,7 +174,8 @@ def predict_slide(
 ) -> SlidePrediction:
     """Tile, embed and score one slide in this process, with the settings of the bundle.
 
-    The job ``predict`` gives the same scores, number for number, on the same kind of device. Nothing is written.
+    The job ``predict`` with ``encoder.engine=torch encoder.precision=fp32`` gives the same scores, number for number,
+    on the same kind of device; its faster engines give nearly the same. Nothing is written.
 
     Args:
         bundle: The model, of ``distmil.load_bundle``; its network moves to the device.

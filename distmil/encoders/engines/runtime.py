@@ -33,6 +33,18 @@ def nncf() -> Any:
         ) from error
 
 
+def check_installed(*, engine: str, precision: str) -> None:
+    """Check before hours of work that the libraries of a configured engine are there.
+
+    Raises:
+        EncoderError: If one is not.
+    """
+    if precision == "int8":
+        nncf()
+    elif engine == "openvino":
+        openvino()
+
+
 def has_openvino(precision: str) -> bool:
     """Return whether OpenVINO is installed (for int8 with nncf) and has a precision on this machine's CPU."""
     try:

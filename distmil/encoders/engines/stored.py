@@ -52,7 +52,8 @@ class StoredEngine:
     def read(self, *, device: str) -> tuple[EngineChoice, ...] | None:
         """Return the choice for each network, or None where it must be made.
 
-        Nothing is chosen for torch in fp32, nor where the store has embeddings from before there was a choice.
+        Nothing is chosen for torch in fp32, where the store has embeddings from before there was a choice, and for an
+        encoder that was trained: it embeds as it did in training.
 
         Raises:
             EncoderError: If the engine that was chosen is not installed here.
@@ -70,7 +71,8 @@ class StoredEngine:
                 runtime.openvino()
             return choices
         is_open = asked.engine == asked.precision == "auto"
-        return () if is_open and self.store.folders(embeddings_folder(self.config, self.spec)) else None
+        is_plain = asked.trainable or self.store.folders(embeddings_folder(self.config, self.spec))
+        return () if is_open and is_plain else None
 
     def choose(self, shards: Sequence[tuple[Record, Part]], *, device: str) -> tuple[EngineChoice, ...]:
         """Try the engines of each network on patches of some shards, keep the choices with their figures, return them.

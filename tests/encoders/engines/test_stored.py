@@ -15,6 +15,7 @@ from distmil.encoders.engines.gate import agreement
 from distmil.encoders.engines.parts import networks_of, with_engines
 from distmil.encoders.registry import EncoderSpec, TextureEncoder, load_encoder, prepare_encoder
 from distmil.errors import EncoderError, StorageError
+from distmil.pipeline.job import Job, open_encoder
 from tests.support.networks import TinyNetwork
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide
@@ -90,6 +91,22 @@ def test_embeddings_of_before_there_were_engines_go_on_with_torch_in_fp32(store)
     store.write(f"{embeddings_folder(CONFIG, SPEC)}/a/commit.json", b"{}")
     assert engine.read(device="cpu") == ()
     assert StoredEngine(SPEC, config_with(engine="openvino"), store).read(device="cpu") is None
+
+
+def test_a_trained_encoder_embeds_as_it_did_in_training(store):
+    assert StoredEngine(SPEC, config_with(trainable=True), store).read(device="cpu") == ()
+    assert StoredEngine(SPEC, config_with(trainable=True, precision="bf16"), store).read(device="cpu") is None
+
+
+@pytest.mark.parametrize("asked", [{"engine": "openvino"}, {"precision": "int8"}])
+def test_an_absent_library_is_found_before_anything_is_made(store, monkeypatch, asked):
+    def absent(name):
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(runtime.importlib, "import_module", absent)
+    with pytest.raises(EncoderError, match=r"pip install 'distmil\[openvino\]', or set encoder\."):
+        open_encoder(Job(config_with(**asked), store))
+    assert store.names("encoders") == []
 
 
 def test_nothing_is_chosen_where_there_is_nothing_to_choose(store):
