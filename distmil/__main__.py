@@ -22,6 +22,7 @@ JOBS = {
 """The jobs in the order of work."""
 TOOLS = {
     "store": "Show what is in the store, and remove what may go.",
+    "encoders": "List the encoders, and where their weights are.",
     "doctor": "Check the installation, the storage, MLflow and the cluster.",
     "completion": "Print a completion script for bash, zsh or fish.",
 }
@@ -44,6 +45,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     if name == "store":
         inventory = importlib.import_module("distmil.inventory.job")
         return int(inventory.main(TOOLS[name], arguments[1:]))
+    if name == "encoders":
+        table = importlib.import_module("distmil.encoders.catalog.table")
+        return int(table.main(TOOLS[name], arguments[1:], program=f"{_program()} {name}"))
     if name == "completion":
         return _print_completion(arguments[1:])
     parser = _parser()

@@ -16,7 +16,7 @@ from distmil.config.by_job import EXAMPLES, USUAL, keys_read
 from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["tile", "embed", "train", "tune", "evaluate", "predict", "store", "doctor", "completion"]
+ORDER = ["tile", "embed", "train", "tune", "evaluate", "predict", "store", "encoders", "doctor", "completion"]
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -20,7 +20,7 @@ from tests.support.scale import IS_FULL
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 QUICK = "training.epochs=2 model.feature_dim=16 model.attention_dim=8 tracking.uri=none prediction.map_px=128"
-COMMANDS = ("store", "doctor", "completion")
+COMMANDS = ("store", "encoders", "doctor", "completion")
 
 
 def blocks(page: Path, language: str) -> list[str]:

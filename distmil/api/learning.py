@@ -11,7 +11,7 @@ import torch
 from distmil.bags.bag import Bag, BagEntry, open_all_bags
 from distmil.config.loading import build_config, load_config, per_job_keys
 from distmil.config.root import Config
-from distmil.encoders.registry import EncoderSpec, encoder_state, stored_spec
+from distmil.encoders.registry import EncoderSpec, encoder_state, stored_spec, with_width
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
@@ -115,6 +115,7 @@ def open_bags(root: str | Path | None = None, *, run: str, split: str | None = N
         ) from error
     except (KeyError, TypeError) as error:
         raise StorageError(f"{store.path(folder)} is not the folder of a training run; run the job train") from error
+    spec = with_width(spec, store)
     chosen = [entry for entry in entries if split in (None, entry.split)]
     bags = open_all_bags(store, chosen, num_classes=len(config.cohort.classes), form=config.labels.form)
     return Bags(bags, config=config, spec=spec, store=store)
@@ -186,7 +187,8 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
 def _made_with(settings: Mapping[str, Any]) -> tuple[Config, EncoderSpec]:
     """Rebuild the configuration and the encoder of a run from the settings that it was started with."""
     spec = stored_spec(**settings["encoder"])
-    weights = {} if spec.weights_file is None else {"weights": Path(spec.weights_file).name}
+    is_one = spec.weights_file is not None and "+" not in spec.name
+    weights = {"weights": Path(str(spec.weights_file)).name} if is_one else {}
     values: dict[str, Any] = {"encoder": {"name": spec.name, **weights}, "tiling": settings["tiling"]}
     for key, value in settings.items():
         section, _, name = key.partition(".")

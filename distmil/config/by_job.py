@@ -18,7 +18,7 @@ SECTIONS: Mapping[str, set[str]] = {
     "predict": _WITH_BUNDLE,
 }
 """The sections that each job reads."""
-_MORE = {job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict")}
+_MORE = {job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict")} | {"tile": {"encoder.name"}}
 """Single keys of other sections that a job reads."""
 _NOT = {"train": {"prediction.model"}, "tune": {"training.run", "tracking.registered_model", "tracking.alias"}}
 """Single keys of its sections that a job does not read."""

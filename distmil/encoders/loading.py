@@ -36,7 +36,7 @@ from distmil.encoders.weights.states import (
 )
 from distmil.errors import EncoderError
 
-__all__ = ["confirmed", "decode_state", "digest_of", "encode_state", "has_golden", "load", "load_state"]
+__all__ = ["confirmed", "decode_state", "digest_of", "encode_state", "has_golden", "load", "load_state", "width_in"]
 
 
 def load_state(config: EncoderConfig) -> State:
@@ -81,6 +81,11 @@ def confirmed(name: str, state: Mapping[str, Tensor], *, allow_remote_code: bool
         made.append(part if GOLDEN in part else {**part, **remembered(answer_E)})
         width += len(answer_E)
     return (made[0] if len(made) == 1 else joined(made)), width
+
+
+def width_in(name: str, state: Mapping[str, Tensor]) -> int:
+    """Return the length of an embedding of all encoders of a state by their golden vectors."""
+    return sum(len(part[GOLDEN]) for _, part in _parts(name, state))
 
 
 def load(name: str, state: Mapping[str, Tensor], *, device: str, allow_remote_code: bool = False) -> Encoder:

@@ -10,7 +10,7 @@ N patches, E embedding.
 import importlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -127,6 +127,13 @@ def stored_spec(name: str, digest: str) -> EncoderSpec:
     rows = check_name(name)
     file = f"encoders/{re.sub(r'[^a-z0-9]+', '_', name.lower())}-{digest[:16]}.safetensors"
     return EncoderSpec(name, digest, width_of(name) or 0, file if any(row.has_weights for row in rows) else None)
+
+
+def with_width(spec: EncoderSpec, store: Store) -> EncoderSpec:
+    """Complete a stored encoder whose name does not tell the length of its embeddings. Raises: StorageError."""
+    if spec.dimension:
+        return spec
+    return replace(spec, dimension=_loading().width_in(spec.name, _stored_state(spec, store)))
 
 
 def load_trainable(spec: EncoderSpec, store: Store) -> "nn.Module":

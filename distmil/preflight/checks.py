@@ -5,6 +5,7 @@ from pathlib import Path
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
+from distmil.encoders.catalog.demands import check_demands
 from distmil.encoders.catalog.names import width_of
 from distmil.errors import BadInput, ConfigError
 from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
@@ -58,10 +59,18 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
 
 
 def check_weights(config: Config) -> None:
-    """Refuse a file of encoder weights that is not there; what it holds is read with torch. Raises: ConfigError."""
-    path = Path(config.encoder.weights).expanduser()
+    """Refuse encoder weights that are not there, and code that may not run. Raises: ConfigError.
+
+    What the weights are is read with torch.
+    """
+    weights = config.encoder.weights
+    path = Path(weights).expanduser()
     if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
-        raise ConfigError(f"encoder.weights = {config.encoder.weights!r}: there is no such file")
+        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file")
+    if "/" in weights and not path.exists():
+        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file or folder")
+    for row in config.encoder.rows:
+        check_demands(row, allow_remote_code=config.encoder.allow_remote_code)
 
 
 def slides_of(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:

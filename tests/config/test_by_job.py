@@ -43,7 +43,8 @@ def test_what_a_bundle_decides_is_not_read(job: str) -> None:
 
 def test_sections_of_other_jobs_are_not_read() -> None:
     assert {"search", "losses", "bags", "model", "tracking"} & sections("predict") == set()
-    assert sections("tile") == {"cohort", "storage", "tiling", "labels"}
+    assert sections("tile") == {"cohort", "storage", "tiling", "labels", "encoder"}
+    assert [key for key in keys_read("tile") if key.startswith("encoder.")] == ["encoder.name"]
     assert [job for job in STAGES if "search" in sections(job)] == ["tune"]
     assert [job for job in STAGES if "losses" in sections(job)] == ["train", "tune"]
     assert [job for job in STAGES if "prediction.model" in keys_read(job)] == ["predict", "evaluate"]

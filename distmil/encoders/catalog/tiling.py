@@ -21,7 +21,8 @@ def tiling_for(name: str, said: Mapping[str, Any], *, tolerance: float) -> dict[
     Raises:
         ValueError: If what is set does not fit, or the encoders take no patches in common.
     """
-    rows, needed = check_name(name), {}
+    rows = check_name(name)
+    needed: dict[str, Any] = {}
     edges = _common("px", {row.name: row.patch_px for row in rows if not row.is_resizable})
     usual = edges or [row.patch_px[0] for row in rows if row.patch_px]
     if "patch_px" not in said:

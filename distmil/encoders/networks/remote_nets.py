@@ -1,73 +1,52 @@
 """Encoders whose repository brings its own code; it runs with ``encoder.allow_remote_code=true`` alone."""
 
 import importlib
-from types import ModuleType
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
+from distmil.encoders.catalog.demands import check_demands
 from distmil.encoders.catalog.row import EncoderRow
 from distmil.encoders.weights.hub import explain
 from distmil.encoders.weights.states import State
-from distmil.errors import ConfigError, EncoderError
-
-
-def check_allowed(row: EncoderRow, *, allow_remote_code: bool) -> None:
-    """Refuse code of a repository that the user did not allow. Raises: ConfigError."""
-    if not allow_remote_code:
-        raise ConfigError(
-            f"encoder.name = {row.name!r}: this encoder is code in the repository {row.hub} that would run on your "
-            "machines; read it, and then set encoder.allow_remote_code=true, or choose an encoder that needs none"
-        )
 
 
 def build(row: EncoderRow, *, allow_remote_code: bool) -> nn.Module:
     """Build a network by its repository's code, without its weights.
 
     Raises:
-        ConfigError: If that is not allowed.
-        EncoderError: If transformers or the code is not there.
+        ConfigError: If that is not allowed, or transformers is not installed.
+        EncoderError: If the code cannot be had.
     """
-    check_allowed(row, allow_remote_code=allow_remote_code)
-    transformers = _transformers(row)
-    try:
+
+    def make(transformers: Any) -> Any:
         config = transformers.AutoConfig.from_pretrained(row.hub, trust_remote_code=True)
-        net = transformers.AutoModel.from_config(config, trust_remote_code=True)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise explain(row, error) from error
-    return _trunk(net)
+        return transformers.AutoModel.from_config(config, trust_remote_code=True)
+
+    return _make(row, make, allow_remote_code=allow_remote_code)
 
 
 def download(row: EncoderRow, *, allow_remote_code: bool) -> State:
-    """Return the published weights.
+    """Return the published weights, read by the repository's code.
 
     Raises:
-        ConfigError: If the code that reads them is not allowed.
+        ConfigError: If that is not allowed, or transformers is not installed.
         EncoderError: If they cannot be had.
     """
-    check_allowed(row, allow_remote_code=allow_remote_code)
-    transformers = _transformers(row)
+
+    def make(transformers: Any) -> Any:
+        return transformers.AutoModel.from_pretrained(row.hub, trust_remote_code=True)
+
+    return dict(_make(row, make, allow_remote_code=allow_remote_code).state_dict())
+
+
+def _make(row: EncoderRow, make: Callable[[Any], Any], *, allow_remote_code: bool) -> nn.Module:
+    """Call transformers where it may run; of TITAN only the patch encoder CONCH v1.5 is wanted."""
+    check_demands(row, allow_remote_code=allow_remote_code)
     try:
-        net = transformers.AutoModel.from_pretrained(row.hub, trust_remote_code=True)
+        net = make(importlib.import_module("transformers"))
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise explain(row, error) from error
-    return dict(_trunk(net).state_dict())
-
-
-def _trunk(net: Any) -> nn.Module:
-    """Return TITAN's patch encoder CONCH v1.5, and any other network as it is."""
-    if hasattr(net, "return_conch"):
-        trunk: nn.Module = net.return_conch()[0]
-        return trunk
-    found: nn.Module = net
+    found: nn.Module = net.return_conch()[0] if hasattr(net, "return_conch") else net
     return found
-
-
-def _transformers(row: EncoderRow) -> ModuleType:
-    try:
-        return importlib.import_module("transformers")
-    except ImportError as error:
-        raise EncoderError(
-            f"encoder.name = {row.name!r} needs the package transformers, which is not installed here: "
-            "pip install 'distmil[encoders]', on every node"
-        ) from error

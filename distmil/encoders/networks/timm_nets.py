@@ -1,5 +1,6 @@
 """timm's networks, by a row, a model's name, or the ``config.json`` of a folder or repository."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -22,9 +23,7 @@ _LAYERS = {
 def build(row: EncoderRow) -> nn.Module:
     """Build a network. Raises: EncoderError if this timm has none of that name, or not with these arguments."""
     if not timm.is_model(row.arch):
-        near = timm.list_models(f"*{row.arch.partition('.')[0][:12]}*")[:3]
-        meant = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise EncoderError(f"timm {timm.__version__} has no network {row.arch!r}{meant}")
+        raise EncoderError(f"timm {timm.__version__} has no network {row.arch!r}{_near(row.arch)}")
     given = {key: _LAYERS.get(value, value) if isinstance(value, str) else value for key, value in row.args.items()}
     try:
         net: nn.Module = timm.create_model(row.arch, pretrained=False, **given)
@@ -37,9 +36,7 @@ def resolve_name(row: EncoderRow) -> EncoderRow:
     """Complete the row of ``timm:MODEL`` by what timm knows of it. Raises: ConfigError if there is no such model."""
     arch, _, tag = row.arch.partition(".")
     if not timm.is_model(arch) or (tag and not timm.is_model_pretrained(row.arch)):
-        near = [*timm.list_pretrained(f"{arch}*"), *timm.list_models(f"*{arch[:8]}*")][:3]
-        meant = f"; did you mean {' or '.join(f'timm:{name}' for name in near)}?" if near else ""
-        raise ConfigError(f"encoder.name = {row.name!r}: timm {timm.__version__} has no such model{meant}")
+        raise ConfigError(f"encoder.name = {row.name!r}: timm {timm.__version__} has no such model{_near(row.arch)}")
     known = timm.get_pretrained_cfg(row.arch, allow_unregistered=True) or timm.get_pretrained_cfg(arch)
     return resolve(row, arch, {}, known.to_dict() if known else {})
 
@@ -98,3 +95,11 @@ def download(row: EncoderRow, model: str) -> State:
             "  - set encoder.name=efficientnet_lite0, whose weights came with the packages"
         ) from error
     return dict(net.state_dict())
+
+
+def _near(name: str) -> str:
+    """Word the names of timm that are near another one."""
+    arch = name.partition(".")[0]
+    known = timm.list_pretrained(f"{arch}.*") or timm.list_models()
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"; did you mean {' or '.join(near)}?" if near else ""
