@@ -58,8 +58,8 @@ def with_engine(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> E
         if isinstance(answer, EncoderError):
             raise answer
         choices = answer
-        words = [f"{choice.words}, {choice.batch_size} patches at once" for choice in choices]
-        job.console.note(f"engine: {'; '.join(words)}")
+        words = [f"{choice.words}; patches at once: {choice.batch_size}" for choice in choices]
+        job.console.note(f"engine: {', and '.join(words)}")
     return replace(spec, engines=choices or ())
 
 

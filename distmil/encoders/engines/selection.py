@@ -4,13 +4,10 @@ N patches, E embedding.
 """
 
 import logging
-import resource
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +20,9 @@ from distmil.encoders.engines.choice import EngineChoice, digest_of_model
 from distmil.encoders.engines.gate import LEAST_COSINE, Agreement, agreement
 from distmil.encoders.engines.layers import layers_in_order
 from distmil.encoders.engines.openvino_engine import OpenVINOEngine, quantise
+from distmil.encoders.engines.timing import fastest_batch, filled, rates_in_turns
 from distmil.encoders.engines.torch_engine import TorchEngine
+from distmil.encoders.registry import Encoder
 from distmil.errors import EncoderError
 
 logger = logging.getLogger(__name__)
@@ -32,22 +31,10 @@ CALIBRATION = 48
 """Most patches that quantisation sees; the gate looks at the others."""
 FULL_SHARES = (0.0, 1 / 24, 1 / 6, 1 / 3, 1 / 2)
 """Shares of first layers that are tried in fp32, in turn, until a lower precision passes."""
-ROUNDS = 5
-"""Timings of each engine, in turn with the others: a busy neighbour slows all alike."""
 _BATCH = 8
-_SMALLER = 0.97
-"""Share of the best rate that is good enough: the smallest such batch is taken."""
+_PLAIN_S, _FEWEST = 20.0, 16
+"""Seconds after which plain fp32 gets no more patches, unless it has seen fewer than 16: a large network is slow."""
 _MAX_BATCH = {"cpu": 64, "cuda": 512}
-_MAX_GROWTH_BYTES = 2**30
-_TIMING_S = 0.3
-
-
-class Engine(Protocol):
-    """What embeds patches."""
-
-    def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return embeddings, N x E, of RGB patches."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -92,14 +79,14 @@ class _Bench:
     batch_size: int
     """Of a compiled engine, which takes no other."""
 
-    def build(self, choice: EngineChoice, model: bytes | None = None) -> Engine:
+    def build(self, choice: EngineChoice, model: bytes | None = None) -> Encoder:
         patch_px = max(self.sample_NHWC.shape[1:3])
         return build_engine(self.encoder, choice, patch_px=patch_px, device=self.device, model=model)
 
 
 def build_engine(
     encoder: nn.Module, choice: EngineChoice, *, patch_px: int, device: str, model: bytes | None
-) -> Engine:
+) -> Encoder:
     """Build a chosen engine, with torch's number of threads.
 
     Args:
@@ -141,15 +128,16 @@ def select_engine(
     """
     half = min(CALIBRATION, len(images_NHWC) // 2)
     plain, plain_s = _plain(encoder, images_NHWC[half:], device)
-    bench = _Bench(encoder, device, images_NHWC[:half], images_NHWC[half:], plain, batch_size or DEFAULT_BATCH)
+    sample = images_NHWC[half : half + len(plain)]
+    bench = _Bench(encoder, device, images_NHWC[:half], sample, plain, batch_size or DEFAULT_BATCH)
     tried = [_try(bench, one) for one in _candidates(engine, precision, device)]
     passed = [(trial, built, model) for trial, built, model in tried if built is not None]
     if not passed:
         raise EncoderError(_refusal(engine, precision, [trial for trial, _, _ in tried], len(bench.sample_NHWC)))
     batches = [
-        _filled(bench.sample_NHWC, bench.batch_size if trial.choice.is_compiled else _BATCH) for trial, *_ in passed
+        filled(bench.sample_NHWC, bench.batch_size if trial.choice.is_compiled else _BATCH) for trial, *_ in passed
     ]
-    rates = _rates([built for _, built, _ in passed], batches)
+    rates = rates_in_turns([built for _, built, _ in passed], batches)
     best = int(np.argmax(rates))
     trial, built, model = passed[best]
     size = batch_size or trial.choice.batch_size
@@ -189,7 +177,7 @@ def _candidates(engine: str, precision: str, device: str) -> list[tuple[str, str
     return found
 
 
-def _try(bench: _Bench, candidate: tuple[str, str]) -> tuple[Trial, Engine | None, bytes | None]:
+def _try(bench: _Bench, candidate: tuple[str, str]) -> tuple[Trial, Encoder | None, bytes | None]:
     """Build an engine and compare its embeddings, with more of its first layers in fp32 until it passes."""
     trial = Trial(EngineChoice(*candidate))
     try:
@@ -221,72 +209,18 @@ def _variants(bench: _Bench, engine: str, precision: str) -> Iterator[tuple[Engi
 
 
 def _plain(encoder: nn.Module, images_NHWC: NDArray[np.uint8], device: str) -> tuple[NDArray[np.float32], float]:
-    """Embed by the encoder's own forward in fp32, and return the seconds beside the embeddings."""
-    started = time.perf_counter()
+    """Embed by the encoder's own forward in fp32, the first patches where it is slow, and return the seconds too."""
+    started, parts = time.perf_counter(), []
     with torch.inference_mode():
-        parts = [
-            encoder(torch.from_numpy(images_NHWC[at : at + _BATCH]).to(device)).float().cpu().numpy()
-            for at in range(0, len(images_NHWC), _BATCH)
-        ]
+        for at in range(0, len(images_NHWC), _BATCH):
+            if at >= _FEWEST and time.perf_counter() - started > _PLAIN_S:
+                break
+            parts.append(encoder(torch.from_numpy(images_NHWC[at : at + _BATCH]).to(device)).float().cpu().numpy())
     return np.concatenate(parts), time.perf_counter() - started
 
 
-def _embedded(engine: Engine, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _embedded(engine: Encoder, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.concatenate([engine.embed(images_NHWC[at : at + _BATCH]) for at in range(0, len(images_NHWC), _BATCH)])
-
-
-def _filled(images_NHWC: NDArray[np.uint8], count: int) -> NDArray[np.uint8]:
-    """Return a batch of some size, with patches repeated where there are fewer."""
-    return np.resize(images_NHWC, (count, *images_NHWC.shape[1:]))
-
-
-def _rates(engines: Sequence[Engine], batches: Sequence[NDArray[np.uint8]]) -> list[float]:
-    """Time engines in turn, each on its batch, and return each one's median rate in images/s."""
-    seconds: list[list[float]] = [[] for _ in engines]
-    for _ in range(ROUNDS):
-        for taken, engine, batch in zip(seconds, engines, batches, strict=True):
-            taken.append(_seconds(partial(engine.embed, batch)))
-    return [len(batch) / statistics.median(taken) for taken, batch in zip(seconds, batches, strict=True)]
-
-
-def fastest_batch(engine: Engine, images_NHWC: NDArray[np.uint8], *, most: int) -> int:
-    """Find the smallest batch that is within 3 % of the fastest, doubling while memory allows.
-
-    A batch is not tried if the one before let the process grow by half a GiB, or did not fit the GPU.
-
-    Args:
-        engine: An engine that ran already.
-        images_NHWC: Patches, repeated where a batch needs more.
-        most: Largest batch.
-    """
-    rates: dict[int, float] = {}
-    size, growth = 1, 0
-    while size <= most and 2 * growth < _MAX_GROWTH_BYTES:
-        batch_NHWC = _filled(images_NHWC, size)
-        before = _peak_bytes()
-        try:
-            engine.embed(batch_NHWC)
-        except torch.OutOfMemoryError:
-            break
-        growth = _peak_bytes() - before
-        taken = [_seconds(partial(engine.embed, batch_NHWC))]
-        while sum(taken) < _TIMING_S:
-            taken.append(_seconds(partial(engine.embed, batch_NHWC)))
-        rates[size] = size / min(taken)
-        size *= 2
-    best = max(rates.values(), default=1.0)
-    return next((size for size, rate in rates.items() if rate >= _SMALLER * best), 1)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def _peak_bytes() -> int:
-    """Return the most memory that this process ever held."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _refusal(engine: str, precision: str, trials: Sequence[Trial], num_patches: int) -> str:

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from distmil.encoders.engines import EngineChoice, runtime, select_engine, selection
+from distmil.encoders.engines import EngineChoice, runtime, select_engine, selection, timing
 from distmil.encoders.engines.gate import LEAST_COSINE, agreement
 from distmil.errors import EncoderError
 from tests.support.networks import TinyNetwork, patches
@@ -158,12 +158,19 @@ class Timed:
 
 
 def test_the_smallest_batch_near_the_best_is_taken():
-    assert selection.fastest_batch(Timed(call_s=0.0, image_s=0.004), IMAGES, most=8) <= 2
-    assert selection.fastest_batch(Timed(call_s=0.02, image_s=0.0001), IMAGES, most=64) == 64
+    assert timing.fastest_batch(Timed(call_s=0.0, image_s=0.004), IMAGES, most=8) <= 2
+    assert timing.fastest_batch(Timed(call_s=0.02, image_s=0.0001), IMAGES, most=64) == 64
 
 
 def test_a_batch_that_needs_much_memory_is_the_last(monkeypatch):
     engine = Timed(call_s=0.02, image_s=0.0, grows_from=8)
-    monkeypatch.setattr(selection, "_peak_bytes", lambda: engine.peak)
-    assert selection.fastest_batch(engine, IMAGES, most=64) == 8
+    monkeypatch.setattr(timing, "_peak_bytes", lambda: engine.peak)
+    assert timing.fastest_batch(engine, IMAGES, most=64) == 8
     assert max(engine.seen) == 8
+
+
+def test_a_slow_network_sees_fewer_patches(monkeypatch):
+    fakes(monkeypatch, {("torch", "fp32"): (0.0, 0.0)})
+    monkeypatch.setattr(selection, "_PLAIN_S", 0.0)
+    assert select_engine(TinyNetwork(0), IMAGES, batch_size=1).facts["patches"] == 16
+    assert select_engine(TinyNetwork(0), IMAGES[:20], batch_size=1).facts["patches"] == 10
