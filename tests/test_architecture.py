@@ -38,6 +38,8 @@ OWNERS = {
     "ray": {"pipeline"},
     "mlflow": {"tracking", "inference.mlflow_model"},
     "openslide": {"slides.reader"},
+    "openvino": {"encoders.engines.runtime"},
+    "nncf": {"encoders.engines.runtime"},
     "torchvision": {"encoders.networks.torchvision_nets"},
     "timm": {"encoders.networks.timm_nets"},
     "transformers": {"encoders.networks.remote_nets"},

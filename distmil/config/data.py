@@ -1,7 +1,7 @@
 """The typed configuration from slides to embeddings: cohort, storage, tiles, patch labels, encoder."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -9,6 +9,9 @@ from distmil.config.section import NO_IDENTITY, PER_JOB, Fraction, Section
 from distmil.encoders.catalog.names import FOLDER, check_name
 from distmil.encoders.catalog.row import EncoderRow
 from distmil.encoders.catalog.rows import ROWS
+
+DEFAULT_BATCH = 64
+"""Patches per forward pass where nothing was measured."""
 
 
 class CohortConfig(Section):
@@ -168,14 +171,28 @@ class EncoderConfig(Section):
     """Learning rate of a layer of a trainable encoder as a share of the rate of the layer behind it."""
     checkpointing: bool = Field(default=False, json_schema_extra=NO_IDENTITY)
     """Keep less of a trainable encoder for the gradient, and compute it again: less memory, a third more time."""
-    batch_size: int = Field(default=64, ge=1, le=65_536, json_schema_extra=PER_JOB)
-    """Patches per forward pass; with `encoder.trainable`, of a training step too."""
+    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=65_536)] = Field(
+        default="auto", json_schema_extra=PER_JOB
+    )
+    """Patches per forward pass; with `encoder.trainable`, of a training step too. auto: measured with the engine, and
+    64 where there is none."""
     views: int = Field(default=0, ge=0, le=32)
     """Number of copies of each training patch with randomly shifted H&E stains, embedded beside it; 0: none. In a step,
     each slide shows one of these copies or the patches themselves, so that the network learns to ignore stain. For a
     trainable encoder the copies are made when they are needed, and are turned and mirrored at random too."""
     stain_shift: float = Field(default=0.15, gt=0, le=1)
     """Standard deviation of these shifts, in the logarithm of a stain's strength."""
+    engine: Literal["auto", "torch", "openvino", "compile"] = Field(default="auto", json_schema_extra=PER_JOB)
+    """What computes the encoder's network: torch; openvino, on a CPU, of `distmil[openvino]`; compile: torch.compile;
+    auto: the fastest that gives the same embeddings on patches of the cohort (cosine of at least 0.999 to fp32)."""
+    precision: Literal["auto", "fp32", "bf16", "fp16", "int8"] = Field(default="auto", json_schema_extra=PER_JOB)
+    """Precision of the engine; int8: quantised for OpenVINO on patches of the cohort; auto: the fastest that gives the
+    same embeddings."""
+
+    @property
+    def patches_per_pass(self) -> int:
+        """Return the patches per forward pass where no engine was measured."""
+        return DEFAULT_BATCH if self.batch_size == "auto" else self.batch_size
 
     @property
     def rows(self) -> list[EncoderRow]:
@@ -223,6 +240,10 @@ class EncoderConfig(Section):
             raise ValueError(
                 f"encoder.weights = 'none': {self.name} is of no use without weights; expected auto, a name such as "
                 "DEFAULT or IMAGENET1K_V1, a file ending in .safetensors, .pt or .pth, a folder, or random"
+            )
+        if self.precision == "int8" and self.engine not in {"auto", "openvino"}:
+            raise ValueError(
+                f"encoder.precision = 'int8': encoder.engine = {self.engine!r} does not quantise; use openvino or auto"
             )
         if len(rows) > 1 and self.weights not in {"auto", "DEFAULT", "random"}:
             raise ValueError(

@@ -13,17 +13,22 @@ from distmil.config.root import Config, fingerprint
 from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.encoders.stains import shift_stains
 from distmil.errors import SlideError, StorageError
+from distmil.processes.background import one_ahead
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import check_slide, decode_image, patches_folder, read_patches
 
 FORMAT_VERSION = 1
+DECODED_AHEAD = 64
+"""Patches that are decoded at once; a larger batch is decoded whole."""
 
 
 def embeddings_folder(config: Config, spec: EncoderSpec, *, view: int = 0) -> str:
     """Return the stage's folder, named by everything that decides its content; each view has its own."""
     values = {"encoder": spec.identity(), "patches": patches_folder(config.tiling), "format_version": FORMAT_VERSION}
+    if not all(choice.is_plain for choice in spec.engines):  # without: as before there were engines
+        values["engines"] = [choice.identity() for choice in spec.engines]
     if view:
         values["view"] = {"number": view, "stain_shift": config.encoder.stain_shift}
     return f"embeddings/{fingerprint(values)}"
@@ -50,6 +55,13 @@ class SlideEmbedder:
         """Return where the shards and their record are."""
         return Committed(self.store, self.folder, self.patches.name)
 
+    @property
+    def batch_size(self) -> int:
+        """Return the patches per forward pass: as configured, else as measured with the engine."""
+        if self.config.encoder.batch_size == "auto" and self.spec.engines:
+            return min(choice.batch_size for choice in self.spec.engines)
+        return self.config.encoder.patches_per_pass
+
     def key(self) -> dict[str, Any]:
         """Name everything but the configuration that the embeddings depend on."""
         return {"patches": self.patches.digest}
@@ -73,7 +85,7 @@ class SlideEmbedder:
         folder = f"{patches_folder(self.config.tiling)}/{self.patches.name}"
         table = read_patches(self.store, f"{folder}/{part.name}", part=part)
         check_slide(table, self.patches.name, where=self.store.path(folder))
-        embedding_NE = embed_patches(table, encoder, batch_size=self.config.encoder.batch_size, decode=self._images)
+        embedding_NE = embed_patches(table, encoder, batch_size=self.batch_size, decode=self._images)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())
         columns = [table[name] for name in schema.names[:-1]]
@@ -118,7 +130,7 @@ def embed_patches(
     batch_size: int,
     decode: Callable[[pa.Table], NDArray[np.uint8]] = decode_patches,
 ) -> NDArray[np.float16]:
-    """Embed the patches of one shard.
+    """Embed the patches of one shard; the next ones are decoded while the encoder works.
 
     Args:
         table: The patches, of the schema ``PATCHES``.
@@ -132,9 +144,14 @@ def embed_patches(
     Raises:
         SlideError: If an embedding is not finite.
     """
-    batches = (decode(table.slice(start, batch_size)) for start in range(0, table.num_rows, batch_size))
+    block = batch_size * max(1, DECODED_AHEAD // batch_size)
+    rows = [table.slice(start, block) for start in range(0, table.num_rows, block)]
     with np.errstate(over="ignore"):
-        embedding_NE = np.concatenate([encoder.embed(batch) for batch in batches]).astype(np.float16)
+        embedding_NE = np.concatenate([
+            encoder.embed(images_NHWC[start : start + batch_size])
+            for images_NHWC in one_ahead(decode, rows)
+            for start in range(0, len(images_NHWC), batch_size)
+        ]).astype(np.float16)  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))
     if len(bad):
         raise SlideError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from distmil.config.data import EncoderConfig
 from distmil.encoders.catalog.names import check_name, width_of
+from distmil.encoders.engines.choice import EngineChoice
 from distmil.encoders.texture import texture
 from distmil.errors import EncoderError, StorageError
 from distmil.storage.store import Store
@@ -50,6 +51,8 @@ class EncoderSpec:
     dimension: int
     weights_file: str | None
     allow_remote_code: bool = False
+    engines: tuple[EngineChoice, ...] = ()
+    """What computes each of its networks, once that is chosen; none: torch in fp32."""
 
     def identity(self) -> dict[str, str]:
         """Name the encoder and its weights, on which embeddings depend."""

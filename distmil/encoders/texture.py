@@ -8,7 +8,6 @@ nothing but rounding. Column 0 is the mean optical density of hematoxylin, times
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -28,6 +27,7 @@ MIN_EDGE_PX = 16
 _TO_STAIN = np.vstack([UNMIX.T, np.full(3, 1 / 3)]).astype(np.float32)  # the fourth row is the mean density
 
 _SCALES_PX = (1.0, 2.0, 4.0)  # sigma of the Gaussian derivatives
+_NUM_MAPS = 3 + 2 * 3 * len(_SCALES_PX)  # three densities; three derivatives of hematoxylin and eosin at each scale
 
 
 @dataclass(frozen=True)
@@ -57,26 +57,26 @@ def texture(images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
             f"patches are {shape} of {dtype}; expected N x H x W x 3 of uint8 with edges of at least {MIN_EDGE_PX} px: "
             "tile with a larger patch_px, or convert to RGB bytes"
         )
-    described = [_describe(np.ascontiguousarray(image_HWC)) for image_HWC in images_NHWC]
+    maps = _Maps(_NUM_MAPS, shape[1] * shape[2])
+    described = [_describe(np.ascontiguousarray(image_HWC), maps) for image_HWC in images_NHWC]
     return np.array(described, np.float32).reshape(-1, DIMENSION)
 
 
-def _describe(image_HWC: Bytes) -> Floats:
-    """Describe one patch by all groups of values."""
+def _describe(image_HWC: Bytes, maps: "_Maps") -> Floats:
+    """Describe one patch by all groups of values; ``maps`` is room for its maps, used again for each patch."""
     hematoxylin_HW, eosin_HW, residual_HW, total_HW = _densities(image_HWC)
-    shapes_h, shapes_e, shapes_t = (
-        [_shape(density_HW, sigma_px) for sigma_px in _SCALES_PX] for density_HW in (hematoxylin_HW, eosin_HW, total_HW)
-    )
-    maps = [hematoxylin_HW, eosin_HW, residual_HW]
-    maps += [each for shape in shapes_h + shapes_e for each in (shape.gradient, shape.laplacian, shape.anisotropy)]
+    maps.clear()
+    for density_HW in (hematoxylin_HW, eosin_HW, residual_HW):
+        maps.add(density_HW)
     groups = [
-        *_covariance(maps),
-        *_symmetries(shapes_h, flat=0.04),  # both thresholds chosen on folds inside train
-        *_symmetries(shapes_t, flat=0.02),
+        *_symmetries(hematoxylin_HW, flat=0.04, maps=maps),  # both thresholds chosen on folds inside train
+        *_symmetries(total_HW, flat=0.02),
         *_colours(image_HWC, hematoxylin_HW, eosin_HW, total_HW),
         _nuclei(hematoxylin_HW),
     ]
-    return np.concatenate(groups).astype(np.float32)
+    for sigma_px in _SCALES_PX:
+        maps.add_shape(_shape(eosin_HW, sigma_px))
+    return np.concatenate([*maps.covariance(), *groups]).astype(np.float32)
 
 
 def _densities(image_HWC: Bytes) -> list[Floats]:
@@ -95,37 +95,78 @@ def _shape(density_HW: Floats, sigma_px: float) -> _Shape:
     size_px = 2 * math.ceil(3 * sigma_px) + 1
     smooth_HW = cv2.GaussianBlur(density_HW, (size_px, size_px), sigma_px)
     x, y = (_floats(cv2.Sobel(smooth_HW, -1, dx, 1 - dx, scale=sigma_px / 8)) for dx in (1, 0))
-    xx, yy, xy = (_floats(cv2.Sobel(smooth_HW, -1, dx, 2 - dx, scale=sigma_px**2 / 4)) for dx in (2, 0, 1))
-    return _Shape(gradient=_length(x, y), laplacian=xx + yy, anisotropy=_length(xx - yy, 2 * xy))
+    xx, yy = (_floats(cv2.Sobel(smooth_HW, -1, dx, 2 - dx, scale=sigma_px**2 / 4)) for dx in (2, 0))
+    twice_xy = _floats(cv2.Sobel(smooth_HW, -1, 1, 1, scale=sigma_px**2 / 2))
+    laplacian = xx + yy
+    xx -= yy
+    return _Shape(gradient=_length(x, y), laplacian=laplacian, anisotropy=_length(xx, twice_xy))
 
 
 def _length(x_HW: Floats, y_HW: Floats) -> Floats:
-    """Length of a vector. Not cv2.magnitude: its last bit depends on where the arrays happen to lie in memory."""
-    return np.sqrt(x_HW * x_HW + y_HW * y_HW)
+    """Length of a vector, in place of ``x_HW``; ``y_HW`` is spoilt.
 
-
-def _covariance(maps: Sequence[Floats]) -> list[Values]:
-    """Means of C maps, each H x W, and the C (C + 1) / 2 values of the matrix logarithm of their covariance.
-
-    Source: Tuzel 2006 (region covariance), Arsigny 2006 (its logarithm). Departures: Gaussian derivatives at three
-    scales, no pixel positions, and 1e-5 added to the eigenvalues, so that a blank patch has a logarithm.
+    Not cv2.magnitude: its last bit depends on where the arrays happen to lie in memory.
     """
-    map_CP = np.stack([map_HW.ravel() for map_HW in maps])
-    mean_C = map_CP.mean(axis=1)
-    map_CP -= mean_C[:, None]
-    value_C, vector_CC = np.linalg.eigh((map_CP @ map_CP.T).astype(np.float64) / map_CP.shape[1])
-    log_CC = (vector_CC * np.log(np.maximum(value_C, 0) + 1e-5)) @ vector_CC.T
-    return [4 * mean_C.astype(np.float64), log_CC[np.triu_indices(len(mean_C))]]
+    np.multiply(x_HW, x_HW, out=x_HW)
+    np.multiply(y_HW, y_HW, out=y_HW)
+    np.add(x_HW, y_HW, out=x_HW)
+    return np.sqrt(x_HW, out=x_HW)
 
 
-def _symmetries(shapes: Sequence[_Shape], *, flat: float) -> list[Values]:
+class _Maps:
+    """Collects C maps of a patch, each centred while the processor's cache still holds it."""
+
+    def __init__(self, num_maps: int, num_pixels: int) -> None:
+        self._centred_CP = np.zeros((-(-num_maps // 8) * 8, num_pixels), np.float32)  # products like whole eights
+        self._means: list[float] = []
+
+    def clear(self) -> None:
+        """Make room for another patch."""
+        self._means.clear()
+
+    def add(self, map_HW: Floats) -> None:
+        """Take a map."""
+        mean = cv2.mean(map_HW)[0]
+        np.subtract(map_HW.ravel(), np.float32(mean), out=self._centred_CP[len(self._means)])
+        self._means.append(mean)
+
+    def add_shape(self, shape: _Shape) -> None:
+        """Take the three maps of a shape."""
+        for map_HW in (shape.gradient, shape.laplacian, shape.anisotropy):
+            self.add(map_HW)
+
+    def covariance(self) -> list[Values]:
+        """Means of the maps, and the C (C + 1) / 2 values of the matrix logarithm of their covariance.
+
+        Source: Tuzel 2006 (region covariance), Arsigny 2006 (its logarithm). Departures: Gaussian derivatives at three
+        scales, no pixel positions, and 1e-5 added to the eigenvalues, so that a blank patch has a logarithm.
+        """
+        map_CP, count = self._centred_CP, len(self._means)
+        covariance_CC = (map_CP @ map_CP.T)[:count, :count].astype(np.float64) / map_CP.shape[1]
+        value_C, vector_CC = np.linalg.eigh(covariance_CC)
+        log_CC = (vector_CC * np.log(np.maximum(value_C, 0) + 1e-5)) @ vector_CC.T
+        return [4 * np.array(self._means), log_CC[np.triu_indices(count)]]
+
+
+def _symmetries(density_HW: Floats, *, flat: float, maps: _Maps | None = None) -> list[Values]:
     """Frequencies of basic image features at each scale, and jointly at neighbouring scales.
 
     Source: Crosier & Griffin 2010. Departure: pairs of neighbouring scales instead of columns through all scales.
+
+    Args:
+        density_HW: An optical density.
+        flat: Score of a flat place.
+        maps: Takes the derivatives too.
     """
-    codes = [_basic_features(shape, flat=flat) for shape in shapes]
-    pairs = [fine_HW * np.uint8(7) + coarse_HW for fine_HW, coarse_HW in pairwise(codes)]
-    return [_frequencies(code_HW, 7) for code_HW in codes] + [_frequencies(pair_HW, 49) for pair_HW in pairs]
+    codes = []
+    for sigma_px in _SCALES_PX:
+        shape = _shape(density_HW, sigma_px)
+        if maps is not None:
+            maps.add_shape(shape)
+        codes.append(_basic_features(shape, flat=flat))
+    pairs = [_counts(fine_HW * np.uint8(7) + coarse_HW, 49).reshape(7, 7) for fine_HW, coarse_HW in pairwise(codes)]
+    singles = [*(pair.sum(axis=1) for pair in pairs), pairs[-1].sum(axis=0)]
+    return [np.sqrt(counts.ravel() / density_HW.size) for counts in (*singles, *pairs)]
 
 
 def _basic_features(shape: _Shape, *, flat: float) -> Bytes:
@@ -134,25 +175,28 @@ def _basic_features(shape: _Shape, *, flat: float) -> Bytes:
     0 flat, 1 slope, 2 and 3 light and dark blob, 4 and 5 light and dark line, 6 saddle. Of each blob and line only
     the sign of the Laplacian can win, so five scores do. Names rise with the tests: the largest is the last winner.
     """
-    blob_HW = np.abs(shape.laplacian)
-    line_HW = (shape.anisotropy + blob_HW) * np.float32(0.5**0.5)
+    slope_HW, blob_HW = 2 * shape.gradient, np.abs(shape.laplacian)
+    line_HW = shape.anisotropy + blob_HW
+    line_HW *= np.float32(0.5**0.5)
     dark_HW = (shape.laplacian < 0).view(np.uint8)
     best_HW, code_HW = np.full(blob_HW.shape, flat, np.float32), np.zeros(blob_HW.shape, np.uint8)
-    scores = ((2 * shape.gradient, 1), (blob_HW, 2 + dark_HW), (line_HW, 4 + dark_HW), (shape.anisotropy, 6))
+    scores = ((slope_HW, 1), (blob_HW, 2 + dark_HW), (line_HW, 4 + dark_HW), (shape.anisotropy, 6))
     for score_HW, name in scores:
-        code_HW = np.maximum(code_HW, (score_HW > best_HW).view(np.uint8) * np.uint8(name))
-        best_HW = np.maximum(best_HW, score_HW)
+        is_better_HW = (score_HW > best_HW).view(np.uint8)
+        np.maximum(code_HW, is_better_HW * np.uint8(name), out=code_HW)
+        np.maximum(best_HW, score_HW, out=best_HW)
     return code_HW
 
 
 def _colours(image_HWC: Bytes, hematoxylin_HW: Floats, eosin_HW: Floats, total_HW: Floats) -> list[Values]:
     """Histograms of hue (blue to red, weighted by saturation), saturation, and optical densities."""
     hsv_HWC = np.asarray(cv2.cvtColor(image_HWC, cv2.COLOR_RGB2HSV), np.uint8)
-    hue_P, saturation_P = hsv_HWC[..., 0].ravel(), hsv_HWC[..., 1].ravel()
-    weight = np.bincount(hue_P // np.uint8(6), saturation_P / np.float32(255), minlength=30)  # hue ends at 180
+    count_HS = np.asarray(cv2.calcHist([hsv_HWC], [0, 1], None, [30, 256], [0, 180, 0, 256]), np.float64)
+    weight = count_HS[15:] @ np.arange(256) / 255
+    saturation = np.add.reduceat(count_HS.sum(axis=0), np.arange(0, 256, 26))
     return [
-        np.sqrt(weight[15:] / len(hue_P)),
-        _frequencies(saturation_P // np.uint8(26), 10),
+        np.sqrt(weight / total_HW.size),
+        np.sqrt(saturation / total_HW.size),
         _frequencies(_bins(hematoxylin_HW, low=-0.1, high=0.9, count=12), 12),
         _frequencies(_bins(eosin_HW, low=-0.2, high=0.6, count=12), 12),
         _frequencies(_bins(total_HW, low=0.0, high=1.0, count=12), 12),
@@ -161,13 +205,20 @@ def _colours(image_HWC: Bytes, hematoxylin_HW: Floats, eosin_HW: Floats, total_H
 
 def _bins(values_HW: Floats, *, low: float, high: float, count: int) -> Bytes:
     """Number the bin of each value; what lies outside falls into the first or the last."""
-    scaled_HW: Floats = (values_HW - np.float32(low)) * np.float32(count / (high - low))
-    return scaled_HW.clip(0, count - 1).astype(np.uint8)
+    scaled_HW = values_HW - np.float32(low)
+    scaled_HW *= np.float32(count / (high - low))
+    np.clip(scaled_HW, 0, count - 1, out=scaled_HW)
+    return scaled_HW.astype(np.uint8)
 
 
-def _frequencies(codes: Bytes, count: int) -> Values:
+def _frequencies(code_HW: Bytes, count: int) -> Values:
     """Count codes; the square root makes distances those of Hellinger and lifts what is rare."""
-    return np.sqrt(np.bincount(codes.ravel(), minlength=count) / codes.size)
+    return np.sqrt(_counts(code_HW, count) / code_HW.size)
+
+
+def _counts(code_HW: Bytes, count: int) -> Values:
+    """Count how often each code from 0 on is there."""
+    return np.asarray(cv2.calcHist([code_HW], [0], None, [count], [0, count]), np.float64).ravel()
 
 
 def _nuclei(hematoxylin_HW: Floats) -> Values:

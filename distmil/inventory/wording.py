@@ -12,6 +12,7 @@ from distmil.pace import in_words
 NOTHING = "nothing can go: something refers to every folder, or it was written in the last hour"
 NOT_OURS = "not made by a job, or a link"
 _OTHERS = {
+    "engines": "engines of encoders and their quantised networks",
     "synthetic": "synthetic slides",
     "mlflow.db": "MLflow's record",
     "mlflow-artifacts": "files of MLflow's record",

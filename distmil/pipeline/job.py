@@ -11,6 +11,7 @@ from distmil.config.loading import build_config, per_job_keys
 from distmil.config.root import Config
 from distmil.console import Console
 from distmil.demo.cohort import make_cohort
+from distmil.encoders.engines.runtime import check_installed
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
 from distmil.inference.bundle_place import find_bundle, is_run
@@ -184,9 +185,10 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
 
     Raises:
         ConfigError: If the file or the weights name does not exist.
-        EncoderError: If the weights cannot be had or do not fit.
+        EncoderError: If the weights cannot be had or do not fit, or the engine is not installed.
     """
     encoder = job.config.encoder
+    check_installed(engine=encoder.engine, precision=encoder.precision)
     if encoder.weights_name == "random":
         job.console.note(
             f"WARNING: {encoder.name} has RANDOM weights (encoder.weights=random): its embeddings, and all that is "

@@ -8,7 +8,7 @@ from distmil.cohort import Slide
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.labels.tables import labels_folder
-from distmil.pipeline.embed import embed, embed_views
+from distmil.pipeline.embed import embed, embed_views, with_engine
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
 from distmil.pipeline.tile import tile
@@ -48,6 +48,7 @@ def prepare(
     patches = tile(job, slides).records
     labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job: before embedding
     from_images = learns and job.config.encoder.trainable
+    spec = spec if from_images else with_engine(job, patches, spec)
     embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
     views = {} if from_images else embed_views(job, learning, spec)

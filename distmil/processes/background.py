@@ -1,8 +1,13 @@
-"""Something done beside a block of work, in a thread of its own."""
+"""Something done beside other work, in a thread of its own."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
+
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 @contextmanager
@@ -21,3 +26,23 @@ def in_background(work: Callable[[threading.Event], None], name: str) -> Iterato
     finally:
         stop.set()
         thread.join()
+
+
+def one_ahead(make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
+    """Make one thing after the other in a thread, each while the one before is in use: never more than two are held.
+
+    What ``make`` raises is raised where its thing would have come.
+
+    Args:
+        make: Should leave Python's lock free for most of its time, as decoding does.
+        given: What each thing is made from.
+    """
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
+        coming: Future[Made] | None = None
+        for value in given:
+            following = thread.submit(make, value)
+            if coming is not None:
+                yield coming.result()
+            coming = following
+        if coming is not None:
+            yield coming.result()

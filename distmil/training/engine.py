@@ -169,7 +169,7 @@ def _evaluate_bag(learner: Learner, bag: Bag, config: Config) -> LabelledScores:
         lambda patches: embed(patches, nets.encoder, learner.device),
         top_k=config.bags.top_k,
         top_k_share=config.bags.top_k_share,
-        chunk=config.encoder.batch_size if config.encoder.trainable else SCORE_CHUNK,
+        chunk=config.encoder.patches_per_pass if config.encoder.trainable else SCORE_CHUNK,
     )
     if not (np.isfinite(scores.bag) and np.isfinite(scores.fused_N).all()):
         raise TrainingError(f"{bag.slide_id}: scores are not finite; look at this slide's embeddings")

@@ -76,7 +76,7 @@ def open_run(
     """
     training = config.training
     if config.encoder.trainable:  # patches pass through the encoder, too, and what it keeps for its gradient is large
-        max_patches = min(config.bags.patches_per_step, config.encoder.batch_size)
+        max_patches = min(config.bags.patches_per_step, config.encoder.patches_per_pass)
         config = config.model_copy(update={"bags": config.bags.model_copy(update={"patches_per_step": max_patches})})
     planner = StepPlanner(
         train_bags, config.bags, num_classes=len(config.cohort.classes), seed=training.seed, epochs=training.epochs
@@ -86,7 +86,7 @@ def open_run(
     history = None if name is None else load_checkpoint(store, name, learner)
     if history is None:
         history = History()
-        fit_normaliser(learner, train_bags, seed=training.seed, batch_size=config.encoder.batch_size)
+        fit_normaliser(learner, train_bags, seed=training.seed, batch_size=config.encoder.patches_per_pass)
     return Run(config, learner, planner, keep_resident(train_bags, config, device), list(validation_bags), history)
 
 

@@ -148,7 +148,10 @@ def test_a_dark_disc_is_a_dark_blob_and_a_light_stripe_a_light_line() -> None:
 def test_covariance_of_known_maps() -> None:
     # independent signs: a diagonal covariance of 4 and 0.25, whose logarithm is diagonal too
     sign = np.array([[1, -1], [1, -1]], np.float32)
-    mean, log = module._covariance([2 * sign + 3, 0.5 * sign.T])
+    maps = module._Maps(2, 4)
+    for map_HW in (2 * sign + 3, 0.5 * sign.T):
+        maps.add(map_HW)
+    mean, log = maps.covariance()
     np.testing.assert_allclose(mean, [12, 0])
     np.testing.assert_allclose(log, [np.log(4), 0, np.log(0.25)], atol=1e-4)
 
@@ -166,3 +169,22 @@ def test_covariance_of_known_maps() -> None:
 def test_what_it_cannot_describe_is_refused(images: Image) -> None:
     with pytest.raises(ValueError, match=r"expected N x H x W x 3 of uint8 with edges of at least 16 px"):
         texture(images)
+
+
+OF_VERSION_1 = [
+    [0.36655, 0.07269, 0.01441, -0.1093, 0.02318, 0.01742, -11.36727, 0.52947, 0.01141, 0.11934, 0.09547, 0.3048],
+    [0.34652, 0.0782, 0.01498, -0.11605, 0.02905, -0.00321, -11.36392, 0.55092, 0.0, 0.12706, 0.09816, 0.29675],
+    [0.37753, 0.08331, 0.01677, -0.10444, 0.01011, 0.01638, -11.35134, 0.57881, 0.0, 0.12369, 0.09129, 0.29903],
+]
+"""Values as the first code of this version gave them, by which embeddings in stores were made."""
+
+
+def test_values_stay_those_of_their_version() -> None:
+    columns = [0, 3, 20, 40, 111, 200, 251, 400, 450, 500, 530, 560]
+    found = texture(np.stack([draw(96, 80, seed=seed) for seed in range(3)]))[:, columns]
+    np.testing.assert_allclose(found, OF_VERSION_1, atol=1e-4)
+
+
+def test_room_for_maps_is_used_again_without_a_trace() -> None:
+    image = draw(90, 70, seed=1)
+    np.testing.assert_array_equal(texture(np.stack([noise(90, 70), image]))[1], texture(image[None])[0])

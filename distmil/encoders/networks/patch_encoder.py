@@ -31,7 +31,10 @@ class PatchEncoder(nn.Module):
 
     def forward(self, images_NHWC: Tensor) -> Tensor:
         """Return embeddings, N x E, float32, of uint8 RGB patches."""
-        images_NCHW = self._at_size(images_NHWC.permute(0, 3, 1, 2).float().div(255))
+        return self.from_sized(self.at_size(images_NHWC))
+
+    def from_sized(self, images_NCHW: Tensor) -> Tensor:
+        """Return embeddings of what ``at_size`` gives."""
         return self._output((images_NCHW - self.mean) / self.std).float()
 
     def embed(self, images_NHWC: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -53,8 +56,9 @@ class PatchEncoder(nn.Module):
                 module.eval()
         return self
 
-    def _at_size(self, images_NCHW: Tensor) -> Tensor:
-        """Cut or resize images, from 0 to 1, to what the network takes."""
+    def at_size(self, images_NHWC: Tensor) -> Tensor:
+        """Cut or resize uint8 patches to what the network takes, N x C x H x W, float32 from 0 to 1."""
+        images_NCHW = images_NHWC.permute(0, 3, 1, 2).float().div(255)
         row, (height, width) = self.row, images_NCHW.shape[-2:]
         edge = row.input_px
         if edge is None or (height, width) == (edge, edge):

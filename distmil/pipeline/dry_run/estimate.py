@@ -4,7 +4,7 @@ import importlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -148,7 +148,7 @@ class _Estimate:
         job, bundle = self._opened
         scratch = Store(str(self.folder))
         spec = registry.prepare_encoder(job.config.encoder, scratch, state=bundle and bundle.encoder_state)
-        stages += self._embed_stages(rates, registry, spec, scratch)
+        stages += self._embed_stages(rates, spec, scratch)
         if self.name in WITH_LABELS:
             stages.append(self._label_stage())
         if self.name in {"train", "tune"}:
@@ -157,15 +157,16 @@ class _Estimate:
             stages += self._predict_stages(rates, spec, bundle)
         return stages
 
-    def _embed_stages(self, rates: Any, registry: Any, spec: Any, scratch: Store) -> list[Stage]:
+    def _embed_stages(self, rates: Any, spec: Any, scratch: Store) -> list[Stage]:
         """Estimate the embedding, and that of views."""
         config, work, machine = self._opened[0].config, self._work, self._machine
         if config.encoder.trainable and self.name in {"train", "tune"}:
             return []
         is_gpu = spec.weights_file is not None and machine.gpus > 0 and config.training.use_gpu is not False
-        encoder = registry.load_encoder(spec, scratch, device="cuda" if is_gpu else "cpu")
+        spec, encoder = self._with_engine(spec, scratch, device="cuda" if is_gpu else "cpu")
         files = [str(path) for path in sorted(self.folder.glob("*.parquet"))]
-        patch_s = self._one_thread(lambda: rates.time_embedding(files, encoder, batch_size=config.encoder.batch_size))
+        batch_size = min((each.batch_size for each in spec.engines), default=config.encoder.patches_per_pass)
+        patch_s = self._one_thread(lambda: rates.time_embedding(files, encoder, batch_size=batch_size))
         embedder = importlib.import_module("distmil.encoders.embedder").SlideEmbedder
 
         def finished(slide: Slide, view: int = 0) -> Record | None:
@@ -186,6 +187,16 @@ class _Estimate:
             todo = [slide for slide in learning if slide.slide_id not in done]
             stages.append(embed_stage("views", work, todo, len(done), machine, **arguments, copies=views))
         return stages
+
+    def _with_engine(self, spec: Any, scratch: Store, *, device: str) -> tuple[Any, Any]:
+        """Load an encoder with the engine that the store's embeddings are made by, if one was chosen."""
+        engines = importlib.import_module("distmil.encoders.engines")
+        config, store = self._opened[0].config, self.job.store
+        choices = engines.StoredEngine(spec, config, store).read(device=device) or ()
+        for file in (engines.model_file(choice.model_digest) for choice in choices if choice.model_digest):
+            scratch.write(file, store.read(file))
+        spec = replace(spec, engines=choices)
+        return spec, engines.load_engine(spec, scratch, patch_px=config.tiling.patch_px, device=device)
 
     def _label_stage(self) -> Stage:
         config, work = self._opened[0].config, self._work
