@@ -96,6 +96,9 @@ class TilingConfig(Section):
     """Patches per shard, the unit of work."""
     chunk_timeout_s: int = Field(default=600, ge=1, le=86_400, json_schema_extra=PER_JOB)
     """Seconds after which an unfinished chunk is given up, and with it the slide for this run."""
+    stream: Literal["auto"] | bool = Field(default="auto", json_schema_extra=PER_JOB)
+    """In jobs that embed: embed a slide as soon as it is tiled, while others are tiled. auto: where embedding has GPUs;
+    without one both need the same cores, and one after the other takes half the memory. The files are the same."""
     checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
     """Checksum of each slide's file, beside its size and time: none; fast: of samples; full: SHA-256 of the whole."""
     verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)

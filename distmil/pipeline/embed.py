@@ -3,19 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from distmil.config.root import Config
-from distmil.defects import attempt
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
-from distmil.encoders.registry import EncoderSpec, load_encoder
-from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
+from distmil.encoders.registry import EncoderSpec
+from distmil.pipeline.cluster import check_gpus, map_slides
 from distmil.pipeline.job import Job, check_bad_fraction, open_cohort, open_encoder, status_counts
-from distmil.pipeline.tile import tile
-from distmil.storage.records import Part, Record
-from distmil.storage.store import Store
+from distmil.pipeline.streaming.embedding import Embedder, Gathered, Key, embedding_arguments, shards_of, uses_gpu
+from distmil.pipeline.streaming.stream import tile_ahead
+from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
-
-_Key = tuple[str, int]
-"""Slide id and number of the view."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -24,8 +19,9 @@ def run(job: Job) -> dict[str, Any]:
     spec = open_encoder(job)
     if spec.weights_file is not None:
         check_gpus(job.config)
-    patches = tile(job, cohort.slides).records
-    records = patches | embed(job, patches, spec)
+    tiled, embedded = tile_ahead(job, cohort.slides, spec)
+    patches = tiled.records
+    records = patches | embed(job, patches, spec, known=embedded)
     job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
@@ -37,16 +33,24 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, Record]:
+def embed(
+    job: Job, patches: Mapping[str, Record], spec: EncoderSpec, *, known: Mapping[str, Record] | None = None
+) -> dict[str, Record]:
     """Embed every tiled slide that is not done, and return the record of each by slide id.
+
+    Args:
+        job: Configuration, store and console.
+        patches: Records of the tiling by slide id.
+        spec: The encoder.
+        known: Records of embeddings that were made just now.
 
     Raises:
         StorageError: If the store cannot be written, or a patch shard is damaged.
     """
-    found = _embed(
-        job, [SlideEmbedder(record, job.config, spec, job.store) for record in patches.values() if record.ok]
-    )
-    return {slide_id: record for (slide_id, _), record in found.items()}
+    known = dict(known or {})
+    left = [record for slide_id, record in patches.items() if record.ok and slide_id not in known]
+    found = _embed(job, [SlideEmbedder(record, job.config, spec, job.store) for record in left], num_done=len(known))
+    return known | {slide_id: record for (slide_id, _), record in found.items()}
 
 
 def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, list[Record]]:
@@ -61,44 +65,28 @@ def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> d
     return views
 
 
-def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
+def _embed(job: Job, embedders: Sequence[SlideEmbedder], *, num_done: int = 0) -> dict[Key, Record]:
     """Do what is not done, shard by shard on the cluster, and return each record."""
-    by_key = {(embedder.patches.name, embedder.view): embedder for embedder in embedders}
-    records = {key: record for key, embedder in by_key.items() if (record := embedder.finished())}
-    todo = {key: embedder for key, embedder in by_key.items() if key not in records}
+    found = ((embedder, embedder.finished()) for embedder in embedders)
+    gathered = Gathered()
+    for embedder, record in found:
+        if record is not None:
+            gathered.records[embedder.patches.name, embedder.view] = record
+        else:
+            gathered.expect(embedder)
+    todo = [embedder for key, embedder in gathered.embedders.items() if key not in gathered.records]
     if not todo:
-        return records
-    first = next(iter(todo.values()))
+        return gathered.records
     noun = f"{job.outcomes.noun}s"
-    what = noun if first.view == 0 else f"views of {noun}"
-    job.console.note(f"embedding {len(todo)} {what} with {first.spec.name} ({len(records)} are done)")
-    items = [(embedder.patches, embedder.view, part) for embedder in todo.values() for part in embedder.patches.parts]
-    is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)
-    found: dict[_Key, dict[str, Part]] = {key: {} for key in todo}
-    num_patches = sum(part.rows for _, _, part in items)
-    with job.console.progress("embed", len(items), "shards", work=num_patches, work_unit="patches") as advance:
-        arguments = {"config": job.config, "store": job.store, "spec": first.spec, "is_gpu": is_gpu}
-        for (patches, view, source), made in map_slides(items, _Embedder, num_gpus=int(is_gpu), **arguments):
-            advance(source.rows)
-            key = patches.name, view
-            if isinstance(made, Record):
-                records[key] = made
-                continue
-            found[key][source.name] = made
-            if key not in records and len(found[key]) == len(patches.parts):
-                records[key] = todo[key].commit([found[key][part.name] for part in patches.parts])
-    return records
-
-
-class _Embedder:
-    """An actor: one loaded encoder, one shard at a time."""
-
-    def __init__(self, config: Config, store: Store, spec: EncoderSpec, is_gpu: bool) -> None:
-        self._config, self._store, self._spec = config, store, spec
-        self._encoder = load_encoder(spec, store, device="cuda" if is_gpu else "cpu")
-
-    def __call__(self, item: tuple[Record, int, Part]) -> Part | Record:
-        """Embed one shard, and return the new shard's entry, or the slide's record if it fails."""
-        patches, view, part = item
-        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, view)
-        return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.name)
+    what = noun if todo[0].view == 0 else f"views of {noun}"
+    num_done += len(gathered.records)
+    job.console.note(f"embedding {len(todo)} {what} with {todo[0].spec.name} ({num_done} are done)")
+    items = [shard for embedder in todo for shard in shards_of(embedder.patches, embedder.view)]
+    is_gpu = uses_gpu(job, todo[0].spec)
+    work = sum(embedder.patches.rows for embedder in todo)
+    with job.console.progress("embed", len(items), "shards", work=work, work_unit="patches") as advance:
+        arguments = embedding_arguments(job, todo[0].spec, is_gpu=is_gpu)
+        for shard, made in map_slides(items, Embedder, num_gpus=int(is_gpu), **arguments):
+            advance(gathered.embedders[shard.key].patches.parts[shard.part].rows)
+            gathered.add(shard, made)
+    return gathered.records

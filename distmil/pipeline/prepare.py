@@ -11,6 +11,7 @@ from distmil.labels.tables import labels_folder
 from distmil.pipeline.embed import embed, embed_views
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
+from distmil.pipeline.streaming.stream import tile_ahead
 from distmil.pipeline.tile import tile
 from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
@@ -45,10 +46,16 @@ def prepare(
         DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
-    patches = tile(job, slides).records
-    labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job: before embedding
     from_images = learns and job.config.encoder.trainable
-    embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
+    may_end = with_labels and job.config.labels.on_bad_annotation == "fail"  # before anything is embedded
+    tiled, ahead = (tile(job, slides), {}) if from_images or may_end else tile_ahead(job, slides, spec)
+    patches = tiled.records
+    labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job
+    embedded = (
+        {i: record for i, record in patches.items() if record.ok}
+        if from_images
+        else embed(job, patches, spec, known=ahead)
+    )
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
     views = embed_views(job, learning, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}

@@ -19,9 +19,10 @@ from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BadAnnotations, SlideError, StorageError
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline import embed, label, predict, prepare, tile, tile_report
+from distmil.pipeline import label, predict, prepare, tile, tile_report
 from distmil.pipeline.job import Job, Tiled
 from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.streaming import embedding
 from distmil.storage.records import Record
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide
@@ -62,8 +63,8 @@ def ask(monkeypatch, slide, config, store, patches):
 
     def embeds(error):
         monkeypatch.setattr(SlideEmbedder, "write_shard", raising(error))
-        monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: None)
-        return embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
+        monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+        return embedding.Embedder(config, store, SPEC, is_gpu=False)(embedding.shards_of(patches)[0])
 
     def draws(error):
         monkeypatch.setattr(tile_report, "draw_slide", raising(error))
@@ -109,8 +110,8 @@ def test_a_store_that_cannot_be_used_ends_everything(ask, stage):
 
 def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatch, config, store, patches):
     spoilt = SimpleNamespace(embed=lambda images: np.full((len(images), 4), np.nan, np.float32))
-    monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: spoilt)
-    record = embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
+    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: spoilt)
+    record = embedding.Embedder(config, store, SPEC, is_gpu=False)(embedding.shards_of(patches)[0])
     assert record.status == "failed"
     assert record.error.startswith("16 embeddings are not finite")
     assert DEFECT not in record.info
@@ -172,6 +173,7 @@ def test_bad_annotations_end_labelling_only_where_that_is_wanted(annotated, stor
 def test_bad_annotations_end_a_training_before_anything_is_embedded(monkeypatch, annotated, store, config):
     tiled = Tiled({slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated})
     monkeypatch.setattr(prepare, "tile", lambda *given: tiled)
+    monkeypatch.setattr(prepare, "tile_ahead", lambda *given: (tiled, {}))
     monkeypatch.setattr(prepare, "embed", raising(AssertionError("embedded")))
     with pytest.raises(BadAnnotations):
         prepare.prepare(job_with(store, "fail"), annotated, SPEC, with_labels=True)
