@@ -7,9 +7,9 @@ The sections are in ``distmil.config.data`` (from slides to embeddings), ``distm
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
@@ -32,6 +32,15 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.tiling.store == "coords" and self.encoder.trainable:
+            raise ValueError(
+                "tiling.store = 'coords': with encoder.trainable every step reads patches of many slides, so "
+                "they must be stored; use image"
+            )
+        return self
 
     def explicit(self) -> dict[str, Any]:
         """Return the keys that the user set, dotted, with their values."""

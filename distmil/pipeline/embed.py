@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from distmil.cohort import Slide
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.pipeline.cluster import check_gpus, map_slides
@@ -21,7 +22,7 @@ def run(job: Job) -> dict[str, Any]:
         check_gpus(job.config)
     tiled, embedded = tile_ahead(job, cohort.slides, spec)
     patches = tiled.records
-    records = patches | embed(job, patches, spec, known=embedded)
+    records = patches | embed(job, cohort.slides, patches, spec, known=embedded)
     job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
@@ -34,12 +35,18 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def embed(
-    job: Job, patches: Mapping[str, Record], spec: EncoderSpec, *, known: Mapping[str, Record] | None = None
+    job: Job,
+    slides: Sequence[Slide],
+    patches: Mapping[str, Record],
+    spec: EncoderSpec,
+    *,
+    known: Mapping[str, Record] | None = None,
 ) -> dict[str, Record]:
     """Embed every tiled slide that is not done, and return the record of each by slide id.
 
     Args:
         job: Configuration, store and console.
+        slides: The slides.
         patches: Records of the tiling by slide id.
         spec: The encoder.
         known: Records of embeddings that were made just now.
@@ -49,13 +56,16 @@ def embed(
     """
     known = dict(known or {})
     left = [record for slide_id, record in patches.items() if record.ok and slide_id not in known]
-    found = _embed(job, [SlideEmbedder(record, job.config, spec, job.store) for record in left], num_done=len(known))
+    embedders = [SlideEmbedder(record, job.config, spec, job.store) for record in left]
+    found = _embed(job, slides, embedders, num_done=len(known))
     return known | {slide_id: record for (slide_id, _), record in found.items()}
 
 
-def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, list[Record]]:
+def embed_views(
+    job: Job, slides: Sequence[Slide], patches: Mapping[str, Record], spec: EncoderSpec
+) -> dict[str, list[Record]]:
     """Embed every view of tiled slides as ``embed`` does, and return the records by slide id, in the views' order."""
-    found = _embed(job, [
+    found = _embed(job, slides, [
         SlideEmbedder(record, job.config, spec, job.store, view)
         for record in patches.values() if record.ok for view in range(1, job.config.encoder.views + 1)
     ])  # fmt: skip
@@ -65,7 +75,9 @@ def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> d
     return views
 
 
-def _embed(job: Job, embedders: Sequence[SlideEmbedder], *, num_done: int = 0) -> dict[Key, Record]:
+def _embed(
+    job: Job, slides: Sequence[Slide], embedders: Sequence[SlideEmbedder], *, num_done: int = 0
+) -> dict[Key, Record]:
     """Do what is not done, shard by shard on the cluster, and return each record."""
     found = ((embedder, embedder.finished()) for embedder in embedders)
     gathered = Gathered()
@@ -85,7 +97,7 @@ def _embed(job: Job, embedders: Sequence[SlideEmbedder], *, num_done: int = 0) -
     is_gpu = uses_gpu(job, todo[0].spec)
     work = sum(embedder.patches.rows for embedder in todo)
     with job.console.progress("embed", len(items), "shards", work=work, work_unit="patches") as advance:
-        arguments = embedding_arguments(job, todo[0].spec, is_gpu=is_gpu)
+        arguments = embedding_arguments(job, todo[0].spec, slides, is_gpu=is_gpu)
         for shard, made in map_slides(items, Embedder, num_gpus=int(is_gpu), **arguments):
             advance(gathered.embedders[shard.key].patches.parts[shard.part].rows)
             gathered.add(shard, made)

@@ -54,10 +54,10 @@ def prepare(
     embedded = (
         {i: record for i, record in patches.items() if record.ok}
         if from_images
-        else embed(job, patches, spec, known=ahead)
+        else embed(job, slides, patches, spec, known=ahead)
     )
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
-    views = embed_views(job, learning, spec)
+    views = embed_views(job, slides, learning, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts

@@ -74,9 +74,10 @@ def _try(slide: Slide, config: TilingConfig, num_cut: int, file: str | None) -> 
     grid = plan.grid.slice(max(0, (plan.grid.num_rows - num_cut) // 2), num_cut)
     with open_reading(slide, plan.reading, reader=config.reader, size=size) as image:
         data = encode_shard(cut_patches(image, plan.reading, grid, config))
-    cut = idle_clock()
-    if file is not None:
-        Path(file).write_bytes(data)
+        cut = idle_clock()
+        if file is not None:  # a trial of the encoder needs pixels, however patches are stored
+            with_images = config.model_copy(update={"store": "image"})
+            Path(file).write_bytes(encode_shard(cut_patches(image, plan.reading, grid, with_images)))
     return {
         "num_patches": plan.grid.num_rows,
         "num_cut": grid.num_rows,

@@ -135,15 +135,10 @@ def kill_job_when(home: Path, is_time: Callable[[], bool], job: str, *arguments:
             assert time.monotonic() < deadline
             time.sleep(0.01)
     finally:
-        kill_all_of(process)
-
-
-def kill_all_of(process: subprocess.Popen[Any]) -> None:
-    """Kill -9 a job and everything that it started."""
-    started = [child.pid for child in descendants([process.pid])[1:]]
-    for pid in (process.pid, *started):
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    process.wait()
+        started = [child.pid for child in descendants([process.pid])[1:]]
+        for pid in (process.pid, *started):
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        process.wait()

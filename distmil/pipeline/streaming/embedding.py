@@ -1,10 +1,11 @@
 """The two sides of embedding: actors that load the encoder once, and the driver, which commits whole slides."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.embedder import SlideEmbedder
@@ -49,9 +50,10 @@ def uses_gpu(job: Job, spec: EncoderSpec) -> bool:
     return spec.weights_file is not None and wants_gpu(job.config)
 
 
-def embedding_arguments(job: Job, spec: EncoderSpec, *, is_gpu: bool) -> dict[str, Any]:
-    """Put together what an ``Embedder`` is made of."""
-    return {"config": job.config, "store": job.store, "spec": spec, "is_gpu": is_gpu}
+def embedding_arguments(job: Job, spec: EncoderSpec, slides: Iterable[Slide], *, is_gpu: bool) -> dict[str, Any]:
+    """Put together what an ``Embedder`` is made of; it needs slides where the pixels are in them alone."""
+    needed = {slide.slide_id: slide for slide in slides} if job.config.tiling.store == "coords" else {}
+    return {"config": job.config, "store": job.store, "spec": spec, "slides": needed, "is_gpu": is_gpu}
 
 
 @dataclass
@@ -99,18 +101,22 @@ class Gathered:
 class Embedder:
     """An actor: one loaded encoder, one shard at a time."""
 
-    def __init__(self, config: Config, store: Store, spec: EncoderSpec, is_gpu: bool) -> None:
-        self._config, self._store, self._spec = config, store, spec
+    def __init__(
+        self, config: Config, store: Store, spec: EncoderSpec, slides: Mapping[str, Slide], *, is_gpu: bool
+    ) -> None:
+        self._config, self._store, self._spec, self._slides = config, store, spec, slides
         self._encoder = load_encoder(spec, store, device="cuda" if is_gpu else "cpu")
         self._patches: Record | None = None
 
     def __call__(self, shard: Shard) -> Part | Record:
         """Embed one shard, and return the new shard's entry, or the slide's record if it fails."""
-        return attempt(lambda: self._embed(shard), slide_id=shard.slide_id)
+        slide = self._slides.get(shard.slide_id)
+        hidden = (slide.path, slide.tissue_path) if slide else ()
+        return attempt(lambda: self._embed(shard, slide), slide_id=shard.slide_id, hidden=hidden)
 
-    def _embed(self, shard: Shard) -> Part:
+    def _embed(self, shard: Shard, slide: Slide | None) -> Part:
         patches = self._read_patches(shard)
-        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, shard.view)
+        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, shard.view, slide)
         return embedder.write_shard(patches.parts[shard.part], self._encoder)
 
     def _read_patches(self, shard: Shard) -> Record:

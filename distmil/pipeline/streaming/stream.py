@@ -1,6 +1,6 @@
 """Tiling with embedding behind it: a slide is embedded as soon as it is committed, while others are tiled."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from distmil.cohort import Slide
@@ -28,8 +28,8 @@ def tile_ahead(job: Job, slides: Sequence[Slide], spec: EncoderSpec) -> tuple[Ti
     tiled, todo = find_tiled(job, slides)
     if not todo or not _is_wanted(job, spec):
         return tile(job, slides, found=(tiled, todo)), {}
-    stream = _Stream(job, spec)
-    stream.run(tiled, {slide.slide_id: slide for slide in slides}, todo)
+    stream = _Stream(job, spec, {slide.slide_id: slide for slide in slides})
+    stream.run(tiled, todo)
     write_slides_table(job, slides, tiled)
     return tiled, {slide_id: record for (slide_id, _), record in stream.gathered.records.items()}
 
@@ -45,18 +45,19 @@ class _Stream:
 
     job: Job
     spec: EncoderSpec
+    slides: Mapping[str, Slide]
     gathered: Gathered = field(default_factory=Gathered)
     _ahead: list[Piece] = field(default_factory=list)
     """Slides that are tiled, and wait to be embedded."""
 
-    def run(self, tiled: Tiled, slides: dict[str, Slide], todo: Sequence[Slide]) -> None:
+    def run(self, tiled: Tiled, todo: Sequence[Slide]) -> None:
         """Tile ``todo`` into ``tiled``, and embed these slides and those that are tiled already."""
         job = self.job
         waiting = [self._embedder(record) for record in tiled.records.values() if record.ok]
         waiting = [embedder for embedder in waiting if embedder.finished() is None]
         for embedder in waiting:
             self.gathered.expect(embedder)
-        self._ahead = [(slides[embedder.patches.name], None) for embedder in waiting]
+        self._ahead = [(self.slides[embedder.patches.name], None) for embedder in waiting]
         num_slides, noun = len(todo) + len(waiting), f"{job.outcomes.noun}s"
         job.console.note(f"embedding {num_slides} {noun} with {self.spec.name} at the same time, each when it is tiled")
         with job.console.progress("embed", num_slides, noun) as advance:
@@ -70,7 +71,7 @@ class _Stream:
         """Have pieces done and slides embedded, and yield the pieces; see ``distmil.pipeline.tile.Ask``."""
         ahead, self._ahead = self._ahead, []
         is_gpu = uses_gpu(self.job, self.spec)
-        embedding = embedding_arguments(self.job, self.spec, is_gpu=is_gpu)
+        embedding = embedding_arguments(self.job, self.spec, self.slides.values(), is_gpu=is_gpu)
         tiling = {"config": self.job.config, "store": self.job.store, "spec": self.spec, "most_chunks": most_chunks}
         known = {slide.slide_id for slide, _ in ahead}
         found = chain_slides([*ahead, *pieces], Stage(_Tiler, tiling), Stage(Embedder, embedding), is_gpu=is_gpu)
