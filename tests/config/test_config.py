@@ -203,14 +203,16 @@ TILING = {
     "jpeg_quality": 80,
     "reduce": "dct",
     "reader": "openslide",
+    "store": "coords",
     "chunk_patches": 64,
     "chunk_timeout_s": 5,
+    "stream": True,
     "checksum": "full",
     "verify": True,
     "max_bad_fraction": 0.5,
 }
 # A slide's own record remembers the default resolution it was made with; the others change no pixel.
-SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction", "chunk_timeout_s", "checksum", "verify"}
+SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction", "chunk_timeout_s", "checksum", "verify", "stream"}
 
 
 def test_the_table_of_tiling_keys_is_complete():

@@ -95,9 +95,9 @@ def embed(home: Path, manifest: Path, *more: str, actors: int = 2) -> Done:
 
 
 def shards(home: Path) -> dict[str, bytes]:
-    """Everything in a store's patches and embeddings; the time of a slide's file is the same in both."""
+    """Everything in a store's patches and embeddings, but for the halves of files whose writer was killed."""
     found = {}
-    for path in (path for kind in ("patches", "embeddings") for path in (home / kind).rglob("*")):
+    for path in (path for kind in ("patches", "embeddings") for path in (home / kind).rglob("[!.]*")):
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # of a job that runs
             found[str(path.relative_to(home))] = path.read_bytes()
     return found
