@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.encoders.stains import shift_stains
@@ -19,8 +18,7 @@ from distmil.errors import SlideError, StorageError
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Committed, Store
-from distmil.tiling.pixels import Decode, open_pixels
-from distmil.tiling.shards import check_slide, decode_image, patches_folder, read_patches, shard_schema
+from distmil.tiling.shards import Decode, check_slide, decode_image, patches_folder, read_patches, shard_schema
 
 FORMAT_VERSION = 1
 
@@ -43,8 +41,6 @@ class SlideEmbedder:
     store: Store
     view: int = 0
     """Number of the view; 0: the patches as they are."""
-    slide: Slide | None = None
-    """The slide itself, whose pixels are read where ``tiling.store`` is ``coords``."""
 
     @property
     def folder(self) -> str:
@@ -65,8 +61,15 @@ class SlideEmbedder:
         record = self.committed.finished(self.key())
         return record if record is not None and record.ok else None
 
-    def write_shard(self, part: Part, encoder: Encoder) -> Part:
+    def write_shard(
+        self, part: Part, encoder: Encoder, *, pixels: AbstractContextManager[Decode] | None = None
+    ) -> Part:
         """Embed one patch shard, unless that was done for the same shard, and return the new shard's entry.
+
+        Args:
+            part: The patch shard.
+            encoder: What embeds it.
+            pixels: Opens what reads its pixels; None: they are in the shard itself.
 
         Raises:
             SlideError: If an embedding is not finite, or the pixels are in the slide and it changed.
@@ -79,7 +82,7 @@ class SlideEmbedder:
         folder = f"{patches_folder(self.config.tiling)}/{self.patches.name}"
         table = read_patches(self.store, f"{folder}/{part.name}", schema=shard_schema(self.config.tiling), part=part)
         check_slide(table, self.patches.name, where=self.store.path(folder))
-        with self._opened() as decode:
+        with pixels or nullcontext(decode_patches) as decode:
             images = partial(self._images, decode=decode)
             embedding_NE = embed_patches(table, encoder, batch_size=self.config.encoder.batch_size, decode=images)
         schema = embeddings_schema(embedding_NE.shape[1])
@@ -100,13 +103,6 @@ class SlideEmbedder:
         record = committed.commit(self.key(), parts=parts, info=info)
         self.store.keep_only(self.folder, {committed.file, *(part.name for part in parts)})
         return record
-
-    def _opened(self) -> AbstractContextManager[Decode]:
-        """Open what holds the pixels: the shard itself, or the slide."""
-        if self.config.tiling.store == "image":
-            return nullcontext(decode_patches)
-        assert self.slide is not None
-        return open_pixels(self.slide, self.patches, self.config.tiling)
 
     def _images(self, table: pa.Table, *, decode: Decode) -> NDArray[np.uint8]:
         """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""

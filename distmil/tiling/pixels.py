@@ -1,7 +1,7 @@
 """Pixels of patches that are read from their slide again, as ``tiling.store = coords`` leaves them there."""
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,9 +15,8 @@ from distmil.slides.file_version import is_unchanged
 from distmil.slides.image import SlideImage, resize
 from distmil.storage.records import Record
 from distmil.tiling.plan import Reading, open_reading
+from distmil.tiling.shards import Decode
 
-Decode = Callable[[pa.Table], NDArray[np.uint8]]
-"""From rows of a patches table to their pixels, N x H x W x 3."""
 _REMEDY = "run the same command again, or `tile` with tiling.verify=repair, to tile it again"
 
 

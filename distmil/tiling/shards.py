@@ -1,6 +1,6 @@
 """Patch shards as files: how patches are encoded, stored and read back. Needs no slide reader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -19,6 +19,8 @@ from distmil.storage.store import Store
 
 FORMAT_VERSION = 3
 GRID_FILE = "grid.arrow"
+Decode = Callable[[pa.Table], NDArray[np.uint8]]
+"""From rows of a patches table to their pixels, N x H x W x 3."""
 _ROW_GROUP = 512
 _MARGIN_BYTES = 2**20
 

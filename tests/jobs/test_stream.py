@@ -130,6 +130,20 @@ def test_tiled_slides_are_embedded_with_the_others_and_what_is_done_stays(manife
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == before
 
 
+def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(manifest: Path, tmp_path: Path) -> None:
+    stored = embed(tmp_path / "stored", manifest, "tiling.stream=false")
+    read = embed(tmp_path / "read", manifest, "tiling.store=coords", "tiling.stream=true")
+    assert read.answer["slides"] == stored.answer["slides"] == {"ok": 4, "unreadable": 1}
+    made = [Path(done.answer["embeddings"]) for done in (stored, read)]
+    assert made[0].name != made[1].name
+    parts = [{str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.arrow")} for folder in made]
+    assert parts[0] == parts[1]
+    sizes = [
+        sum(path.stat().st_size for path in Path(done.answer["patches"]).rglob("part-*")) for done in (stored, read)
+    ]
+    assert sizes[1] < 0.5 * sizes[0]  # shards of sixteen patches are mostly headers
+
+
 def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
     """SIGKILL for the driver and all that it started, as soon as a random number of files is there."""
     rng = np.random.default_rng(9)

@@ -13,7 +13,9 @@ from distmil.config.data import TilingConfig
 from distmil.errors import MissingSlide, ReplacedSlide, SlideError, UnreadableSlide
 from distmil.storage.store import Store
 from distmil.tiling.pixels import open_pixels
+from distmil.tiling.plan import open_reading, plan_tiling
 from distmil.tiling.shards import patches_folder, read_patches, shard_schema
+from distmil.tiling.tiler import seen_images
 from distmil.tiling.verification import find_damage
 from tests.support.jpeg_tiff import RGB, YCBCR, save_jpeg_tiff
 from tests.support.scale import cases
@@ -92,6 +94,20 @@ def test_the_same_pixels_are_read_in_any_order_and_number(tmp_path, store):
         order = np.random.default_rng(0).permutation(table.num_rows)
         np.testing.assert_array_equal(read(table.take(order)), whole[order])
         np.testing.assert_array_equal(read(table.slice(3, 1)), whole[3:4])
+
+
+@pytest.mark.parametrize("kind", ["image", "coords"])
+def test_a_slide_without_a_store_is_seen_as_its_stored_patches(tmp_path, store, kind):
+    """Whole tiles of the file, and patches that are encoded again, which JPEG changes."""
+    slide = Slide("s1", str(save_jpeg_tiff(tmp_path / "a.tif", tissue_image((300, 170), seed=3), mpp=0.5)))
+    for patch_px in (64, 48):
+        config = TilingConfig(patch_px=patch_px, mpp=0.5, strategy="pad", store=kind)
+        record = tile_slide(slide, config, store)
+        plan = plan_tiling(slide, config)
+        with open_reading(slide, plan.reading, reader="auto", size=(300, 170)) as image:
+            seen = seen_images(plan.grid, image=image, reading=plan.reading, config=config)
+        stored = images_of(patches_of(store, config, record)) if kind == "image" else None
+        np.testing.assert_array_equal(seen, stored or read_all(slide, config, store, record))
 
 
 @pytest.fixture

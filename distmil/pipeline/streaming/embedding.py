@@ -15,6 +15,7 @@ from distmil.pipeline.cluster import wants_gpu
 from distmil.pipeline.job import Job
 from distmil.storage.records import Part, Record
 from distmil.storage.store import RECORD_FILE, Committed, Store
+from distmil.tiling.pixels import open_pixels
 from distmil.tiling.shards import patches_folder
 
 SEEN_WITHIN_S = 5.0
@@ -116,8 +117,9 @@ class Embedder:
 
     def _embed(self, shard: Shard, slide: Slide | None) -> Part:
         patches = self._read_patches(shard)
-        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, shard.view, slide)
-        return embedder.write_shard(patches.parts[shard.part], self._encoder)
+        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, shard.view)
+        pixels = open_pixels(slide, patches, self._config.tiling) if slide else None
+        return embedder.write_shard(patches.parts[shard.part], self._encoder, pixels=pixels)
 
     def _read_patches(self, shard: Shard) -> Record:
         """Read the record of a shard's slide, or take the last one. Raises: ReplacedSlide if it is another one now."""
