@@ -41,7 +41,7 @@ from distmil.storage.store import Store
 SHARES = (0.5, 1.0, 2.0)
 DISTINCT = 4
 EDGE_PX = 6000
-SLIDES, SHARDS, SLIDE_S = 80, 6, 1.5
+SLIDES, SHARDS, SLIDE_S = 40, 6, 1.5
 """Of the rows where both stages wait."""
 
 

@@ -45,7 +45,7 @@ def random_slide(folder, rng):
 
 def random_tiling(rng, **values):
     return TilingConfig(
-        patch_px=int(rng.choice([32, 48, 64])), stride_px=[None, 40][rng.integers(2)],
+        patch_px=int(rng.choice([32, 48, 64, 64])), stride_px=[None, None, None, 40][rng.integers(4)],
         mpp=[0.5, 0.5, 1.0, 0.8][rng.integers(4)], strategy=str(rng.choice(["crop", "pad", "foreground"])),
         reduce=str(rng.choice(["area", "dct"])), chunk_patches=16, **values,
     )  # fmt: skip
