@@ -147,7 +147,7 @@ def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(manifest: Path,
 def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
     """SIGKILL for the driver and all that it started, as soon as a random number of files is there.
 
-    What the last run leaves is that of the unbroken one, and perhaps receipts of a slide that was committed just before.
+    What the last run leaves is that of the unbroken one, and perhaps receipts of a slide that was committed before.
     """
     rng = np.random.default_rng(9)
     given = ["embed", f"cohort.manifest={manifest}", *VALUES]
