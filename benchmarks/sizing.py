@@ -23,6 +23,9 @@ from distmil.storage.store import Store
 PATCH_PX = 224
 PATCH_BYTES = 15_600
 """JPEG of quality 90: the mean over the 71 patches of CMU-1-Small-Region.svs at 0.5 um/px."""
+PLACE_BYTES = 28.6
+"""A patch without pixels (tiling.store=coords): 7.3 in its shard and 21.3 in the slide's grid, which every slide has;
+the mean over 3,592 patches of a slide by benchmarks/slidemaking.py."""
 TILE_RATE = 701.0
 """Patches a second and core, encoded again at half of the file's resolution: benchmarks/tiling.py."""
 TRAIN_RATE = 27_073.0 / 2
@@ -53,6 +56,8 @@ def hours(patches: float, rate: float) -> str:
 
 def size(num_bytes: float) -> str:
     """Return bytes as text."""
+    if num_bytes < 1e9:
+        return f"{num_bytes / 1e6:,.0f} MB"
     return f"{num_bytes / 1e12:,.1f} TB" if num_bytes >= 1e12 else f"{num_bytes / 1e9:,.0f} GB"
 
 
@@ -71,6 +76,7 @@ def main() -> None:
     rows = {
         "patches": [f"{count:,}" for count in counts],
         "patch shards": [size(count * PATCH_BYTES) for count in counts],
+        "places and checksums, `tiling.store=coords`": [size(count * PLACE_BYTES) for count in counts],
         "embeddings (2048)": [size(count * EMBEDDING_BYTES) for count in counts],
         "core hours to tile": [hours(count, TILE_RATE) for count in counts],
         "core hours to embed, ResNet-50": [hours(count, encode) for count in counts],

@@ -98,10 +98,17 @@ class TilingConfig(Section):
     """Two- and four-fold reduction by averaging, or faster and a little softer by libjpeg's scaling."""
     reader: Literal["auto", "openslide"] = Field(default="auto", json_schema_extra=PER_JOB)
     """auto: JPEG tiles directly, else OpenSlide where it knows the format, else a plain image; openslide: only that."""
+    store: Literal["image", "coords"] = "image"
+    """What a patch shard holds. image: the encoded patches; coords: their places and a checksum of each one's pixels,
+    which `embed` reads from the slide again, as they are before any encoding. That takes a thousandth of the disk; the
+    slides must stay where they are."""
     chunk_patches: int = Field(default=1024, ge=16, le=65_536)
     """Patches per shard, the unit of work."""
     chunk_timeout_s: int = Field(default=600, ge=1, le=86_400, json_schema_extra=PER_JOB)
     """Seconds after which an unfinished chunk is given up, and with it the slide for this run."""
+    stream: Literal["auto"] | bool = Field(default="auto", json_schema_extra=PER_JOB)
+    """In jobs that embed: embed a slide as soon as it is tiled, while others are tiled. auto: where embedding has GPUs;
+    without one both need the same cores, and one after the other takes half the memory. The files are the same."""
     checksum: Literal["none", "fast", "full"] = Field(default="none", json_schema_extra=PER_JOB)
     """Checksum of each slide's file, beside its size and time: none; fast: of samples; full: SHA-256 of the whole."""
     verify: Literal["repair"] | bool = Field(default=False, json_schema_extra=PER_JOB)
@@ -113,6 +120,11 @@ class TilingConfig(Section):
     def stride(self) -> int:
         """Return the stride in pixels of the stored image."""
         return self.stride_px or self.patch_px
+
+    def identity(self) -> dict[str, Any]:
+        """Return the fields that decide the patches; ``image`` was the only way to store them before it had a name."""
+        values = super().identity()
+        return values if self.store != "image" else {name: values[name] for name in values if name != "store"}
 
 
 class LabelsConfig(Section):

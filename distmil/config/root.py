@@ -35,6 +35,15 @@ class Config(Section):
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")
+    def _check_store(self) -> Self:
+        if self.tiling.store == "coords" and self.encoder.trainable:
+            raise ValueError(
+                "tiling.store = 'coords': with encoder.trainable every step reads patches of many slides, so "
+                "they must be stored; use image"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _tile_for_encoder(self) -> Self:
         """Let what is not said of the patches follow the encoder. Raises: ValueError if what is said does not fit."""
         tiling = self.tiling

@@ -2,7 +2,9 @@
 
 import zlib
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from distmil.processes.background import one_ahead
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Committed, Store
-from distmil.tiling.shards import check_slide, decode_image, patches_folder, read_patches
+from distmil.tiling.shards import Decode, check_slide, decode_image, patches_folder, read_patches, shard_schema
 
 FORMAT_VERSION = 1
 DECODED_AHEAD = 64
@@ -71,11 +73,18 @@ class SlideEmbedder:
         record = self.committed.finished(self.key())
         return record if record is not None and record.ok else None
 
-    def write_shard(self, part: Part, encoder: Encoder) -> Part:
+    def write_shard(
+        self, part: Part, encoder: Encoder, *, pixels: AbstractContextManager[Decode] | None = None
+    ) -> Part:
         """Embed one patch shard, unless that was done for the same shard, and return the new shard's entry.
 
+        Args:
+            part: The patch shard.
+            encoder: What embeds it.
+            pixels: Opens what reads its pixels; None: they are in the shard itself.
+
         Raises:
-            SlideError: If an embedding is not finite.
+            SlideError: If an embedding is not finite, or the pixels are in the slide and it changed.
         """
         stem = part.name.removesuffix(".parquet")
         receipt = f"{self.folder}/{stem}.json"
@@ -83,9 +92,11 @@ class SlideEmbedder:
         if done and self.store.is_intact(self.folder, done):
             return done
         folder = f"{patches_folder(self.config.tiling)}/{self.patches.name}"
-        table = read_patches(self.store, f"{folder}/{part.name}", part=part)
+        table = read_patches(self.store, f"{folder}/{part.name}", schema=shard_schema(self.config.tiling), part=part)
         check_slide(table, self.patches.name, where=self.store.path(folder))
-        embedding_NE = embed_patches(table, encoder, batch_size=self.batch_size, decode=self._images)
+        with pixels or nullcontext(decode_patches) as decode:
+            images = partial(self._images, decode=decode)
+            embedding_NE = embed_patches(table, encoder, batch_size=self.batch_size, decode=images)
         schema = embeddings_schema(embedding_NE.shape[1])
         flat = pa.array(embedding_NE.ravel(), pa.float16())
         columns = [table[name] for name in schema.names[:-1]]
@@ -105,16 +116,16 @@ class SlideEmbedder:
         self.store.keep_only(self.folder, {committed.file, *(part.name for part in parts)})
         return record
 
-    def _images(self, table: pa.Table) -> NDArray[np.uint8]:
+    def _images(self, table: pa.Table, *, decode: Decode) -> NDArray[np.uint8]:
         """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
         if self.view == 0:
-            return decode_patches(table)
+            return decode(table)
         slide = zlib.crc32(self.patches.name.encode())
         places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
         spread = self.config.encoder.stain_shift
         return np.stack([
             shift_stains(image, np.random.default_rng([self.view, slide, *place]), spread=spread)
-            for image, place in zip(decode_patches(table), places, strict=True)
+            for image, place in zip(decode(table), places, strict=True)
         ])  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -33,7 +33,7 @@ from distmil.slides.image import overview
 from distmil.slides.reader import open_slide
 from distmil.storage.schemas import to_parquet
 from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
-from distmil.tiling.tiler import cut_patches
+from distmil.tiling.tiler import seen_images
 from distmil.visualization.colours import Colours
 from distmil.visualization.heatmap import encode_png
 from distmil.visualization.slide_maps import MAPS, SHEET, Reading, SlideMaps
@@ -283,9 +283,10 @@ def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) ->
         threadpool_limits(limits=1, user_api="blas"),  # the matrices are small: threads would wait for each other
         open_reading(slide, found.reading, reader=tiling.reader, size=size) as image,
     ):
+        decode = partial(seen_images, image=image, reading=found.reading, config=tiling)
         for start in range(0, found.grid.num_rows, tiling.chunk_patches):
-            table = cut_patches(image, found.reading, found.grid.slice(start, tiling.chunk_patches), tiling)
-            parts.append(embed_patches(table, encoder, batch_size=bundle.config.encoder.patches_per_pass))
+            grid = found.grid.slice(start, tiling.chunk_patches)
+            parts.append(embed_patches(grid, encoder, batch_size=bundle.config.encoder.patches_per_pass, decode=decode))
     return EmbeddingSource(parts)
 
 

@@ -63,7 +63,7 @@ def patches_words(tiling: TilingConfig) -> str:
         tiling.encode, f"jpeg {tiling.jpeg_quality} or as in the file"
     )
     defaults = TilingConfig().identity()
-    more = [f"{k}={v}" for k, v in tiling.identity().items() if k not in _IN_WORDS and v != defaults[k]]
+    more = [f"{k}={v}" for k, v in tiling.identity().items() if k not in _IN_WORDS and v != defaults.get(k)]
     return ", ".join([size_words(tiling), tiling.strategy, encoding, *more])
 
 

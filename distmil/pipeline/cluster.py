@@ -188,16 +188,10 @@ def map_slides(
     unit = "GPU" if num_gpus else "CPU"
     ready = int(ray.cluster_resources().get(unit, 0) / (num_gpus or 1)) or 1
     most = min(len(items), MAX_ACTORS if is_autoscaling() else min(ready, MAX_ACTORS))
-    pool = ray.data.ActorPoolStrategy(min_size=min(ready, most), max_size=most)
-    blocks = min(len(items), MAX_BLOCKS)
-    dataset = ray.data.from_items(
-        [{"number": number, "item": cloudpickle.dumps(item)} for number, item in enumerate(items)],
-        override_num_blocks=blocks,
-    )
-    mapped = dataset.map(
-        _Actor,
+    mapped = numbered(items).map(
+        RowWorker,
         fn_constructor_kwargs={"worker": worker, **arguments},
-        compute=pool,
+        compute=actor_pool(min(ready, most), most),
         num_cpus=1,
         num_gpus=num_gpus or None,
     )
@@ -208,7 +202,25 @@ def map_slides(
         yield items[row["number"]], answer
 
 
-class _Actor:
+def numbered(items: Sequence[Item]) -> ray.data.Dataset:
+    """Make rows of items, each with its number, in blocks that the actors share."""
+    return ray.data.from_items(
+        [{"number": number, "item": cloudpickle.dumps(item)} for number, item in enumerate(items)],
+        override_num_blocks=min(len(items), MAX_BLOCKS),
+    )
+
+
+def actor_pool(size: int, most: int) -> ray.data.ActorPoolStrategy:
+    """Describe a pool of actors that begins with ``size`` and may grow to ``most``.
+
+    Ray gives an actor two blocks at a time, while another one may have none. A pool that cannot grow hands out one by
+    one; in a pool that can, queued blocks are what makes it grow.
+    """
+    in_flight = 1 if size == most else None
+    return ray.data.ActorPoolStrategy(min_size=size, max_size=most, max_tasks_in_flight_per_actor=in_flight)
+
+
+class RowWorker:
     """Ray Data's side of a worker: rows of bytes in, rows of bytes out, on the one core that Ray gave it."""
 
     def __init__(self, worker: Callable[..., Callable[[Any], Any]], **arguments: Any) -> None:
@@ -217,12 +229,14 @@ class _Actor:
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one item."""
-        answer: Any
+        return {"number": row["number"], "answer": cloudpickle.dumps(self.answer(row["item"]))}
+
+    def answer(self, item: bytes) -> Any:
+        """Answer one item; a failure of the store becomes the answer."""
         try:
-            answer = self._work(cloudpickle.loads(row["item"]))
+            return self._work(cloudpickle.loads(item))
         except StorageError as error:
-            answer = error
-        return {"number": row["number"], "answer": cloudpickle.dumps(answer)}
+            return error
 
 
 def wants_gpu(config: Config, *, count: int = 1) -> bool:

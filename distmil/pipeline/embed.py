@@ -1,25 +1,18 @@
 """Patch shards to embeddings, by actors that load the encoder once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from distmil.config.root import Config
-from distmil.defects import attempt
+from distmil.cohort import Slide
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
-from distmil.encoders.engines.choice import EngineChoice
-from distmil.encoders.engines.stored import StoredEngine, load_engine, sampled_shards
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import EncoderError
-from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
+from distmil.pipeline.cluster import check_gpus, map_slides
 from distmil.pipeline.job import Job, check_bad_fraction, open_cohort, open_encoder, status_counts
-from distmil.pipeline.tile import tile
-from distmil.storage.records import Part, Record
-from distmil.storage.store import Store
+from distmil.pipeline.streaming.embedding import Embedder, Gathered, Key, embedding_arguments, shards_of, uses_gpu
+from distmil.pipeline.streaming.engine import with_engine
+from distmil.pipeline.streaming.stream import tile_ahead
+from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
-
-_Key = tuple[str, int]
-"""Slide id and number of the view."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -28,9 +21,10 @@ def run(job: Job) -> dict[str, Any]:
     spec = open_encoder(job)
     if spec.weights_file is not None:
         check_gpus(job.config)
-    patches = tile(job, cohort.slides).records
-    spec = with_engine(job, patches, spec)
-    records = patches | embed(job, patches, spec)
+    tiled, embedded = tile_ahead(job, cohort.slides, spec)
+    patches = tiled.records
+    spec = with_engine(job, cohort.slides, patches, spec)
+    records = patches | embed(job, cohort.slides, patches, spec, known=embedded)
     job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
@@ -42,42 +36,38 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def with_engine(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> EncoderSpec:
-    """Return the encoder with the engine that makes its embeddings in this store, chosen on tiled patches if none was.
-
-    Raises:
-        EncoderError: If the engine that is asked for gives other embeddings, or is not here.
-        StorageError: If the store cannot be read or written.
-    """
-    is_gpu = spec.weights_file is not None and wants_gpu(job.config)
-    stored, device = StoredEngine(spec, job.config, job.store), "cuda" if is_gpu else "cpu"
-    choices, shards = stored.read(device=device), sampled_shards(list(patches.values()))
-    if choices is None and shards:
-        job.console.note(f"choosing the engine of {spec.name}: each is compared with fp32 on patches of the cohort")
-        [(_, answer)] = map_slides([shards], _Chooser, num_gpus=int(is_gpu), stored=stored, device=device)
-        if isinstance(answer, EncoderError):
-            raise answer
-        choices = answer
-        words = [f"{choice.words}; patches at once: {choice.batch_size}" for choice in choices]
-        job.console.note(f"engine: {', and '.join(words)}")
-    return replace(spec, engines=choices or ())
-
-
-def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, Record]:
+def embed(
+    job: Job,
+    slides: Sequence[Slide],
+    patches: Mapping[str, Record],
+    spec: EncoderSpec,
+    *,
+    known: Mapping[str, Record] | None = None,
+) -> dict[str, Record]:
     """Embed every tiled slide that is not done, and return the record of each by slide id.
+
+    Args:
+        job: Configuration, store and console.
+        slides: The slides.
+        patches: Records of the tiling by slide id.
+        spec: The encoder.
+        known: Records of embeddings that were made just now.
 
     Raises:
         StorageError: If the store cannot be written, or a patch shard is damaged.
     """
-    found = _embed(
-        job, [SlideEmbedder(record, job.config, spec, job.store) for record in patches.values() if record.ok]
-    )
-    return {slide_id: record for (slide_id, _), record in found.items()}
+    known = dict(known or {})
+    left = [record for slide_id, record in patches.items() if record.ok and slide_id not in known]
+    embedders = [SlideEmbedder(record, job.config, spec, job.store) for record in left]
+    found = _embed(job, slides, embedders, num_done=len(known))
+    return known | {slide_id: record for (slide_id, _), record in found.items()}
 
 
-def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, list[Record]]:
+def embed_views(
+    job: Job, slides: Sequence[Slide], patches: Mapping[str, Record], spec: EncoderSpec
+) -> dict[str, list[Record]]:
     """Embed every view of tiled slides as ``embed`` does, and return the records by slide id, in the views' order."""
-    found = _embed(job, [
+    found = _embed(job, slides, [
         SlideEmbedder(record, job.config, spec, job.store, view)
         for record in patches.values() if record.ok for view in range(1, job.config.encoder.views + 1)
     ])  # fmt: skip
@@ -87,59 +77,30 @@ def embed_views(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> d
     return views
 
 
-def _embed(job: Job, embedders: Sequence[SlideEmbedder]) -> dict[_Key, Record]:
+def _embed(
+    job: Job, slides: Sequence[Slide], embedders: Sequence[SlideEmbedder], *, num_done: int = 0
+) -> dict[Key, Record]:
     """Do what is not done, shard by shard on the cluster, and return each record."""
-    by_key = {(embedder.patches.name, embedder.view): embedder for embedder in embedders}
-    records = {key: record for key, embedder in by_key.items() if (record := embedder.finished())}
-    todo = {key: embedder for key, embedder in by_key.items() if key not in records}
+    found = ((embedder, embedder.finished()) for embedder in embedders)
+    gathered = Gathered()
+    for embedder, record in found:
+        if record is not None:
+            gathered.records[embedder.patches.name, embedder.view] = record
+        else:
+            gathered.expect(embedder)
+    todo = [embedder for key, embedder in gathered.embedders.items() if key not in gathered.records]
     if not todo:
-        return records
-    first = next(iter(todo.values()))
+        return gathered.records
     noun = f"{job.outcomes.noun}s"
-    what = noun if first.view == 0 else f"views of {noun}"
-    job.console.note(f"embedding {len(todo)} {what} with {first.spec.name} ({len(records)} are done)")
-    items = [(embedder.patches, embedder.view, part) for embedder in todo.values() for part in embedder.patches.parts]
-    is_gpu = first.spec.weights_file is not None and wants_gpu(job.config)
-    found: dict[_Key, dict[str, Part]] = {key: {} for key in todo}
-    num_patches = sum(part.rows for _, _, part in items)
-    with job.console.progress("embed", len(items), "shards", work=num_patches, work_unit="patches") as advance:
-        arguments = {"config": job.config, "store": job.store, "spec": first.spec, "is_gpu": is_gpu}
-        for (patches, view, source), made in map_slides(items, _Embedder, num_gpus=int(is_gpu), **arguments):
-            advance(source.rows)
-            key = patches.name, view
-            if isinstance(made, Record):
-                records[key] = made
-                continue
-            found[key][source.name] = made
-            if key not in records and len(found[key]) == len(patches.parts):
-                records[key] = todo[key].commit([found[key][part.name] for part in patches.parts])
-    return records
-
-
-class _Embedder:
-    """An actor: one loaded encoder, one shard at a time."""
-
-    def __init__(self, config: Config, store: Store, spec: EncoderSpec, is_gpu: bool) -> None:
-        self._config, self._store, self._spec = config, store, spec
-        device, patch_px = "cuda" if is_gpu else "cpu", config.tiling.patch_px
-        self._encoder = load_engine(spec, store, patch_px=patch_px, device=device)
-
-    def __call__(self, item: tuple[Record, int, Part]) -> Part | Record:
-        """Embed one shard, and return the new shard's entry, or the slide's record if it fails."""
-        patches, view, part = item
-        embedder = SlideEmbedder(patches, self._config, self._spec, self._store, view)
-        return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.name)
-
-
-class _Chooser:
-    """An actor that chooses the engine where it will run, on one core or GPU."""
-
-    def __init__(self, stored: StoredEngine, device: str) -> None:
-        self._stored, self._device = stored, device
-
-    def __call__(self, shards: Sequence[tuple[Record, Part]]) -> tuple[EngineChoice, ...] | EncoderError:
-        """Choose, or return why none is left."""
-        try:
-            return self._stored.choose(shards, device=self._device)
-        except EncoderError as error:
-            return error
+    what = noun if todo[0].view == 0 else f"views of {noun}"
+    num_done += len(gathered.records)
+    job.console.note(f"embedding {len(todo)} {what} with {todo[0].spec.name} ({num_done} are done)")
+    items = [shard for embedder in todo for shard in shards_of(embedder.patches, embedder.view)]
+    is_gpu = uses_gpu(job, todo[0].spec)
+    work = sum(embedder.patches.rows for embedder in todo)
+    with job.console.progress("embed", len(items), "shards", work=work, work_unit="patches") as advance:
+        arguments = embedding_arguments(job, todo[0].spec, slides, is_gpu=is_gpu)
+        for shard, made in map_slides(items, Embedder, num_gpus=int(is_gpu), **arguments):
+            advance(gathered.embedders[shard.key].patches.parts[shard.part].rows)
+            gathered.add(shard, made)
+    return gathered.records

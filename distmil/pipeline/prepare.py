@@ -8,9 +8,11 @@ from distmil.cohort import Slide
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.labels.tables import labels_folder
-from distmil.pipeline.embed import embed, embed_views, with_engine
+from distmil.pipeline.embed import embed, embed_views
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
+from distmil.pipeline.streaming.engine import with_engine
+from distmil.pipeline.streaming.stream import tile_ahead
 from distmil.pipeline.tile import tile
 from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
@@ -45,13 +47,18 @@ def prepare(
         DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
-    patches = tile(job, slides).records
-    labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job: before embedding
     from_images = learns and job.config.encoder.trainable
-    spec = spec if from_images else with_engine(job, patches, spec)
-    embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
+    may_end = with_labels and job.config.labels.on_bad_annotation == "fail"  # before anything is embedded
+    tiled, ahead = (tile(job, slides), {}) if from_images or may_end else tile_ahead(job, slides, spec)
+    patches = tiled.records
+    labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job
+    if from_images:
+        embedded = {i: record for i, record in patches.items() if record.ok}
+    else:
+        spec = with_engine(job, slides, patches, spec)
+        embedded = embed(job, slides, patches, spec, known=ahead)
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
-    views = {} if from_images else embed_views(job, learning, spec)
+    views = {} if from_images else embed_views(job, slides, learning, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts

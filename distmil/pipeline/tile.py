@@ -5,9 +5,10 @@ Committed patches are checked again here too, where ``tiling.verify`` asks for i
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -33,6 +34,15 @@ WINDOW = 4096
 
 Piece = tuple[Slide, int | None]
 """A slide, and the chunk to write; None: its plan, and then as many chunks as one worker should write."""
+Done = tuple[Answer, float]
+"""The answer to a piece of work, and the seconds that it took."""
+
+
+class Ask(Protocol):
+    """Has pieces of work done by the cluster."""
+
+    def __call__(self, pieces: Sequence[Piece], *, most_chunks: int) -> Iterable[tuple[Piece, Done]]:
+        """Give each piece with its answer, in any order."""
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -59,56 +69,88 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def tile(job: Job, slides: Sequence[Slide]) -> Tiled:
+def tile(job: Job, slides: Sequence[Slide], *, found: tuple[Tiled, list[Slide]] | None = None) -> Tiled:
     """Tile every slide that is not done, and write the slides table of this manifest beside the patches.
+
+    Args:
+        job: Configuration, store and console.
+        slides: The slides wanted.
+        found: As of ``find_tiled``, where it was asked already.
 
     Raises:
         StorageError: If the store cannot be written.
     """
-    started = time.monotonic()
-    config, store = job.config.tiling, job.store
-    found = ((slide.slide_id, SlideTiler(slide, config, store).finished()) for slide in slides)
-    done = {slide_id: record for slide_id, record in found if record}
-    todo = [slide for slide in slides if slide.slide_id not in done]
-    tiled = Tiled(dict(done))
-    if todo:
-        job.console.note(f"tiling {len(todo)} {job.outcomes.noun}s ({len(done)} are done)")
-        for folder in outdated_folders(config, store):
-            job.console.note(
-                f"patches of an earlier version of distmil in {store.path(folder)} are not used, as slides are read "
-                "with more care now; the folder may be deleted"
-            )
-        _tile(job, todo, tiled)
-    table = pa.Table.from_pylist([slide_row(tiled.records[slide.slide_id]) for slide in slides], schema=SLIDES)
-    store.write(f"{patches_folder(config)}/slides.parquet", to_parquet(table))
-    tiled.wall_s = time.monotonic() - started
+    tiled, todo = found or find_tiled(job, slides)
+    tile_some(job, todo, tiled)
+    write_slides_table(job, slides, tiled)
     return tiled
 
 
-def _tile(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
-    """Tile slides into ``tiled``: whole slides first, then the chunks that are left, then what vanished meanwhile."""
+def tile_some(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
+    """Tile slides that are left into ``tiled``. Raises: StorageError if the store cannot be written."""
+    tile_all(job, slides, tiled, partial(_ask, job))
+
+
+def find_tiled(job: Job, slides: Sequence[Slide]) -> tuple[Tiled, list[Slide]]:
+    """Find the slides that are tiled, and those that are left."""
+    found = ((slide.slide_id, SlideTiler(slide, job.config.tiling, job.store).finished()) for slide in slides)
+    done = {slide_id: record for slide_id, record in found if record}
+    return Tiled(dict(done)), [slide for slide in slides if slide.slide_id not in done]
+
+
+def tile_all(job: Job, slides: Sequence[Slide], tiled: Tiled, ask: Ask) -> None:
+    """Tile slides into ``tiled``: whole slides first, then the chunks that are left, then what vanished meanwhile.
+
+    Args:
+        job: Configuration, store and console.
+        slides: Those that are left.
+        tiled: Holds the others.
+        ask: Has pieces of work done by the cluster.
+
+    Raises:
+        StorageError: If the store cannot be written.
+    """
+    if not slides:
+        return
+    started = time.monotonic()
+    job.console.note(f"tiling {len(slides)} {job.outcomes.noun}s ({len(tiled.records)} are done)")
+    for folder in outdated_folders(job.config.tiling, job.store):
+        job.console.note(
+            f"patches of an earlier version of distmil in {job.store.path(folder)} are not used, as slides are read "
+            "with more care now; the folder may be deleted"
+        )
     start_ray()
     most = MOST_CHUNKS if len(slides) >= cluster_resources().get("CPU", 1) else 1
     with job.console.progress("tile", len(slides), f"{job.outcomes.noun}s") as advance:
-        chunks = _work(job, [(slide, None) for slide in slides], tiled, advance, most_chunks=most)
+        chunks = _work(ask, [(slide, None) for slide in slides], tiled, advance, most_chunks=most)
         large = [slide for slide in slides if slide.slide_id not in tiled.records]
         left = ((slide, chunk) for slide in large for chunk in range(most, chunks[slide.slide_id]))
         while window := list(islice(left, WINDOW)):
-            _work(job, window, tiled, advance, most_chunks=1)
+            _work(ask, window, tiled, advance, most_chunks=1)
         vanished = [(slide, None) for slide in large if slide.slide_id not in tiled.records]
-        _work(job, vanished, tiled, advance, most_chunks=sys.maxsize)
+        _work(ask, vanished, tiled, advance, most_chunks=sys.maxsize)
     missing = [slide.slide_id for slide in slides if slide.slide_id not in tiled.records]
     if missing:
         raise StorageError(f"shards of {', '.join(missing[:5])} vanished while they were made; run the job again")
+    tiled.wall_s = time.monotonic() - started
+
+
+def write_slides_table(job: Job, slides: Sequence[Slide], tiled: Tiled) -> None:
+    """Write the slides table of this manifest beside the patches."""
+    table = pa.Table.from_pylist([slide_row(tiled.records[slide.slide_id]) for slide in slides], schema=SLIDES)
+    job.store.write(f"{patches_folder(job.config.tiling)}/slides.parquet", to_parquet(table))
+
+
+def _ask(job: Job, pieces: Sequence[Piece], *, most_chunks: int) -> Iterable[tuple[Piece, Done]]:
+    return map_slides(pieces, Tiler, config=job.config.tiling, store=job.store, most_chunks=most_chunks)
 
 
 def _work(
-    job: Job, pieces: Sequence[Piece], tiled: Tiled, advance: Callable[[], None], *, most_chunks: int
+    ask: Ask, pieces: Sequence[Piece], tiled: Tiled, advance: Callable[[], None], *, most_chunks: int
 ) -> dict[str, int]:
-    """Do pieces of work on the cluster into ``tiled``, and return the number of chunks of each planned slide."""
+    """Have pieces of work done into ``tiled``, and return the number of chunks of each planned slide."""
     chunks = {}
-    answers = map_slides(pieces, _Tiler, config=job.config.tiling, store=job.store, most_chunks=most_chunks)
-    for (slide, chunk), (answer, seconds) in answers:
+    for (slide, chunk), (answer, seconds) in ask(pieces, most_chunks=most_chunks):
         tiled.seconds[slide.slide_id] = tiled.seconds.get(slide.slide_id, 0.0) + seconds
         if chunk is None:
             chunks[slide.slide_id] = answer.chunks
@@ -118,14 +160,14 @@ def _work(
     return chunks
 
 
-class _Tiler:
+class Tiler:
     """Does pieces of work in its own child process."""
 
     def __init__(self, config: TilingConfig, store: Store, most_chunks: int) -> None:
         self._worker = SlideWorker(config, store)
         self._most_chunks = most_chunks
 
-    def __call__(self, piece: Piece) -> tuple[Answer, float]:
+    def __call__(self, piece: Piece) -> Done:
         """Do one piece, and return the answer and the seconds it took. Raises: StorageError."""
         slide, chunk = piece
         started = time.monotonic()

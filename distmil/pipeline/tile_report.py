@@ -27,7 +27,7 @@ from distmil.visualization.slide_picture import draw_slide
 from distmil.visualization.tiling_page import to_html
 from distmil.visualization.tiling_report import SlideSummary, choose_cards, summarise
 
-SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "chunk_patches")
+SETTINGS = ("strategy", "patch_px", "stride_px", "mpp", "min_tissue", "encode", "reduce", "store", "chunk_patches")
 _FORMAT_VERSION = 3
 _GROUPS_NAMED = 20
 

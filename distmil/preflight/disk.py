@@ -46,8 +46,8 @@ def check_disk(needed: Mapping[str, float], free: int | None, root: str) -> list
     text = f"about {in_bytes(total)} will be written ({parts}), {in_bytes(free)} are free in {root}"
     if total * SURE_SHARE > free:
         raise ConfigError(
-            f"storage.root: {text}; free some space, choose another storage.root, or write less: a larger tiling.mpp, "
-            "a lower tiling.jpeg_quality or fewer slides"
+            f"storage.root: {text}; free some space, choose another storage.root, or write less: "
+            "tiling.store=coords, a larger tiling.mpp, a lower tiling.jpeg_quality or fewer slides"
         )
     return [f"note: {text}, which is tight"]
 

@@ -4,6 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+import pyarrow as pa
 
 from distmil.cohort import Slide
 from distmil.config.data import TilingConfig
@@ -65,6 +67,14 @@ def _open(slide: Slide, config: TilingConfig, found: dict[str, Any]) -> None:
         )
 
 
+def _bytes_of_places(grid: pa.Table, config: TilingConfig) -> float:
+    """Return the bytes of one patch in a shard without pixels: of the few that were cut most would be the header's."""
+    grid = grid.slice(0, config.chunk_patches)
+    checksums = np.random.default_rng(0).integers(0, 2**32, grid.num_rows, np.uint32)
+    table = grid.append_column("mpp", pa.array([config.mpp] * grid.num_rows, pa.float32()))
+    return float(len(encode_shard(table.append_column("checksum", pa.array(checksums)))) / grid.num_rows)
+
+
 def _try(slide: Slide, config: TilingConfig, num_cut: int, file: str | None) -> dict[str, Any]:
     """Plan a slide and cut some of its patches, of its middle. Raises: SlideError."""
     started = idle_clock()
@@ -74,13 +84,14 @@ def _try(slide: Slide, config: TilingConfig, num_cut: int, file: str | None) -> 
     grid = plan.grid.slice(max(0, (plan.grid.num_rows - num_cut) // 2), num_cut)
     with open_reading(slide, plan.reading, reader=config.reader, size=size) as image:
         data = encode_shard(cut_patches(image, plan.reading, grid, config))
-    cut = idle_clock()
-    if file is not None:
-        Path(file).write_bytes(data)
+        cut = idle_clock()
+        if file is not None:  # a trial of the encoder needs pixels, however patches are stored
+            with_images = config.model_copy(update={"store": "image"})
+            Path(file).write_bytes(encode_shard(cut_patches(image, plan.reading, grid, with_images)))
     return {
         "num_patches": plan.grid.num_rows,
         "num_cut": grid.num_rows,
-        "num_bytes": len(data),
+        "num_bytes": len(data) if config.store == "image" else _bytes_of_places(plan.grid, config) * grid.num_rows,
         "plan_s": planned - started,
         "cut_s": cut - planned,
     }

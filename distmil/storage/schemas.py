@@ -57,6 +57,16 @@ PATCHES = pa.schema(
     ]
 )
 
+COORDS = pa.schema(
+    [
+        *_PLACE,
+        pa.field("mpp", pa.float32()),
+        pa.field("tissue_fraction", pa.float32(), nullable=False),
+        pa.field("checksum", pa.uint32(), nullable=False),
+    ]
+)
+"""Patches whose pixels stay in the slide: CRC-32 of the RGB pixels of each, row by row."""
+
 
 def embeddings_schema(dimension: int) -> pa.Schema:
     """Return the schema of an embeddings shard of that width."""

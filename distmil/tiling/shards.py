@@ -1,6 +1,6 @@
 """Patch shards as files: how patches are encoded, stored and read back. Needs no slide reader."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -14,11 +14,13 @@ from distmil.config.root import fingerprint
 from distmil.errors import StorageError, UnreadableSlide
 from distmil.slides import jpeg
 from distmil.storage.records import Part, Record
-from distmil.storage.schemas import PATCHES, to_parquet
+from distmil.storage.schemas import COORDS, PATCHES, to_parquet
 from distmil.storage.store import Store
 
 FORMAT_VERSION = 3
 GRID_FILE = "grid.arrow"
+Decode = Callable[[pa.Table], NDArray[np.uint8]]
+"""From rows of a patches table to their pixels, N x H x W x 3."""
 _ROW_GROUP = 512
 _MARGIN_BYTES = 2**20
 
@@ -26,6 +28,11 @@ _MARGIN_BYTES = 2**20
 def patches_folder(config: TilingConfig, *, version: int = FORMAT_VERSION) -> str:
     """Return the stage's folder, named by everything that decides its content."""
     return f"patches/{fingerprint({**config.identity(), 'format_version': version})}"
+
+
+def shard_schema(config: TilingConfig) -> pa.Schema:
+    """Return the schema of a patch shard: with images, or with their checksums."""
+    return COORDS if config.store == "coords" else PATCHES
 
 
 def outdated_folders(config: TilingConfig, store: Store) -> list[str]:
@@ -66,6 +73,7 @@ def read_patches(
     name: str,
     *,
     columns: Sequence[str] | None = None,
+    schema: pa.Schema = PATCHES,
     part: Part | None = None,
     kept_as: Part | None = None,
 ) -> pa.Table:
@@ -75,6 +83,7 @@ def read_patches(
         store: Where it is.
         name: Its name.
         columns: What is read of it; None: everything.
+        schema: Of the whole shard; see ``shard_schema``.
         part: Entry of the shard in its record, to verify the whole file by.
         kept_as: As ``part``, for a shard that is read again and again: a copy of it is kept on this machine.
 
@@ -89,7 +98,7 @@ def read_patches(
         else:
             data = store.open_buffer(name)
         table = pq.read_table(pa.BufferReader(data), columns=columns, page_checksum_verification=True)
-        if not table.schema.equals(pa.schema([PATCHES.field(column) for column in columns or PATCHES.names])):
+        if not table.schema.equals(pa.schema([schema.field(column) for column in columns or schema.names])):
             raise pa.ArrowInvalid(f"its columns are {', '.join(table.column_names)}")  # the footer has no checksum
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
@@ -136,7 +145,7 @@ def encode_shard(table: pa.Table) -> pa.Buffer:
     return to_parquet(
         table,
         max_bytes=table.nbytes + _MARGIN_BYTES,
-        compression={**places, "image": "none"},
+        compression={**places, **({"image": "none"} if "image" in table.column_names else {})},
         use_dictionary=["slide_id"],
         write_statistics=False,
         row_group_size=_ROW_GROUP,

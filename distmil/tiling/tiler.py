@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from distmil.annotations.reader import annotation_checksum
 from distmil.cohort import Slide
@@ -18,14 +20,24 @@ from distmil.config.data import TilingConfig
 from distmil.defects import failure_record
 from distmil.errors import ReplacedSlide, StorageError
 from distmil.slides.file_version import has_checksum, is_same_version, is_unchanged, source_key
-from distmil.slides.image import SlideImage, resize
+from distmil.slides.image import SlideImage
 from distmil.slides.jpeg_tiles import TileLevel
 from distmil.storage.records import Part, Record
-from distmil.storage.schemas import PATCHES, TRANSIENT, to_ipc
+from distmil.storage.schemas import TRANSIENT, to_ipc
 from distmil.storage.store import RECORD_FILE, Committed, Store
 from distmil.tiling.overview import encode_overview
+from distmil.tiling.pixels import pixel_checksum, read_images, read_patch
 from distmil.tiling.plan import Reading, open_reading, plan_tiling
-from distmil.tiling.shards import GRID_FILE, binary_array, encode_image, encode_shard, patches_folder, read_grid
+from distmil.tiling.shards import (
+    GRID_FILE,
+    binary_array,
+    decode_image,
+    encode_image,
+    encode_shard,
+    patches_folder,
+    read_grid,
+    shard_schema,
+)
 
 PLAN_FILE = "plan.json"
 
@@ -121,7 +133,10 @@ class SlideTiler:
         chunks: int = math.ceil(num_patches / self.config.chunk_patches)
         info = {**found.info, "extent_px": found.reading.plan.extent_px, "grid": vars(part)}
         info |= {"pictures": pictures, "picture_scale": found.scale * factor}
-        plan = {"key": key, "info": info, "reading": found.reading.to_json(), "chunks": chunks}
+        reading = found.reading.to_json()
+        if self.config.store == "coords":
+            info["reading"] = reading
+        plan = {"key": key, "info": info, "reading": reading, "chunks": chunks}
         self.store.write_checked(f"{self.folder}/{PLAN_FILE}", plan, owner=self.slide.slide_id, is_durable=False)
         return chunks
 
@@ -203,7 +218,7 @@ class SlideTiler:
 
 
 def cut_patches(image: SlideImage, reading: Reading, grid: pa.Table, config: TilingConfig) -> pa.Table:
-    """Read and encode the patches of a grid, or take over the file's own tiles.
+    """Read and encode the patches of a grid, or take over the file's own tiles; or take the checksums of their pixels.
 
     Args:
         image: The slide, opened by ``open_reading``.
@@ -212,25 +227,39 @@ def cut_patches(image: SlideImage, reading: Reading, grid: pa.Table, config: Til
         config: Edge and encoding of the patches.
 
     Returns:
-        The patches, of the schema ``PATCHES``, in the grid's order.
+        The patches, of the schema that ``shard_schema`` gives, in the grid's order.
 
     Raises:
         UnreadableSlide: If pixels cannot be decoded.
     """
-    edge_px, plan = config.patch_px, reading.plan
-    images = []
-    for x, y in zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True):
-        stored = None
-        if reading.is_reused and isinstance(image, TileLevel):
-            stored = image.stored(x, y, edge_px=edge_px)
-        if stored is None:
-            pixels = image.read(x, y, level=plan.level, width=plan.read_px, height=plan.read_px)
-            stored = encode_image(resize(pixels, (edge_px, edge_px)), config)
-        images.append(stored)
+    schema, places = shard_schema(config), zip(grid["x"].to_pylist(), grid["y"].to_pylist(), strict=True)
     columns = {name: grid[name] for name in grid.column_names}
-    columns["mpp"] = pa.array([plan.mpp] * len(images), pa.float32())
-    columns["image"] = binary_array(images)
-    return pa.table([columns[name] for name in PATCHES.names], schema=PATCHES)
+    columns["mpp"] = pa.array([reading.plan.mpp] * grid.num_rows, pa.float32())
+    if config.store == "coords":
+        checksums = [pixel_checksum(read_patch(image, reading, x, y, edge_px=config.patch_px)) for x, y in places]
+        columns["checksum"] = pa.array(checksums, pa.uint32())
+    else:
+        columns["image"] = binary_array([_stored_image(image, reading, x, y, config) for x, y in places])
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def seen_images(grid: pa.Table, *, image: SlideImage, reading: Reading, config: TilingConfig) -> NDArray[np.uint8]:
+    """Read the patches of a grid as embedding sees them, N x H x W x 3: stored and decoded, or as the slide has them.
+
+    Raises:
+        UnreadableSlide: If pixels cannot be decoded.
+    """
+    if config.store == "coords":
+        return read_images(grid, image, reading, edge_px=config.patch_px)
+    return np.stack([decode_image(data) for data in cut_patches(image, reading, grid, config)["image"].to_pylist()])
+
+
+def _stored_image(image: SlideImage, reading: Reading, x: int, y: int, config: TilingConfig) -> bytes:
+    """Take over the file's own tile where a patch is one, else read and encode the patch."""
+    stored = None
+    if reading.is_reused and isinstance(image, TileLevel):
+        stored = image.stored(x, y, edge_px=config.patch_px)
+    return stored or encode_image(read_patch(image, reading, x, y, edge_px=config.patch_px), config)
 
 
 def _receipt(chunk: int) -> str:

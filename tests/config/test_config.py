@@ -208,14 +208,16 @@ TILING = {
     "jpeg_quality": 80,
     "reduce": "dct",
     "reader": "openslide",
+    "store": "coords",
     "chunk_patches": 64,
     "chunk_timeout_s": 5,
+    "stream": True,
     "checksum": "full",
     "verify": True,
     "max_bad_fraction": 0.5,
 }
 # A slide's own record remembers the default resolution it was made with; the others change no pixel.
-SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction", "chunk_timeout_s", "checksum", "verify"}
+SAME_PATCHES = {"default_mpp", "reader", "max_bad_fraction", "chunk_timeout_s", "checksum", "verify", "stream"}
 
 
 def test_the_table_of_tiling_keys_is_complete():
@@ -331,3 +333,14 @@ def test_a_printed_configuration_is_read_as_the_same_one_and_marks_what_was_set(
     lines = text.splitlines()
     marked = [lines[i + 1].split(":")[0].strip() for i, line in enumerate(lines) if line.startswith("  # default: ")]
     assert marked == ["columns", "classes", "epochs", "experiment"]
+
+
+def test_a_trainable_encoder_needs_stored_pixels(tmp_path):
+    with pytest.raises(ConfigError, match=r"tiling\.store = 'coords': with encoder\.trainable .* use image"):
+        load(tmp_path, "", "tiling.store=coords", "encoder.name=resnet18", "encoder.trainable=true")
+
+
+def test_pixels_that_are_stored_keep_the_folders_of_earlier_versions():
+    assert patches_folder(TilingConfig()) == patches_folder(TilingConfig(store="image", stream=True))
+    assert "store" not in TilingConfig().identity()
+    assert patches_folder(TilingConfig(store="coords")) != patches_folder(TilingConfig())

@@ -9,6 +9,7 @@ from distmil.config.loading import build_config
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import SlideError, StorageError
+from distmil.tiling.pixels import open_pixels
 from distmil.tiling.shards import decode_image, patches_folder, read_patches
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide
@@ -176,3 +177,26 @@ def test_another_spread_of_stains_is_another_folder_of_views_alone():
     config = build_config(CONFIG.model_dump() | {"encoder": {"stain_shift": 0.3, "views": 2}})
     assert embeddings_folder(config, SPEC) == embeddings_folder(CONFIG, SPEC)
     assert embeddings_folder(config, SPEC, view=1) != embeddings_folder(CONFIG, SPEC, view=1)
+
+
+def stored_as(kind):
+    tiling = CONFIG.tiling.model_copy(update={"store": kind})
+    return CONFIG.model_copy(update={"tiling": tiling})
+
+
+@pytest.mark.parametrize("view", [0, 2])
+def test_pixels_out_of_the_slide_embed_as_stored_ones(tmp_path, store, view):
+    path = save_pyramid(tmp_path / "slide.tif", tissue_image((300, 170), seed=2))
+    slide, made = Slide("s1", str(path)), {}
+    for kind in ("image", "coords"):
+        config = stored_as(kind)
+        patches = tile_slide(slide, config.tiling, store)
+        embedder, encoder = SlideEmbedder(patches, config, SPEC, store, view), Fake()
+        parts = []
+        for part in patches.parts:
+            pixels = open_pixels(slide, patches, config.tiling) if kind == "coords" else None
+            parts.append(embedder.write_shard(part, encoder, pixels=pixels))
+        record = embedder.commit(parts)
+        made[kind] = [store.read_part(embedder.folder, part) for part in record.parts]
+    assert made["image"] == made["coords"]
+    assert embeddings_folder(stored_as("image"), SPEC) != embeddings_folder(stored_as("coords"), SPEC)

@@ -1,9 +1,11 @@
 """What a stage's worker makes of an exception on one slide: a status, a defect, or the end of everything."""
 
 import io
+import os
 import re
 import shlex
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,9 +22,10 @@ from distmil.encoders.embedder import SlideEmbedder
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import BadAnnotations, SlideError, StorageError
 from distmil.labels.tables import SlideLabeller
-from distmil.pipeline import embed, label, predict, prepare, tile, tile_report
+from distmil.pipeline import label, predict, prepare, tile, tile_report
 from distmil.pipeline.job import Job, Tiled
 from distmil.pipeline.prepare import Prepared
+from distmil.pipeline.streaming import embedding
 from distmil.storage.records import Record
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide
@@ -63,8 +66,8 @@ def ask(monkeypatch, slide, config, store, patches):
 
     def embeds(error):
         monkeypatch.setattr(SlideEmbedder, "write_shard", raising(error))
-        monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: None)
-        return embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
+        monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+        return embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(embedding.shards_of(patches)[0])
 
     def draws(error):
         monkeypatch.setattr(tile_report, "draw_slide", raising(error))
@@ -110,11 +113,40 @@ def test_a_store_that_cannot_be_used_ends_everything(ask, stage):
 
 def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatch, config, store, patches):
     spoilt = SimpleNamespace(embed=lambda images: np.full((len(images), 4), np.nan, np.float32))
-    monkeypatch.setattr(embed, "load_encoder", lambda *given, **more: spoilt)
-    record = embed._Embedder(config, store, SPEC, is_gpu=False)((patches, 0, patches.parts[0]))
+    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: spoilt)
+    record = embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(embedding.shards_of(patches)[0])
     assert record.status == "failed"
     assert record.error.startswith("16 embeddings are not finite")
     assert DEFECT not in record.info
+
+
+GONE = {
+    "missing": (lambda path: path.unlink(), "the slide's file is gone since it was tiled"),
+    "failed": (lambda path: os.truncate(path, 5000), "the slide's file is another one than when it was tiled"),
+}
+
+
+@pytest.mark.parametrize("status", GONE)
+def test_a_slide_that_went_or_changed_since_it_was_tiled_ends_with_a_reason(monkeypatch, config, store, slide, status):
+    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+    coords = config.model_copy(update={"tiling": config.tiling.model_copy(update={"store": "coords"})})
+    shard = embedding.shards_of(tile_slide(slide, coords.tiling, store))[0]
+    change, text = GONE[status]
+    change(Path(slide.path))
+    record = embedding.Embedder(coords, store, SPEC, {"s1": slide}, is_gpu=False)(shard)
+    assert (record.name, record.status) == ("s1", status)
+    assert record.error.startswith(text)
+    assert "/" not in record.error
+    assert DEFECT not in record.info
+
+
+def test_patches_that_were_made_anew_are_not_taken_for_those_asked_for(monkeypatch, config, store, patches):
+    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+    monkeypatch.setattr(embedding, "SEEN_WITHIN_S", 0.0)
+    shard = embedding.shards_of(patches)[0]._replace(version="0" * 12)
+    record = embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(shard)
+    assert record.status == "failed"
+    assert "it was tiled anew while it was embedded" in record.error
 
 
 def test_the_answer_counts_the_slides_that_could_not_be_judged(store):
@@ -173,6 +205,7 @@ def test_bad_annotations_end_labelling_only_where_that_is_wanted(annotated, stor
 def test_bad_annotations_end_a_training_before_anything_is_embedded(monkeypatch, annotated, store, config):
     tiled = Tiled({slide.slide_id: tile_slide(slide, config.tiling, store) for slide in annotated})
     monkeypatch.setattr(prepare, "tile", lambda *given: tiled)
+    monkeypatch.setattr(prepare, "tile_ahead", lambda *given: (tiled, {}))
     monkeypatch.setattr(prepare, "embed", raising(AssertionError("embedded")))
     with pytest.raises(BadAnnotations):
         prepare.prepare(job_with(store, "fail"), annotated, SPEC, with_labels=True)

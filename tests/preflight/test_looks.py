@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from distmil.cohort import Slide
@@ -45,6 +46,18 @@ def test_each_slide_has_the_status_that_tiling_gives_it(slides: list[Slide], sto
     assert min(found["fine"].plan_s, found["fine"].patch_s) > 0
     assert "XML" in (found["fine"].annotation_error or "")
     assert str(Path(slides[2].path).parent) not in (found["broken"].error or "")
+
+
+def test_patches_without_pixels_take_few_bytes_and_are_tried_with_them(
+    slides: list[Slide], store: Store, tmp_path: Path
+) -> None:
+    tiling = CONFIG.tiling.model_copy(update={"store": "coords"})
+    config = CONFIG.model_copy(update={"tiling": tiling})
+    trial = tmp_path / "trial.parquet"
+    (found,) = look_at([Task(slides[0], num_cut=5, file=str(trial))], config, store, limit_s=WAIT_S)
+    record = tile_slide(slides[0], tiling, store)
+    assert found.num_bytes == pytest.approx(sum(part.size_bytes for part in record.parts) / record.rows, rel=0.1)
+    assert "image" in pq.read_schema(trial).names
 
 
 def test_what_is_done_is_not_looked_at_again(

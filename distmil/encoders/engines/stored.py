@@ -5,7 +5,8 @@ their embeddings are the same. torch takes seconds to import, and is imported on
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,11 +22,13 @@ from distmil.encoders.registry import Encoder, EncoderSpec, load_encoder
 from distmil.errors import StorageError
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
-from distmil.tiling.shards import patches_folder, read_patches
+from distmil.tiling.shards import Decode, patches_folder, read_patches, shard_schema
 
 SAMPLE = 144
 """Most patches that a choice looks at."""
 SAMPLED_SHARDS = 12
+Opened = AbstractContextManager[Decode]
+"""Opens what reads the pixels of a slide's shards."""
 _REMEDY = "delete the folder engines of the store and run the same command again"
 
 
@@ -74,13 +77,24 @@ class StoredEngine:
         is_plain = asked.trainable or self.store.folders(embeddings_folder(self.config, self.spec))
         return () if is_open and is_plain else None
 
-    def choose(self, shards: Sequence[tuple[Record, Part]], *, device: str) -> tuple[EngineChoice, ...]:
+    def choose(
+        self,
+        shards: Sequence[tuple[Record, Part]],
+        *,
+        device: str,
+        pixels: Callable[[Record], Opened | None] = lambda _: None,
+    ) -> tuple[EngineChoice, ...]:
         """Try the engines of each network on patches of some shards, keep the choices with their figures, return them.
+
+        Args:
+            shards: Patch shards, each with the record of its slide.
+            device: Where the networks run.
+            pixels: Opens what reads the pixels of a slide's shards; None for a slide: they are in the shards.
 
         Raises:
             EncoderError: If the engine that is asked for does not pass the gate, or is not here.
         """
-        asked, images_NHWC = self.config.encoder, sample_patches(self.store, self.config, shards)
+        asked, images_NHWC = self.config.encoder, sample_patches(self.store, self.config, shards, pixels)
         selections = [
             _module("selection").select_engine(
                 network,
@@ -113,14 +127,20 @@ def sampled_shards(records: Sequence[Record]) -> list[tuple[Record, Part]]:
     return [(ordered[i], ordered[i].parts[generator.integers(len(ordered[i].parts))]) for i in chosen]
 
 
-def sample_patches(store: Store, config: Config, shards: Sequence[tuple[Record, Part]]) -> NDArray[np.uint8]:
+def sample_patches(
+    store: Store,
+    config: Config,
+    shards: Sequence[tuple[Record, Part]],
+    pixels: Callable[[Record], Opened | None] = lambda _: None,
+) -> NDArray[np.uint8]:
     """Decode patches out of some shards in random order, N x H x W x 3, as many of each as there are."""
     generator = np.random.default_rng(0)
     found = []
     for record, part in shards:
         name = f"{patches_folder(config.tiling)}/{record.name}/{part.name}"
-        table = read_patches(store, name, part=part)
-        found.append(decode_patches(table.take(generator.permutation(len(table))[: -(-SAMPLE // len(shards))])))
+        table = read_patches(store, name, schema=shard_schema(config.tiling), part=part)
+        with pixels(record) or nullcontext(decode_patches) as decode:
+            found.append(decode(table.take(generator.permutation(len(table))[: -(-SAMPLE // len(shards))])))
     images_NHWC = np.concatenate(found)
     return images_NHWC[generator.permutation(len(images_NHWC))[:SAMPLE]]
 
