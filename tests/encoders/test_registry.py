@@ -13,9 +13,16 @@ from safetensors.torch import save_file
 
 from distmil.config.data import EncoderConfig
 from distmil.config.loading import build_config
-from distmil.encoders.loading import load, load_state
-from distmil.encoders.registry import load_encoder, prepare_encoder
-from distmil.encoders.weights.states import state_digest
+from distmil.encoders.loading import load_state
+from distmil.encoders.registry import (
+    encoder_state,
+    load_carried,
+    load_encoder,
+    load_trainable,
+    prepare_encoder,
+    stored_spec,
+)
+from distmil.encoders.weights.states import GOLDEN, state_digest
 from distmil.errors import ConfigError, EncoderError, StorageError
 from distmil.pipeline.job import Job, open_encoder
 
@@ -106,14 +113,31 @@ def test_an_embedding_does_not_depend_on_its_batch_mates(store, name):
     assert np.abs(together[0] - together[1]).max() > 1e-3
 
 
-def test_training_leaves_batch_statistics_alone(weights):
-    encoder = load("resnet18", headless(weights), device="cpu")
-    before = encoder.net.bn1.running_mean.clone()
+@pytest.mark.parametrize(("name", "first"), [("resnet18", "conv1"), ("efficientnet_lite0", "conv_stem")])
+def test_training_leaves_batch_statistics_alone(store, name, first):
+    encoder = load_trainable(prepare_encoder(EncoderConfig(name=name, weights="random"), store), store)
+    before = {key: value.clone() for key, value in encoder.net.named_buffers()}
     encoder.train()
     loss = encoder(torch.from_numpy(IMAGES)).square().mean()
     loss.backward()
-    assert torch.equal(encoder.net.bn1.running_mean, before)
-    assert encoder.net.conv1.weight.grad.abs().max() > 0
+    assert all(torch.equal(value, before[key]) for key, value in encoder.net.named_buffers())
+    assert getattr(encoder.net, first).weight.grad.abs().max() > 0
+
+
+def test_a_trained_encoder_is_published_with_its_own_golden_vector(store):
+    spec = prepare_encoder(EncoderConfig(name="efficientnet_lite0"), store)
+    trained = load_trainable(spec, store)
+    with torch.no_grad():
+        trained.net.conv_stem.weight.mul_(1.5)
+    trained.train()
+    carried = encoder_state(spec, store, trained=trained)
+    kept = encoder_state(spec, store, trained=None)
+    assert not torch.equal(carried[GOLDEN], kept[GOLDEN])
+    found = load_carried(spec.name, carried).embed(IMAGES)  # compared with the trained one's answer
+    np.testing.assert_allclose(found, trained.eval().embed(IMAGES), rtol=1e-5, atol=1e-6)
+    for several in ("texture", "texture+efficientnet_lite0"):
+        with pytest.raises(ValueError, match="has nothing to train"):
+            load_trainable(stored_spec(several, "0" * 64), store)
 
 
 # --- keeping

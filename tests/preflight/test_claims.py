@@ -15,6 +15,7 @@ from distmil.training.run_files import run_file
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=12, weights_file=None)
 CLASSES = ["negative", "positive"]
+TEXTURE = {"encoder": {"name": "texture"}}
 
 
 def test_the_claim_is_where_the_job_puts_it() -> None:
@@ -37,10 +38,10 @@ def take(store: Store, kind: str, values: dict) -> None:
     ],
 )
 def test_another_setting_is_refused_and_the_same_is_not(store: Store, change: dict, said: str) -> None:
-    base = {"training": {"run": "r"}}
+    base = {**TEXTURE, "training": {"run": "r"}}
     take(store, "train", base)
     check_claim(build_config(base), CLASSES, store, job="train")
-    check_claim(build_config({"training": {"run": "other", "lr": 0.5}}), CLASSES, store, job="train")
+    check_claim(build_config({**TEXTURE, "training": {"run": "other", "lr": 0.5}}), CLASSES, store, job="train")
     with pytest.raises(ConfigError, match=r"training\.run = 'r' was started with something else") as caught:
         check_claim(build_config(base | change), CLASSES, store, job="train")
     assert said in str(caught.value)
@@ -48,10 +49,10 @@ def test_another_setting_is_refused_and_the_same_is_not(store: Store, change: di
 
 
 def test_a_search_compares_its_own_settings_too(store: Store) -> None:
-    take(store, "tune", {"search": {"run": "r"}})
-    check_claim(build_config({"search": {"run": "r", "trials": 99}}), CLASSES, store, job="tune")
+    take(store, "tune", {**TEXTURE, "search": {"run": "r"}})
+    check_claim(build_config({**TEXTURE, "search": {"run": "r", "trials": 99}}), CLASSES, store, job="tune")
     with pytest.raises(ConfigError, match=r"search\.folds: 0 then, 3 now"):
-        check_claim(build_config({"search": {"run": "r", "folds": 3}}), CLASSES, store, job="tune")
+        check_claim(build_config({**TEXTURE, "search": {"run": "r", "folds": 3}}), CLASSES, store, job="tune")
 
 
 def test_a_damaged_claim_is_left_to_the_job(store: Store) -> None:

