@@ -21,6 +21,8 @@ from distmil.processes.tree import descendants, end_processes
 
 MAX_BLOCKS = 4096
 MAX_ACTORS = 512
+FEW_PER_ACTOR = 4
+"""Items of each actor up to which it matters more that all have work than that none waits for the driver."""
 PATIENCE_S = 1.0
 """How long processes of Ray may take to end by themselves."""
 
@@ -191,7 +193,7 @@ def map_slides(
     mapped = numbered(items).map(
         RowWorker,
         fn_constructor_kwargs={"worker": worker, **arguments},
-        compute=actor_pool(min(ready, most), most),
+        compute=actor_pool(min(ready, most), most, num_items=len(items)),
         num_cpus=1,
         num_gpus=num_gpus or None,
     )
@@ -210,13 +212,20 @@ def numbered(items: Sequence[Item]) -> ray.data.Dataset:
     )
 
 
-def actor_pool(size: int, most: int) -> ray.data.ActorPoolStrategy:
+def actor_pool(size: int, most: int, *, num_items: int | None = None) -> ray.data.ActorPoolStrategy:
     """Describe a pool of actors that begins with ``size`` and may grow to ``most``.
 
-    Ray gives an actor two blocks at a time, while another one may have none. A pool that cannot grow hands out one by
-    one; in a pool that can, queued blocks are what makes it grow.
+    Ray gives an actor two blocks at a time, so that it need not wait for the driver between them. With few items the
+    actor that starts first would take two while another has none: they are handed out one by one. A pool that may grow
+    does so by what is queued, and keeps Ray's way.
+
+    Args:
+        size: Actors at the start.
+        most: Actors at most.
+        num_items: What they work on; None where that is not known.
     """
-    in_flight = 1 if size == most else None
+    are_few = num_items is not None and num_items <= FEW_PER_ACTOR * size
+    in_flight = 1 if are_few and size == most else None
     return ray.data.ActorPoolStrategy(min_size=size, max_size=most, max_tasks_in_flight_per_actor=in_flight)
 
 

@@ -94,7 +94,8 @@ def chain_slides(items: Sequence[Item], first: Stage, second: Stage, *, is_gpu: 
         limit=cluster.MAX_ACTORS, can_grow=can_grow,
     )  # fmt: skip
     with ray.data.DataContext.current(_context(most_waiting=max(LEAST_WAITING, WAITING_PER_ACTOR * pools[1].size))):
-        rows = numbered(items).flat_map(_First, **_options(first, pools[0])).map(_Second, **_options(second, pools[1]))
+        rows = numbered(items).flat_map(_First, **_options(first, pools[0], len(items)))
+        rows = rows.map(_Second, **_options(second, pools[1], None))
         for row in rows.iter_rows():
             answer = cloudpickle.loads(row["answer"])
             if isinstance(answer, StorageError):
@@ -102,10 +103,10 @@ def chain_slides(items: Sequence[Item], first: Stage, second: Stage, *, is_gpu: 
             yield items[row["number"]] if row["number"] >= 0 else cloudpickle.loads(row["item"]), answer
 
 
-def _options(stage: Stage, pool: Pool) -> dict[str, Any]:
+def _options(stage: Stage, pool: Pool, num_items: int | None) -> dict[str, Any]:
     return {
         "fn_constructor_kwargs": {"worker": stage.worker, **stage.arguments},
-        "compute": actor_pool(pool.size, pool.most),
+        "compute": actor_pool(pool.size, pool.most, num_items=num_items),
         "num_cpus": pool.num_cpus,
         "num_gpus": pool.num_gpus or None,
     }

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from distmil.pipeline.cluster import actor_pool
 from distmil.pipeline.streaming.chain import share_out
 from tests.support.scale import cases
 
@@ -37,3 +38,11 @@ def test_both_pools_always_fit_at_once(seed):
         assert 1 <= pool.size <= pool.most <= limit
         assert can_grow or pool.size == pool.most
     assert first.most <= num_items
+
+
+@pytest.mark.parametrize(
+    ("size", "most", "num_items", "in_flight"),
+    [(2, 2, 2, 1), (2, 2, 8, 1), (2, 2, 9, None), (2, 2, None, None), (2, 9, 2, None), (512, 512, 600, 1)],
+)
+def test_few_items_are_handed_out_one_by_one_where_a_pool_cannot_grow(size, most, num_items, in_flight):
+    assert actor_pool(size, most, num_items=num_items).max_tasks_in_flight_per_actor == in_flight
