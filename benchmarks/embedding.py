@@ -32,7 +32,14 @@ from numpy.typing import NDArray
 from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.encoders.embedder import SlideEmbedder, decode_patches
-from distmil.encoders.engines import StoredEngine, build_engine, load_engine, sampled_shards, select_engine
+from distmil.encoders.engines import (
+    StoredEngine,
+    build_engine,
+    load_engine,
+    sample_patches,
+    sampled_shards,
+    select_engine,
+)
 from distmil.encoders.engines.parts import networks_of
 from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
 from distmil.encoders.texture import texture
@@ -148,7 +155,9 @@ def measure_shards(store: Store, name: str) -> None:
     config, spec = prepared(name, store)
     records = [tile_slide(Slide(path.stem, str(path)), config.tiling, store) for path in slides()[:NUM_SLIDES]]
     if spec.weights_file is not None:
-        choices = StoredEngine(spec, config, store).choose(sampled_shards(records), device="cpu")
+        choices = StoredEngine(spec, config, store).choose(
+            sample_patches(store, config, sampled_shards(records)), device="cpu"
+        )
         spec = replace(spec, engines=choices)
         print(f"{name}: {'; '.join(choice.words for choice in choices)}")
     encoder = load_engine(spec, store, patch_px=EDGE_PX, device="cpu")

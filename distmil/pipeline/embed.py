@@ -1,18 +1,16 @@
 """Patch shards to embeddings, by actors that load the encoder once."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.embedder import SlideEmbedder, embeddings_folder
-from distmil.encoders.engines.choice import EngineChoice
-from distmil.encoders.engines.stored import StoredEngine, load_engine, sampled_shards
+from distmil.encoders.engines.stored import load_engine
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import EncoderError
 from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
 from distmil.pipeline.job import Job, check_bad_fraction, open_cohort, open_encoder, status_counts
+from distmil.pipeline.streaming.engine import with_engine
 from distmil.pipeline.tile import tile
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
@@ -40,27 +38,6 @@ def run(job: Job) -> dict[str, Any]:
         "num_patches": sum(record.rows for record in records.values()),
         "slides": status_counts(records),
     }
-
-
-def with_engine(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> EncoderSpec:
-    """Return the encoder with the engine that makes its embeddings in this store, chosen on tiled patches if none was.
-
-    Raises:
-        EncoderError: If the engine that is asked for gives other embeddings, or is not here.
-        StorageError: If the store cannot be read or written.
-    """
-    is_gpu = spec.weights_file is not None and wants_gpu(job.config)
-    stored, device = StoredEngine(spec, job.config, job.store), "cuda" if is_gpu else "cpu"
-    choices, shards = stored.read(device=device), sampled_shards(list(patches.values()))
-    if choices is None and shards:
-        job.console.note(f"choosing the engine of {spec.name}: each is compared with fp32 on patches of the cohort")
-        [(_, answer)] = map_slides([shards], _Chooser, num_gpus=int(is_gpu), stored=stored, device=device)
-        if isinstance(answer, EncoderError):
-            raise answer
-        choices = answer
-        words = [f"{choice.words}; patches at once: {choice.batch_size}" for choice in choices]
-        job.console.note(f"engine: {', and '.join(words)}")
-    return replace(spec, engines=choices or ())
 
 
 def embed(job: Job, patches: Mapping[str, Record], spec: EncoderSpec) -> dict[str, Record]:
@@ -129,17 +106,3 @@ class _Embedder:
         patches, view, part = item
         embedder = SlideEmbedder(patches, self._config, self._spec, self._store, view)
         return attempt(lambda: embedder.write_shard(part, self._encoder), slide_id=patches.name)
-
-
-class _Chooser:
-    """An actor that chooses the engine where it will run, on one core or GPU."""
-
-    def __init__(self, stored: StoredEngine, device: str) -> None:
-        self._stored, self._device = stored, device
-
-    def __call__(self, shards: Sequence[tuple[Record, Part]]) -> tuple[EngineChoice, ...] | EncoderError:
-        """Choose, or return why none is left."""
-        try:
-            return self._stored.choose(shards, device=self._device)
-        except EncoderError as error:
-            return error

@@ -8,9 +8,10 @@ from distmil.cohort import Slide
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.labels.tables import labels_folder
-from distmil.pipeline.embed import embed, embed_views, with_engine
+from distmil.pipeline.embed import embed, embed_views
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
+from distmil.pipeline.streaming.engine import with_engine
 from distmil.pipeline.tile import tile
 from distmil.storage.records import Record
 from distmil.tiling.shards import patches_folder
