@@ -6,7 +6,7 @@
     python -m benchmarks.embedding texture
 
 Patches of 96 px out of ``pcam_cohort`` (a folder under $DISTMIL_DATA), enlarged to 224 px; shards hold its patches of
-224 px. Rates are images per second of CPU time on one thread, so that neighbours on a shared machine matter little.
+224 px, some hundreds a slide. Rates are images per second of CPU time on one thread: neighbours matter little there.
 Engines take turns, and a ratio is that of one turn: the median is given with the least and the most. Where there is a
 GPU, ``speed`` measures on it, by the clock.
 """
@@ -32,7 +32,14 @@ from numpy.typing import NDArray
 from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.encoders.embedder import SlideEmbedder, decode_patches
-from distmil.encoders.engines import StoredEngine, build_engine, load_engine, sampled_shards, select_engine
+from distmil.encoders.engines import (
+    StoredEngine,
+    build_engine,
+    load_engine,
+    sample_patches,
+    sampled_shards,
+    select_engine,
+)
 from distmil.encoders.engines.parts import networks_of
 from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
 from distmil.encoders.texture import texture
@@ -89,7 +96,7 @@ def enlarged_patches(count: int) -> NDArray[np.uint8]:
 def prepared(name: str, store: Store, **more: Any) -> tuple[Any, EncoderSpec]:
     """Return the configuration and the encoder; a ResNet has random weights, for its own need a download."""
     weights = {"weights": "random"} if name.startswith("resnet") else {}
-    tiling = {"strategy": "crop", "patch_px": EDGE_PX, "mpp": None}
+    tiling = {"strategy": "crop", "patch_px": EDGE_PX, "stride_px": EDGE_PX // 4, "mpp": None}
     config = build_config({"tiling": tiling, "encoder": {"name": name, **weights, **more}})
     return config, prepare_encoder(config.encoder, store)
 
@@ -146,9 +153,11 @@ def report(seconds: Mapping[str, Sequence[float]], count: int, base: str) -> Non
 def measure_shards(store: Store, name: str) -> None:
     """Embed whole slides, decoding and writing included, beside the bare engine on the same decoded patches."""
     config, spec = prepared(name, store)
-    records = [tile_slide(Slide(path.stem, str(path)), config.tiling, store) for path in slides()[:NUM_SLIDES]]
+    records = [tile_slide(Slide(path.stem, str(path)), config.tiling, store) for path in slides()[:2]]
     if spec.weights_file is not None:
-        choices = StoredEngine(spec, config, store).choose(sampled_shards(records), device="cpu")
+        choices = StoredEngine(spec, config, store).choose(
+            sample_patches(store, config, sampled_shards(records)), device="cpu"
+        )
         spec = replace(spec, engines=choices)
         print(f"{name}: {'; '.join(choice.words for choice in choices)}")
     encoder = load_engine(spec, store, patch_px=EDGE_PX, device="cpu")

@@ -7,7 +7,7 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.encoders.engines.choice import EngineChoice, model_file
     from distmil.encoders.engines.selection import Selection, build_engine, select_engine
-    from distmil.encoders.engines.stored import StoredEngine, load_engine, sampled_shards
+    from distmil.encoders.engines.stored import StoredEngine, load_engine, sample_patches, sampled_shards
 
 __all__ = [
     "EngineChoice",
@@ -16,6 +16,7 @@ __all__ = [
     "build_engine",
     "load_engine",
     "model_file",
+    "sample_patches",
     "sampled_shards",
     "select_engine",
 ]

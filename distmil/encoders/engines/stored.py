@@ -6,12 +6,13 @@ their embeddings are the same. torch takes seconds to import, and is imported on
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmil.config.root import Config, fingerprint
@@ -19,16 +20,14 @@ from distmil.encoders.embedder import decode_patches, embeddings_folder
 from distmil.encoders.engines import runtime
 from distmil.encoders.engines.choice import EngineChoice, digest_of_model, model_file
 from distmil.encoders.registry import Encoder, EncoderSpec, load_encoder
-from distmil.errors import StorageError
+from distmil.errors import SlideError, StorageError
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
-from distmil.tiling.shards import Decode, patches_folder, read_patches, shard_schema
+from distmil.tiling.shards import patches_folder, read_patches, shard_schema
 
 SAMPLE = 144
 """Most patches that a choice looks at."""
 SAMPLED_SHARDS = 12
-Opened = AbstractContextManager[Decode]
-"""Opens what reads the pixels of a slide's shards."""
 _REMEDY = "delete the folder engines of the store and run the same command again"
 
 
@@ -77,24 +76,13 @@ class StoredEngine:
         is_plain = asked.trainable or self.store.folders(embeddings_folder(self.config, self.spec))
         return () if is_open and is_plain else None
 
-    def choose(
-        self,
-        shards: Sequence[tuple[Record, Part]],
-        *,
-        device: str,
-        pixels: Callable[[Record], Opened | None] = lambda _: None,
-    ) -> tuple[EngineChoice, ...]:
-        """Try the engines of each network on patches of some shards, keep the choices with their figures, return them.
-
-        Args:
-            shards: Patch shards, each with the record of its slide.
-            device: Where the networks run.
-            pixels: Opens what reads the pixels of a slide's shards; None for a slide: they are in the shards.
+    def choose(self, images_NHWC: NDArray[np.uint8], *, device: str) -> tuple[EngineChoice, ...]:
+        """Try the engines of each network on a sample of patches, keep the choices with their figures, return them.
 
         Raises:
             EncoderError: If the engine that is asked for does not pass the gate, or is not here.
         """
-        asked, images_NHWC = self.config.encoder, sample_patches(self.store, self.config, shards, pixels)
+        asked = self.config.encoder
         selections = [
             _module("selection").select_engine(
                 network,
@@ -131,16 +119,27 @@ def sample_patches(
     store: Store,
     config: Config,
     shards: Sequence[tuple[Record, Part]],
-    pixels: Callable[[Record], Opened | None] = lambda _: None,
+    *,
+    decode: Callable[[Record, pa.Table], NDArray[np.uint8]] = lambda _, table: decode_patches(table),
 ) -> NDArray[np.uint8]:
-    """Decode patches out of some shards in random order, N x H x W x 3, as many of each as there are."""
+    """Decode patches out of some shards in random order, N x H x W x 3, as many of each shard.
+
+    A slide that cannot be read is left out: embedding it will say why.
+
+    Args:
+        store: Where they are.
+        config: The configuration.
+        shards: What ``sampled_shards`` gives.
+        decode: From a slide's record and rows of its patches to pixels.
+    """
     generator = np.random.default_rng(0)
-    found = []
+    found = [np.zeros((0, config.tiling.patch_px, config.tiling.patch_px, 3), np.uint8)]
     for record, part in shards:
         name = f"{patches_folder(config.tiling)}/{record.name}/{part.name}"
         table = read_patches(store, name, schema=shard_schema(config.tiling), part=part)
-        with pixels(record) or nullcontext(decode_patches) as decode:
-            found.append(decode(table.take(generator.permutation(len(table))[: -(-SAMPLE // len(shards))])))
+        rows = np.sort(generator.permutation(len(table))[: -(-SAMPLE // len(shards))])
+        with suppress(SlideError):
+            found.append(decode(record, table.take(rows)))
     images_NHWC = np.concatenate(found)
     return images_NHWC[generator.permutation(len(images_NHWC))[:SAMPLE]]
 

@@ -3,10 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
 from distmil.cohort import Slide
-from distmil.config.data import TilingConfig
+from distmil.encoders.embedder import decode_patches
 from distmil.encoders.engines.choice import EngineChoice
-from distmil.encoders.engines.stored import Opened, StoredEngine, sampled_shards
+from distmil.encoders.engines.stored import StoredEngine, sample_patches, sampled_shards
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import EncoderError
 from distmil.pipeline.cluster import map_slides
@@ -32,9 +36,7 @@ def with_engine(job: Job, slides: Sequence[Slide], patches: Mapping[str, Record]
     choices, shards = stored.read(device=device), sampled_shards(list(patches.values()))
     if choices is None and shards:
         job.console.note(f"choosing the engine of {spec.name}: each is compared with fp32 on patches of the cohort")
-        arguments = {
-            "stored": stored, "tiling": job.config.tiling, "slides": slides_with_pixels(job, slides), "device": device,
-        }  # fmt: skip
+        arguments = {"stored": stored, "slides": slides_with_pixels(job, slides), "device": device}
         [(_, answer)] = map_slides([shards], _Chooser, num_gpus=int(device == "cuda"), **arguments)
         if isinstance(answer, EncoderError):
             raise answer
@@ -55,17 +57,21 @@ def _device(job: Job, spec: EncoderSpec) -> str:
 class _Chooser:
     """An actor that chooses the engine where it will run, on one core or GPU."""
 
-    def __init__(self, stored: StoredEngine, tiling: TilingConfig, slides: Mapping[str, Slide], device: str) -> None:
-        self._stored, self._tiling, self._slides, self._device = stored, tiling, slides, device
+    def __init__(self, stored: StoredEngine, slides: Mapping[str, Slide], device: str) -> None:
+        self._stored, self._slides, self._device = stored, slides, device
 
     def __call__(self, shards: Sequence[tuple[Record, Part]]) -> tuple[EngineChoice, ...] | EncoderError:
-        """Choose, or return why none is left."""
+        """Choose, or return why none is left; nothing is chosen where no patch can be read."""
         try:
-            return self._stored.choose(shards, device=self._device, pixels=self._pixels)
+            images_NHWC = sample_patches(self._stored.store, self._stored.config, shards, decode=self._decode)
+            return self._stored.choose(images_NHWC, device=self._device) if len(images_NHWC) else ()
         except EncoderError as error:
             return error
 
-    def _pixels(self, patches: Record) -> Opened | None:
-        """Open a slide whose shards hold no pixels."""
+    def _decode(self, patches: Record, table: pa.Table) -> NDArray[np.uint8]:
+        """Decode rows of a shard; where the pixels are in the slide, open it. Raises: SlideError."""
         slide = self._slides.get(patches.name)
-        return None if slide is None else open_pixels(slide, patches, self._tiling)
+        if slide is None:
+            return decode_patches(table)
+        with open_pixels(slide, patches, self._stored.config.tiling) as decode:
+            return decode(table)

@@ -14,7 +14,8 @@ from distmil.encoders.engines import EngineChoice, StoredEngine, load_engine, ru
 from distmil.encoders.engines.gate import agreement
 from distmil.encoders.engines.parts import networks_of, with_engines
 from distmil.encoders.registry import EncoderSpec, TextureEncoder, load_encoder, prepare_encoder
-from distmil.errors import EncoderError, StorageError
+from distmil.encoders.side_by_side import SideBySide
+from distmil.errors import EncoderError, StorageError, UnreadableSlide
 from distmil.pipeline.job import Job, open_encoder
 from tests.support.networks import TinyNetwork
 from tests.support.slides import save_pyramid, tissue_image
@@ -46,7 +47,7 @@ def test_what_was_chosen_is_what_every_worker_loads(records, store, precision):
     spec = prepare_encoder(config.encoder, store)
     engine = StoredEngine(spec, config, store)
     assert engine.read(device="cpu") is None
-    choices = engine.choose(sampled_shards(records), device="cpu")
+    choices = engine.choose(stored.sample_patches(store, config, sampled_shards(records)), device="cpu")
     assert [(choice.engine, choice.precision) for choice in choices] == [("openvino", precision)]
     assert StoredEngine(spec, config, store).read(device="cpu") == choices
     figures = json.loads(Path(store.path(engine.name)).read_text())["values"]
@@ -150,6 +151,20 @@ def test_a_sample_is_of_many_slides_and_always_the_same(records, store):
     assert len(np.unique(images.reshape(len(images), -1), axis=0)) == len(images)
 
 
+def test_a_slide_that_cannot_be_read_is_left_out_of_the_sample(records, store):
+    def decode(record, table):
+        if record.name != "b":
+            raise UnreadableSlide("no")
+        return np.full((len(table), 32, 32, 3), 7, np.uint8)
+
+    shards = sampled_shards(records)
+    images = stored.sample_patches(store, CONFIG, shards, decode=decode)
+    assert 0 < len(images) <= 48
+    assert (images == 7).all()
+    others = [(record, part) for record, part in shards if record.name != "b"]
+    assert stored.sample_patches(store, CONFIG, others, decode=decode).shape == (0, 32, 32, 3)
+
+
 def test_each_network_gets_its_own_engine():
     network, texture = TinyNetwork(0), TextureEncoder()
     assert networks_of(network) == [network]
@@ -157,3 +172,10 @@ def test_each_network_gets_its_own_engine():
     engine = TextureEncoder()
     assert with_engines(network, [engine]) is engine
     assert with_engines(texture, []) is texture
+    several = SideBySide((network, texture, TinyNetwork(1)), (1.0, 1.0, 1.0))
+    assert networks_of(several) == [network, several.parts[2]]
+    made = with_engines(several, [engine, other := TextureEncoder()])
+    assert made.parts[0] is engine
+    assert made.parts[1] is texture
+    assert made.parts[2] is other
+    assert made.units == several.units
