@@ -43,7 +43,12 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def find_columns(
-    path: Path, header: Sequence[str], mapping: Mapping[str, str | None], *, needs_labels: bool
+    path: Path,
+    header: Sequence[str],
+    mapping: Mapping[str, str | None],
+    *,
+    needs_labels: bool,
+    needs_slides: bool = True,
 ) -> dict[str, int]:
     """Find the place of each of distmil's columns in a header.
 
@@ -52,6 +57,7 @@ def find_columns(
         header: Names as the file spells them.
         mapping: ``cohort.columns``.
         needs_labels: The column ``label`` is needed too.
+        needs_slides: The column ``slide_path`` is needed.
 
     Raises:
         ConfigError: If the mapping itself is wrong.
@@ -70,7 +76,7 @@ def find_columns(
             found[column] = places[0]
     free = [i for i in free if i not in found.values()]
     others = [header[i] for i in free if _own_column(header[i]) not in found]
-    needed = (*NEEDED, "label") if needs_labels else NEEDED
+    needed = [*(NEEDED if needs_slides else NEEDED[:1]), *(["label"] if needs_labels else [])]
     if missing := [column for column in needed if column not in found]:
         raise ManifestError(f"{path}: {_missing(path, missing, header, others)}")
     _ask(path, others, settled={*found, *mapping})

@@ -13,6 +13,7 @@ from distmil.console import Console
 from distmil.demo.cohort import make_cohort
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
+from distmil.features.spec import features_spec
 from distmil.inference.bundle_place import find_bundle
 from distmil.outcomes import Outcomes
 from distmil.preflight.checks import check_job
@@ -88,8 +89,9 @@ def _check_manifest(job: Job, name: str) -> None:
         open_cohort(known, needs_labels=needs_labels, needs_splits=needs_splits)
     elif config.manifest is not None:
         read_cohort(
-            config, manifest=config.manifest, needs_labels=needs_labels, needs_splits=False, are_classes_known=False
-        )
+            config, manifest=config.manifest, needs_labels=needs_labels, needs_splits=False, are_classes_known=False,
+            needs_slides=job.config.features.folder is None,
+        )  # fmt: skip
 
 
 def check_ahead(job: Job, name: str) -> None:
@@ -114,8 +116,9 @@ def _with_bundle_tiling(job: Job) -> Config | None:
     own = per_job_keys()
     try:
         theirs, merged = found["config"], job.config.model_dump()
-        for section in ("cohort", "tiling", "encoder"):
-            merged[section] |= {key: value for key, value in theirs[section].items() if f"{section}.{key}" not in own}
+        for section in ("cohort", "tiling", "encoder", "features"):
+            values = theirs.get(section, {})  # bundles of earlier versions have no features
+            merged[section] |= {key: value for key, value in values.items() if f"{section}.{key}" not in own}
         return build_config(merged)
     except (KeyError, TypeError, AttributeError, DistmilError):
         return None
@@ -158,12 +161,18 @@ def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
         raise ConfigError(
             "cohort.manifest: set it to a CSV or Parquet file (or cohort.synthetic to a number of slides)"
         )
-    asked = {"config": config.model_dump(), "needs_labels": needs_labels, "needs_splits": needs_splits}
+    needs_slides = job.config.features.folder is None
+    asked = {
+        "config": config.model_dump(), "needs_labels": needs_labels, "needs_splits": needs_splits,
+        "needs_slides": needs_slides,
+    }  # fmt: skip
     for opened in job.opened:
         if opened.asked == asked:
             return opened.cohort
     manifest = config.manifest or _synthetic(job, config.synthetic)
-    cohort = read_cohort(config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits)
+    cohort = read_cohort(
+        config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits, needs_slides=needs_slides
+    )
     job.outcomes.noun = cohort.noun
     job.opened.append(Opened(asked, cohort))
     partial = sum(
@@ -189,6 +198,8 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
         EncoderError: If the weights cannot be had or do not fit.
     """
     encoder = job.config.encoder
+    if job.config.tiling.strategy == "features":
+        return features_spec(job.config.features)
     if encoder.weights_name == "random":
         job.console.note(
             f"WARNING: {encoder.name} has RANDOM weights (encoder.weights=random): its embeddings, and all that is "

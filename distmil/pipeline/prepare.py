@@ -9,6 +9,7 @@ from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.labels.tables import labels_folder
 from distmil.pipeline.embed import embed, embed_views
+from distmil.pipeline.exchange.imports import import_slides
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
 from distmil.pipeline.tile import tile
@@ -29,7 +30,7 @@ class Prepared:
 def prepare(
     job: Job, slides: Sequence[Slide], spec: EncoderSpec, *, with_labels: bool, learns: bool = False
 ) -> Prepared:
-    """Tile, embed and label what is missing.
+    """Tile, embed and label what is missing; features of other tools are imported in place of the first two.
 
     Args:
         job: Configuration, store and console.
@@ -45,11 +46,19 @@ def prepare(
         DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
-    patches = tile(job, slides).records
+    is_imported = job.config.tiling.strategy == "features"
+    imported = import_slides(job, slides) if is_imported else None
+    patches = imported[0] if imported else tile(job, slides).records
     labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job: before embedding
     from_images = learns and job.config.encoder.trainable
-    embedded = {i: record for i, record in patches.items() if record.ok} if from_images else embed(job, patches, spec)
-    learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
+    if imported:
+        embedded = imported[1]
+    elif from_images:
+        embedded = {i: record for i, record in patches.items() if record.ok}
+    else:
+        embedded = embed(job, patches, spec)
+    is_viewed = learns and not imported
+    learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if is_viewed and slide.split == "train"}
     views = embed_views(job, learning, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}

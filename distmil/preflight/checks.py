@@ -39,7 +39,7 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         StorageError: If the store does not answer.
     """
     notes: list[str] = []
-    if job in {"embed", "train", "tune"}:
+    if job in {"embed", "train", "tune"} and config.features.folder is None:
         check_weights(config)
     if job in {"train", "tune"}:
         notes += check_supervision(cohort, job)
@@ -47,6 +47,8 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
     slides = slides_of(cohort, config, job=job)
     if not slides:
         raise BadInput(f"the manifest has no slide in {config.prediction.split or 'val or test'}")
+    if config.features.folder is not None:
+        return notes
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
     notes += judge_slides(_once(looks), config.tiling)
