@@ -78,7 +78,7 @@ class SlideImporter:
         made, grid = self.embeddings.read(), self.patches.read()
         if made is None or grid is None or made.key.get("patches") != grid.digest or not made.ok:
             return None
-        if made.key.get("import") != self.key():
+        if not made.key.get("import") == grid.key.get("import") == self.key():
             return None
         try:
             version = self.file.version()

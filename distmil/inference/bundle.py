@@ -76,6 +76,14 @@ class Bundle:
         """List the class names in index order."""
         return self.config.cohort.classes
 
+    def check_reads_slides(self) -> None:
+        """Refuse a bundle of features that another tool made. Raises: ConfigError."""
+        if self.config.tiling.strategy == "features":
+            raise ConfigError(
+                f"the bundle {self.run} scores features that another tool made by {self.config.features.encoder}, no "
+                "slides; use the job predict with features.folder"
+            )
+
     def save(self, folder: str | Path) -> str:
         """Write the bundle into a folder, which ``load_bundle`` opens.
 
