@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.encoders.embedder import embeddings_folder
-from distmil.errors import NoResolution, SlideError
+from distmil.errors import NoResolution, ReplacedSlide, SlideError
 from distmil.features.agreement import check_header
-from distmil.features.contents import Contents, odd
+from distmil.features.contents import Contents
 from distmil.features.finding import FeatureFile
 from distmil.features.grid import PlacedFeatures, SlideFacts, as_half, check_resolution, place
 from distmil.features.spec import features_spec
@@ -108,7 +108,7 @@ class SlideImporter:
             patches = self._commit_grid(contents, placed, facts)
             parts = self._write_shards(contents, placed)
         if self.file.version() != {name: source[name] for name in ("size_bytes", "mtime_ns")}:
-            raise odd("the file was replaced while it was read; run the job again")
+            raise ReplacedSlide("the file of features was replaced while it was read; run the job again")
         key = {"patches": patches.digest, "import": self.key(), "source": source}
         info = {name: patches.info[name] for name in ("width_px", "height_px", "mpp", "extent_px", "layout")}
         record = self.embeddings.commit(key, parts=parts, info=info)
