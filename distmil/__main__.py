@@ -14,12 +14,12 @@ BAD_INPUT = 2
 JOBS = {
     "tile": "Cut the slides of a manifest into patches.",
     "embed": "Turn patches into embeddings.",
-    "import-features": "Take over features of CLAM, TRIDENT, STAMP, slide2vec, LazySlide.",
+    "import_features": "Take over features that CLAM, TRIDENT, STAMP, ... made.",
     "train": "Train a network; predict and evaluate the slides outside train.",
     "tune": "Search settings, and compare the best with the defaults.",
     "evaluate": "Measure a trained bundle on labelled slides.",
     "predict": "Score slides with a trained bundle, and draw their maps.",
-    "export-features": "Write embeddings as CLAM, TRIDENT, STAMP or slide2vec do.",
+    "export_features": "Write embeddings as CLAM, TRIDENT, STAMP, ... do.",
 }
 """The jobs in the order of work."""
 TOOLS = {
@@ -36,10 +36,11 @@ On a cluster: ray job submit --working-dir . -- distmil train --config FILE.yaml
 def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0].replace("_", "-") if arguments else ""
+    name = arguments[0] if arguments else ""
+    name = name.replace("-", "_") if name.replace("-", "_") in JOBS else name
     if name in JOBS:
         cli = importlib.import_module("distmil.cli")
-        return int(cli.main(name.replace("-", "_"), JOBS[name], arguments[1:], program=f"{_program()} {name}"))
+        return int(cli.main(name, JOBS[name], arguments[1:], program=f"{_program()} {name}"))
     if name == "doctor":
         doctor = importlib.import_module("distmil.pipeline.doctor.job")
         return int(doctor.main(TOOLS[name], arguments[1:]))

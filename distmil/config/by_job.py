@@ -39,7 +39,7 @@ _FEATURES = ("features.folder", "features.layout", "features.encoder")
 USUAL: Mapping[str, tuple[str, ...]] = {
     "tile": (_MANIFEST, _ROOT, *_TILE, "tiling.default_mpp", "tiling.verify", "tiling.max_bad_fraction"),
     "embed": (_MANIFEST, _ROOT, *_TILE, "encoder.name", "encoder.weights", "encoder.batch_size"),
-    "import_features": (_MANIFEST, _ROOT, *_FEATURES, "features.patch_px", "features.mpp", "features.extent_px",
+    "import_features": (_MANIFEST, _ROOT, *_FEATURES, "features.edge_px", "features.patch_mpp", "features.extent_px",
                         "tiling.default_mpp", "tiling.max_bad_fraction"),
     "export_features": (_MANIFEST, _ROOT, "features.export_folder", "features.export_layout", "features.stamp_version",
                         "features.folder", *_TILE[1:3], "encoder.name", "tiling.max_bad_fraction"),
@@ -53,8 +53,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 EXAMPLES: Mapping[str, str] = {
     "tile": "cohort.manifest=slides.csv tiling.mpp=0.5",
     "embed": "cohort.manifest=slides.csv encoder.name=resnet50",
-    "import_features": "cohort.manifest=slides.csv features.folder=features_uni_v1",
-    "export_features": "cohort.manifest=slides.csv features.export_folder=features features.export_layout=trident",
+    "import_features": "cohort.manifest=slides.csv features.folder=uni_v1",
+    "export_features": "cohort.manifest=s.csv features.export_folder=out",
     "train": "cohort.manifest=slides.csv training.run=first",
     "tune": "cohort.manifest=slides.csv search.trials=24",
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",

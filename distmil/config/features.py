@@ -28,9 +28,9 @@ class FeaturesConfig(Section):
     refused. A bundle keeps it: it scores features of no other encoder."""
     dimension: int | None = Field(default=None, ge=1, le=65_536)
     """Numbers a patch; default: as most files have it. A bundle keeps it."""
-    patch_px: int | None = Field(default=None, ge=1, le=65_536, json_schema_extra=PER_JOB)
+    edge_px: int | None = Field(default=None, ge=1, le=65_536, json_schema_extra=PER_JOB)
     """Patch edge in pixels as the encoder's tool cut it, where the files do not say so."""
-    mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
+    patch_mpp: float | None = Field(default=None, gt=0, le=1000, json_schema_extra=PER_JOB)
     """Um per pixel of these patches, where the files do not say so."""
     extent_px: int | None = Field(default=None, ge=1, le=1_000_000, json_schema_extra=PER_JOB)
     """Patch edge in level-0 pixels, where the files do not say so: those of CLAM without its `patches` folder."""

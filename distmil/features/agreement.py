@@ -61,8 +61,8 @@ def settle(config: Config, headers: Mapping[str, Header]) -> Config:
             "features.encoder: the files do not say which encoder made them; name it, such as "
             "features.encoder=uni_v1: the name is kept, so that features of another one are refused"
         )
-    patch_px = kind.patch_px or given.patch_px or given.extent_px or config.tiling.patch_px
-    tiling = {"strategy": "features", "patch_px": min(max(patch_px, 8), 4096), "mpp": kind.mpp or given.mpp}
+    patch_px = kind.patch_px or given.edge_px or given.extent_px or config.tiling.patch_px
+    tiling = {"strategy": "features", "patch_px": min(max(patch_px, 8), 4096), "mpp": kind.mpp or given.patch_mpp}
     features = _with(given, {"encoder": encoder, "dimension": kind.dimension})
     return _with(config, {"features": features, "tiling": _with(config.tiling, tiling)})
 

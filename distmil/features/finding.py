@@ -36,7 +36,7 @@ class FeatureFile:
 
     def opened(self, config: FeaturesConfig) -> AbstractContextManager[Contents]:
         """Open it as what it is. Raises: UnreadableSlide, also of a layout that ``features.layout`` does not name."""
-        kind, edge = self._kind, (config.patch_px, config.extent_px)
+        kind, edge = self._kind, (config.edge_px, config.extent_px)
         if kind == "hdf5":
             return open_hdf5(self.path, self.companion, edge=edge)
         if kind == "lazyslide":

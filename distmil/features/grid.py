@@ -80,8 +80,8 @@ def place(contents: Contents, slide: SlideFacts, config: FeaturesConfig) -> Plac
     _check_places(pixel_N2, slide.size or header.size)
     x_N, y_N = (pixel_N2[:, axis].astype(np.int32) for axis in (0, 1))
     size = slide.size or header.size or (int(x_N.max()) + extent_px, int(y_N.max()) + extent_px)
-    patch_px = header.patch_px or config.patch_px
-    patch_mpp = mpp * extent_px / patch_px if mpp and patch_px else header.mpp or config.mpp
+    patch_px = header.patch_px or config.edge_px
+    patch_mpp = mpp * extent_px / patch_px if mpp and patch_px else header.mpp or config.patch_mpp
     return PlacedFeatures(x_N, y_N, extent_px, size, mpp, patch_mpp)
 
 
@@ -98,12 +98,12 @@ def _extent(header: Header, scale: float, mpp: float | None, config: FeaturesCon
         extent = header.extent / scale
     elif config.extent_px is not None:
         extent = config.extent_px
-    elif (edge := header.patch_px or config.patch_px) and config.mpp and mpp:
-        extent = edge * config.mpp / mpp
+    elif (edge := header.patch_px or config.edge_px) and config.patch_mpp and mpp:
+        extent = edge * config.patch_mpp / mpp
     else:
         raise odd(
             "nobody says how large the patches are: keep the tool's folder patches beside them, or set "
-            "features.extent_px (level-0 pixels), or features.patch_px and features.mpp with mpp in the manifest"
+            "features.extent_px (level-0 pixels), or features.edge_px and features.patch_mpp with mpp in the manifest"
         )
     if not 1 <= round(extent) <= _MAX_PX:
         raise odd(f"the edge of a patch would be {extent:.3g} level-0 pixels")

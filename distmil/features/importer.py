@@ -30,7 +30,7 @@ from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import GRID_FILE, patches_folder
 
 FORMAT_VERSION = 1
-_STATED = ("encoder", "patch_px", "mpp", "extent_px", "layout")
+_STATED = ("encoder", "edge_px", "patch_mpp", "extent_px", "layout")
 
 
 @dataclass(frozen=True)

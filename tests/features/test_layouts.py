@@ -154,7 +154,7 @@ def test_clam_without_patches_needs_the_extent(made, tmp_path):
     with pytest.raises(Exception, match=r"features\.extent_px"):
         read(folder, made)
     assert read(folder, made, extent_px=made.extent_px)[1].extent_px == made.extent_px
-    stated = {"patch_px": made.patch_px, "mpp": made.patch_mpp}
+    stated = {"edge_px": made.patch_px, "patch_mpp": made.patch_mpp}
     assert read(folder, made, **stated)[1].extent_px == made.extent_px
 
 
