@@ -85,7 +85,7 @@ def replaced(name: str, values):
         ("stamp", lambda file: file.attrs.update(feat_type="patient"), "one vector for the patient"),
         ("stamp", lambda file: file.move("feats", "patch_embeddings"), "multiplex"),
         ("clam", lambda file: file.move("features", "imgs"), "holds the pixels of patches"),
-        ("clam", replaced("coords", np.arange(12).reshape(6, 2).astype(np.int32)), "are not those of its file of coord"),
+        ("clam", replaced("coords", np.arange(12).reshape(6, 2).astype(np.int32)), "not those of its file of"),
         ("clam", replaced("coords", np.zeros((2, 2), np.int32)), "2 patches, but 6"),
         ("trident", lambda file: file["coords"].attrs.update(patch_size="None"), "lack patch_size"),
         ("trident", lambda file: file["coords"].attrs.update(patch_size_level0=0), "patch_size_level0 is 0"),

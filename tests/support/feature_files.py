@@ -75,7 +75,8 @@ def write_clam(made: Made, root: Path, *, tensor: bool = False) -> Path:
         coords.attrs.update(
             {
                 "patch_size": made.patch_px, "patch_level": 0 if factor == 1 else 1,
-                "downsample": np.asarray((factor, factor)), "downsampled_level_dim": np.round(size / factor).astype(int),
+                "downsample": np.asarray((factor, factor)),
+                "downsampled_level_dim": np.round(size / factor).astype(int),
                 "level_dim": np.round(size / factor).astype(int), "name": made.slide_id, "save_path": "x",
             }
         )  # fmt: skip
