@@ -9,4 +9,9 @@ IMPORTED = "imported"
 
 def features_spec(config: FeaturesConfig) -> EncoderSpec:
     """Describe the encoder that made the features of a settled configuration."""
-    return EncoderSpec(str(config.encoder), IMPORTED, config.dimension or 0, None)
+    return imported_spec(str(config.encoder), dimension=config.dimension or 0)
+
+
+def imported_spec(name: str, *, dimension: int = 0) -> EncoderSpec:
+    """Describe an encoder by its name; its folder in the store does not depend on the width."""
+    return EncoderSpec(name, IMPORTED, dimension, None)
