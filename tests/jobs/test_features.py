@@ -9,7 +9,7 @@ import pytest
 from tests.support.feature_files import random_features, write_clam, write_stamp, write_trident
 from tests.support.jobs import run_here
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("ignore")]  # Ray warns of its own settings
 WIDTH = 6
 SMALL = ("training.epochs=2", "training.run=t", "bags.n=8", "tracking.experiment=x", "model.feature_dim=8")
 
