@@ -136,7 +136,7 @@ class SlideImporter:
             "grid": vars(part),
             "doubts": list(facts.doubts),
         }
-        key, committed = {"import": self.key(), "source": {}}, self.patches
+        key, committed = {"import": self.key()}, self.patches
         found = committed.finished(key)
         if found is not None and found.info == info and committed.is_whole(found):
             return found

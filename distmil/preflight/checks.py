@@ -47,7 +47,7 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
     slides = slides_of(cohort, config, job=job)
     if not slides:
         raise BadInput(f"the manifest has no slide in {config.prediction.split or 'val or test'}")
-    if config.features.folder is not None:
+    if config.tiling.strategy == "features" or config.features.folder is not None:
         return notes
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
