@@ -20,7 +20,7 @@ def cohort(tmp_path, write=write_trident, *, num_slides=8, seed=0, **values):
     rows = []
     for number in range(num_slides):
         label = number % 2
-        xy = np.array([[512 * i, 512 * (i % 4)] for i in range(20)])
+        xy = np.array([[512 * (i % 5), 512 * (i // 5)] for i in range(20)])
         features = rng.normal(size=(20, WIDTH)) + 3 * label * (np.arange(20)[:, None] < 8)
         made = random_features(
             rng, slide_id=f"s{number}", xy=xy, features=features.astype(np.float16), extent_px=512, patch_px=256,
