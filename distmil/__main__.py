@@ -14,10 +14,12 @@ BAD_INPUT = 2
 JOBS = {
     "tile": "Cut the slides of a manifest into patches.",
     "embed": "Turn patches into embeddings.",
-    "train": "Train a network; predict and evaluate the slides outside train.",
+    "import_features": "Take over features that CLAM, TRIDENT, STAMP, ... made.",
+    "train": "Train a network; predict and evaluate slides outside train.",
     "tune": "Search settings, and compare the best with the defaults.",
     "evaluate": "Measure a trained bundle on labelled slides.",
     "predict": "Score slides with a trained bundle, and draw their maps.",
+    "export_features": "Write embeddings as CLAM, TRIDENT, STAMP, ... do.",
 }
 """The jobs in the order of work."""
 TOOLS = {
@@ -36,6 +38,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments[0] if arguments else ""
+    name = name.replace("-", "_") if name.replace("-", "_") in JOBS else name
     if name in JOBS:
         cli = importlib.import_module("distmil.cli")
         return int(cli.main(name, JOBS[name], arguments[1:], program=f"{_program()} {name}"))
@@ -72,8 +75,8 @@ def _program() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = ["jobs, in the order of work:", *(f"  {name:<12}{text}" for name, text in JOBS.items()), "", "tools:"]
-    lines += [f"  {name:<12}{text}" for name, text in TOOLS.items()]
+    lines = ["jobs, in the order of work:", *(f"  {name:<16}{text}" for name, text in JOBS.items()), "", "tools:"]
+    lines += [f"  {name:<16}{text}" for name, text in TOOLS.items()]
     parser = argparse.ArgumentParser(
         prog="distmil",
         usage=_USAGE,

@@ -21,6 +21,7 @@ STAGES = {
     **{name: f"distmil.pipeline.{name}" for name in ("tile", "embed", "predict", "evaluate")},
     "train": "distmil.pipeline.training.job",
     "tune": "distmil.pipeline.tuning.job",
+    **{name: f"distmil.pipeline.exchange.{name}" for name in ("import_features", "export_features")},
 }
 """The module of each job, which has ``run(job)``."""
 
@@ -66,6 +67,8 @@ def _run(
     if name == "tune":
         importlib.import_module("distmil.search.space").read_space(config)
     jobs.check_input(job, name)
+    if config.features.folder is not None or "features" in (name.partition("_")[2], config.tiling.strategy):
+        job = importlib.import_module("distmil.pipeline.exchange.settle").settle_features(job, name)
     jobs.check_ahead(job, name)
     if options.dry_run:
         answer = importlib.import_module("distmil.pipeline.dry_run.estimate").run(job, name, STAGES[name])

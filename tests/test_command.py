@@ -16,7 +16,10 @@ from distmil.config.by_job import EXAMPLES, USUAL, keys_read
 from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
-ORDER = ["tile", "embed", "train", "tune", "evaluate", "predict", "store", "encoders", "doctor", "completion"]
+ORDER = [
+    "tile", "embed", "import_features", "train", "tune", "evaluate", "predict", "export_features", "store", "encoders",
+    "doctor", "completion",
+]  # fmt: skip
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -39,8 +39,8 @@ def in_bash(line: str) -> list[str]:
         ("distmil completion ", ["bash", "zsh", "fish"]),
         ("distmil train tiling.p", ["tiling.patch_px="]),
         ("distmil train --config x.yaml bags.top", ["bags.top_k=", "bags.top_k_share="]),
-        ("distmil train tiling.strategy = ", ["foreground", "crop", "pad"]),
-        ("distmil train tiling.strategy =", ["foreground", "crop", "pad"]),  # the cursor right behind "="
+        ("distmil train tiling.strategy = ", ["foreground", "crop", "pad", "features"]),
+        ("distmil train tiling.strategy =", ["foreground", "crop", "pad", "features"]),  # the cursor right behind "="
         ("distmil train tiling.strategy = c", ["crop"]),
         ("distmil train tiling.strategy=c", ["tiling.strategy=crop"]),
         ("distmil train bags.paired = ", ["true", "false"]),
@@ -75,7 +75,10 @@ def test_bash_itself_takes_the_script_and_its_end_of_a_key() -> None:
     ("line", "words"),
     [
         ("distmil ev", ["evaluate"]),
-        ("distmil train tiling.strat", ["tiling.strategy=crop", "tiling.strategy=foreground", "tiling.strategy=pad"]),
+        (
+            "distmil train tiling.strat",
+            [f"tiling.strategy={word}" for word in ("crop", "features", "foreground", "pad")],
+        ),
         ("distmil train --config x bags.top", ["bags.top_k=", "bags.top_k_share="]),
         ("distmil completion ", ["bash", "fish", "zsh"]),
     ],

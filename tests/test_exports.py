@@ -21,6 +21,7 @@ INTERNAL = [
         "pipeline",
         "pipeline.doctor",
         "pipeline.dry_run",
+        "pipeline.exchange",
         "pipeline.training",
         "pipeline.tuning",
         "processes",

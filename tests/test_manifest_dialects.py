@@ -175,7 +175,7 @@ def zipped(*names):
         ("m.csv", zipped("notes.txt"), "this is not a text file|has no|no column"),
         ("m.csv", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "this is an Excel workbook; save"),
         ("m.ods", b"anything", "this is a LibreOffice workbook; save"),
-        ("m.h5", b"\x89HDF\r\n", "this is a file of features or weights; set cohort.manifest"),
+        ("m.h5", b"\x89HDF\r\n", "given by features.folder; set cohort.manifest"),
         ("m.yaml", b"cohort: {}", "this is a configuration, which is given by --config"),
         ("m.csv", b"\x1f\x8b\x08\0", "this is compressed with gzip; unpack it"),
         ("m.csv", bytes(range(256)) * 9, "this is not a text file"),

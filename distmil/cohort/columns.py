@@ -44,7 +44,12 @@ _PLAIN = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
 
 def find_columns(
-    path: Path, header: Sequence[str], mapping: Mapping[str, str | None], *, needs_labels: bool
+    path: Path,
+    header: Sequence[str],
+    mapping: Mapping[str, str | None],
+    *,
+    needs_labels: bool,
+    needs_slides: bool = True,
 ) -> dict[str, int]:
     """Find the place of each of distmil's columns in a header.
 
@@ -53,6 +58,7 @@ def find_columns(
         header: Names as the file spells them.
         mapping: ``cohort.columns``.
         needs_labels: The column ``label`` is needed too.
+        needs_slides: The column ``slide_path`` is needed.
 
     Raises:
         ConfigError: If the mapping itself is wrong.
@@ -71,7 +77,7 @@ def find_columns(
             found[column] = places[0]
     free = [i for i in free if i not in found.values()]
     others = [header[i] for i in free if _own_column(header[i]) not in found]
-    needed = (*NEEDED, "label") if needs_labels else NEEDED
+    needed = [*(NEEDED if needs_slides else NEEDED[:1]), *(["label"] if needs_labels else [])]
     if missing := [column for column in needed if column not in found]:
         if len(missing) > 1 and any(map(_is_path, header)):
             raise ManifestError(

@@ -23,8 +23,9 @@ _WORKBOOKS = {
 _SAVE_AS_CSV = (
     "save its sheet as CSV (UTF-8), in Excel by File > Save As > CSV UTF-8, and set cohort.manifest to that file"
 )
+_FEATURES = "a file of features or weights; the folder of others' features is given by features.folder"
 _OTHERS = {
-    **dict.fromkeys((".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz"), "a file of features or weights"),
+    **dict.fromkeys((".h5", ".hdf5", ".pt", ".pth", ".npy", ".npz"), _FEATURES),
     **dict.fromkeys((".geojson", ".xml"), "a file of outlines, which the manifest names in the column annotation_path"),
     **dict.fromkeys((".yaml", ".yml"), "a configuration, which is given by --config"),
     ".json": "a JSON file",

@@ -36,6 +36,7 @@ def read_cohort(
     needs_labels: bool,
     needs_splits: bool,
     are_classes_known: bool = True,
+    needs_slides: bool = True,
 ) -> Cohort:
     """Read and check a manifest, and draw splits by patient where it has none and they are needed.
 
@@ -45,6 +46,7 @@ def read_cohort(
         needs_labels: Every slide needs a label.
         needs_splits: Every slide needs a split.
         are_classes_known: False leaves the values of labels unchecked and every label None.
+        needs_slides: False lets rows be without a slide's file, where its features are used.
 
     Raises:
         ConfigError: If ``cohort.columns`` or ``cohort.class_names`` is wrong.
@@ -53,20 +55,21 @@ def read_cohort(
     path = Path(manifest).expanduser().absolute()
     _check_class_names(config, is_complete=are_classes_known)
     table = _open(path, str(manifest), is_list_enough=not (needs_labels or needs_splits))
-    columns = find_columns(path, table.header, config.columns, needs_labels=needs_labels)
+    columns = find_columns(path, table.header, config.columns, needs_labels=needs_labels, needs_slides=needs_slides)
     _check_ids(path, table, columns)
     if not are_classes_known:
         columns.pop("label", None)
     rules = RowRules(
-        path.parent, config.classes, config.class_names, needs_labels and are_classes_known, table.is_guessed
-    )
+        path.parent, config.classes, config.class_names, needs_labels and are_classes_known, table.is_guessed,
+        needs_slides,
+    )  # fmt: skip
     rows, faults = [], []
     for line, texts in table.rows:
         slide, wrong = check_row(line, {column: texts[i] for column, i in columns.items()}, rules)
         rows.append((line, slide))
         faults += wrong
     faults += _check_together(rows, faults, table.unit)
-    copies = [[rows[i] for i in group] for group in same_files([slide.path for _, slide in rows])]
+    copies = [[rows[i] for i in group] for group in same_files([_there(slide.path) for _, slide in rows])]
     faults += _split_copies(copies)
     if faults:
         notes = [*_label_note(table, columns, faults, config), *([_GUESSED] if table.is_guessed else [])]
@@ -149,6 +152,11 @@ def _check_together(rows: Sequence[Row], faults: Sequence[Fault], unit: str) -> 
             text = f"patient {slide.patient_id!r} is in {slide.split}, but in {split} on {unit} {earlier}"
             found.append(Fault(line, text, "patient_id", "the patient is in several splits"))
     return found
+
+
+def _there(path: str) -> str:
+    """Leave out a slide that is not on this machine, as beside features it need not be."""
+    return path if path and Path(path).exists() else ""
 
 
 def _split_copies(copies: Sequence[Sequence[Row]]) -> list[Fault]:

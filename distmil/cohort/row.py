@@ -43,6 +43,7 @@ class RowRules:
     needs_labels: bool = False
     is_guessed: bool = False
     """The file is not Unicode."""
+    needs_slides: bool = True
 
 
 def _rules(info: ValidationInfo) -> RowRules:
@@ -88,6 +89,8 @@ def _check_letters(text: str, info: ValidationInfo) -> None:
 
 
 def _slide(text: str, info: ValidationInfo) -> str:
+    if not _rules(info).needs_slides:  # it may be on another machine than its features
+        return str(_rules(info).folder / Path(text).expanduser()) if text and "://" not in text else ""
     if not text:
         raise ValueError("expected the slide's file")
     return _existing(text, info, may_be_folder=True)
@@ -186,7 +189,7 @@ def check_row(line: int, cells: Mapping[str, str], rules: RowRules) -> tuple[Sli
         cells: Its texts by column.
         rules: What they are checked against.
     """
-    needed = {"slide_id", "slide_path", *(["label"] if rules.needs_labels else [])}
+    needed = {"slide_id", *(["slide_path"] if rules.needs_slides else []), *(["label"] if rules.needs_labels else [])}
     values = {column: "" if _is_empty(column, text, rules) else text for column, text in cells.items()}
     texts = {column: text for column in COLUMNS if (text := values.get(column, "")) or column in needed}
     wrong: dict[str, ValueError] = {}

@@ -108,7 +108,7 @@ def _help(parser: argparse.ArgumentParser, job: str) -> str:
     unread = [section for section in Config.model_fields if not any(key.startswith(f"{section}.") for key in read)]
     parts = [
         parser.format_help(),
-        f"every key that {job} reads, in the YAML file by section or as overrides:\n\n{describe_keys(read)}\n",
+        f"every key that {job} reads, by section in the YAML or as overrides:\n\n{describe_keys(read)}\n",
     ]
     if unread:
         note = f"Not read by {job}: {', '.join(unread)}. --help-all prints their keys too."

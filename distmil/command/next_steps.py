@@ -74,7 +74,7 @@ def next_steps(
     if job == "tile":
         page = [f"look at {answer['report']}"] if "report" in answer else []
         return [*page, f"train: {command.line('train')}", f"or only embed: {command.line('embed')}"]
-    if job == "embed":
+    if job in {"embed", "import_features"}:
         return [f"train: {command.line('train')}"]
     if job == "train":
         return _after_train(answer, config, command, noun)

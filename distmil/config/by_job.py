@@ -6,32 +6,44 @@ from distmil.config.description import all_fields
 from distmil.config.section import has_mark
 
 _INPUT = {"cohort", "storage", "tiling", "labels"}
-_LEARNING = _INPUT | {"encoder", "bags", "model", "losses", "training", "tracking"}
-_WITH_BUNDLE = _INPUT | {"encoder", "prediction"}
+_LEARNING = _INPUT | {"encoder", "features", "bags", "model", "losses", "training", "tracking"}
+_WITH_BUNDLE = _INPUT | {"encoder", "features", "prediction"}
 
 SECTIONS: Mapping[str, set[str]] = {
     "tile": _INPUT,
     "embed": {"cohort", "storage", "tiling", "encoder"},
+    "import_features": {"cohort", "storage", "features"},
+    "export_features": {"cohort", "storage", "tiling", "encoder", "features"},
     "train": _LEARNING | {"prediction"},
     "tune": _LEARNING | {"search"},
     "evaluate": _WITH_BUNDLE,
     "predict": _WITH_BUNDLE,
 }
 """The sections that each job reads."""
-_MORE = {job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict")} | {"tile": {"encoder.name"}}
+_IMPORTING = {f"tiling.{key}" for key in ("default_mpp", "max_bad_fraction", "chunk_patches", "reader")}
+_MORE = {
+    **{job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict", "export_features")},
+    "import_features": _IMPORTING,
+    "tile": {"encoder.name"},
+}
 """Single keys of other sections that a job reads."""
 _NOT = {"train": {"prediction.model"}, "tune": {"training.run", "tracking.registered_model", "tracking.alias"}}
 """Single keys of its sections that a job does not read."""
-_OF_BUNDLE = {"tiling", "encoder"}
+_OF_BUNDLE = {"tiling", "encoder", "features"}
 """Sections that `evaluate` and `predict` take from the bundle, but for the keys of a job."""
 
 _MANIFEST, _ROOT = "cohort.manifest", "storage.root"
 _LEARN = ("tiling.mpp", "encoder.name", "labels.positive_at", "training.epochs", "training.lr", "bags.top_k")
 _PREDICT = ("prediction.run", "prediction.split", "prediction.slide_score", "prediction.maps", "prediction.colours")
 _TILE = ("tiling.strategy", "tiling.mpp", "tiling.patch_px", "tiling.stride_px", "tiling.min_tissue")
+_FEATURES = ("features.folder", "features.layout", "features.encoder")
 USUAL: Mapping[str, tuple[str, ...]] = {
     "tile": (_MANIFEST, _ROOT, *_TILE, "tiling.default_mpp", "tiling.verify", "tiling.max_bad_fraction"),
     "embed": (_MANIFEST, _ROOT, *_TILE, "encoder.name", "encoder.weights", "encoder.batch_size"),
+    "import_features": (_MANIFEST, _ROOT, *_FEATURES, "features.edge_px", "features.patch_mpp", "features.extent_px",
+                        "tiling.default_mpp", "tiling.max_bad_fraction"),
+    "export_features": (_MANIFEST, _ROOT, "features.export_folder", "features.export_layout", "features.stamp_version",
+                        "features.folder", *_TILE[1:3], "encoder.name", "tiling.max_bad_fraction"),
     "train": (_MANIFEST, _ROOT, "training.run", *_LEARN, "training.use_gpu"),
     "tune": (_MANIFEST, _ROOT, "search.run", "search.space", "search.trials", "search.folds", "search.repeats",
              "search.metric", "training.epochs", "training.use_gpu"),
@@ -42,6 +54,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
 EXAMPLES: Mapping[str, str] = {
     "tile": "cohort.manifest=slides.csv tiling.mpp=0.5",
     "embed": "cohort.manifest=slides.csv encoder.name=resnet50",
+    "import_features": "cohort.manifest=slides.csv features.folder=uni_v1",
+    "export_features": "cohort.manifest=s.csv features.export_folder=out",
     "train": "cohort.manifest=slides.csv training.run=first",
     "tune": "cohort.manifest=slides.csv search.trials=24",
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",

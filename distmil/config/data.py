@@ -74,8 +74,9 @@ class StorageConfig(Section):
 class TilingConfig(Section):
     """How a slide becomes patches."""
 
-    strategy: Literal["foreground", "crop", "pad"] = "foreground"
-    """foreground: where tissue is; crop: every whole patch inside the image; pad: all of it, edges filled blank."""
+    strategy: Literal["foreground", "crop", "pad", "features"] = "foreground"
+    """foreground: where tissue is; crop: every whole patch inside the image; pad: all of it, edges filled blank.
+    features stands for the grid of `features.folder`, and is set by it."""
     patch_px: int = Field(default=224, ge=8, le=4096)
     """Patch edge in pixels of the stored image."""
     stride_px: int | None = Field(default=None, ge=1, le=65_536)

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
 from distmil.config.section import Section
@@ -26,6 +27,7 @@ class Config(Section):
     tiling: TilingConfig = Field(default_factory=TilingConfig)
     labels: LabelsConfig = Field(default_factory=LabelsConfig)
     encoder: EncoderConfig = Field(default_factory=EncoderConfig)
+    features: FeaturesConfig = Field(default_factory=FeaturesConfig)
     bags: BagsConfig = Field(default_factory=BagsConfig)
     model: ModelConfig = Field(default_factory=ModelConfig)
     losses: LossesConfig = Field(default_factory=LossesConfig)
@@ -74,7 +76,8 @@ class Config(Section):
         return values | {"encoder.weights": self.encoder.weights_name}
 
 
-PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri")
+PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri", "features.folder",
+                "features.export_folder")  # fmt: skip
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""
 
 

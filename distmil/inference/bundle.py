@@ -76,6 +76,14 @@ class Bundle:
         """List the class names in index order."""
         return self.config.cohort.classes
 
+    def check_reads_slides(self) -> None:
+        """Refuse a bundle of features that another tool made. Raises: ConfigError."""
+        if self.config.tiling.strategy == "features":
+            raise ConfigError(
+                f"the bundle {self.run} scores features that another tool made by {self.config.features.encoder}, no "
+                "slides; use the job predict with features.folder"
+            )
+
     def save(self, folder: str | Path) -> str:
         """Write the bundle into a folder, which ``load_bundle`` opens.
 
@@ -173,7 +181,7 @@ def _load(found: Store, record: Record) -> Bundle:
     if not (isinstance(config["run"], str) and re.fullmatch(NAME_PATTERN, config["run"])):
         raise wrong("run", config["run"], "expected letters, digits, . _ - (128 at most)")
     if files.version > FIRST_VERSION:
-        _check_keys(config["config"])
+        _check_keys(of_today(config["config"], files.version))
     built = build_config(_without_job_keys(of_today(config["config"], files.version)))
     if labels["classes"] != built.cohort.classes:
         raise wrong("labels.json: classes", labels["classes"], f"config.json says {built.cohort.classes}")
@@ -208,6 +216,7 @@ def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
     In the first version a ResNet with the weights ``none`` had random ones.
     """
     encoder = values.get("encoder", {})
+    values = {"features": {"encoder": None, "dimension": None}, **values}  # bundles of earlier distmils lack them
     if version == FIRST_VERSION and encoder.get("name") != "texture" and encoder.get("weights") == "none":
         return {**values, "encoder": {**encoder, "weights": "random"}}
     return values
@@ -236,6 +245,7 @@ def bundle_values(config: Config) -> dict[str, Any]:
             "cohort": {"classes": full["cohort"]["classes"]},
             "tiling": full["tiling"],
             "encoder": full["encoder"] | {"weights": config.encoder.weights_name},
+            "features": full["features"],
             "model": full["model"],
             "bags": {key: value for key, value in full["bags"].items() if key.startswith("top_k")},
         }

@@ -97,8 +97,9 @@ def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> 
 
 
 def encoder_state_of(config: Config, files: BundleFiles) -> dict[str, Tensor] | None:
-    """Read the encoder's weights, None for the texture encoder, which has none. Raises: BundleError."""
-    if config.encoder.has_weights != (ENCODER_FILE in files):
+    """Read the encoder's weights, None where there are none: of texture, and of features. Raises: BundleError."""
+    has_weights = config.encoder.has_weights and config.tiling.strategy != "features"
+    if has_weights != (ENCODER_FILE in files):
         raise BundleError(f"the bundle's {ENCODER_FILE} and its encoder {config.encoder.name} do not fit")
     if ENCODER_FILE not in files:
         return None

@@ -195,6 +195,7 @@ def predict_slide(
         raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
     if slide_score not in READ_OUTS:
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
+    bundle.check_reads_slides()
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
     encoder = load_carried(config.encoder.name, bundle.encoder_state, device=str(place))

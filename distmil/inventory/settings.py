@@ -10,6 +10,7 @@ from distmil.config.root import Config
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import TEXTURE_VERSION, EncoderSpec, stored_spec
 from distmil.errors import ConfigError
+from distmil.features.spec import IMPORTED, imported_spec
 from distmil.labels.slide_outlines import outlines_folder
 from distmil.labels.tables import labels_folder
 from distmil.tiling.shards import FORMAT_VERSION, patches_folder
@@ -89,12 +90,13 @@ def recipe_of_run(settings: Mapping[str, Any]) -> Recipe | None:
     labels = {key.partition(".")[2]: value for key, value in settings.items() if key.startswith("labels.")}
     try:
         encoder = settings["encoder"]
-        spec = stored_spec(encoder["name"], encoder["digest"])
+        is_imported = encoder["digest"] == IMPORTED
+        spec = imported_spec(encoder["name"]) if is_imported else stored_spec(encoder["name"], encoder["digest"])
         values = {
             "tiling": settings["tiling"],
             "labels": labels,
             "cohort": {"classes": settings["cohort.classes"]},
-            "encoder": {"name": encoder["name"], "views": settings.get("encoder.views", 0)},
+            "encoder": {} if is_imported else {"name": encoder["name"], "views": settings.get("encoder.views", 0)},
         }
         return Recipe(build_config(values), spec, has_labels=True)
     except (ConfigError, KeyError, TypeError, ValueError):
@@ -105,9 +107,12 @@ def recipe_of_bundle(values: Mapping[str, Any]) -> Recipe | None:
     """Read the settings in a bundle's ``config.json``; the digest of an encoder's weights is not among them."""
     try:
         name = values["config"]["encoder"]["name"]
+        features = values["config"].get("features", {}).get("encoder")  # bundles of earlier versions have none
         config = build_config({"tiling": values["config"]["tiling"], "cohort": values["config"]["cohort"]})
     except (ConfigError, KeyError, TypeError):
         return None
+    if features:
+        return Recipe(config, imported_spec(features))
     return Recipe(config, TEXTURE if name == "texture" else None)
 
 

@@ -21,10 +21,8 @@ def run(job: Job) -> dict[str, Any]:
     spec = open_encoder(job)
     if spec.weights_file is not None:
         check_gpus(job.config)
-    tiled, embedded = tile_ahead(job, cohort.slides, spec)
-    patches = tiled.records
-    spec = with_engine(job, cohort.slides, patches, spec)
-    records = patches | embed(job, cohort.slides, patches, spec, known=embedded)
+    patches, embedded, spec = tile_and_embed(job, cohort.slides, spec)
+    records = patches | embedded
     job.outcomes.add(patches)  # their doubts
     check_bad_fraction(job, records)
     return {
@@ -34,6 +32,20 @@ def run(job: Job) -> dict[str, Any]:
         "num_patches": sum(record.rows for record in records.values()),
         "slides": status_counts(records),
     }
+
+
+def tile_and_embed(
+    job: Job, slides: Sequence[Slide], spec: EncoderSpec
+) -> tuple[dict[str, Record], dict[str, Record], EncoderSpec]:
+    """Tile and embed what is not done; return both records of each slide by id, and the encoder with its engine.
+
+    Raises:
+        EncoderError: If the engine that is asked for gives other embeddings, or is not here.
+        StorageError: If the store cannot be written, or a patch shard is damaged.
+    """
+    tiled, ahead = tile_ahead(job, slides, spec)
+    spec = with_engine(job, slides, tiled.records, spec)
+    return tiled.records, embed(job, slides, tiled.records, spec, known=ahead), spec
 
 
 def embed(

@@ -14,6 +14,7 @@ from distmil.demo.cohort import make_cohort
 from distmil.encoders.engines.runtime import check_installed
 from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import BadInput, ConfigError, DistmilError, TooManyBadSlides
+from distmil.features.spec import features_spec
 from distmil.inference.bundle_place import find_bundle, is_run
 from distmil.outcomes import Outcomes
 from distmil.preflight.checks import check_job, needs_of
@@ -88,7 +89,8 @@ def _check_manifest(job: Job, name: str) -> None:
         open_cohort(known, **needs)
     elif config.manifest is not None:
         needs["needs_splits"] = False
-        read_cohort(config, manifest=config.manifest, are_classes_known=False, **needs)
+        needs_slides = job.config.features.folder is None
+        read_cohort(config, manifest=config.manifest, are_classes_known=False, needs_slides=needs_slides, **needs)
 
 
 def check_ahead(job: Job, name: str) -> None:
@@ -113,8 +115,9 @@ def _with_bundle_tiling(job: Job) -> Config | None:
     own = per_job_keys()
     try:
         theirs, merged = found["config"], job.config.model_dump()
-        for section in ("cohort", "tiling", "encoder"):
-            merged[section] |= {key: value for key, value in theirs[section].items() if f"{section}.{key}" not in own}
+        for section in ("cohort", "tiling", "encoder", "features"):
+            values = theirs.get(section, {})  # bundles of earlier versions have no features
+            merged[section] |= {key: value for key, value in values.items() if f"{section}.{key}" not in own}
         return build_config(merged)
     except (KeyError, TypeError, AttributeError, DistmilError):
         return None
@@ -157,12 +160,18 @@ def open_cohort(job: Job, *, needs_labels: bool, needs_splits: bool) -> Cohort:
         raise ConfigError(
             "cohort.manifest: set it to a CSV or Parquet file (or cohort.synthetic to a number of slides)"
         )
-    asked = {"config": config.model_dump(), "needs_labels": needs_labels, "needs_splits": needs_splits}
+    needs_slides = job.config.features.folder is None
+    asked = {
+        "config": config.model_dump(), "needs_labels": needs_labels, "needs_splits": needs_splits,
+        "needs_slides": needs_slides,
+    }  # fmt: skip
     for opened in job.opened:
         if opened.asked == asked:
             return opened.cohort
     manifest = config.manifest or _synthetic(job, config.synthetic)
-    cohort = read_cohort(config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits)
+    cohort = read_cohort(
+        config, manifest=manifest, needs_labels=needs_labels, needs_splits=needs_splits, needs_slides=needs_slides
+    )
     job.outcomes.noun = cohort.noun
     job.opened.append(Opened(asked, cohort))
     partial = sum(
@@ -188,6 +197,8 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
         EncoderError: If the weights cannot be had or do not fit, or the engine is not installed.
     """
     encoder = job.config.encoder
+    if job.config.tiling.strategy == "features":
+        return features_spec(job.config.features)
     check_installed(engine=encoder.engine, precision=encoder.precision)
     if encoder.weights_name == "random":
         job.console.note(

@@ -23,6 +23,7 @@ from distmil.inference.shift import shift_doubts
 from distmil.inference.tables import RESULTS, Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
+from distmil.pipeline.exchange.settle import check_bundle, check_settings
 from distmil.pipeline.job import Job, bundle_place, check_any, check_bad_fraction, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
 from distmil.pipeline.results import show_record, write_results
@@ -96,8 +97,10 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
             f"the bundle {bundle.run} is of an earlier distmil: no checksum protects its settings and thresholds; "
             "the command that trained it writes it again with one"
         )
-    config = with_bundle(job.config, bundle)
-    return replace(job, config=config), bundle
+    check_settings(job.config, "predict")
+    inner = replace(job, config=with_bundle(job.config, bundle))
+    check_bundle(inner, bundle)
+    return inner, bundle
 
 
 def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:

@@ -9,6 +9,7 @@ from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
 from distmil.labels.tables import labels_folder
 from distmil.pipeline.embed import embed, embed_views
+from distmil.pipeline.exchange.imports import import_slides
 from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.label import label
 from distmil.pipeline.streaming.engine import with_engine
@@ -31,7 +32,7 @@ class Prepared:
 def prepare(
     job: Job, slides: Sequence[Slide], spec: EncoderSpec, *, with_labels: bool, learns: bool = False
 ) -> Prepared:
-    """Tile, embed and label what is missing.
+    """Tile, embed and label what is missing; features of other tools are imported in place of the first two.
 
     Args:
         job: Configuration, store and console.
@@ -47,18 +48,25 @@ def prepare(
         DefectError: If training follows and an unexpected exception cost a slide; else the job's end says so.
         StorageError: If the store cannot be written.
     """
+    is_imported = job.config.tiling.strategy == "features"
     from_images = learns and job.config.encoder.trainable
     may_end = with_labels and job.config.labels.on_bad_annotation == "fail"  # before anything is embedded
-    tiled, ahead = (tile(job, slides), {}) if from_images or may_end else tile_ahead(job, slides, spec)
-    patches = tiled.records
+    if is_imported:
+        patches, embedded = import_slides(job, slides)
+    elif from_images or may_end:
+        patches, embedded = tile(job, slides).records, {}
+    else:
+        tiled, embedded = tile_ahead(job, slides, spec)
+        patches = tiled.records
     labels = label(job, slides, patches) if with_labels else {}  # quick, and may end the job
     if from_images:
         embedded = {i: record for i, record in patches.items() if record.ok}
-    else:
+    elif not is_imported:
         spec = with_engine(job, slides, patches, spec)
-        embedded = embed(job, slides, patches, spec, known=ahead)
+        embedded = embed(job, slides, patches, spec, known=embedded)
+    is_viewed = learns and not (is_imported or from_images)
     learning = {slide.slide_id: patches[slide.slide_id] for slide in slides if learns and slide.split == "train"}
-    views = {} if from_images else embed_views(job, slides, learning, spec)
+    views = embed_views(job, slides, learning if is_viewed else {}, spec)
     broken = {record.name: record for records in views.values() for record in records if not record.ok}
     final = patches | embedded | broken | {i: record for i, record in labels.items() if not record.ok}
     for records in (patches, labels):  # their doubts

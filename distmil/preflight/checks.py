@@ -41,7 +41,7 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         StorageError: If the store does not answer.
     """
     notes: list[str] = []
-    if job in {"embed", "train", "tune"}:
+    if job in {"embed", "train", "tune"} and config.features.folder is None:
         check_weights(config)
     if job in {"train", "tune"}:
         notes += check_supervision(cohort, job, folds=config.search.folds)
@@ -52,6 +52,8 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         there = ", ".join(f"{count} in {split}" for split, count in counts.items())
         wanted = config.prediction.split or "val or test"
         raise BadInput(f"the manifest has no {cohort.noun} in {wanted}, it has {there}; set prediction.split")
+    if config.tiling.strategy == "features" or config.features.folder is not None:
+        return notes
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
     notes += judge_slides(_once(looks), config.tiling, noun=cohort.noun)

@@ -85,7 +85,8 @@ def check_claim(config: Config, classes: Sequence[str], store: Store, *, job: st
     settings = settings_of(config, classes) | (search_settings(config.search) if job == "tune" else {})
     changed = changes(settings, earlier)
     encoder = earlier.get("encoder", {}).get("name")
-    if encoder != config.encoder.name:
-        changed.append(f"encoder.name: {encoder!r} then, {config.encoder.name!r} now")
+    now = config.features.encoder if config.tiling.strategy == "features" else config.encoder.name
+    if encoder != now:
+        changed.append(f"encoder.name: {encoder!r} then, {now!r} now")
     folders = [checkpoint_folder(run), *([search_folder(run)] if job == "tune" else [])]
     refuse_changes(changed, key=f"{section}.run", run=run, places=[store.path(folder) for folder in folders])

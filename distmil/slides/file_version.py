@@ -55,7 +55,10 @@ def unusable(path: str | Path) -> str | None:
     if kind != stat.S_IFREG:
         return f"{_KINDS.get(kind, 'is of an unknown kind')}, not a file"
     if Path(path).suffix.lower() in _FEATURES:
-        return "is a file of features or weights, not a slide; distmil makes its own embeddings from slides"
+        return (
+            "is a file of features or weights, not a slide; distmil import_features takes over features that other "
+            "tools made (features.folder)"
+        )
     return None if os.access(path, os.R_OK) else "cannot be read: permission denied"
 
 

@@ -167,14 +167,15 @@ class SlideMaps:
 def _thumbnail(
     slide: Slide, *, size: tuple[int, int], max_px: int, reader: str, doubts: list[str]
 ) -> tuple[NDArray[np.uint8], float]:
-    """Read the slide's overview and its reduction; a white overview, and a doubt, where the file cannot be read now."""
+    """Read the slide's overview and its reduction; a white one where there is no file; a doubt where it fails."""
     try:
-        with open_slide(slide.path, reader=reader) as image:
-            return overview(image, max_px=max_px)
+        if slide.path:
+            with open_slide(slide.path, reader=reader) as image:
+                return overview(image, max_px=max_px)
     except SlideError as error:
         doubts.append(f"its maps are drawn on white: {error}")
-        scale = max(1.0, max(size) / max_px)
-        return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
+    scale = max(1.0, max(size) / max_px)
+    return np.full((math.ceil(size[1] / scale), math.ceil(size[0] / scale), 3), 255, np.uint8), scale
 
 
 def _drawable(outlines: Callable[[], Annotation | None], doubts: list[str]) -> list[NDArray[np.float64]]:

@@ -43,7 +43,7 @@ def test_help_names_every_key_with_its_default_and_a_meaning():
         "tiling.patch_px  (an integer >= 8 and <= 4096; default 224)",
         "tiling.mpp  (a number > 0 and <= 1000, or null; default 0.5)",
         "tiling.min_tissue  (a number >= 0 and <= 1; default 0.1)",
-        'tiling.strategy  (foreground | crop | pad; default "foreground")',
+        'tiling.strategy  (foreground | crop | pad | features; default "foreground")',
         'training.use_gpu  (auto | true | false; default "auto")',
         "bags.mixed_bag_loss  (true | false; default false)",
         "tiling.verify  (repair | true | false; default false)",

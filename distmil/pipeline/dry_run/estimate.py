@@ -11,6 +11,7 @@ from typing import Any
 
 from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.demo.cohort import make_cohort
+from distmil.errors import ConfigError
 from distmil.pace import in_words
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
@@ -53,7 +54,12 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
         job: The job.
         name: The job's name.
         module: The job's module, whose imports are the measure of a start here.
+
+    Raises:
+        ConfigError: If the job works on features of other tools.
     """
+    if job.config.features.folder is not None or name.endswith("_features"):
+        raise ConfigError("--dry-run estimates work on slides, not on features of other tools; leave it out")
     started = idle_clock()
     importlib.import_module(module)
     start_s = idle_clock() - started

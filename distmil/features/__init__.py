@@ -1,0 +1,14 @@
+"""Features that other tools made: their files read, checked, imported as embeddings, and written."""
+
+from typing import TYPE_CHECKING
+
+from distmil.exports import lazy_exports
+
+if TYPE_CHECKING:
+    from distmil.features.exporter import SlideTable, export_slide
+    from distmil.features.finding import FeatureFolder, open_folder
+    from distmil.features.importer import SlideImporter
+
+__all__ = ["FeatureFolder", "SlideImporter", "SlideTable", "export_slide", "open_folder"]
+
+lazy_exports(__name__)

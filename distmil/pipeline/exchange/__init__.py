@@ -1,0 +1,1 @@
+"""Features that other tools made, into the store and out of it."""
