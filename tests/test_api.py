@@ -209,7 +209,9 @@ def test_a_plain_image_is_predicted_where_its_resolution_is_given(bundle: distmi
 def test_a_wrong_bundle_is_refused(house: House, bundle: distmil.Bundle, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="place = 'gone': there is no such folder, nor a run"):
         distmil.load_bundle("gone", root=house.store.root)
-    with pytest.raises(BundleError, match=r"is not a finished bundle: .* give the folder models/<run>"):
+    with pytest.raises(
+        BundleError, match=r"this is a storage root, not a bundle; give a run of it: the runs there: door"
+    ):
         distmil.load_bundle(house.store.root)
     with pytest.raises(ConfigError, match=r"place = 'ftp://x'"):
         distmil.load_bundle("ftp://x")

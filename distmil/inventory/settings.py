@@ -75,7 +75,7 @@ def size_words(tiling: TilingConfig) -> str:
 
 def encoder_words(name: str, digest: str) -> str:
     """Word an encoder and its weights."""
-    return name if name == "texture" else f"{name} {digest[:8]}"
+    return name if name == "texture" or digest == IMPORTED else f"{name} {digest[:8]}"
 
 
 def _label_words(config: Config) -> str:

@@ -36,7 +36,7 @@ from distmil.demo.cohort import make_cohort
 from distmil.storage.object_store import join_uri, open_filesystem
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
-from tests.support.jobs import Done, kill_job_when, run_job
+from tests.support.jobs import Done, kill_job_when, run_job, with_quick_encoder
 from tests.support.s3_server import FAULTS, S3, s3_server
 
 RUN, SEARCH = "small", "wide"
@@ -90,7 +90,8 @@ class Stages:
         if job == "predict":
             more += [f"prediction.model={join_uri(self.root, f'models/{RUN}')}"]
         small = [value for value in SMALL if trains or value.startswith(("cohort", "tracking", "training"))]
-        return [f"cohort.manifest={self.manifest}", f"storage.root={self.root}", *small, *more, *JOBS[job]]
+        given = [f"cohort.manifest={self.manifest}", f"storage.root={self.root}", *small, *more, *JOBS[job]]
+        return with_quick_encoder(job, given)
 
     def run(self, job: str) -> Done:
         """Run a job to its end. Raises: RuntimeError if it fails."""

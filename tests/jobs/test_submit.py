@@ -82,7 +82,7 @@ def test_a_submitted_job_trains_and_its_bundle_stays(head: str, environment: dic
     make_house(Path(environment["DISTMIL_HOME"]), num_slides=4)  # what other jobs show is done already
     done = submit(
         head, environment, "--config", "jobs/configs/demo.yaml", "cohort.synthetic=4", "training.epochs=2",
-        "training.run=submitted",
+        "training.run=submitted", "encoder.name=texture",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith('{"job"'))

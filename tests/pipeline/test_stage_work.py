@@ -66,7 +66,7 @@ def ask(monkeypatch, slide, config, store, patches):
 
     def embeds(error):
         monkeypatch.setattr(SlideEmbedder, "write_shard", raising(error))
-        monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+        monkeypatch.setattr(embedding, "load_engine", lambda *given, **more: None)
         return embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(embedding.shards_of(patches)[0])
 
     def draws(error):
@@ -113,7 +113,7 @@ def test_a_store_that_cannot_be_used_ends_everything(ask, stage):
 
 def test_embeddings_that_are_not_finite_end_their_slide_with_a_reason(monkeypatch, config, store, patches):
     spoilt = SimpleNamespace(embed=lambda images: np.full((len(images), 4), np.nan, np.float32))
-    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: spoilt)
+    monkeypatch.setattr(embedding, "load_engine", lambda *given, **more: spoilt)
     record = embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(embedding.shards_of(patches)[0])
     assert record.status == "failed"
     assert record.error.startswith("16 embeddings are not finite")
@@ -128,7 +128,7 @@ GONE = {
 
 @pytest.mark.parametrize("status", GONE)
 def test_a_slide_that_went_or_changed_since_it_was_tiled_ends_with_a_reason(monkeypatch, config, store, slide, status):
-    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+    monkeypatch.setattr(embedding, "load_engine", lambda *given, **more: None)
     coords = config.model_copy(update={"tiling": config.tiling.model_copy(update={"store": "coords"})})
     shard = embedding.shards_of(tile_slide(slide, coords.tiling, store))[0]
     change, text = GONE[status]
@@ -141,7 +141,7 @@ def test_a_slide_that_went_or_changed_since_it_was_tiled_ends_with_a_reason(monk
 
 
 def test_patches_that_were_made_anew_are_not_taken_for_those_asked_for(monkeypatch, config, store, patches):
-    monkeypatch.setattr(embedding, "load_encoder", lambda *given, **more: None)
+    monkeypatch.setattr(embedding, "load_engine", lambda *given, **more: None)
     monkeypatch.setattr(embedding, "SEEN_WITHIN_S", 0.0)
     shard = embedding.shards_of(patches)[0]._replace(version="0" * 12)
     record = embedding.Embedder(config, store, SPEC, {}, is_gpu=False)(shard)

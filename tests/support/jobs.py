@@ -45,9 +45,11 @@ def command(job: str, *arguments: object) -> list[str]:
 
 
 def with_quick_encoder(job: str, arguments: Sequence[object]) -> list[str]:
-    """Embed by texture where nothing is said of the encoder: most tests of jobs are about something else."""
+    """Embed by texture where nothing is said of what embeds: most tests of jobs are about something else."""
     given = [str(argument) for argument in arguments]
-    is_said = any(text.startswith(("encoder.name=", "encoder.weights=", "--config")) for text in given)
+    is_said = any(
+        text.startswith(("encoder.name=", "encoder.weights=", "features.folder=", "--config")) for text in given
+    )
     return given if is_said or job not in {"embed", "train", "tune"} else [*given, "encoder.name=texture"]
 
 
