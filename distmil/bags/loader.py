@@ -6,9 +6,8 @@ T patches of the step, B slide bags, N patches of the mixed bag, E embedding, C 
 import functools
 import itertools
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, TypeVar
 
@@ -23,6 +22,7 @@ from distmil.bags.source import EmbeddingSource, Indices, Patches, PatchSource
 from distmil.config.learning import BagsConfig
 from distmil.models.layout import BagLayout, TopK
 from distmil.models.tensors import as_tensor, on_device
+from distmil.processes.background import read_ahead
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -246,18 +246,3 @@ def _tensors(made: object) -> Iterator[Tensor]:
     elif isinstance(made, list | tuple):
         for part in made:
             yield from _tensors(part)
-
-
-def read_ahead(make: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Result]:
-    """Yield ``make``'s results in order, made ``ahead`` of their use in threads; errors are raised here, in order."""
-    made: deque[Future[Result]] = deque()
-    threads = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
-    try:
-        for item in items:
-            made.append(threads.submit(make, item))
-            if len(made) > ahead:
-                yield made.popleft().result()
-        while made:
-            yield made.popleft().result()
-    finally:
-        threads.shutdown(cancel_futures=True)

@@ -15,8 +15,13 @@ def version_text() -> str:
     )
 
 
-def _package_line(name: str) -> str:
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None if it is not installed."""
     try:
-        return f"{name} {importlib.metadata.version(name)}"
+        return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return f"{name} is not installed"
+        return None
+
+
+def _package_line(name: str) -> str:
+    return f"{name} {version_of(name) or 'is not installed'}"

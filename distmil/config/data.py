@@ -209,7 +209,7 @@ class EncoderConfig(Section):
 
     @property
     def rows(self) -> list[EncoderRow]:
-        """Return what is known of each encoder, in order."""
+        """Return the catalog's row of each encoder, in order."""
         return check_name(self.name)
 
     @property

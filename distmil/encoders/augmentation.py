@@ -6,9 +6,15 @@ H rows, W columns, 3 channels.
 import zlib
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 
 from distmil.encoders.stains import shift_stains
+
+
+def generator_of(view: int, slide_id: str, place: tuple[int, int]) -> Generator:
+    """Make the generator of one patch in one view; it does not depend on the order of patches."""
+    return np.random.default_rng([view, zlib.crc32(slide_id.encode()), *place])
 
 
 def augmented(
@@ -23,7 +29,7 @@ def augmented(
         place: Its top-left corner (x, y) in level-0 pixels.
         spread: ``encoder.stain_shift``.
     """
-    generator = np.random.default_rng([view, zlib.crc32(slide_id.encode()), *place])
+    generator = generator_of(view, slide_id, place)
     shifted_HW3 = shift_stains(image_HW3, generator, spread=spread)
     quarters, is_mirrored = int(generator.integers(4)), bool(generator.integers(2))
     step = 1 if shifted_HW3.shape[0] == shifted_HW3.shape[1] else 2

@@ -1,6 +1,5 @@
 """Patch shards to embedding shards: one in, one out, committed by slide."""
 
-import zlib
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from distmil.config.root import Config, fingerprint
+from distmil.encoders.augmentation import generator_of
 from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.encoders.stains import shift_stains
 from distmil.errors import SlideError, StorageError
-from distmil.processes.background import one_ahead
+from distmil.processes.background import read_ahead
 from distmil.storage.records import Part, Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Committed, Store
@@ -120,11 +120,10 @@ class SlideEmbedder:
         """Return the patches of some rows, N x H x W x 3; a view shifts each by its slide and place alone."""
         if self.view == 0:
             return decode(table)
-        slide = zlib.crc32(self.patches.name.encode())
         places = zip(table["x"].to_pylist(), table["y"].to_pylist(), strict=True)
         spread = self.config.encoder.stain_shift
         return np.stack([
-            shift_stains(image, np.random.default_rng([self.view, slide, *place]), spread=spread)
+            shift_stains(image, generator_of(self.view, self.patches.name, place), spread=spread)
             for image, place in zip(decode(table), places, strict=True)
         ])  # fmt: skip
 
@@ -160,7 +159,7 @@ def embed_patches(
     with np.errstate(over="ignore"):
         embedding_NE = np.concatenate([
             encoder.embed(images_NHWC[start : start + batch_size])
-            for images_NHWC in one_ahead(decode, rows)
+            for images_NHWC in read_ahead(decode, rows)
             for start in range(0, len(images_NHWC), batch_size)
         ]).astype(np.float16)  # fmt: skip
     bad = np.flatnonzero(~np.isfinite(embedding_NE).all(axis=1))

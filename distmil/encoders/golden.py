@@ -6,13 +6,13 @@ position. Embeddings of both would not compare, so that such a difference is ref
 
 import json
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from distmil.command.versions import version_of
 from distmil.encoders.catalog.row import EncoderRow
 from distmil.encoders.weights.states import GOLDEN, VERSIONS, State, tensor_text, text_tensor
 from distmil.errors import EncoderError
@@ -38,7 +38,7 @@ def golden_patch(row: EncoderRow) -> NDArray[np.uint8]:
 
 
 def remembered(answer_E: NDArray[np.float32]) -> State:
-    """Return what is kept beside the weights: the answer, and the versions that gave it."""
+    """Make the entries beside the weights: the answer, and the versions that gave it."""
     return {
         GOLDEN: torch.from_numpy(np.ascontiguousarray(answer_E)),
         VERSIONS: text_tensor(json.dumps(_versions(), sort_keys=True)),
@@ -76,13 +76,8 @@ def _text(state: Mapping[str, Tensor]) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
-    for package in ("torch", "torchvision", "timm", "transformers"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    names = ("torch", "torchvision", "timm", "transformers")
+    return {name: found for name in names if (found := version_of(name)) is not None}
 
 
 def _words(versions: Mapping[str, str]) -> str:

@@ -1,6 +1,5 @@
 """What the features of a cohort have in common: encoder, width and resolution, by which the others are refused."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from distmil.config.section import Section
 from distmil.errors import ConfigError, SlideError
 from distmil.features.contents import Header, odd
 from distmil.features.finding import FeatureFolder
+from distmil.features.grid import is_near
 
 S = TypeVar("S", bound=Section)
 
@@ -126,8 +126,7 @@ def check_fits(config: Config, headers: Mapping[str, Header], *, run: str) -> No
     kinds = set(map(kind_of, headers.values()))
 
     def fits(kind: Kind) -> bool:
-        is_near = not (kind.mpp and mpp) or abs(math.log(kind.mpp / mpp)) < math.log(1.25)
-        return _may_be(kind, wanted) and is_near
+        return _may_be(kind, wanted) and is_near(kind.mpp, mpp)
 
     if kinds and not any(map(fits, kinds)):
         kind = next(iter(kinds))

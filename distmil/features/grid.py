@@ -88,8 +88,13 @@ def place(contents: Contents, slide: SlideFacts, config: FeaturesConfig) -> Plac
 def check_resolution(placed: PlacedFeatures, wanted: float | None) -> None:
     """Refuse patches of another resolution than the cohort's. Raises: UnreadableSlide."""
     found = placed.patch_mpp
-    if found and wanted and abs(math.log(found / wanted)) > math.log(1 + MPP_TOLERANCE):
+    if not is_near(found, wanted):
         raise odd(f"their patches are of {found:.3g} um/px, those of the cohort or the bundle of {wanted:.3g}")
+
+
+def is_near(mpp: float | None, other: float | None) -> bool:
+    """Return whether two resolutions count as one; an unknown one counts as any."""
+    return not (mpp and other) or abs(math.log(mpp / other)) <= math.log(1 + MPP_TOLERANCE)
 
 
 def _extent(header: Header, scale: float, mpp: float | None, config: FeaturesConfig) -> int:

@@ -1,13 +1,14 @@
 """Something done beside other work, in a thread of its own."""
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -28,21 +29,22 @@ def in_background(work: Callable[[threading.Event], None], name: str) -> Iterato
         thread.join()
 
 
-def one_ahead(make: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
-    """Make one thing after the other in a thread, each while the one before is in use: never more than two are held.
-
-    What ``make`` raises is raised where its thing would have come.
+def read_ahead(make: Callable[[Item], Result], items: Iterable[Item], *, ahead: int = 1) -> Iterator[Result]:
+    """Yield ``make``'s results in order, made ``ahead`` of their use in threads; errors are raised here, in order.
 
     Args:
-        make: Should leave Python's lock free for most of its time, as decoding does.
-        given: What each thing is made from.
+        make: Should leave Python's lock free for most of its time, as reading and decoding do.
+        items: What each result is made from.
+        ahead: Results that are made or wait while one is in use.
     """
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="ahead") as thread:
-        coming: Future[Made] | None = None
-        for value in given:
-            following = thread.submit(make, value)
-            if coming is not None:
-                yield coming.result()
-            coming = following
-        if coming is not None:
-            yield coming.result()
+    made: deque[Future[Result]] = deque()
+    threads = ThreadPoolExecutor(ahead, thread_name_prefix="read-ahead")
+    try:
+        for item in items:
+            made.append(threads.submit(make, item))
+            if len(made) > ahead:
+                yield made.popleft().result()
+        while made:
+            yield made.popleft().result()
+    finally:
+        threads.shutdown(cancel_futures=True)

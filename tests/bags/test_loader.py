@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.bags.loader import copy_together, load_batch, make_resident, pack, padding, read_ahead
+from distmil.bags.loader import copy_together, load_batch, make_resident, pack, padding
 from distmil.bags.sampler import MIXED, Step
 from distmil.bags.source import EmbeddingSource
 from distmil.config.learning import BagsConfig
+from distmil.processes.background import read_ahead
 from tests.support.bags import make_bag
 
 CPU = torch.device("cpu")

@@ -23,6 +23,8 @@ from distmil.encoders.networks.patch_encoder import PatchEncoder
 from distmil.encoders.registry import load_encoder, prepare_encoder
 from tests.support.scale import IS_FULL
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 BIOPTIMUS = ((0.707223, 0.578729, 0.703617), (0.211883, 0.230117, 0.177517))
@@ -77,14 +79,6 @@ OF_TRANSFORMERS = {
     "midnight-cls": (1536, transformers.Dinov2Model, MIDNIGHT, HALF, False),
 }  # fmt: skip
 DEPTH = 2 if IS_FULL else 1
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def shallow(row, monkeypatch):

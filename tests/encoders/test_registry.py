@@ -26,16 +26,9 @@ from distmil.encoders.weights.states import GOLDEN, state_digest
 from distmil.errors import ConfigError, EncoderError, StorageError
 from distmil.pipeline.job import Job, open_encoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 32, 40, 3), dtype=np.uint8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small tensors gain nothing from threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -29,15 +29,9 @@ from distmil.encoders.weights import sources
 from distmil.encoders.weights.states import GOLDEN, VERSIONS, decode_state, encode_state, joined, part_of, text_tensor
 from distmil.errors import ConfigError, EncoderError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 224, 224, 3), dtype=np.uint8)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

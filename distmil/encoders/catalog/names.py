@@ -24,7 +24,7 @@ def names_of(name: str) -> list[str]:
 
 
 def find_row(name: str) -> EncoderRow:
-    """Return what is known of one encoder. Raises: ValueError if there is none of that name."""
+    """Find the row of one encoder. Raises: ValueError for an unknown name."""
     for prefix, pattern in _GENERIC.items():
         if name.startswith(prefix):
             rest = name.removeprefix(prefix)
@@ -53,7 +53,7 @@ def width_of(name: str) -> int | None:
 
 
 def _unknown(name: str) -> str:
-    """Word that there is no such encoder, with the names that are near."""
+    """Word the refusal of an unknown name, with the names that are near."""
     names = [*ROWS, *own_names()]
     plain = {re.sub(r"[^a-z0-9]", "", known.lower()): known for known in names}
     close = difflib.get_close_matches(re.sub(r"[^a-z0-9]", "", name.lower()), plain, n=3, cutoff=0.6)

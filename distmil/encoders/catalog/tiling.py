@@ -8,7 +8,7 @@ from distmil.encoders.catalog.names import check_name
 
 
 def tiling_for(name: str, said: Mapping[str, Any], *, tolerance: float) -> dict[str, Any]:
-    """Return what an encoder, or several side by side, needs of ``tiling.patch_px`` and ``tiling.mpp``.
+    """Compute the keys ``tiling.patch_px`` and ``tiling.mpp`` that an encoder, or several side by side, need.
 
     Args:
         name: The encoder's.

@@ -88,7 +88,7 @@ class _FromSized(nn.Module):
 
 
 def _given(encoder: nn.Module, images_NHWC: NDArray[np.uint8]) -> NDArray[np.uint8 | np.float32]:
-    """Return what the model takes: the patches, or where the encoder resizes them, what torch makes of them.
+    """Make the input of the model: the patches, or where the encoder resizes them, the images that torch resized.
 
     OpenVINO resizes at half the speed. In bf16 it rounds such an input, so that the gate may prefer fp32 there.
     """

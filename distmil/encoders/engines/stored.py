@@ -8,13 +8,13 @@ import importlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from distmil.command.versions import version_of
 from distmil.config.root import Config, fingerprint
 from distmil.encoders.embedder import decode_patches, embeddings_folder
 from distmil.encoders.engines import runtime
@@ -101,7 +101,7 @@ class StoredEngine:
             "choices": [asdict(choice) for choice in choices],
             "figures": [selection.to_json() for selection in selections],
             "encoder": self.spec.identity(),
-            "libraries": library_versions(),
+            "libraries": {name: version_of(name) for name in ("torch", "openvino", "nncf")},
         }
         self.store.write_checked(self.name, values, owner=self.name)
         return choices
@@ -177,17 +177,6 @@ def _stored_model(store: Store, digest: str | None) -> bytes | None:
     if digest_of_model(data) != digest:
         raise StorageError(f"{store.path(name)} is damaged; {_REMEDY}")
     return data
-
-
-def library_versions() -> dict[str, str | None]:
-    """Return the versions of the libraries that engines stand on, None where one is not installed."""
-    found: dict[str, str | None] = {}
-    for name in ("torch", "openvino", "nncf"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
 
 
 def _module(name: str) -> Any:
