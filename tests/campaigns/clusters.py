@@ -13,7 +13,6 @@ import os
 import platform
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -30,18 +29,12 @@ from ray.cluster_utils import Cluster
 from tests.campaigns.accounts import Account
 from tests.support.data import PCAM_COHORT
 from tests.support.jobs import ROOT
+from tests.support.ports import free_port
 
 NODES = 2
 STAGE_S = 600.0
 AGENT_S = 120.0
 NODE_BACK_S = 3.0
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass

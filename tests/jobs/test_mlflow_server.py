@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -25,6 +24,7 @@ from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from tests.inference.test_mlflow_model import expected, make_bundle, make_embeddings
 from tests.support.jobs import run_here
+from tests.support.ports import free_port
 from tests.support.trained import make_house
 
 pytestmark = pytest.mark.slow
@@ -79,10 +79,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    found = Server(tmp_path_factory.mktemp("server"), port)
+    found = Server(tmp_path_factory.mktemp("server"), free_port())
     yield found
     found.stop()
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaigns.clusters import free_port
 from tests.support.jobs import ROOT
+from tests.support.ports import free_port
 from tests.support.scale import IS_FULL
 from tests.support.trained import make_house
 

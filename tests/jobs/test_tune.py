@@ -18,9 +18,9 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.tuning import job
 from distmil.pipeline.tuning.tune_adapter import concurrency, trial_resources
 from distmil.storage.store import Store
-from tests.campaigns.clusters import free_port
 from tests.jobs.test_mlflow_server import Server
 from tests.support.jobs import interrupt_job_when, kill_job_when, run_here
+from tests.support.ports import free_port
 from tests.support.scale import IS_FULL
 from tests.support.trained import make_house
 

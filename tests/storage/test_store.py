@@ -25,7 +25,8 @@ from distmil.storage.object_store import Patience, open_filesystem
 from distmil.storage.records import Part, Record
 from distmil.storage.roots import JOB_VARIABLE, resolve_root
 from distmil.storage.store import Store
-from tests.support.s3_server import BUCKET, DENIED, FAULTS, HOST, KEYS, free_port, s3_server
+from tests.support.ports import free_port
+from tests.support.s3_server import BUCKET, DENIED, FAULTS, HOST, KEYS, s3_server
 
 RECORD = Record(
     "s1",

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from tests.support.ports import free_port
+
 BUCKET = "bucket"
 DENIED = "denied"
 """A bucket that nobody may use; it is not there, either."""
@@ -182,13 +184,6 @@ def s3_server(log: Path, *, seed: int = 0) -> Iterator[S3]:
     finally:
         server.terminate()
         server.wait()
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:
