@@ -19,7 +19,9 @@ from distmil.bags.bag import Bag
 from distmil.bags.source import EmbeddingSource
 from distmil.cohort import Slide
 from distmil.config.root import Config
-from distmil.encoders.embedder import embed_patches
+from distmil.encoders.embedder import decode_patches, embed_patches
+from distmil.encoders.engines import EngineChoice, StoredEngine
+from distmil.encoders.engines.stored import SAMPLE
 from distmil.encoders.registry import Encoder, EncoderSpec
 from distmil.inference.scoring import score_bag
 from distmil.models.baselines import make_network
@@ -51,13 +53,31 @@ class LearningRates:
     """Of opening the bags and the normaliser, once."""
 
 
+def time_choice(files: Sequence[str], stored: StoredEngine, *, device: str) -> tuple[tuple[EngineChoice, ...], float]:
+    """Choose an encoder's engine on patches that were cut as a trial, and return the seconds that it took too.
+
+    Raises:
+        EncoderError: If the engine that is asked for does not pass the gate, or is not here.
+    """
+    table, started = _trial_patches(files), idle_clock()
+    if table is None:
+        return (), 0.0
+    rows = np.random.default_rng(0).permutation(table.num_rows)[:SAMPLE]
+    return stored.choose(decode_patches(table.take(rows)), device=device), idle_clock() - started
+
+
+def _trial_patches(files: Sequence[str]) -> pa.Table | None:
+    """Read the patches that were cut as a trial; None if there are none."""
+    tables = [pq.read_table(file) for file in files if Path(file).exists()]
+    return pa.concat_tables(tables) if tables else None
+
+
 def time_embedding(files: Sequence[str], encoder: Encoder, *, batch_size: int) -> float | None:
     """Embed patches that were cut as a trial, on one core or the GPU, and return the seconds for one patch."""
     cv2.setNumThreads(1)
-    tables = [pq.read_table(file) for file in files if Path(file).exists()]
-    if not tables:
+    table = _trial_patches(files)
+    if table is None:
         return None
-    table = pa.concat_tables(tables)
     embed_patches(table.slice(0, 1), encoder, batch_size=1)  # the first call is slower
     started, num_patches = idle_clock(), 0
     while num_patches == 0 or idle_clock() - started < EMBED_S:

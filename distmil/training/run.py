@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from distmil.bags.bag import Bag
 from distmil.bags.sampler import StepPlanner
@@ -94,10 +95,20 @@ def new_learner(config: Config, spec: EncoderSpec, store: Store, *, device: torc
     """Initialise a learner, alike on every worker."""
     torch.manual_seed(config.training.seed)
     head = make_network(config.model, embedding_dim=spec.dimension, num_classes=len(config.cohort.classes))
-    encoder = load_trainable(spec, store) if config.encoder.trainable else None
-    if encoder is not None:
-        set_trainable(encoder, config.encoder)
-    return make_learner(config, head, encoder, device)
+    return make_learner(config, head, trained_encoder(config, spec, store), device)
+
+
+def trained_encoder(config: Config, spec: EncoderSpec, store: Store) -> nn.Module | None:
+    """Load the encoder with the part of it ready that is trained; None where none is.
+
+    Raises:
+        EncoderError: If the network has no such part.
+    """
+    if not config.encoder.trainable:
+        return None
+    encoder = load_trainable(spec, store)
+    set_trainable(encoder, config.encoder)
+    return encoder
 
 
 def is_finished(history: History, config: Config) -> bool:

@@ -3,6 +3,7 @@
 N patches, E embedding; H, W of an image.
 """
 
+import contextlib
 import importlib
 import io
 import tempfile
@@ -111,7 +112,9 @@ def quantise(encoder: nn.Module, images_NHWC: NDArray[np.uint8]) -> bytes:
         _given(encoder, images_NHWC[start : start + _CALIBRATION_BATCH])
         for start in range(0, len(images_NHWC), _CALIBRATION_BATCH)
     ]
-    made = nncf.quantize(model, nncf.Dataset(batches), preset=nncf.QuantizationPreset.MIXED, subset_size=len(batches))
+    with contextlib.redirect_stdout(io.StringIO()):  # progress bars
+        given, preset = nncf.Dataset(batches), nncf.QuantizationPreset.MIXED
+        made = nncf.quantize(model, given, preset=preset, subset_size=len(batches))
     return _packed(made)
 
 

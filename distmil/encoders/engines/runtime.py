@@ -1,6 +1,7 @@
 """OpenVINO and nncf, imported where they are wanted: they are an extra, and must not send anything home."""
 
 import importlib
+import logging
 import sys
 from typing import Any
 
@@ -24,6 +25,7 @@ def openvino() -> Any:
 def nncf() -> Any:
     """Import nncf, which quantises OpenVINO's models. Raises: EncoderError if it is not installed."""
     openvino()
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # warns of the CUDA that it does not need
     try:
         return importlib.import_module("nncf")
     except ImportError as error:

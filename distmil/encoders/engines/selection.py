@@ -153,7 +153,7 @@ def select_engine(
         "least_cosine": LEAST_COSINE,
     }
     for one in trials:
-        logger.info("%s: %s", one.choice.words, one.refusal or f"{one.images_per_s:.1f} images/s, {one.agreement}")
+        logger.debug("%s: %s", one.choice.words, one.refusal or f"{one.images_per_s:.1f} images/s, {one.agreement}")
     return Selection(replace(trial.choice, batch_size=size), trials, facts, model)
 
 
@@ -188,7 +188,7 @@ def _try(bench: _Bench, candidate: tuple[str, str]) -> tuple[Trial, Encoder | No
             if found.passes:
                 return trial, built, model
     except Exception as error:  # each engine has its own ways to say that it cannot take a network
-        logger.info("%s cannot be used", trial.choice.words, exc_info=True)
+        logger.debug("%s cannot be used", trial.choice.words, exc_info=True)
         return replace(trial, refusal=f"cannot be used: {str(error).strip().partition(chr(10))[0][:300]}"), None, None
     return trial, None, None
 

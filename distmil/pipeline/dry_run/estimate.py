@@ -169,8 +169,9 @@ class _Estimate:
         if config.encoder.trainable and self.name in {"train", "tune"}:
             return []
         is_gpu = spec.weights_file is not None and machine.gpus > 0 and config.training.use_gpu is not False
-        spec, encoder = self._with_engine(spec, scratch, device="cuda" if is_gpu else "cpu")
         files = [str(path) for path in sorted(self.folder.glob("*.parquet"))]
+        device = "cuda" if is_gpu else "cpu"
+        spec, encoder, choice_s = self._with_engine(rates, spec, scratch, files, device=device)
         batch_size = min((each.batch_size for each in spec.engines), default=config.encoder.patches_per_pass)
         patch_s = self._one_thread(lambda: rates.time_embedding(files, encoder, batch_size=batch_size))
         embedder = importlib.import_module("distmil.encoders.embedder").SlideEmbedder
@@ -185,7 +186,8 @@ class _Estimate:
         arguments: dict[str, Any] = {"patch_s": patch_s or 0.0, "dimension": spec.dimension, "is_gpu": is_gpu}
         done = _records(work.slides, finished)
         todo = [slide for slide in work.slides if slide.slide_id not in done]
-        stages = [embed_stage("embed", work, todo, len(done), machine, **arguments)]
+        stage = embed_stage("embed", work, todo, len(done), machine, **arguments)
+        stages = [replace(stage, seconds=stage.seconds + choice_s) if todo else stage]
         if config.encoder.views and self.name in {"train", "tune"}:
             views = config.encoder.views
             learning = [slide for slide in work.slides if slide.split == "train"]
@@ -194,15 +196,23 @@ class _Estimate:
             stages.append(embed_stage("views", work, todo, len(done), machine, **arguments, copies=views))
         return stages
 
-    def _with_engine(self, spec: Any, scratch: Store, *, device: str) -> tuple[Any, Any]:
-        """Load an encoder with the engine that the store's embeddings are made by, if one was chosen."""
+    def _with_engine(
+        self, rates: Any, spec: Any, scratch: Store, files: Sequence[str], *, device: str
+    ) -> tuple[Any, Any, float]:
+        """Load an encoder with its engine in this store, or the one that would be chosen; return the seconds for it."""
         engines = importlib.import_module("distmil.encoders.engines")
         config, store = self._opened[0].config, self.job.store
-        choices = engines.StoredEngine(spec, config, store).read(device=device) or ()
+        choices = engines.StoredEngine(spec, config, store).read(device=device)
+        if choices is None:
+            self.job.console.note(f"trying the engines of {spec.name} on patches of the cohort")
+            tried = engines.StoredEngine(spec, config, scratch)
+            choices, seconds = self._one_thread(lambda: rates.time_choice(files, tried, device=device))
+            spec = replace(spec, engines=choices)
+            return spec, engines.load_engine(spec, scratch, patch_px=config.tiling.patch_px, device=device), seconds
         for file in (engines.model_file(choice.model_digest) for choice in choices if choice.model_digest):
             scratch.write(file, store.read(file))
         spec = replace(spec, engines=choices)
-        return spec, engines.load_engine(spec, scratch, patch_px=config.tiling.patch_px, device=device)
+        return spec, engines.load_engine(spec, scratch, patch_px=config.tiling.patch_px, device=device), 0.0
 
     def _label_stage(self) -> Stage:
         config, work = self._opened[0].config, self._work

@@ -33,7 +33,7 @@ from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import load_checkpoint
 from distmil.training.engine import History
-from distmil.training.run import new_learner
+from distmil.training.run import new_learner, trained_encoder
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -84,6 +84,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         StorageError: If the store cannot be written.
     """
     spec = open_encoder(job)
+    trained_encoder(job.config, spec, job.store)  # what cannot be trained is refused before hours of tiling
     claim = Claim(job, spec, cohort, job.config.training.run, "train")
     claim.check()
     check_workers(job)

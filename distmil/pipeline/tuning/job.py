@@ -35,6 +35,7 @@ from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config
 from distmil.training.ownership import take_over
+from distmil.training.run import trained_encoder
 from distmil.training.run_files import run_file, search_folder
 
 FoldIds = tuple[list[str], list[str]]
@@ -67,6 +68,7 @@ def _check_val(search: SearchConfig, cohort: Cohort) -> None:
 def _run(job: Job, cohort: Cohort, space: dict[str, Domain], record: SearchRecord) -> dict[str, Any]:
     search = job.config.search
     spec = open_encoder(job)
+    trained_encoder(job.config, spec, job.store)  # what cannot be trained is refused before hours of tiling
     claim = Claim(job, spec, cohort, search.run, "tune", more=search_settings(job.config.search))
     claim.check()
     if job.config.training.use_gpu is True or job.config.training.num_workers > 1:
