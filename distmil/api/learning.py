@@ -15,9 +15,10 @@ from distmil.encoders.registry import EncoderSpec, encoder_state, stored_spec, w
 from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
-from distmil.inference.shift import reach_of, sampled
+from distmil.inference.shift import reach_of, sampled, usual_patches
 from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
+from distmil.models.regions import PatchEvidence
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 from distmil.training.run import Run, open_run
@@ -180,6 +181,8 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
         patch_threshold=threshold_of(rows[epoch], "patch"),
         slide_thresholds={name: threshold_of(rows[epoch], name) for name in READ_OUTS},
         reach=reach_of(nets.head.normaliser, (bag.source for bag in some), seed=config.training.seed),
+        usual_patches=usual_patches([len(bag) for bag in bags]),
+        evidence=PatchEvidence.in_row(rows[epoch]),
         metrics={"epoch": epoch, "epochs": len(rows), "last": rows[epoch]},
     )
 

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from distmil.bags.source import EmbeddingSource, ImageSource, PatchSource, find_not_finite
 from distmil.errors import SlideError, StorageError
+from distmil.models.regions import Places
 from distmil.storage.records import Part
 from distmil.storage.store import Store
 from distmil.tiling.shards import check_slide, read_patches
@@ -104,6 +105,8 @@ class Bag:
     is_pseudo: bool = False
     split: str | None = None
     views: Sequence[PatchSource] = ()
+    places: Places | None = None
+    """Where the patches lie; None where they are not known."""
 
     def __len__(self) -> int:
         return len(self.source)
@@ -169,7 +172,8 @@ def _labelled(
             raise StorageError(f"{entry.slide_id}: labels and shards lie on different grids; run the job again")
         label_N = labels["label"].fill_null(-1).to_numpy()
         target_NC = targets(labels, num_classes=num_classes, form=form)
-    return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split, views)
+    where = None if places is None else Places.of(places)
+    return Bag(entry.slide_id, entry.label, source, label_N, target_NC, entry.is_pseudo, entry.split, views, where)
 
 
 def open_all_bags(store: Store, entries: Sequence[BagEntry], *, num_classes: int, form: str) -> list[Bag]:

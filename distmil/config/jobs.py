@@ -70,8 +70,10 @@ class PredictionConfig(Section):
     slides. A name that already has predictions of another bundle or of other slides is refused."""
     split: Literal["train", "val", "test"] | None = None
     """Slides to predict; null: all in `predict`; in `train` and `evaluate` all outside train."""
-    slide_score: Literal["bag", "max", "topk_mean"] = "bag"
-    """Read-out that becomes the slide's probability."""
+    slide_score: Literal["bag", "max", "topk_mean", "regions"] = "bag"
+    """Read-out that becomes the slide's probability. bag: C1 of the pooled slide; max, topk_mean: of the fused patch
+    scores; regions: neighbouring patches that are high together, for slides of unlike sizes and small lesions; it needs
+    validation slides of both classes."""
     maps: bool = True
     """Draw the three maps of each slide, and a sheet of all."""
     map_px: int = Field(default=1024, ge=64, le=8192)

@@ -60,8 +60,10 @@ class Bootstrap:
         Args:
             slide_N: Index of each case's slide.
             is_positive_N: Whether it is positive.
-            score_N: Its score.
+            score_N: Its score; NaN where a case has none, and then there is no interval.
         """
+        if np.isnan(score_N).any():
+            return None, None
         is_positive = np.asarray(is_positive_N, bool)
         bin_N = _binned(np.asarray(score_N, np.float64))
         pos_BD, neg_BD = (self._drawn(slide_N[chosen], bin_N[chosen]) for chosen in (is_positive, ~is_positive))

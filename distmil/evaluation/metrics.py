@@ -121,9 +121,10 @@ def choose_thresholds(rows: Sequence[LabelledScores]) -> dict[str, float | None]
 
 
 def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:
-    """Compute the area under the ROC curve, None if there is only one class."""
+    """Compute the area under the ROC curve, None if there is only one class or a case has no score."""
     positive = np.asarray(is_positive)
-    return float(roc_auc_score(positive, score)) if 0 < positive.sum() < len(positive) else None
+    is_defined = 0 < positive.sum() < len(positive) and not np.isnan(score).any()
+    return float(roc_auc_score(positive, score)) if is_defined else None
 
 
 def average_precision(is_positive: ArrayLike, score: ArrayLike) -> float | None:

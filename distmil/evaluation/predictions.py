@@ -1,5 +1,6 @@
 """How good written predictions are, where labels are known."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -96,7 +97,7 @@ def _labelled(
     return LabelledScores(
         label=entry.label,
         bag_C=np.array(bag_C),
-        read_outs=tuple(row[name] for name in READ_OUTS),
+        read_outs=tuple(math.nan if row[name] is None else row[name] for name in READ_OUTS),
         is_target_N=is_target,
         scores_N=scores,
     )

@@ -39,6 +39,7 @@ class SlideResult:
     bag: float | None = None
     max: float | None = None
     topk_mean: float | None = None
+    regions: float | None = None
     num_patches: int | None = None
     reason: str = ""
     """Why the slide was dropped, or what raises doubt about it."""

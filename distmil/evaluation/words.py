@@ -86,7 +86,7 @@ def _patch_rows(evaluation: Evaluation) -> Rows:
 
 def _value(evaluation: Evaluation, name: str) -> tuple[str, str]:
     """Word a metric and its interval, two digits each."""
-    value, interval = evaluation.metrics[name], evaluation.intervals.get(name)
+    value, interval = evaluation.metrics.get(name), evaluation.intervals.get(name)
     if value is None:
         return NOT_DEFINED, ""
     if interval is None:

@@ -6,7 +6,7 @@ A bundle is one thing: its commit record names every file with its checksum, and
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from distmil.inference.bundle_files import (
     BundleFiles,
     checked_threshold,
     encoder_state_of,
+    evidence_in,
     network_of,
     wrong,
 )
@@ -33,6 +34,7 @@ from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
+from distmil.models.regions import PatchEvidence
 from distmil.storage.records import Record, encode_json
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import RECORD_FILE, Committed, Store
@@ -65,6 +67,10 @@ class Bundle:
     """Of every read-out."""
     reach: float | None = None
     """How far training slides lie from their mean, which tells foreign slides; None where it is not known."""
+    usual_patches: int | None = None
+    """Patches that 99 % of the training slides do not exceed; None where it is not known."""
+    evidence: PatchEvidence | None = None
+    """Of a patch for a lesion, which the read-out ``regions`` needs; None where validation had nothing to fit it on."""
     digest: str = field(default="", repr=False)
     """Hash of everything that predictions depend on; empty before the bundle is saved."""
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
@@ -75,6 +81,14 @@ class Bundle:
     def classes(self) -> list[str]:
         """List the class names in index order."""
         return self.config.cohort.classes
+
+    def check_gives(self, slide_score: str) -> None:
+        """Refuse a read-out that the bundle does not have. Raises: ConfigError."""
+        if slide_score == "regions" and self.evidence is None:
+            raise ConfigError(
+                f"prediction.slide_score = regions: the bundle {self.run} has no evidence for it, which is fitted on "
+                "validation slides of both classes; choose bag, max or topk_mean, or train with such slides"
+            )
 
     def check_reads_slides(self) -> None:
         """Refuse a bundle of features that another tool made. Raises: ConfigError."""
@@ -130,6 +144,8 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
         "patch_threshold": bundle.patch_threshold,
         "slide_thresholds": dict(bundle.slide_thresholds),
         "reach": bundle.reach,
+        "usual_patches": bundle.usual_patches,
+        "evidence": None if bundle.evidence is None else asdict(bundle.evidence),
     }
     files = {HEAD_FILE: save_safetensors(head)}
     if bundle.encoder_state is not None:
@@ -186,13 +202,17 @@ def _load(found: Store, record: Record) -> Bundle:
     if labels["classes"] != built.cohort.classes:
         raise wrong("labels.json: classes", labels["classes"], f"config.json says {built.cohort.classes}")
     if files.version > FIRST_VERSION:
-        thresholds = {name: checked_threshold(name, labels["slide_thresholds"][name]) for name in READ_OUTS}
+        given = {"regions": DEFAULT_THRESHOLD, **labels["slide_thresholds"]}  # bundles of earlier distmils lack it
+        thresholds = {name: checked_threshold(name, given[name]) for name in READ_OUTS}
     else:
         thresholds = dict.fromkeys(READ_OUTS, checked_threshold("slide_threshold", labels["slide_threshold"]))
     patch_threshold = checked_threshold("patch_threshold", labels["patch_threshold"])
     reach = labels.get("reach")  # bundles of earlier versions lack it
     if reach is not None and not (isinstance(reach, float) and 0 <= reach < math.inf):
         raise wrong("labels.json: reach", reach, "expected a number, at least 0")
+    usual = labels.get("usual_patches")
+    if usual is not None and not (type(usual) is int and usual > 0):
+        raise wrong("labels.json: usual_patches", usual, "expected a whole number above 0")
     metrics = files.json("metrics.json")
     if not isinstance(metrics, dict):
         raise wrong("metrics.json", metrics, "expected names and values")
@@ -204,6 +224,8 @@ def _load(found: Store, record: Record) -> Bundle:
         patch_threshold=patch_threshold,
         slide_thresholds=thresholds,
         reach=reach,
+        usual_patches=usual,
+        evidence=evidence_in(labels.get("evidence")),
         digest=files.digest(),
         metrics=metrics,
         format_version=files.version,

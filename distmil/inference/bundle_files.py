@@ -14,6 +14,7 @@ from distmil.errors import BundleError
 from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_digest
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
+from distmil.models.regions import PatchEvidence
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 
@@ -69,6 +70,16 @@ def _refuse(constant: str) -> NoReturn:
 def wrong(name: str, value: Any, expected: str) -> BundleError:
     """Make the error for a value of a bundle."""
     return BundleError(f"the bundle's {name} = {value!r:.100}: {expected}")
+
+
+def evidence_in(values: Any) -> PatchEvidence | None:
+    """Check the evidence of a bundle, which earlier versions lack. Raises: BundleError."""
+    if values is None:
+        return None
+    numbers = [values[name] for name in ("slope", "offset")]
+    if not all(isinstance(value, float) and math.isfinite(value) for value in numbers) or not numbers[0] > 0:
+        raise wrong("labels.json: evidence", values, "expected a slope above 0 and an offset")
+    return PatchEvidence(*numbers)
 
 
 def checked_threshold(name: str, value: Any) -> float:

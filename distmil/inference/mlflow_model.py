@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from distmil.inference.bundle import Bundle
-from distmil.inference.scoring import READ_OUTS
+from distmil.inference.scoring import NETWORK_READ_OUTS
 from distmil.models.layout import top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
@@ -31,10 +31,10 @@ _EXAMPLE_PATCHES = 3  # torch.export takes sizes 0 and 1 for constants
 def score_names(classes: Sequence[str]) -> list[str]:
     """List the columns of the exported network's answer.
 
-    Each row has the patch's four scores, then the slide's three read-outs, repeated in every row. Where there are more
-    than two classes, the probability of each follows, of the patch and of the slide.
+    Each row has the patch's four scores, then the slide's read-outs that need no places, repeated in every row. Where
+    there are more than two classes, the probability of each follows, of the patch and of the slide.
     """
-    names = [*MODEL_SCORES, *READ_OUTS]
+    names = [*MODEL_SCORES, *NETWORK_READ_OUTS]
     if len(classes) > 2:
         names += [*(f"probability_{name}" for name in classes), *(f"bag_{name}" for name in classes)]
     return names

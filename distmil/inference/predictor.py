@@ -14,12 +14,13 @@ from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import BagScores, Embed, score_bag
 from distmil.inference.tables import patch_table, predictions_folder, read_patch_table, slide_row
 from distmil.labels.slide_outlines import SlideOutlines
+from distmil.models.regions import Places
 from distmil.storage.records import Record
 from distmil.storage.schemas import to_parquet
 from distmil.storage.store import Committed, Store
 from distmil.visualization.slide_maps import MAPS, SHEET, Reading, draw_maps
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MAPS_VERSION = 2
 
 Inputs = tuple[BagEntry, Slide, Record, str | None]
@@ -115,6 +116,7 @@ class SlidePredictor:
         bags = bundle.config.bags
         scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share, with_shift=True)
         check_finite(scores)
+        scores = scores.with_regions(Places.of(places), bundle.evidence)
         record_of_maps = self._maps.record_name
         if self.store.exists(record_of_maps):  # no maps of other scores lie beside the new ones
             for name in (record_of_maps, *(f"{self.folder}/maps/{file}" for file in map_files(self.slide.slide_id))):

@@ -1,11 +1,11 @@
-"""A network's scores of one bag: of every patch, and the three slide read-outs. No bag is ever cut.
+"""A network's scores of one bag: of every patch, and the slide read-outs. No bag is ever cut.
 
 N patches of the bag, E embedding, F feature, C classes.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,13 @@ from distmil.inference.shift import Shift
 from distmil.models.layout import DEFAULT_SHARE, top_k_mean
 from distmil.models.network import Network
 from distmil.models.pooling import RunningPool
+from distmil.models.regions import PatchEvidence, Places, ScoreGrid
 
 SCORE_CHUNK = 16_384
-READ_OUTS = ("bag", "max", "topk_mean")
+NETWORK_READ_OUTS = ("bag", "max", "topk_mean")
+"""What the network alone gives."""
+READ_OUTS = (*NETWORK_READ_OUTS, "regions")
+"""All read-outs; ``regions`` needs the patches' places and the bundle's evidence."""
 
 Floats = NDArray[np.float32]
 Embed = Callable[[Patches], Tensor]
@@ -39,6 +43,8 @@ class BagScores:
     bag: float
     max: float
     topk_mean: float
+    regions: float = math.nan
+    """NaN where places or evidence are not known."""
     shift: float = math.nan
     """How far the embeddings lie from those of training; see ``Shift``. NaN where it was not asked for."""
 
@@ -47,6 +53,10 @@ class BagScores:
         """Tell whether every score is a finite number."""
         values = (self.bag_C, self.attention_N, self.probability_N, self.topk_probability_N, self.class_probability_NC)
         return all(bool(np.isfinite(value).all()) for value in values)
+
+    def with_regions(self, places: Places, evidence: PatchEvidence | None) -> "BagScores":
+        """Add the read-out ``regions``, where the bundle has the evidence for it."""
+        return self if evidence is None else replace(self, regions=ScoreGrid.of(self.fused_N, places).score(evidence))
 
 
 def score_bag(

@@ -1,4 +1,4 @@
-"""How far a slide's embeddings lie from those of training: foreign tissue, stain, scanner or resolution show here.
+"""How a slide differs from those of training: its embeddings by tissue, stain, scanner or resolution, and its size.
 
 T patches, E embedding.
 """
@@ -22,6 +22,9 @@ MARGIN = 1.25
 _LEAST_REACH = 0.05
 """Of a few equal slides; any other slide would lie beyond less."""
 _STEP = 2048
+USUAL_QUANTILE = 0.99
+TIMES_LARGER = 3.0
+"""A slide raises doubt where it has this many times the patches of nearly all training slides."""
 
 
 T = TypeVar("T")
@@ -102,4 +105,30 @@ def shift_doubts(distance: float | None, reach: float | None, *, num_patches: in
     return [
         f"its patches lie {times:.1f} times as far from the training slides' mean as nearly all of those do: other "
         "tissue, stain, scanner or resolution? its scores may mean nothing"
+    ]
+
+
+def usual_patches(counts: Sequence[int]) -> int | None:
+    """Count the patches that 99 % of the training slides do not exceed; None without slides."""
+    return int(np.quantile(counts, USUAL_QUANTILE, method="higher")) if len(counts) else None
+
+
+def size_doubts(num_patches: int, usual: int | None, *, slide_score: str) -> list[str]:
+    """List the doubt that a slide raises which is far larger than those of training.
+
+    Args:
+        num_patches: Of the slide.
+        usual: What ``usual_patches`` gave for the training slides; None where the bundle does not have it.
+        slide_score: The read-out that counts.
+    """
+    if not usual or num_patches <= TIMES_LARGER * usual:
+        return []
+    advice = {
+        "bag": "a small lesion is thinned out there and is easily missed",
+        "regions": "small lesions are missed more often there",
+    }.get(slide_score, "a normal patch is more often high by chance there")
+    larger = f"its {num_patches} patches are {num_patches / usual:.1f} times those of nearly all training slides"
+    return [
+        f"{larger} ({usual}): {advice}"
+        + ("" if slide_score == "regions" else "; prediction.slide_score=regions bears size best")
     ]

@@ -26,8 +26,9 @@ from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution,
 from distmil.inference.bundle import Bundle
 from distmil.inference.predictor import reading_of
 from distmil.inference.scoring import READ_OUTS, score_bag
-from distmil.inference.shift import shift_doubts
+from distmil.inference.shift import shift_doubts, size_doubts
 from distmil.inference.tables import patch_table, slide_row
+from distmil.models.regions import Places
 from distmil.slides.file_version import slide_in_folder
 from distmil.slides.image import overview
 from distmil.slides.reader import open_slide
@@ -67,7 +68,7 @@ class SlidePrediction:
 
     @property
     def slide_score(self) -> str:
-        """Name the read-out that counts: ``bag``, ``max`` or ``topk_mean``."""
+        """Name the read-out that counts: ``bag``, ``max``, ``topk_mean`` or ``regions``."""
         return self.reading.slide_score
 
     @property
@@ -99,6 +100,12 @@ class SlidePrediction:
     def topk_mean(self) -> float:
         """Give the mean of the K highest fused scores, within 0 and 1; K is the bundle's ``bags.top_k``."""
         return float(self.row["topk_mean"])
+
+    @property
+    def regions(self) -> float | None:
+        """Give the probability of a lesion of neighbouring patches, within 0 and 1; None where the bundle lacks it."""
+        value = self.row["regions"]
+        return None if value is None else float(value)
 
     def __repr__(self) -> str:
         return (
@@ -182,7 +189,7 @@ def predict_slide(
         mpp: Um per level-0 pixel, over what the file states; needed where the file states none.
         slide_id: The slide's name in tables and maps; default: the file's name without its suffix.
         tissue_path: A mask or outlines of tissue to take in place of detected tissue.
-        slide_score: The read-out that becomes ``probability``: ``bag``, ``max`` or ``topk_mean``.
+        slide_score: The read-out that becomes ``probability``: ``bag``, ``max``, ``topk_mean`` or ``regions``.
         device: A torch device such as ``cpu`` or ``cuda``; default: the GPU where there is one.
 
     Raises:
@@ -195,6 +202,7 @@ def predict_slide(
         raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
     if slide_score not in READ_OUTS:
         raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
+    bundle.check_gives(slide_score)
     bundle.check_reads_slides()
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
@@ -211,6 +219,7 @@ def predict_slide(
         top_k_share=config.bags.top_k_share,
         with_shift=True,
     )
+    scores = scores.with_regions(Places.of(found.grid), bundle.evidence)
     if not scores.is_finite:
         raise SlideError(
             "the slide's scores are not finite numbers; its pixels are unlike any that the bundle has seen"
@@ -231,7 +240,11 @@ def predict_slide(
         table,
         reading,
         found.info["mpp"],
-        (*found.info["doubts"], *shift_doubts(scores.shift, bundle.reach, num_patches=table.num_rows)),
+        (
+            *found.info["doubts"],
+            *shift_doubts(scores.shift, bundle.reach, num_patches=table.num_rows),
+            *size_doubts(table.num_rows, bundle.usual_patches, slide_score=slide_score),
+        ),
     )
 
 

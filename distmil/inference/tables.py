@@ -1,5 +1,6 @@
 """A bundle's answers as tables: patch scores and slide scores."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +66,7 @@ def slide_row(
     row: Row = {
         "slide_id": slide_id,
         "probability": probability,
-        **{name: getattr(scores, name) for name in READ_OUTS},
+        **{name: _known(getattr(scores, name)) for name in READ_OUTS},
         "predicted": abnormal if probability >= threshold else classes[0],
         "label": None if label is None else classes[label],
         "num_patches": len(scores.fused_N),
@@ -73,6 +74,10 @@ def slide_row(
     if len(classes) > 2:
         row |= {f"probability_{name}": float(scores.bag_C[i]) for i, name in enumerate(classes)}
     return row
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequence[str]) -> str:

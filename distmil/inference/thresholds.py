@@ -19,17 +19,18 @@ def youden_threshold(is_positive: ArrayLike, score: ArrayLike) -> float | None:
 
     Args:
         is_positive: Whether each case is positive.
-        score: Their scores, finite, within 0 and 1.
+        score: Their scores, within 0 and 1; NaN where a case has none.
 
     Returns:
-        The threshold, None where there is only one class, or where no threshold is better than chance.
+        The threshold, None where there is only one class or a case has no score, or where no threshold is better than
+        chance.
 
     Source: Youden 1950, Index for rating diagnostic tests.
     """
     positive = np.asarray(is_positive, bool)
     value = np.asarray(score, np.float64)
     num_positive, num_negative = int(positive.sum()), int((~positive).sum())
-    if not num_positive or not num_negative:
+    if not num_positive or not num_negative or np.isnan(value).any():
         return None
     order = np.argsort(value, kind="stable")
     value, positive = value[order], positive[order]

@@ -19,7 +19,7 @@ from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_place import BUNDLE_VERSION
 from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
 from distmil.inference.question import claim_question, default_name, make_question
-from distmil.inference.shift import shift_doubts
+from distmil.inference.shift import shift_doubts, size_doubts
 from distmil.inference.tables import RESULTS, Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
@@ -100,6 +100,7 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
     check_settings(job.config, "predict")
     inner = replace(job, config=with_bundle(job.config, bundle))
     check_bundle(inner, bundle)
+    bundle.check_gives(job.config.prediction.slide_score)
     return inner, bundle
 
 
@@ -158,10 +159,11 @@ def _predict_all(
         predictor = SlidePredictor(entry, slide, patches, annotation, bundle.digest, job.config, job.store, run)
         return predictor, predictor.find()
 
+    slide_score = job.config.prediction.slide_score
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as pool:
         looked = list(pool.map(look, prepared.entries))
     records = {
-        predictor.slide.slide_id: _with_doubts(found.scores, found.maps, bundle)
+        predictor.slide.slide_id: _with_doubts(found.scores, found.maps, bundle, slide_score=slide_score)
         for predictor, found in looked
         if found.scores
     }
@@ -194,10 +196,14 @@ def _without_failed(job: Job, prepared: Prepared, records: dict[str, Record]) ->
     return replace(prepared, entries=entries, statuses=dict(+statuses)) if failed else prepared
 
 
-def _with_doubts(scores: Record, maps: Record | None, bundle: Bundle) -> Record:
+def _with_doubts(scores: Record, maps: Record | None, bundle: Bundle, *, slide_score: str) -> Record:
     info = scores.info
-    doubts = shift_doubts(info["shift"], bundle.reach, num_patches=info["num_patches"])
-    return replace(scores, info={**info, "doubts": doubts + list(maps.info["doubts"] if maps else ())})
+    doubts = [
+        *shift_doubts(info["shift"], bundle.reach, num_patches=info["num_patches"]),
+        *size_doubts(info["num_patches"], bundle.usual_patches, slide_score=slide_score),
+        *(maps.info["doubts"] if maps else ()),
+    ]
+    return replace(scores, info={**info, "doubts": doubts})
 
 
 class _Predictor:
@@ -225,4 +231,4 @@ class _Predictor:
             raise StorageError("the bundle became another one while the job ran; run the same command again")
         scores = scores or predictor.score(self._bundle, lambda patches: embed(patches, None, self._device))
         maps = predictor.draw(scores, self._bundle) if self._config.prediction.maps else None
-        return _with_doubts(scores, maps, self._bundle)
+        return _with_doubts(scores, maps, self._bundle, slide_score=self._config.prediction.slide_score)

@@ -13,7 +13,7 @@ from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
 from distmil.preflight.claims import check_claim
 from distmil.preflight.disk import check_disk, free_bytes
 from distmil.preflight.looks import Look, choose_tasks, look_at
-from distmil.preflight.supervision import check_supervision
+from distmil.preflight.supervision import check_evidence, check_supervision
 from distmil.preflight.verdict import judge_annotations, judge_slides
 from distmil.storage.store import Store
 
@@ -46,6 +46,8 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
     if job in {"train", "tune"}:
         notes += check_supervision(cohort, job, folds=config.search.folds)
         check_claim(config, cohort.classes, store, job=job)
+    if job == "train" and config.prediction.slide_score == "regions":
+        check_evidence(cohort)
     slides = slides_of(cohort, config, job=job)
     if not slides:
         counts = Counter(slide.split for slide in cohort.slides)

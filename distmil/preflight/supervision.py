@@ -45,6 +45,17 @@ def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
     return []
 
 
+def check_evidence(cohort: Cohort) -> None:
+    """Refuse the read-out ``regions`` where val has nothing to fit its evidence on. Raises: ManifestError."""
+    found = {bool(slide.label) for slide in cohort.of_split("val") if slide.label is not None and not slide.is_pseudo}
+    if len(found) < 2:
+        held = f"only {cohort.noun}s of one kind" if found else f"no {cohort.noun} with a label"
+        raise ManifestError(
+            f"prediction.slide_score = regions: its evidence is fitted on val, which has {held}; give val normal and "
+            "abnormal ones, or choose bag, max or topk_mean"
+        )
+
+
 def _missing(cohort: Cohort, found: set[int]) -> str:
     names = [name for label, name in enumerate(cohort.classes) if label not in found]
     return names[0] if len(names) == 1 else " or ".join(names[:3])

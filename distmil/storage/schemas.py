@@ -96,7 +96,7 @@ def slide_predictions_schema(classes: Sequence[str]) -> pa.Schema:
     extra = [f"probability_{name}" for name in classes] if len(classes) > 2 else []
     return pa.schema(
         [("slide_id", pa.string())]
-        + [(name, pa.float64()) for name in ("probability", "bag", "max", "topk_mean")]
+        + [(name, pa.float64()) for name in ("probability", "bag", "max", "topk_mean", "regions")]
         + [("predicted", pa.string()), ("label", pa.string()), ("num_patches", pa.int64())]
         + [(name, pa.float64()) for name in extra]
     )

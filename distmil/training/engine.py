@@ -6,7 +6,7 @@ T patches, C classes.
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import numpy as np
 import torch
@@ -17,10 +17,11 @@ from distmil.bags.loader import Batch, load_ahead, load_batch, make_resident
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.errors import TrainingError
-from distmil.evaluation.metrics import LabelledScores, choose_thresholds, label_scores, summarise
-from distmil.inference.scoring import SCORE_CHUNK, score_bag
+from distmil.evaluation.metrics import choose_thresholds, label_scores, summarise
+from distmil.inference.scoring import SCORE_CHUNK, BagScores, score_bag
 from distmil.models.baselines import NETWORKS
 from distmil.models.losses import LOSSES
+from distmil.models.regions import PatchEvidence, ScoreGrid, fit_evidence, fitted_slides
 from distmil.training.learner import Learner, embed, learning_rate, mix_seed
 from distmil.training.step import StepResult, share_of, take_step
 from distmil.training.workers import Group
@@ -150,18 +151,48 @@ def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> 
 def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Group) -> dict[str, float | None]:
     """Score bags without gradients, each whole, shared over the group, and return the metrics on every worker.
 
-    The thresholds that these slides suggest are beside the metrics; the accuracy is that of 0.5. Pseudo-labelled slides
-    take part in training only.
+    The thresholds that these slides suggest are beside the metrics, and the evidence of the read-out ``regions`` as
+    evidence_slope and evidence_offset; the accuracy is that of 0.5. Pseudo-labelled slides take part in training only.
     """
     learner.eval_model.train(False)
     labelled = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
-    rows = [_evaluate_bag(learner, bag, config) for bag in labelled[group.rank :: group.size]]
+    mine = range(group.rank, len(labelled), group.size)
+    scores = [_score(learner, labelled[i], config) for i in mine]
+    evidence = _evidence(labelled, dict(zip(mine, scores, strict=True)), group)
+    rows = [
+        label_scores(
+            _with_regions(one, labelled[i], evidence), label=labelled[i].label or 0, label_N=labelled[i].label_N
+        )
+        for i, one in zip(mine, scores, strict=True)
+    ]
     gathered = [row for part in group.gather(rows) for row in part]
-    return summarise(gathered) | choose_thresholds(gathered)
+    fitted = {} if evidence is None else {f"evidence_{name}": value for name, value in asdict(evidence).items()}
+    return summarise(gathered) | choose_thresholds(gathered) | fitted
 
 
-def _evaluate_bag(learner: Learner, bag: Bag, config: Config) -> LabelledScores:
-    """Score a bag and keep its scores beside its labels. Raises: TrainingError if its scores are not finite."""
+def _evidence(bags: Sequence[Bag], scores: Mapping[int, BagScores], group: Group) -> PatchEvidence | None:
+    """Fit the evidence of the read-out ``regions`` on the group's slides; None where that cannot be done.
+
+    Args:
+        bags: All slides that are evaluated.
+        scores: This worker's, by their place in that list.
+        group: The workers.
+    """
+    places = [bag.places for bag in bags if bag.places is not None]
+    if len(places) < len(bags):
+        return None
+    fitted = fitted_slides([bool(bag.label) for bag in bags])
+    chosen = [i for i in scores if i in fitted]
+    grids = [ScoreGrid.of(scores[i].fused_N, places[i]) for i in chosen]
+    return fit_evidence(grids, [bool(bags[i].label) for i in chosen], group.gather)
+
+
+def _with_regions(scores: BagScores, bag: Bag, evidence: PatchEvidence | None) -> BagScores:
+    return scores if bag.places is None else scores.with_regions(bag.places, evidence)
+
+
+def _score(learner: Learner, bag: Bag, config: Config) -> BagScores:
+    """Score a bag. Raises: TrainingError if its scores are not finite."""
     nets = learner.eval_model
     scores = score_bag(
         nets.head,
@@ -173,7 +204,7 @@ def _evaluate_bag(learner: Learner, bag: Bag, config: Config) -> LabelledScores:
     )
     if not (np.isfinite(scores.bag) and np.isfinite(scores.fused_N).all()):
         raise TrainingError(f"{bag.slide_id}: scores are not finite; look at this slide's embeddings")
-    return label_scores(scores, label=bag.label or 0, label_N=bag.label_N)
+    return scores
 
 
 @dataclass

@@ -14,9 +14,10 @@ from distmil.inference.bundle import Bundle, save_bundle, with_bundle
 from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
-from distmil.inference.shift import reach_of, sampled
+from distmil.inference.shift import reach_of, sampled, usual_patches
 from distmil.inference.thresholds import describe_thresholds, threshold_of
 from distmil.models.normaliser import Normaliser
+from distmil.models.regions import PatchEvidence
 from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
@@ -56,6 +57,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
+        bundle.check_gives(inner.config.prediction.slide_score)
         name = job.config.prediction.run or run
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
@@ -117,6 +119,8 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
         reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
+        usual_patches=usual_patches([entry.num_patches for entry in prepared.entries if entry.split == "train"]),
+        evidence=PatchEvidence.in_row(row),
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
     record = save_bundle(job.store, bundle)
