@@ -37,7 +37,8 @@ class PretrainingConfig(Section):
     """The part of the encoder that is trained, as in `encoder.trainable`: all of it; last: its last
     `encoder.trained_blocks` blocks; lora: low-rank additions of `encoder.lora_rank`."""
     learning_rate: float = Field(default=1e-4, gt=0, le=10)
-    """Peak learning rate of AdamW on the encoder; the projector, which is new, learns ten times as fast."""
+    """Peak learning rate of AdamW on the encoder. Under vicreg and simclr the projector, which is new, learns ten times
+    as fast."""
     weight_decay: float = Field(default=1e-2, ge=0, le=10)
     """Weight decay of AdamW."""
     warmup_steps: int = Field(default=20, ge=0, le=1_000_000)

@@ -21,8 +21,6 @@ from distmil.pretraining.methods import Objective, make_objective
 from distmil.training.learner import is_half_precision, mix_seed
 from distmil.training.workers import Group
 
-PROJECTOR_RATE = 10.0
-"""The projector's learning rate as a multiple of the encoder's: it begins anew."""
 CLIP_NORM = 3.0
 """Largest gradient norm."""
 
@@ -84,10 +82,10 @@ def make_learner(config: Config, encoder: PatchEncoder, *, width: int, device: t
     settings = config.pretraining
     objective = make_objective(settings, width=width).to(device)
     encoder = encoder.to(device).train()
-    teacher = copy.deepcopy(encoder) if objective.has_teacher else None
+    teacher = copy.deepcopy(encoder).eval() if objective.has_teacher else None
     groups = parameter_groups(encoder, config.encoder, rate=settings.learning_rate)
     projector = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    groups.append({"params": projector, "lr": PROJECTOR_RATE * settings.learning_rate})
+    groups.append({"params": projector, "lr": objective.projector_rate * settings.learning_rate})
     for group in groups:
         group["peak_lr"] = group["lr"]
     optimizer = torch.optim.AdamW(groups, weight_decay=settings.weight_decay, fused=True)

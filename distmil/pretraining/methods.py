@@ -34,6 +34,8 @@ class Objective(nn.Module):
 
     has_teacher = False
     """Whether the loss needs the embeddings of a moving average of the encoder."""
+    projector_rate = 10.0
+    """The projector's learning rate as a multiple of the encoder's: it begins anew."""
 
     def forward(self, embedding_VBE: Tensor, teacher_VBE: Tensor | None = None) -> Tensor:
         """Compute the loss of a batch."""
@@ -72,9 +74,14 @@ class SimClr(Objective):
 
 
 class Dino(Objective):
-    """Source: Caron et al. 2021. Departure: two large views, and no small ones, which few networks take."""
+    """Source: Caron et al. 2021.
+
+    Departures: two large views, and no small ones, which few networks take; batch norm in the projector, without which
+    its answers to all patches of a small run stay alike.
+    """
 
     has_teacher = True
+    projector_rate = 1.0  # a faster one finds one prototype for all patches before the teacher's centre moves
 
     def __init__(self, width: int, config: PretrainingConfig) -> None:
         super().__init__()
@@ -82,7 +89,7 @@ class Dino(Objective):
         def head() -> DINOProjectionHead:
             with warnings.catch_warnings():  # lightly normalises weights in torch's older way
                 warnings.simplefilter("ignore", FutureWarning)
-                return DINOProjectionHead(width, config.hidden_dim, BOTTLENECK, config.projection_dim)
+                return DINOProjectionHead(width, config.hidden_dim, BOTTLENECK, config.projection_dim, batch_norm=True)
 
         self.projector, self.teacher = head(), head()
         self.teacher.load_state_dict(self.projector.state_dict())
