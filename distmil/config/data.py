@@ -243,7 +243,8 @@ class EncoderConfig(Section):
         """Return the name of the weights without their folder, which would name the machine."""
         if not self.has_weights:
             return "none"
-        names = ["DEFAULT" if place == "auto" else Path(place).name for place in self.each_weights.values()]
+        places = [place.partition("?")[0] if "://" in place else place for place in self.each_weights.values()]
+        names = ["DEFAULT" if place == "auto" else Path(place).name for place in places]
         return names[0] if set(names) <= {names[0]} & {*_FOR_ALL} else "+".join(names)
 
     @field_validator("trainable", mode="before")

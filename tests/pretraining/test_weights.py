@@ -18,6 +18,7 @@ from distmil.pretraining.weights import save_weights, weights_folder
 from distmil.storage.records import Part
 from distmil.storage.store import RECORD_FILE, Committed, Store
 from tests.support.networks import patches
+from tests.support.s3_server import KEYS, s3_server
 
 NAME = "timm:test_efficientnet"
 HISTORY = History(losses=[2.5, 1 / 3], rows=[{"probe_auc": None, "spread": 1.0, "rank": 3.0}] * 2)
@@ -88,6 +89,22 @@ def test_a_damaged_folder_and_one_without_a_record_are_refused(store: Store) -> 
     (Path(folder) / RECORD_FILE).write_text("{")
     with pytest.raises(ConfigError, match=r"is no finished folder of `pretrain`: its commit.json is damaged or absent"):
         prepare_encoder(EncoderConfig(name=NAME, weights=folder), store)
+
+
+def test_a_folder_on_an_object_store_is_taken_by_its_uri(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key, value in KEYS.items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("DISTMIL_CACHE", str(tmp_path / "cache"))
+    here = Store(str(tmp_path / "here"))
+    with s3_server(tmp_path / "log") as server:
+        folder, encoder = make(Store(server.uri("runs")))
+        config = EncoderConfig(name=NAME, weights=folder)
+        assert (folder.partition(":")[0], config.weights_name) == ("s3", "own")
+        found = load_encoder(prepare_encoder(config, here), here)
+        images = patches(2, 160, 160, seed=0)
+        assert np.allclose(found.embed(images), encoder.embed(images), atol=1e-6)
+        with pytest.raises(ConfigError, match="is no finished folder of `pretrain`"):
+            prepare_encoder(EncoderConfig(name=NAME, weights=server.uri("nothing")), here)
 
 
 def test_another_encoder_does_not_take_it(store: Store) -> None:

@@ -22,6 +22,7 @@ from distmil.encoders.weights.states import (
     text_tensor,
 )
 from distmil.errors import ConfigError, EncoderError
+from distmil.storage.roots import resolve_root
 from distmil.storage.store import RECORD_FILE, Store
 
 SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
@@ -63,7 +64,8 @@ def _find(row: EncoderRow, config: EncoderConfig) -> tuple[EncoderRow, str, Stat
     if row.is_generic and not row.hub and row.arch:
         row = _timm_nets().resolve_name(row)
     if "://" in config.weights:
-        return _of_folder(row, path.name, committed_files(Store(config.weights)))
+        store = Store(resolve_root(config.weights, key="encoder.weights"))
+        return _of_folder(row, config.weights_name, committed_files(store))
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise ConfigError(f"encoder.weights = {str(path)!r}: there is no such file")
