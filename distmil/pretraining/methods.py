@@ -13,7 +13,6 @@ from lightly.loss.dino_loss import DINOLoss
 from lightly.loss.ntx_ent_loss import NTXentLoss
 from lightly.loss.vicreg_loss import VICRegLoss
 from lightly.models.modules.heads import DINOProjectionHead, SimCLRProjectionHead, VICRegProjectionHead
-from lightly.models.utils import update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
@@ -107,9 +106,16 @@ class Dino(Objective):
     def follow(self, encoder: nn.Module, teacher: nn.Module, *, step: int, num_steps: int) -> None:
         """Move the teacher and its projector after the student."""
         momentum = cosine_schedule(step, num_steps, MOMENTUM, 1.0)
-        with torch.no_grad():
-            update_momentum(encoder, teacher, m=momentum)
-            update_momentum(self.projector, self.teacher, m=momentum)
+        for mean, module in ((teacher, encoder), (self.teacher, self.projector)):
+            _follow(mean, module, momentum)
+
+
+def _follow(mean: nn.Module, module: nn.Module, momentum: float) -> None:
+    """Move a module towards another, but for what is not trained, which stays equal to the last digit."""
+    with torch.no_grad():
+        for kept, value in zip(mean.parameters(), module.parameters(), strict=True):
+            if value.requires_grad:
+                kept.lerp_(value, 1 - momentum)
 
 
 _OBJECTIVES: dict[Method, Callable[[int, PretrainingConfig], Objective]] = {

@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from distmil.encoders.registry import EncoderSpec, prepare_encoder
+from distmil.config.data import EncoderConfig
+from distmil.encoders.registry import EncoderSpec, load_encoder, prepare_encoder
 from distmil.errors import EncoderError, StorageError, TrainingError
 from distmil.pretraining.checkpoints import read_progress, save_checkpoint
 from distmil.pretraining.learner import learning_rate
-from distmil.pretraining.run import Run, encoder_to_train
+from distmil.pretraining.run import Run, encoder_to_train, open_run
+from distmil.pretraining.weights import save_weights, weights_folder
 from distmil.storage.store import Store
 from distmil.training.workers import Group
+from tests.support.networks import patches
 from tests.support.pretraining import open_small, small_config, states_of, use_small_network, write_slides
 from tests.support.scale import cases
 from tests.support.thread_group import run_as_group
@@ -242,3 +245,21 @@ def test_the_rate_rises_and_then_falls_to_nothing(seed: int) -> None:
     assert np.all(np.diff(rates[top:]) < 0)
     assert 0 < rates[-1] < 0.01
     assert 0.8 < max(rates) <= 1
+
+
+@pytest.mark.parametrize("method", ["vicreg", "dino"])
+def test_low_rank_additions_end_in_the_weights_of_an_ordinary_network(store: Store, method: str) -> None:
+    name, entries = "timm:test_vit", write_slides(store, [(9,), (8,)])
+    config = small_config(method=method, trained="lora", steps=2, batch_patches=9)
+    spec = _prepared(store, name)
+    run = open_run(config, entries, spec, store, name="r", device=torch.device("cpu"))
+    finish(run)
+    save_checkpoint(store, "r", run.learner, run.history)
+    again = open_run(config, entries, spec, store, name="r", device=torch.device("cpu"))
+    assert_equal(again, run)
+    save_weights(store, "own", again.learner.kept, spec, again.history)
+    own = EncoderConfig(name=name, weights=store.path(weights_folder("own")))
+    found = load_encoder(prepare_encoder(own, store), store)
+    images = patches(3, 160, 160, seed=0)
+    assert np.allclose(found.embed(images), run.learner.kept.eval().embed(images), atol=1e-5)
+    assert not np.allclose(found.embed(images), load_encoder(spec, store).embed(images), atol=1e-5)
