@@ -15,6 +15,7 @@ JOBS = {
     "tile": "Cut the slides of a manifest into patches.",
     "embed": "Turn patches into embeddings.",
     "import_features": "Take over features that CLAM, TRIDENT, STAMP, ... made.",
+    "pretrain": "Pre-train an encoder on the patches of the train slides.",
     "train": "Train a network; predict and evaluate slides outside train.",
     "tune": "Search settings, and compare the best with the defaults.",
     "evaluate": "Measure a trained bundle on labelled slides.",

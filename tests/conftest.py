@@ -38,7 +38,7 @@ DEAR = (
     "test_docs.py",  # walks the README's way
     *(f"jobs/test_{name}.py" for name in (
         "jobs", "tune", "interruption", "faults", "s3", "twins", "mlflow_server", "submit", "tile", "stream",
-        "restarts", "map_slides",
+        "restarts", "map_slides", "pretrain",
     )),
     *(f"jobs/test_{name}.py" for name in ("canary", "nodes")),  # they end the Ray that the others of a worker share
 )  # fmt: skip

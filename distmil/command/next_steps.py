@@ -8,6 +8,7 @@ from typing import Any
 
 from distmil.config.by_job import keys_read
 from distmil.config.root import Config
+from distmil.encoders.catalog.names import FOLDER
 
 _JOB = "{job}"
 NEW_SLIDES = "NEW.csv"
@@ -76,11 +77,20 @@ def next_steps(
         return [*page, f"train: {command.line('train')}", f"or only embed: {command.line('embed')}"]
     if job in {"embed", "import_features"}:
         return [f"train: {command.line('train')}"]
+    if job == "pretrain":
+        return [f"train with it: {command.line('train', _pretrained(answer, config))}"]
     if job == "train":
         return _after_train(answer, config, command, noun)
     if job == "evaluate":
         return [*_results(answer, noun), _on_new_slides(str(config.prediction.model), config, command, noun)]
     return _results(answer, noun) if job == "predict" else []
+
+
+def _pretrained(answer: Mapping[str, Any], config: Config) -> dict[str, str]:
+    """Return the keys that name pre-trained weights; of an encoder that is a folder they are another folder."""
+    place = str(answer["weights"])
+    is_folder = config.encoder.name.startswith(FOLDER)
+    return {"encoder.name": f"{FOLDER}{place}"} if is_folder else {"encoder.weights": place}
 
 
 def _after_train(answer: Mapping[str, Any], config: Config, command: Command, noun: str) -> list[str]:

@@ -14,6 +14,7 @@ SECTIONS: Mapping[str, set[str]] = {
     "embed": {"cohort", "storage", "tiling", "encoder"},
     "import_features": {"cohort", "storage", "features"},
     "export_features": {"cohort", "storage", "tiling", "encoder", "features"},
+    "pretrain": _INPUT | {"encoder", "pretraining", "tracking"},
     "train": _LEARNING | {"prediction"},
     "tune": _LEARNING | {"search"},
     "evaluate": _WITH_BUNDLE,
@@ -21,13 +22,24 @@ SECTIONS: Mapping[str, set[str]] = {
 }
 """The sections that each job reads."""
 _IMPORTING = {f"tiling.{key}" for key in ("default_mpp", "max_bad_fraction", "chunk_patches", "reader")}
+_GROUP = ("num_workers", "min_workers", "use_gpu", "precision", "start_timeout_s", "max_failures")
 _MORE = {
     **{job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict", "export_features")},
     "import_features": _IMPORTING,
+    "pretrain": {f"training.{key}" for key in _GROUP},
     "tile": {"encoder.name"},
 }
 """Single keys of other sections that a job reads."""
-_NOT = {"train": {"prediction.model"}, "tune": {"training.run", "tracking.registered_model", "tracking.alias"}}
+_NOT = {
+    "pretrain": {
+        *(f"encoder.{key}" for key in ("trainable", "views", "stain_shift", "engine", "precision")),
+        *(f"tracking.{key}" for key in ("registered_model", "alias", "maps")),
+        *(f"tiling.{key}" for key in ("stream",)),
+        *(f"labels.{key}" for key in ("form", "on_bad_annotation")),
+    },
+    "train": {"prediction.model"},
+    "tune": {"training.run", "tracking.registered_model", "tracking.alias"},
+}
 """Single keys of its sections that a job does not read."""
 _OF_BUNDLE = {"tiling", "encoder", "features"}
 """Sections that `evaluate` and `predict` take from the bundle, but for the keys of a job."""
@@ -44,6 +56,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
                         "tiling.default_mpp", "tiling.max_bad_fraction"),
     "export_features": (_MANIFEST, _ROOT, "features.export_folder", "features.export_layout", "features.stamp_version",
                         "features.folder", *_TILE[1:3], "encoder.name", "tiling.max_bad_fraction"),
+    "pretrain": (_MANIFEST, _ROOT, "tiling.mpp", "encoder.name", "pretraining.run", "pretraining.method",
+                 "pretraining.epochs", "pretraining.batch_patches", "pretraining.view_px", "training.use_gpu"),
     "train": (_MANIFEST, _ROOT, "training.run", *_LEARN, "training.use_gpu"),
     "tune": (_MANIFEST, _ROOT, "search.run", "search.space", "search.trials", "search.folds", "search.repeats",
              "search.metric", "training.epochs", "training.use_gpu"),
@@ -56,6 +70,7 @@ EXAMPLES: Mapping[str, str] = {
     "embed": "cohort.manifest=slides.csv encoder.name=resnet50",
     "import_features": "cohort.manifest=slides.csv features.folder=uni_v1",
     "export_features": "cohort.manifest=s.csv features.export_folder=out",
+    "pretrain": "cohort.manifest=slides.csv pretraining.run=own",
     "train": "cohort.manifest=slides.csv training.run=first",
     "tune": "cohort.manifest=slides.csv search.trials=24",
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",

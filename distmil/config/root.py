@@ -15,6 +15,7 @@ from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, Stora
 from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
+from distmil.config.pretraining import PretrainingConfig
 from distmil.config.section import Section
 from distmil.encoders.catalog.tiling import tiling_for
 
@@ -32,6 +33,7 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     losses: LossesConfig = Field(default_factory=LossesConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    pretraining: PretrainingConfig = Field(default_factory=PretrainingConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)

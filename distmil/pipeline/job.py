@@ -200,7 +200,7 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
     if job.config.tiling.strategy == "features":
         return features_spec(job.config.features)
     check_installed(engine=encoder.engine, precision=encoder.precision)
-    if encoder.weights_name == "random":
+    if "random" in encoder.each_weights.values():
         job.console.note(
             f"WARNING: {encoder.name} has RANDOM weights (encoder.weights=random): its embeddings, and all that is "
             "made of them, mean next to nothing. Leave encoder.weights out for its published weights"

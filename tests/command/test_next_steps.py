@@ -15,6 +15,7 @@ from tests.support.scale import cases
 
 ANSWER = {
     "run": "first",
+    "weights": "/s/pretrained/own",
     "report": "/s/summary.html",
     "results": "/s/slides.csv",
     "maps": "/s/maps",
@@ -57,6 +58,14 @@ def test_each_job_says_what_follows() -> None:
         f"or only embed: distmil embed {common} tiling.mpp=1.0",
     ]
     assert steps("embed", *given) == [f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2"]
+    assert steps("pretrain", *given, "pretraining.run=own", "encoder.weights=/old") == [
+        f"train with it: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2 "
+        "encoder.weights=/s/pretrained/own"
+    ]
+    folder = ("encoder.name=local-dir:/a/uni", "storage.root=/s")
+    assert steps("pretrain", *folder) == [
+        "train with it: distmil train storage.root=/s encoder.name=local-dir:/s/pretrained/own"
+    ]
     assert steps("train", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
         f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",

@@ -13,6 +13,7 @@ from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.demo.cohort import make_cohort
 from distmil.errors import ConfigError
 from distmil.pace import in_words
+from distmil.pipeline.dry_run.pretraining import pretrain_stage
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
 from distmil.preflight.checks import WITH_LABELS, held_out, needs_of, slides_of
@@ -65,9 +66,8 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     start_s = idle_clock() - started
     with tempfile.TemporaryDirectory(prefix="distmil-", ignore_cleanup_errors=True) as folder:
         stages = _Estimate(job, name, Path(folder), start_s).stages
-    noun = f"{job.outcomes.noun}s"
     total_s, num_bytes = sum(stage.seconds for stage in stages), sum(stage.num_bytes for stage in stages)
-    rows = [_row(stage, noun) for stage in stages]
+    rows = [_row(stage, f"{job.outcomes.noun}s") for stage in stages]
     job.console.table(f"dry run of {name}: nothing is written", COLUMNS, rows)
     free = free_bytes(job.store.root)
     room = "" if free is None else f", {in_bytes(free)} are free"
@@ -149,6 +149,8 @@ class _Estimate:
         stages = [start_stage(self._machine), tile_stage(self._work, self._machine)]
         if self.name == "tile":
             return [*stages, report_stage(self._work, self._machine)]
+        if self.name == "pretrain":
+            return [*stages, self._label_stage(), pretrain_stage(self.job, self._work, self._machine, self.folder)]
         rates = importlib.import_module("distmil.preflight.rates")
         registry = importlib.import_module("distmil.encoders.registry")
         job, bundle = self._opened

@@ -64,7 +64,7 @@ def record_training(
     tracker.set_tags(describe_run(title, data_of(cohort, job.config), verdicts, command))
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
-        (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")
+        (root / "config.yaml").write_text(yaml.safe_dump(shareable(job), sort_keys=False), encoding="utf-8")
         tracker.log_artifact(root / "config.yaml")
         _record_bundle(job, tracker, bundle, root / "bundle")
         if name is not None:
@@ -98,7 +98,7 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
     )
 
 
-def _shareable(job: Job) -> dict[str, Any]:
+def shareable(job: Job) -> dict[str, Any]:
     """List the configuration without paths, as sections."""
     values: dict[str, Any] = {}
     for dotted, value in (dict.fromkeys(PRIVATE_KEYS) | job.config.shareable()).items():
