@@ -61,7 +61,10 @@ def test_every_item_and_all_that_follows_is_answered_once(is_gpu: bool) -> None:
 
 
 @pytest.mark.parametrize("stages", [({"bad": 7}, {}), ({}, {"bad": (9, 4)})])
-def test_a_failing_store_is_raised_as_it_is_from_both_stages(stages: tuple[dict[str, int], dict[str, int]]) -> None:
+def test_a_failing_store_is_raised_as_it_is_from_both_stages(
+    stages: tuple[dict[str, int], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "MAX_ACTORS", 1)
     with pytest.raises(DamagedStore, match="gone"):
         list(chain_slides(range(30), Stage(Cutter, stages[0]), Stage(Taker, stages[1]), is_gpu=False))
 
@@ -150,7 +153,7 @@ def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(
     manifest: Path, two_passes: TwoPasses, tmp_path: Path
 ) -> None:
     stored = two_passes.done
-    read = embed(tmp_path / "read", manifest, "tiling.store=coords", "tiling.stream=true")
+    read = embed(tmp_path / "read", manifest, "tiling.store=coords", "tiling.stream=true", actors=1)
     assert read.answer["slides"] == stored.answer["slides"] == {"ok": 4, "unreadable": 1}
     made = [Path(done.answer["embeddings"]) for done in (stored, read)]
     assert made[0].name != made[1].name

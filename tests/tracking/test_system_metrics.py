@@ -14,6 +14,7 @@ from distmil.tracking.tracker import Tracker
 
 MONITOR = "mlflow.system_metrics.system_metrics_monitor.SystemMetricsMonitor"
 
+
 @pytest.fixture
 def tracker(empty_database, tmp_path):
     server.outage_of.cache_clear()
