@@ -16,6 +16,7 @@ from distmil.preflight import checks, looks, supervision
 from distmil.storage.store import Store
 from distmil.training.run_files import run_file
 from tests.inference.test_mlflow_model import make_bundle
+from tests.support.scale import IS_FULL
 from tests.support.slides import save_pyramid, tissue_image
 
 ROOT = Path(__file__).parents[2]
@@ -176,6 +177,8 @@ def test_a_dry_run_says_how_much_and_writes_nothing(
 ) -> None:
     before = files(Path(store.root))
     keys = [manifest(tmp_path, "0100", mpp=0.5), "training.epochs=3"]
+    if job in {"train", "tune"} and not IS_FULL:  # what a dry run tries of the usual encoder it tries for embed
+        keys.append("encoder.name=texture")
     keys += ["prediction.model=a-run"] if job in {"evaluate", "predict"} else ["cohort.classes=[normal,tumour]"]
     assert cli.main(job, None, ["--dry-run", *keys]) == 0
     said = capsys.readouterr()
