@@ -24,6 +24,7 @@ INTERNAL = [
         "pipeline.doctor",
         "pipeline.dry_run",
         "pipeline.exchange",
+        "pipeline.export",
         "pipeline.streaming",
         "pipeline.training",
         "pipeline.tuning",

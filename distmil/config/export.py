@@ -17,7 +17,8 @@ class ExportConfig(Section):
     """png: maps over the slide; tiff: colour maps as pyramids; ome: the scores as float32 channels of an OME-TIFF;
     geojson: regions and patches for QuPath; csv, parquet: tables of patches and regions."""
     scores: list[Score] = Field(default=["attention", "probability", "fused", "agreement"], min_length=1)
-    """Scores that are written. agreement: 1 - abs(attention - probability)."""
+    """Scores that are written. agreement: how near to each other a patch's ranks by attention and by probability are
+    among the patches of its slide, 1 = equal."""
     slides: list[str] | None = Field(default=None, min_length=1)
     """Ids of the slides; null: all of the manifest that are predicted."""
     out: str | None = None

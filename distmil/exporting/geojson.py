@@ -82,17 +82,15 @@ def patch_features(
         yield _feature(patch_id(slide_id, patches, i, name="patch"), [ring], properties)
 
 
-def encode_features(features: Iterable[Feature]) -> tuple[bytes, str]:
-    """Encode features as one collection, a line each: the same bytes for the same features.
-
-    Returns:
-        The file's content, and its suffix: ``SUFFIX``, or ``PACKED`` for a large one.
-    """
+def encode_features(features: Iterable[Feature]) -> bytes:
+    """Encode features as one collection, a line each: the same bytes for the same features."""
     lines = ",\n".join(json.dumps(feature, separators=(",", ":"), allow_nan=False) for feature in features)
-    data = f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'.encode()
-    if len(data) <= MAX_PLAIN_BYTES:
-        return data, SUFFIX
-    return gzip.compress(data, compresslevel=6, mtime=0), PACKED
+    return f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'.encode()
+
+
+def pack(data: bytes) -> bytes:
+    """Pack a file by gzip, without the time: the same bytes for the same content."""
+    return gzip.compress(data, compresslevel=6, mtime=0)
 
 
 def _feature(identity: str, rings: list[Any], properties: dict[str, Any]) -> Feature:

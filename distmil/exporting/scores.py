@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from distmil.errors import ConfigError
 
@@ -47,14 +48,20 @@ class ScoredPatches:
 
 
 def agreement(attention_N: Values, probability_N: Values) -> Values:
-    """Measure how far attention and classifier agree on each patch: 1 - abs(attention - probability).
+    """Measure how far attention and classifier agree on each patch: 1 - abs(rank of attention - rank of probability).
 
-    It is 1 where the network looks at what it calls the target, or passes over what it calls normal. It is 0 where it
-    looks at what it calls normal, or calls the target what it does not look at. Both are within 0 and 1 and trained
-    towards the same patch labels (losses L1 and L4), so their difference needs no ranks, and the value of a patch does
-    not depend on the other patches of its slide.
+    Ranks are those among the slide's patches, from 0 (lowest) to 1 (highest), equal values sharing their mean rank. So
+    agreement is 1 where a patch has the same place in both orders, and near 0 where the network looks hard at what it
+    calls normal, or calls the target what it passes over. The values themselves are not compared, because attention has
+    no scale of its own: pooling divides by its sum, and many networks keep it between 0.4 and 0.6. If both orders had
+    nothing to do with each other, the mean would be 2/3.
+
+    Source: the terms of Spearman's footrule (Spearman 1906), scaled to 0 to 1.
     """
-    return np.asarray(1 - np.abs(attention_N - probability_N), np.float32)
+    if len(attention_N) < 2:
+        return np.ones(len(attention_N), np.float32)
+    rank_2N = [(rankdata(value_N) - 1) / (len(value_N) - 1) for value_N in (attention_N, probability_N)]
+    return np.asarray(1 - np.abs(rank_2N[0] - rank_2N[1]), np.float32)
 
 
 def abnormal_classes(table: pa.Table, *, abnormal: str) -> list[str]:

@@ -7,8 +7,17 @@ from functools import cached_property
 import pyarrow as pa
 from pyarrow import csv
 
+from distmil.errors import ConfigError
 from distmil.exporting.frame import Frame
-from distmil.exporting.geojson import encode_features, patch_features, region_features
+from distmil.exporting.geojson import (
+    MAX_PLAIN_BYTES,
+    PACKED,
+    SUFFIX,
+    encode_features,
+    pack,
+    patch_features,
+    region_features,
+)
 from distmil.exporting.maps import choose_downsample, grid_step, map_of, pyramid, values_of
 from distmil.exporting.regions import Region, find_regions
 from distmil.exporting.scores import ScoredPatches
@@ -48,20 +57,21 @@ class SlideExport:
         )  # fmt: skip
 
     def geojson(self) -> Files:
-        """Write the regions, and the patches with their scores, for QuPath."""
-        return {
-            f"{self.slide_id}_{name}{suffix}": data
-            for name, (data, suffix) in (("regions", self.regions_geojson()), ("patches", self.patches_geojson()))
-        }
+        """Write the regions, and the patches with their scores, for QuPath; large files packed."""
+        files: Files = {}
+        for name, data in (("regions", self.regions_geojson()), ("patches", self.patches_geojson())):
+            is_large = len(data) > MAX_PLAIN_BYTES
+            files[f"{self.slide_id}_{name}{PACKED if is_large else SUFFIX}"] = pack(data) if is_large else data
+        return files
 
-    def regions_geojson(self) -> tuple[bytes, str]:
-        """Write the regions, and give the file's suffix."""
+    def regions_geojson(self) -> bytes:
+        """Write the regions as annotations."""
         return encode_features(
             region_features(self.regions, self.frame, names=self.names, classes=self.patches.classes)
         )
 
-    def patches_geojson(self) -> tuple[bytes, str]:
-        """Write the patches as tiles, and give the file's suffix."""
+    def patches_geojson(self) -> bytes:
+        """Write the patches as tiles."""
         return encode_features(
             patch_features(self.slide_id, self.patches, self.frame, names=self.names, threshold=self.threshold)
         )
@@ -71,7 +81,9 @@ class SlideExport:
         return {f"{self.slide_id}_{name}.tif": self.colour_map(name) for name in self.names}
 
     def colour_map(self, name: str) -> bytes:
-        """Write the colour map of a score as a pyramid."""
+        """Write the colour map of a score as a pyramid. Raises: ConfigError if there is no such score."""
+        if name not in self.patches.scores:
+            raise ConfigError(f"name = {name!r}: expected {', '.join(self.patches.scores)}")
         downsample = self.downsample or choose_downsample(self.frame)
         levels = pyramid(map_of(self.patches, name, self.frame, downsample=downsample), tile_px=TILE_PX)
         frame = self.frame

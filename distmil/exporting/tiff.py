@@ -5,7 +5,9 @@ same as OME-TIFF OpenSlide sees the first alone). Values go into an OME-TIFF, wh
 are compressed without loss.
 """
 
+import hashlib
 import io
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -54,14 +56,17 @@ def encode_values(maps: Mapping[str, Grid], *, um_per_px: float | None) -> bytes
         maps: By the channel's name, all of one size.
         um_per_px: None where it is not known.
     """
-    metadata: dict[str, Any] = {"axes": "CYX", "Channel": {"Name": list(maps)}}
+    stack = np.stack(list(maps.values()))
+    identity = uuid.uuid5(uuid.NAMESPACE_OID, hashlib.sha256(stack.tobytes()).hexdigest())  # tifffile's tells machines
+    metadata: dict[str, Any] = {"axes": "CYX", "Channel": {"Name": list(maps)}, "UUID": str(identity)}
+    metadata["Creator"] = _SOFTWARE
     if um_per_px is not None:
         units = {"PhysicalSizeXUnit": "\N{MICRO SIGN}m", "PhysicalSizeYUnit": "\N{MICRO SIGN}m"}
         metadata |= {"PhysicalSizeX": um_per_px, "PhysicalSizeY": um_per_px, **units}
     file = io.BytesIO()
     with tifffile.TiffWriter(file, ome=True) as writer:
         writer.write(
-            np.stack(list(maps.values())),
+            stack,
             photometric="minisblack",
             tile=(TILE_PX, TILE_PX),
             compression="zlib",

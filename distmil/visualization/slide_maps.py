@@ -163,7 +163,7 @@ class SlideMaps:
             "probability": f" of {self.reading.abnormal}",
             "topk_probability": f" of {self.reading.abnormal}",
             "fused": ", attention x probability",
-            "agreement": ", 1 - |attention - probability|",
+            "agreement": " of the ranks of attention and probability",
         }
         return name + of.get(name, "")
 

@@ -130,7 +130,7 @@ class Task:
         gone = set()
         for kind in self.formats:
             now = settings_of(self.job.config, kind, bundle=self.bundle.digest, threshold=self.threshold)
-            for file in self.place.store.names(f"{self.place.folder}/{kind}/records"):
+            for file in self.place.store.names(f"{self.place.folder}/{self.place.records(kind)}"):
                 slide_id = file.removesuffix(".json")
                 record = self.place.committed(slide_id, kind).read() if slide_id not in chosen else None
                 if record is not None and record.key["settings"] != now:

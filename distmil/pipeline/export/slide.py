@@ -60,7 +60,12 @@ class Place:
 
     def committed(self, slide_id: str, kind: Format) -> Committed:
         """Return where a slide's files of a format and their record are."""
-        return Committed(self.store, f"{self.folder}/{kind}", slide_id, f"records/{slide_id}.json")
+        return Committed(self.store, self.folder, slide_id, f"{self.records(kind)}/{slide_id}.json")
+
+    @staticmethod
+    def records(kind: Format) -> str:
+        """Return the folder of a format's records, which is apart from the files that people see."""
+        return f"records/{kind}"
 
     def discard(self, slide_id: str, kind: Format, *, but: Sequence[str] = ()) -> None:
         """Delete what a slide may have of a format: its record first, and no file that distmil has not written."""
@@ -68,7 +73,7 @@ class Place:
         self.store.delete(committed.record_name)
         for ending in _ENDINGS[kind]:
             if (name := f"{slide_id}_{ending}") not in but:
-                self.store.delete(f"{committed.folder}/{name}")
+                self.store.delete(f"{self.folder}/{kind}/{name}")
 
 
 def settings_of(config: Config, kind: Format, *, bundle: str, threshold: float) -> dict[str, Any]:
@@ -147,7 +152,7 @@ class SlideFiles:
         files = self._pictures(doubts) if kind == "png" else getattr(self._export, kind)()
         self.place.discard(slide_id, kind, but=list(files))
         parts = [
-            self.place.store.write_part(committed.folder, name, data, rows=len(self._patches))
+            self.place.store.write_part(committed.folder, f"{kind}/{name}", data, rows=len(self._patches))
             for name, data in files.items()
         ]
         info: dict[str, Any] = {"doubts": doubts}
