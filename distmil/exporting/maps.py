@@ -12,8 +12,8 @@ from distmil.visualization.score_grid import score_grid
 
 MAX_EDGE_PX = 4096
 """Longest edge of a map for which a reduction is chosen; QuPath shows larger images as pyramids alone."""
-_FAR = 50
-"""Steps between neighbouring corners beyond which their number is not certain."""
+_FAR = 4
+"""Times the smallest gap between corners from which the number of steps in a gap is not certain."""
 _LEAST_STEP = 0.25
 """Share of a patch's edge: corners nearer to each other do not lie on one grid."""
 
@@ -69,18 +69,20 @@ def pyramid(grid: Grid, *, tile_px: int) -> list[Grid]:
 def grid_step(patches: ScoredPatches) -> float:
     """Find the distance of neighbouring patches in level-0 pixels, to a fraction of a pixel: corners are rounded.
 
-    Where the corners lie on no common grid, or there is one patch alone, it is the patch's edge.
+    It is the largest number of which the gaps between corners are multiples. Where the corners lie on no common grid,
+    or there is one patch alone, it is the patch's edge.
     """
     edge = float(patches.extent_N.min())
-    total, count = 0.0, 0.0
-    gaps = [np.diff(np.unique(corner_N)) for corner_N in (patches.x_N, patches.y_N)]
-    least = min((gap.min() for gap in gaps if len(gap)), default=0)
-    if least < _LEAST_STEP * edge:
+    gap_K = np.concatenate([np.diff(np.unique(corner_N)) for corner_N in (patches.x_N, patches.y_N)])
+    if not len(gap_K):
         return edge
-    for gap in gaps:
-        near = gap[gap <= _FAR * least]
-        total, count = total + float(near.sum()), count + float(np.rint(near / least).sum())
-    return total / count
+    near_K = gap_K[gap_K <= _FAR * gap_K.min()]
+    for parts in range(1, 1 + int(near_K.min() / (_LEAST_STEP * edge))):
+        step = near_K.min() / parts
+        steps_K = np.rint(near_K / step)
+        if (np.abs(near_K - steps_K * step) <= 1 + steps_K / parts).all():  # the least gap may be a pixel off, too
+            return float(near_K.sum() / steps_K.sum())
+    return edge
 
 
 def values_of(patches: ScoredPatches, name: str, frame: Frame, *, step: float) -> Grid:

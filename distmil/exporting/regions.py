@@ -54,8 +54,10 @@ def patch_boxes(patches: ScoredPatches, frame: Frame) -> Boxes:
 
 
 def _to_next(start_N: NDArray[np.int64], end_N: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Extend ends to the next start, where that is one pixel behind them."""
     starts = np.unique(start_N)
-    return np.asarray(end_N + (np.isin(end_N + 1, starts) & ~np.isin(end_N, starts)))
+    following = np.searchsorted(starts, start_N, side="right").clip(max=len(starts) - 1)
+    return np.asarray(end_N + (starts[following] == end_N + 1))
 
 
 def has_area(box_N4: Boxes) -> NDArray[np.bool_]:

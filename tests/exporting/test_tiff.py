@@ -108,7 +108,7 @@ def test_the_map_at_a_patch_is_the_tables_value(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(cases(100, full=2000)))
 def test_value_maps_hold_the_tables_numbers_a_pixel_a_patch(seed: int, tmp_path: Path) -> None:
-    case = random_case(seed)
+    case = random_case(seed, extent=(40, 300), columns=int(10 + seed % 60))
     export = export_of(case, names=["probability", "fused"])
     frame, step = export.frame, grid_step(case.patches)
     assert step == pytest.approx(case.stride, abs=1) or step == case.extent_px

@@ -64,11 +64,12 @@ def random_case(
     if rng.random() < 0.5:
         left, top = int(rng.integers(0, width // 3 + 1)), int(rng.integers(0, height // 3 + 1))
         bounds = (left, top, int(rng.integers(1, width - left)), int(rng.integers(1, height - top)))
-    table = _table(rng, names, np.rint(column * stride), np.rint(row * stride), edge, smooth[row, column])
+    table = _table(rng, names, (np.rint(column * stride), np.rint(row * stride)), edge, smooth[row, column])
     return ScoredCase((width, height), bounds, float(rng.uniform(0.2, 1.1)), stride, edge, names, table)
 
 
-def _table(rng, names, x, y, edge, probability) -> pa.Table:
+def _table(rng, names, x_y, edge, probability) -> pa.Table:
+    x, y = x_y
     count = len(x)
     probability = probability.astype(np.float32)
     attention = rng.random(count).astype(np.float32)
