@@ -86,7 +86,7 @@ def grid_step(patches: ScoredPatches) -> float:
 
 
 def values_of(patches: ScoredPatches, name: str, frame: Frame, *, step: float) -> Grid:
-    """Write a score into one pixel a patch: the pixel in which the middle of its grid's cell lies.
+    """Write a score into one pixel a patch, at most half a pixel from the patch's place.
 
     On a grid every patch has a pixel of its own, which holds the table's value. Of several patches in one pixel, which
     other tools' tiles may give, it is the mean.
@@ -98,11 +98,16 @@ def values_of(patches: ScoredPatches, name: str, frame: Frame, *, step: float) -
         step: Level-0 pixels per pixel of the map; see ``grid_step``.
     """
     width, height = frame.map_size(step)
-    column_N = np.floor((patches.x_N - frame.x) / step + 0.5).astype(np.int64)
-    row_N = np.floor((patches.y_N - frame.y) / step + 0.5).astype(np.int64)
+    column_N, row_N = _cells(patches.x_N, frame.x, step), _cells(patches.y_N, frame.y, step)
     is_inside = (column_N >= 0) & (column_N < width) & (row_N >= 0) & (row_N < height)
     pixel = (row_N * width + column_N)[is_inside]
     count = np.bincount(pixel, minlength=width * height)
     total = np.bincount(pixel, patches.scores[name][is_inside].astype(np.float64), minlength=width * height)
     values: Any = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
     return np.asarray(values.reshape(height, width), np.float32)
+
+
+def _cells(corner_N: NDArray[np.int64], start: int, step: float) -> NDArray[np.int64]:
+    """Find the pixel of each corner along an axis: counted from the first corner, whose own pixel is the nearest."""
+    first = corner_N.min()
+    return np.asarray(np.rint((corner_N - first) / step) + np.floor((first - start) / step + 0.5), np.int64)

@@ -125,9 +125,13 @@ def test_value_maps_hold_the_tables_numbers_a_pixel_a_patch(seed: int, tmp_path:
         assert float(pixels.get(f"PhysicalSize{axis}", 0)) == pytest.approx(case.mpp * step)
         assert pixels.get(f"PhysicalSize{axis}Unit") == "µm"
     seen = np.zeros(values.shape[1:], bool)
-    for row in case.table.to_pylist():
-        x, y = (int((row[name] - start) // step + (((row[name] - start) % step) >= step / 2))
-                for name, start in (("x", frame.x), ("y", frame.y)))  # fmt: skip
+    rows = case.table.to_pylist()
+    first = {name: min(row[name] for row in rows) for name in "xy"}
+    start = {name: int(np.floor((first[name] - getattr(frame, name)) / step + 0.5)) for name in "xy"}
+    for row in rows:
+        x, y = (start[name] + round(row[name] / case.stride) - round(first[name] / case.stride) for name in "xy")
+        for name, pixel in (("x", x), ("y", y)):
+            assert abs(getattr(frame, name) + pixel * step - row[name]) <= step / 2 + 2
         if 0 <= x < values.shape[2] and 0 <= y < values.shape[1]:
             assert not seen[y, x], "two patches in one pixel"
             seen[y, x] = True
