@@ -78,7 +78,7 @@ class SlideExport:
 
     def tiff(self) -> Files:
         """Write a colour map of each score as a pyramid."""
-        return {f"{self.slide_id}_{name}.tif": self.colour_map(name) for name in self.names}
+        return {f"{self.slide_id}_{file_word(name)}.tif": self.colour_map(name) for name in self.names}
 
     def colour_map(self, name: str) -> bytes:
         """Write the colour map of a score as a pyramid. Raises: ConfigError if there is no such score."""
@@ -136,6 +136,11 @@ class SlideExport:
             **{f"{name}_mean": region.mean[name] for name in self.names},
             **{f"{name}_top": region.top[name] for name in self.names},
         }  # fmt: skip
+
+
+def file_word(name: str) -> str:
+    """Write a score in a file's name: what follows its last underscore, so that no two slides share a name."""
+    return name.replace("_", "-")
 
 
 def _to_csv(table: pa.Table) -> bytes:

@@ -13,7 +13,7 @@ from distmil.errors import SlideError
 from distmil.exporting.frame import frame_of
 from distmil.exporting.geojson import PACKED, SUFFIX
 from distmil.exporting.scores import ScoredPatches, scored_patches
-from distmil.exporting.slide_export import Files, SlideExport
+from distmil.exporting.slide_export import Files, SlideExport, file_word
 from distmil.inference.tables import predictions_folder, read_patch_table
 from distmil.labels.slide_outlines import SlideOutlines
 from distmil.storage.records import Record
@@ -26,8 +26,8 @@ FORMAT_VERSION = 1
 SCORES = get_args(Score)
 WITH_REGIONS = ("geojson", "csv", "parquet")
 _ENDINGS = {
-    "png": [f"{name}.png" for name in SCORES],
-    "tiff": [f"{name}.tif" for name in SCORES],
+    "png": [f"{file_word(name)}.png" for name in SCORES],
+    "tiff": [f"{file_word(name)}.tif" for name in SCORES],
     "ome": ["scores.ome.tif"],
     "geojson": [f"{name}{suffix}" for name in ("regions", "patches") for suffix in (SUFFIX, PACKED)],
     "csv": ["regions.csv", "patches.csv"],
@@ -210,7 +210,7 @@ class SlideFiles:
             names=names,
         )
         doubts += drawn.doubts
-        return {f"{slide.slide_id}_{name}.png": data for name, data in drawn.images.items()}
+        return {f"{slide.slide_id}_{file_word(name)}.png": data for name, data in drawn.images.items()}
 
     def _outlines(self) -> Annotation | None:
         found = SlideOutlines(self.source.slide, self.config, self.store, self.source.tiled).read()

@@ -13,6 +13,7 @@ from distmil.config.loading import build_config
 from distmil.errors import ConfigError, TooManyBadSlides
 from distmil.inference.bundle import Bundle, save_bundle
 from distmil.pipeline.export import job as export_job
+from distmil.pipeline.export.slide import _ENDINGS
 from distmil.pipeline.job import Job
 from tests.support.predicted import RUN, SIZES, Predicted, commit, make_predicted
 
@@ -240,6 +241,12 @@ def test_a_folder_elsewhere_takes_the_files(predicted: Predicted, tmp_path: Path
     assert answer["export"] == str(tmp_path / "qupath" / RUN)
     assert {name.partition("/")[0] for name in files(answer["export"])} == {"csv", "geojson", "slides.csv"}
     assert not predicted.store.exists(f"predictions/{RUN}/export")
+
+
+def test_no_two_slides_have_a_file_of_one_name() -> None:
+    names = [f"{slide}_{ending}" for slide in ("x", "x_topk", "x_scores", "x_topk-probability")
+             for endings in _ENDINGS.values() for ending in endings]  # fmt: skip
+    assert len(set(names)) == len(names)
 
 
 def test_regions_of_several_classes_and_of_one(tmp_path: Path) -> None:
