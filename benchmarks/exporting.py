@@ -74,10 +74,7 @@ def measure(edge: int, num_patches: int, *, with_overview: bool) -> dict[str, ob
     for kind in ("geojson", "csv", "tiff", "ome", "parquet"):
         before = time.process_time()
         files = getattr(export, kind)()
-        rows[kind] = {
-            "cpu_s": round(time.process_time() - before, 2),
-            "MB": round(sum(map(len, files.values())) / 1e6, 1),
-        }
+        rows[kind] = costs(before, files)
     if with_overview:
         before = time.process_time()
         reading = Reading(0.9, "bag", 0.5, "positive", "positive", 0.75)
@@ -85,10 +82,7 @@ def measure(edge: int, num_patches: int, *, with_overview: bool) -> dict[str, ob
             Slide("huge", ""), patches.to_table("huge", list(patches.scores)), reading,
             outlines=lambda: None, size=size, mpp=MPP, max_px=1024, reader="auto", names=SCORES,
         )  # fmt: skip
-        rows["png"] = {
-            "cpu_s": round(time.process_time() - before, 2),
-            "MB": round(sum(map(len, drawn.images.values())) / 1e6, 1),
-        }
+        rows["png"] = costs(before, drawn.images)
     rows["regions"] = len(export.regions)
     rows["holes"] = sum(len(region.polygon.interiors) for region in export.regions)
     rows["cpu_s"], rows["wall_s"] = round(time.process_time() - start_cpu, 1), round(time.monotonic() - start, 1)
