@@ -20,6 +20,7 @@ JOBS = {
     "tune": "Search settings, and compare the best with the defaults.",
     "evaluate": "Measure a trained bundle on labelled slides.",
     "predict": "Score slides with a trained bundle, and draw their maps.",
+    "export": "Write finished predictions for QuPath, ASAP and tables.",
     "export_features": "Write embeddings as CLAM, TRIDENT, STAMP, ... do.",
 }
 """The jobs in the order of work."""

@@ -22,6 +22,7 @@ STAGES = {
     "pretrain": "distmil.pipeline.pretraining.job",
     "train": "distmil.pipeline.training.job",
     "tune": "distmil.pipeline.tuning.job",
+    "export": "distmil.pipeline.export.job",
     **{name: f"distmil.pipeline.exchange.{name}" for name in ("import_features", "export_features")},
 }
 """The module of each job, which has ``run(job)``."""

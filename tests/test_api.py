@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 import distmil
+from distmil.annotations.reader import read_annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.config.loading import build_config
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, TrainingError
@@ -188,6 +189,36 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(bundle: distmil.Bundle, 
             distmil.predict_slide(bundle, tmp_path / "plain.png", **wrong)
     with pytest.raises(ConfigError, match="bundle = 'models/demo': expected an opened bundle"):
         distmil.predict_slide("models/demo", tmp_path / "plain.png")  # type: ignore[arg-type]
+
+
+def test_a_prediction_leaves_for_other_programs(
+    house: House, bundle: distmil.Bundle, found: distmil.SlidePrediction, tmp_path: Path
+) -> None:
+    with distmil.open_slide(house.cohort.slides[1].path) as image:
+        size, mpp = image.size, image.mpp
+    assert (found.size, found.bounds) == (size, None)
+    is_abnormal = np.array(found.patches["predicted"].to_pylist()) != "negative"
+    regions = found.regions()
+    assert sum(region.num_patches for region in regions) == is_abnormal.sum() > 0
+    assert len(found.regions(threshold=0.0)) >= 1
+    assert found.regions(min_area_mm2=100) == []
+    for name in ("r.geojson", "r.geojson.gz"):
+        assert found.to_geojson(tmp_path / "new" / name) == tmp_path / "new" / name
+        read = read_annotation(tmp_path / "new" / name, slide_size=size)
+        assert read.regions["positive"].area == pytest.approx(sum(region.polygon.area for region in regions))
+    path = found.to_geojson(tmp_path / "p.geojson", with_patches=True)
+    assert len(json.loads(path.read_text())["features"]) == found.patches.num_rows
+    with distmil.open_slide(found.to_tiff(tmp_path / "m.tif", downsample=4)) as colours:
+        assert colours.size == tuple(-(-edge // 4) for edge in size)
+        assert colours.mpp == pytest.approx(4 * mpp)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    for key, value in {"threshold": 1.5, "min_area_mm2": -1, "target": "negative"}.items():
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            found.regions(**{key: value})
+    for key, value in {"origin": "left", "downsample": 0, "colours": "hot", "name": "heat"}.items():
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            found.to_tiff(tmp_path / "x.tif", **{key: value})
+    assert not (tmp_path / "x.tif").exists()
 
 
 def plain_image(folder: Path) -> str:

@@ -20,7 +20,7 @@ FLOORS = [
     ["models", "slides", "tracking", "outcomes", "command"],
     ["annotations", "cohort"],
     ["tiling", "visualization"],
-    ["labels", "encoders"],
+    ["labels", "encoders", "exporting"],
     ["bags"],
     ["inference", "features"],
     ["evaluation", "inventory"],
@@ -56,7 +56,7 @@ OWNERS = {
     "zarr": {"features.lazyslide"},
     "defusedxml": {"annotations.asap"},
     "simplejpeg": {"slides.jpeg", "demo.cohort"},
-    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort"},
+    "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort", "exporting.tiff"},
 }
 MAX_LINES = 300
 MAX_FILES = 12

@@ -19,6 +19,7 @@ SECTIONS: Mapping[str, set[str]] = {
     "tune": _LEARNING | {"search"},
     "evaluate": _WITH_BUNDLE,
     "predict": _WITH_BUNDLE,
+    "export": {"cohort", "storage", "labels", "tiling", "features", "prediction", "export"},
 }
 """The sections that each job reads."""
 _IMPORTING = {f"tiling.{key}" for key in ("default_mpp", "max_bad_fraction", "chunk_patches", "reader")}
@@ -38,11 +39,12 @@ _NOT = {
         *(f"labels.{key}" for key in ("form", "on_bad_annotation")),
     },
     "train": {"prediction.model"},
+    "export": {"prediction.split", "prediction.slide_score", "prediction.maps"},
     "tune": {"training.run", "tracking.registered_model", "tracking.alias"},
 }
 """Single keys of its sections that a job does not read."""
 _OF_BUNDLE = {"tiling", "encoder", "features"}
-"""Sections that `evaluate` and `predict` take from the bundle, but for the keys of a job."""
+"""Sections that `evaluate`, `predict` and `export` take from the bundle, but for the keys of a job."""
 
 _MANIFEST, _ROOT = "cohort.manifest", "storage.root"
 _LEARN = ("tiling.mpp", "encoder.name", "labels.positive_at", "training.epochs", "training.lr", "bags.top_k")
@@ -63,6 +65,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
              "search.metric", "training.epochs", "training.use_gpu"),
     "evaluate": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
     "predict": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
+    "export": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "export.formats", "export.scores",
+               "export.slides", "export.out", "export.threshold", "export.origin"),
 }  # fmt: skip
 """The ten keys that most users of a job set, in the order of interest."""
 EXAMPLES: Mapping[str, str] = {
@@ -75,6 +79,7 @@ EXAMPLES: Mapping[str, str] = {
     "tune": "cohort.manifest=slides.csv search.trials=24",
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",
     "predict": "cohort.manifest=new.csv prediction.model=first",
+    "export": "cohort.manifest=new.csv prediction.model=first",
 }
 """Arguments of an example command."""
 

@@ -12,6 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+from distmil.config.export import ExportConfig
 from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
@@ -36,6 +37,7 @@ class Config(Section):
     pretraining: PretrainingConfig = Field(default_factory=PretrainingConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")
@@ -79,7 +81,7 @@ class Config(Section):
 
 
 PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri", "features.folder",
-                "features.export_folder")  # fmt: skip
+                "features.export_folder", "export.out")  # fmt: skip
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""
 
 

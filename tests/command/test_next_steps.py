@@ -20,6 +20,8 @@ ANSWER = {
     "results": "/s/slides.csv",
     "maps": "/s/maps",
     "predictions": "/s",
+    "export": "/s/export",
+    "formats": ["png", "tiff", "geojson"],
     "wrong": 2,
     "in_doubt": 0,
 }
@@ -52,6 +54,7 @@ def test_each_job_says_what_follows() -> None:
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "training.run=first", "tiling.mpp=1.0", "losses.bag=2")
     common = "cohort.manifest=slides.csv storage.root=/s"
     predict = "predict new slides: distmil predict storage.root=/s cohort.manifest=NEW.csv prediction.model=first"
+    take = "take it to QuPath, ASAP or a spreadsheet: distmil export"
     assert steps("tile", *given) == [
         "look at /s/summary.html",
         f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2",
@@ -68,15 +71,25 @@ def test_each_job_says_what_follows() -> None:
     ]
     assert steps("train", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
         f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",
         predict,
     ]
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "prediction.model=first", "prediction.split=test")
     assert steps("evaluate", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
         predict,
     ]
-    assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == ["look at the slides: /s/slides.csv and /s/maps"]
+    assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == [
+        "look at the slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
+    ]
+    assert steps("export", *given) == [
+        "in QuPath, with the slide open: File > Import objects from file, of /s/export/geojson",
+        "in ASAP, QuPath or OpenSlide: colour maps in /s/export/tiff",
+    ]
+    assert steps("export", *given, answer={"export": "/e", "formats": ["png"]}) == ["look at /e"]
     assert steps("tune", *given) == []
 
 
