@@ -5,9 +5,10 @@ patch's middle only.
 """
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,19 +43,19 @@ class Cohort:
     cells: dict[str, Cells]
 
 
-def cohort_config(data: Path, *, views: int = 0) -> Config:
-    """Return how the cohort is tiled and embedded."""
+def cohort_config(data: Path, *, views: int = 0, encoder: Mapping[str, Any] | None = None) -> Config:
+    """Return how the cohort is tiled and embedded, by texture unless another encoder is named."""
     return build_config({
         "cohort": {"manifest": str(data / "manifest.csv")},
         "tiling": {"patch_px": 96, "mpp": 0.972},
-        "encoder": {"name": "texture", "views": views},
+        "encoder": {"views": views, **(encoder or {"name": "texture"})},
         "tracking": {"uri": "none"},
     })  # fmt: skip
 
 
-def load_cohort(data: Path, root: Path, *, views: int = 0) -> Cohort:
+def load_cohort(data: Path, root: Path, *, views: int = 0, encoder: Mapping[str, Any] | None = None) -> Cohort:
     """Open the cohort's bags, tiling, embedding and labelling first what the store does not hold yet."""
-    config, store = cohort_config(data, views=views), Store(str(root))
+    config, store = cohort_config(data, views=views, encoder=encoder), Store(str(root))
     slides = read_cohort(config.cohort, manifest=data / "manifest.csv", needs_labels=True, needs_splits=True).slides
     spec = prepare_encoder(config.encoder, store)
     entries = prepare(Job(config, store), slides, spec, with_labels=True, learns=True).entries

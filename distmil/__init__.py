@@ -7,11 +7,12 @@ from distmil.exports import lazy_exports
 if TYPE_CHECKING:
     from distmil.api.bundles import load_bundle
     from distmil.api.learning import Bags, FittedRun, fit, open_bags
+    from distmil.api.prediction import predict_slide
     from distmil.api.results import Results, open_results
     from distmil.api.slides import open_slide, read_manifest
     from distmil.errors import BundleError, ConfigError, DistmilError, SlideError
     from distmil.inference.bundle import Bundle
-    from distmil.inference.slide_prediction import SlidePrediction, predict_slide
+    from distmil.inference.slide_prediction import SlidePrediction
     from distmil.slides.image import SlideImage
 
 __version__ = "0.1.0"

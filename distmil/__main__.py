@@ -15,10 +15,12 @@ JOBS = {
     "tile": "Cut the slides of a manifest into patches.",
     "embed": "Turn patches into embeddings.",
     "import_features": "Take over features that CLAM, TRIDENT, STAMP, ... made.",
+    "pretrain": "Pre-train an encoder on the patches of the train slides.",
     "train": "Train a network; predict and evaluate slides outside train.",
     "tune": "Search settings, and compare the best with the defaults.",
     "evaluate": "Measure a trained bundle on labelled slides.",
     "predict": "Score slides with a trained bundle, and draw their maps.",
+    "export": "Write finished predictions for QuPath, ASAP and tables.",
     "export_features": "Write embeddings as CLAM, TRIDENT, STAMP, ... do.",
 }
 """The jobs in the order of work."""

@@ -19,8 +19,10 @@ from distmil.storage.store import Store
 
 STAGES = {
     **{name: f"distmil.pipeline.{name}" for name in ("tile", "embed", "predict", "evaluate")},
+    "pretrain": "distmil.pipeline.pretraining.job",
     "train": "distmil.pipeline.training.job",
     "tune": "distmil.pipeline.tuning.job",
+    "export": "distmil.pipeline.export.job",
     **{name: f"distmil.pipeline.exchange.{name}" for name in ("import_features", "export_features")},
 }
 """The module of each job, which has ``run(job)``."""

@@ -37,10 +37,11 @@ def empty_database(tmp_path_factory):
 DEAR = (
     "test_docs.py",  # walks the README's way
     *(f"jobs/test_{name}.py" for name in (
-        "jobs", "tune", "interruption", "faults", "s3", "twins", "mlflow_server", "submit", "tile", "stream",
-        "restarts", "map_slides",
+        "jobs", "stream", "tune", "interruption", "faults", "s3", "twins", "mlflow_server", "submit", "tile",
+        "restarts", "map_slides", "pretrain",
     )),
     *(f"jobs/test_{name}.py" for name in ("canary", "nodes")),  # they end the Ray that the others of a worker share
+    "preflight/test_checks.py", "test_api.py", "encoders/test_networks.py", "pipeline/doctor/test_job.py",
 )  # fmt: skip
 """Files of minutes. They come first, so that the many short ones even out at the end what they left uneven."""
 

@@ -1,6 +1,7 @@
 """The door for Python, as a user of a notebook walks through it."""
 
 import json
+import math
 import os
 import pydoc
 import shutil
@@ -15,10 +16,12 @@ import torch
 from PIL import Image
 
 import distmil
+from distmil.annotations.reader import read_annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.config.loading import build_config
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, TrainingError
 from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.models.regions import Places
 from distmil.storage.store import Store
 from distmil.visualization.heatmap import encode_png
 from distmil.visualization.slide_maps import MAPS, SHEET, draw_maps
@@ -116,7 +119,10 @@ def test_one_slide_has_the_scores_of_its_committed_embeddings(
         assert found.patches[name].equals(places[name])
     for name, values in (("attention", scores.attention_N), ("fused", scores.fused_N)):
         np.testing.assert_array_equal(found.patches[name].to_numpy(), values)
-    assert [getattr(found, name) for name in READ_OUTS] == [getattr(scores, name) for name in READ_OUTS]
+    scores = scores.with_regions(Places.of(places), bundle.evidence)
+    assert math.isfinite(scores.regions)
+    assert [found.row[name] for name in READ_OUTS] == [getattr(scores, name) for name in READ_OUTS]
+    assert [found.bag, found.max, found.topk_mean] == [scores.bag, scores.max, scores.topk_mean]
 
 
 def _entries(house: House) -> list[BagEntry]:
@@ -188,6 +194,36 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(bundle: distmil.Bundle, 
             distmil.predict_slide(bundle, tmp_path / "plain.png", **wrong)
     with pytest.raises(ConfigError, match="bundle = 'models/demo': expected an opened bundle"):
         distmil.predict_slide("models/demo", tmp_path / "plain.png")  # type: ignore[arg-type]
+
+
+def test_a_prediction_leaves_for_other_programs(
+    house: House, bundle: distmil.Bundle, found: distmil.SlidePrediction, tmp_path: Path
+) -> None:
+    with distmil.open_slide(house.cohort.slides[1].path) as image:
+        size, mpp = image.size, image.mpp
+    assert (found.size, found.bounds) == (size, None)
+    is_abnormal = np.array(found.patches["predicted"].to_pylist()) != "negative"
+    regions = found.regions()
+    assert sum(region.num_patches for region in regions) == is_abnormal.sum() > 0
+    assert len(found.regions(threshold=0.0)) >= 1
+    assert found.regions(min_area_mm2=100) == []
+    for name in ("r.geojson", "r.geojson.gz"):
+        assert found.to_geojson(tmp_path / "new" / name) == tmp_path / "new" / name
+        read = read_annotation(tmp_path / "new" / name, slide_size=size)
+        assert read.regions["positive"].area == pytest.approx(sum(region.polygon.area for region in regions))
+    path = found.to_geojson(tmp_path / "p.geojson", with_patches=True)
+    assert len(json.loads(path.read_text())["features"]) == found.patches.num_rows
+    with distmil.open_slide(found.to_tiff(tmp_path / "m.tif", downsample=4)) as colours:
+        assert colours.size == tuple(-(-edge // 4) for edge in size)
+        assert colours.mpp == pytest.approx(4 * mpp)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    for key, value in {"threshold": 1.5, "min_area_mm2": -1, "target": "negative"}.items():
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            found.regions(**{key: value})
+    for key, value in {"origin": "left", "downsample": 0, "colours": "hot", "name": "heat"}.items():
+        with pytest.raises(ConfigError, match=f"{key} = "):
+            found.to_tiff(tmp_path / "x.tif", **{key: value})
+    assert not (tmp_path / "x.tif").exists()
 
 
 def plain_image(folder: Path) -> str:

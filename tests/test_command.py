@@ -17,8 +17,9 @@ from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "tile", "embed", "import_features", "train", "tune", "evaluate", "predict", "export_features", "store", "encoders",
-    "doctor", "completion",
+    "tile", "embed", "import_features", "pretrain", "train", "tune", "evaluate", "predict", "export", "export_features",
+    "store",
+    "encoders", "doctor", "completion",
 ]  # fmt: skip
 
 

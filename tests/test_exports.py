@@ -24,6 +24,8 @@ INTERNAL = [
         "pipeline.doctor",
         "pipeline.dry_run",
         "pipeline.exchange",
+        "pipeline.export",
+        "pipeline.pretraining",
         "pipeline.streaming",
         "pipeline.training",
         "pipeline.tuning",

@@ -43,6 +43,7 @@ def a_cohort(rng, count, *, labelled=True):
         probability = float(rng.random())
         rows[f"s{i:03d}"] = {
             "slide_id": f"s{i:03d}", "probability": probability, "bag": probability, "max": 0.9, "topk_mean": 0.8,
+            "regions": 0.7,
             "predicted": CLASSES[probability >= 0.5], "label": None, "num_patches": i + 1,
         }  # fmt: skip
     return Cohort(slides, CLASSES), rows

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 import torch
 
+from distmil.api.prediction import torch_device
 from distmil.bags.bag import Bag, BagEntry, open_all_bags
 from distmil.config.loading import build_config, load_config, per_job_keys
 from distmil.config.root import Config
@@ -16,7 +17,6 @@ from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled, usual_patches
-from distmil.inference.slide_prediction import torch_device
 from distmil.inference.thresholds import threshold_of
 from distmil.models.regions import PatchEvidence
 from distmil.storage.roots import resolve_root

@@ -8,6 +8,7 @@ from typing import Any
 
 from distmil.config.by_job import keys_read
 from distmil.config.root import Config
+from distmil.encoders.catalog.names import FOLDER
 
 _JOB = "{job}"
 NEW_SLIDES = "NEW.csv"
@@ -76,11 +77,23 @@ def next_steps(
         return [*page, f"train: {command.line('train')}", f"or only embed: {command.line('embed')}"]
     if job in {"embed", "import_features"}:
         return [f"train: {command.line('train')}"]
+    if job == "pretrain":
+        return [f"train with it: {command.line('train', _pretrained(answer, config))}"]
     if job == "train":
         return _after_train(answer, config, command, noun)
     if job == "evaluate":
-        return [*_results(answer, noun), _on_new_slides(str(config.prediction.model), config, command, noun)]
-    return _results(answer, noun) if job == "predict" else []
+        model = str(config.prediction.model)
+        return [*_results(answer, noun), _export(model, answer, command), _on_new_slides(model, config, command, noun)]
+    if job == "predict":
+        return [*_results(answer, noun), _export(str(config.prediction.model), answer, command)]
+    return _after_export(answer) if job == "export" else []
+
+
+def _pretrained(answer: Mapping[str, Any], config: Config) -> dict[str, str]:
+    """Return the keys that name pre-trained weights; of an encoder that is a folder they are another folder."""
+    place = str(answer["weights"])
+    is_folder = config.encoder.name.startswith(FOLDER)
+    return {"encoder.name": f"{FOLDER}{place}"} if is_folder else {"encoder.weights": place}
 
 
 def _after_train(answer: Mapping[str, Any], config: Config, command: Command, noun: str) -> list[str]:
@@ -89,8 +102,25 @@ def _after_train(answer: Mapping[str, Any], config: Config, command: Command, no
     if "predictions" in answer:
         unset = _unset(config, command, "prediction.run")
         line = command.line("evaluate", {"prediction.model": run, **unset}, without=["prediction.run"])
-        steps.append(f"measure it on labelled {noun}s: {line}")
+        steps += [_export(run, answer, command), f"measure it on labelled {noun}s: {line}"]
     return [*steps, _on_new_slides(run, config, command, noun)]
+
+
+def _export(model: str, answer: Mapping[str, Any], command: Command) -> str:
+    """Say how predictions are taken to other programs."""
+    changes = {"prediction.model": model, "prediction.run": str(answer["run"])}
+    return f"take it to QuPath, ASAP or a spreadsheet: {command.line('export', changes)}"
+
+
+def _after_export(answer: Mapping[str, Any]) -> list[str]:
+    """Say what opens the files."""
+    opens = {
+        "geojson": "in QuPath, with the slide open: File > Import objects from file, of",
+        "tiff": "in ASAP, QuPath or OpenSlide: colour maps in",
+        "csv": "in a spreadsheet: tables in",
+    }
+    found = [f"{text} {answer['export']}/{kind}" for kind, text in opens.items() if kind in answer["formats"]]
+    return found or [f"look at {answer['export']}"]
 
 
 def _on_new_slides(model: str, config: Config, command: Command, noun: str) -> str:

@@ -14,23 +14,37 @@ SECTIONS: Mapping[str, set[str]] = {
     "embed": {"cohort", "storage", "tiling", "encoder"},
     "import_features": {"cohort", "storage", "features"},
     "export_features": {"cohort", "storage", "tiling", "encoder", "features"},
+    "pretrain": _INPUT | {"encoder", "pretraining", "tracking"},
     "train": _LEARNING | {"prediction"},
     "tune": _LEARNING | {"search"},
     "evaluate": _WITH_BUNDLE,
     "predict": _WITH_BUNDLE,
+    "export": {"cohort", "storage", "labels", "tiling", "features", "prediction", "export"},
 }
 """The sections that each job reads."""
 _IMPORTING = {f"tiling.{key}" for key in ("default_mpp", "max_bad_fraction", "chunk_patches", "reader")}
+_GROUP = ("num_workers", "min_workers", "use_gpu", "precision", "start_timeout_s", "max_failures")
 _MORE = {
     **{job: {"training.use_gpu"} for job in ("embed", "evaluate", "predict", "export_features")},
     "import_features": _IMPORTING,
+    "pretrain": {f"training.{key}" for key in _GROUP},
     "tile": {"encoder.name"},
 }
 """Single keys of other sections that a job reads."""
-_NOT = {"train": {"prediction.model"}, "tune": {"training.run", "tracking.registered_model", "tracking.alias"}}
+_NOT = {
+    "pretrain": {
+        *(f"encoder.{key}" for key in ("trainable", "views", "stain_shift", "engine", "precision")),
+        *(f"tracking.{key}" for key in ("registered_model", "alias", "maps")),
+        *(f"tiling.{key}" for key in ("stream",)),
+        *(f"labels.{key}" for key in ("form", "on_bad_annotation")),
+    },
+    "train": {"prediction.model"},
+    "export": {"prediction.split", "prediction.slide_score", "prediction.maps"},
+    "tune": {"training.run", "tracking.registered_model", "tracking.alias"},
+}
 """Single keys of its sections that a job does not read."""
 _OF_BUNDLE = {"tiling", "encoder", "features"}
-"""Sections that `evaluate` and `predict` take from the bundle, but for the keys of a job."""
+"""Sections that `evaluate`, `predict` and `export` take from the bundle, but for the keys of a job."""
 
 _MANIFEST, _ROOT = "cohort.manifest", "storage.root"
 _LEARN = ("tiling.mpp", "encoder.name", "labels.positive_at", "training.epochs", "training.lr", "bags.top_k")
@@ -44,11 +58,15 @@ USUAL: Mapping[str, tuple[str, ...]] = {
                         "tiling.default_mpp", "tiling.max_bad_fraction"),
     "export_features": (_MANIFEST, _ROOT, "features.export_folder", "features.export_layout", "features.stamp_version",
                         "features.folder", *_TILE[1:3], "encoder.name", "tiling.max_bad_fraction"),
+    "pretrain": (_MANIFEST, _ROOT, "tiling.mpp", "encoder.name", "pretraining.run", "pretraining.method",
+                 "pretraining.epochs", "pretraining.batch_patches", "pretraining.view_px", "training.use_gpu"),
     "train": (_MANIFEST, _ROOT, "training.run", *_LEARN, "training.use_gpu"),
     "tune": (_MANIFEST, _ROOT, "search.run", "search.space", "search.trials", "search.folds", "search.repeats",
              "search.metric", "training.epochs", "training.use_gpu"),
     "evaluate": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
     "predict": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
+    "export": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "export.formats", "export.scores",
+               "export.slides", "export.out", "export.threshold", "export.origin"),
 }  # fmt: skip
 """The ten keys that most users of a job set, in the order of interest."""
 EXAMPLES: Mapping[str, str] = {
@@ -56,10 +74,12 @@ EXAMPLES: Mapping[str, str] = {
     "embed": "cohort.manifest=slides.csv encoder.name=resnet50",
     "import_features": "cohort.manifest=slides.csv features.folder=uni_v1",
     "export_features": "cohort.manifest=s.csv features.export_folder=out",
+    "pretrain": "cohort.manifest=slides.csv pretraining.run=own",
     "train": "cohort.manifest=slides.csv training.run=first",
     "tune": "cohort.manifest=slides.csv search.trials=24",
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",
     "predict": "cohort.manifest=new.csv prediction.model=first",
+    "export": "cohort.manifest=new.csv prediction.model=first",
 }
 """Arguments of an example command."""
 

@@ -10,6 +10,8 @@ from distmil.encoders.catalog.names import FOLDER, check_name
 from distmil.encoders.catalog.row import EncoderRow
 from distmil.encoders.catalog.rows import ROWS
 
+_FOR_ALL = ("auto", "DEFAULT", "random")
+"""Weights that every encoder has."""
 DEFAULT_BATCH = 64
 """Patches per forward pass where nothing was measured."""
 
@@ -170,7 +172,8 @@ class EncoderConfig(Section):
     or `local-dir:/path` for a repository or folder in timm's format; several side by side as `texture+uni2-h`."""
     weights: str = "auto"
     """auto: the encoder's published ones; a folder with the files of its repository; a local .safetensors or state-dict
-    file; for a ResNet torchvision's name of weights (DEFAULT, IMAGENET1K_V1, ...); or `random`, for tests only."""
+    file; for a ResNet torchvision's name of weights (DEFAULT, IMAGENET1K_V1, ...); or `random`, for tests only. Side by
+    side they are those of each encoder that has weights, in order, as in `auto+/folder`; of one alone just its own."""
     allow_remote_code: bool = Field(default=False, json_schema_extra=PER_JOB)
     """Run the code that the repository of an encoder brings; `distmil encoders` says which ones need it."""
     trainable: bool | Literal["last", "lora"] = False
@@ -218,11 +221,31 @@ class EncoderConfig(Section):
         return any(row.has_weights for row in self.rows)
 
     @property
+    def each_weights(self) -> dict[str, str]:
+        """Return where the weights of each encoder that has some come from, by its name."""
+        names = [row.name for row in self.rows if row.has_weights]
+        if len(names) == 1 or self.weights in _FOR_ALL:
+            return dict.fromkeys(names, self.weights)
+        return dict(zip(names, self.weights.split("+"), strict=True))
+
+    @property
+    def part_with_weights(self) -> EncoderRow:
+        """Return the one encoder that has weights. Raises: ValueError if there is none, or several have."""
+        (row,) = (row for row in self.rows if row.has_weights)
+        return row
+
+    def only(self, row: EncoderRow) -> "EncoderConfig":
+        """Take one encoder out of those side by side, with its weights."""
+        return self.model_copy(update={"name": row.name, "weights": self.each_weights.get(row.name, "auto")})
+
+    @property
     def weights_name(self) -> str:
         """Return the name of the weights without their folder, which would name the machine."""
         if not self.has_weights:
             return "none"
-        return "DEFAULT" if self.weights == "auto" else Path(self.weights).name
+        places = [place.partition("?")[0] if "://" in place else place for place in self.each_weights.values()]
+        names = ["DEFAULT" if place == "auto" else Path(place).name for place in places]
+        return names[0] if set(names) <= {names[0]} & {*_FOR_ALL} else "+".join(names)
 
     @field_validator("trainable", mode="before")
     @classmethod
@@ -258,9 +281,11 @@ class EncoderConfig(Section):
             raise ValueError(
                 f"encoder.precision = 'int8': encoder.engine = {self.engine!r} does not quantise; use openvino or auto"
             )
-        if len(rows) > 1 and self.weights not in {"auto", "DEFAULT", "random"}:
+        with_weights, places = [row.name for row in rows if row.has_weights], self.weights.split("+")
+        if len(with_weights) > 1 and self.weights not in _FOR_ALL and len(places) != len(with_weights):
             raise ValueError(
-                f"encoder.weights = {self.weights!r}: several encoders side by side take auto, their published weights"
+                f"encoder.weights = {self.weights!r}: expected auto, or the weights of {', '.join(with_weights)} in "
+                f"this order, such as {'+'.join(['auto'] * (len(with_weights) - 1))}+/path/of/a/folder"
             )
         if self.trainable and not self.has_weights:
             raise ValueError(

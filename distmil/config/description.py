@@ -72,7 +72,8 @@ def _kind_text(kind: Any) -> str:
     if get_origin(kind) is Annotated:
         return _kind_text(arguments[0])
     if get_origin(kind) is list:
-        return "a list"
+        choices = get_args(arguments[0]) if get_origin(arguments[0]) is Literal else ()
+        return f"a list of {' | '.join(choices)}" if choices else "a list"
     if get_origin(kind) is dict:
         return f"pairs of {_kind_text(arguments[0])}: {_kind_text(arguments[1])}"
     if type(None) in arguments:

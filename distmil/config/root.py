@@ -12,9 +12,11 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+from distmil.config.export import ExportConfig
 from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
+from distmil.config.pretraining import PretrainingConfig
 from distmil.config.section import Section
 from distmil.encoders.catalog.tiling import tiling_for
 
@@ -32,8 +34,10 @@ class Config(Section):
     model: ModelConfig = Field(default_factory=ModelConfig)
     losses: LossesConfig = Field(default_factory=LossesConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    pretraining: PretrainingConfig = Field(default_factory=PretrainingConfig)
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
+    export: ExportConfig = Field(default_factory=ExportConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")
@@ -77,7 +81,7 @@ class Config(Section):
 
 
 PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri", "features.folder",
-                "features.export_folder")  # fmt: skip
+                "features.export_folder", "export.out")  # fmt: skip
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""
 
 

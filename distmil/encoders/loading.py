@@ -46,7 +46,7 @@ def load_state(config: EncoderConfig) -> State:
         ConfigError: If a file, a folder or a name does not exist, or a hub's code is not allowed.
         EncoderError: If weights cannot be had or do not fit.
     """
-    states = [load_one_state(row, config) if row.has_weights else {} for row in check_name(config.name)]
+    states = [load_one_state(row, config.only(row)) if row.has_weights else {} for row in check_name(config.name)]
     return states[0] if len(states) == 1 else joined(states)
 
 

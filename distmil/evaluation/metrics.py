@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
 
 from distmil.inference.scoring import READ_OUTS, BagScores
 from distmil.inference.thresholds import DEFAULT_THRESHOLD, youden_threshold
@@ -122,6 +121,8 @@ def choose_thresholds(rows: Sequence[LabelledScores]) -> dict[str, float | None]
 
 def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:
     """Compute the area under the ROC curve, None if there is only one class or a case has no score."""
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415  # takes a second, and most processes score nothing
+
     positive = np.asarray(is_positive)
     is_defined = 0 < positive.sum() < len(positive) and not np.isnan(score).any()
     return float(roc_auc_score(positive, score)) if is_defined else None
@@ -129,5 +130,7 @@ def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:
 
 def average_precision(is_positive: ArrayLike, score: ArrayLike) -> float | None:
     """Compute average precision, None if there is no positive."""
+    from sklearn.metrics import average_precision_score  # noqa: PLC0415  # see auc
+
     positive = np.asarray(is_positive)
     return float(average_precision_score(positive, score)) if positive.any() else None

@@ -3,7 +3,6 @@
 A bundle is one thing: its commit record names every file with its checksum, and its digest covers them all.
 """
 
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -28,6 +27,9 @@ from distmil.inference.bundle_files import (
     encoder_state_of,
     evidence_in,
     network_of,
+    reach_in,
+    slide_thresholds_in,
+    usual_patches_in,
     wrong,
 )
 from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_folder, find_bundle
@@ -201,18 +203,6 @@ def _load(found: Store, record: Record) -> Bundle:
     built = build_config(_without_job_keys(of_today(config["config"], files.version)))
     if labels["classes"] != built.cohort.classes:
         raise wrong("labels.json: classes", labels["classes"], f"config.json says {built.cohort.classes}")
-    if files.version > FIRST_VERSION:
-        given = {"regions": DEFAULT_THRESHOLD, **labels["slide_thresholds"]}  # bundles of earlier distmils lack it
-        thresholds = {name: checked_threshold(name, given[name]) for name in READ_OUTS}
-    else:
-        thresholds = dict.fromkeys(READ_OUTS, checked_threshold("slide_threshold", labels["slide_threshold"]))
-    patch_threshold = checked_threshold("patch_threshold", labels["patch_threshold"])
-    reach = labels.get("reach")  # bundles of earlier versions lack it
-    if reach is not None and not (isinstance(reach, float) and 0 <= reach < math.inf):
-        raise wrong("labels.json: reach", reach, "expected a number, at least 0")
-    usual = labels.get("usual_patches")
-    if usual is not None and not (type(usual) is int and usual > 0):
-        raise wrong("labels.json: usual_patches", usual, "expected a whole number above 0")
     metrics = files.json("metrics.json")
     if not isinstance(metrics, dict):
         raise wrong("metrics.json", metrics, "expected names and values")
@@ -221,11 +211,11 @@ def _load(found: Store, record: Record) -> Bundle:
         config=built,
         head=network_of(built, config["embedding_dim"], files.tensors(HEAD_FILE)),
         encoder_state=encoder_state_of(built, files),
-        patch_threshold=patch_threshold,
-        slide_thresholds=thresholds,
-        reach=reach,
-        usual_patches=usual,
-        evidence=evidence_in(labels.get("evidence")),
+        patch_threshold=checked_threshold("patch_threshold", labels["patch_threshold"]),
+        slide_thresholds=slide_thresholds_in(labels, files.version),
+        reach=reach_in(labels),
+        usual_patches=usual_patches_in(labels),
+        evidence=evidence_in(labels),
         digest=files.digest(),
         metrics=metrics,
         format_version=files.version,

@@ -12,6 +12,8 @@ from torch import Tensor
 from distmil.config.root import Config
 from distmil.errors import BundleError
 from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_digest
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
 from distmil.models.regions import PatchEvidence
@@ -72,8 +74,33 @@ def wrong(name: str, value: Any, expected: str) -> BundleError:
     return BundleError(f"the bundle's {name} = {value!r:.100}: {expected}")
 
 
-def evidence_in(values: Any) -> PatchEvidence | None:
-    """Check the evidence of a bundle, which earlier versions lack. Raises: BundleError."""
+def slide_thresholds_in(labels: Mapping[str, Any], version: int) -> dict[str, float]:
+    """Check the threshold of every read-out. Raises: BundleError."""
+    if version == FIRST_VERSION:
+        return dict.fromkeys(READ_OUTS, checked_threshold("slide_threshold", labels["slide_threshold"]))
+    given = {"regions": DEFAULT_THRESHOLD, **labels["slide_thresholds"]}  # bundles of earlier distmils lack it
+    return {name: checked_threshold(name, given[name]) for name in READ_OUTS}
+
+
+def reach_in(labels: Mapping[str, Any]) -> float | None:
+    """Check the reach, which bundles of earlier distmils lack. Raises: BundleError."""
+    reach = labels.get("reach")
+    if reach is not None and not (isinstance(reach, float) and 0 <= reach < math.inf):
+        raise wrong("labels.json: reach", reach, "expected a number, at least 0")
+    return reach
+
+
+def usual_patches_in(labels: Mapping[str, Any]) -> int | None:
+    """Check the usual number of patches, which bundles of earlier distmils lack. Raises: BundleError."""
+    usual = labels.get("usual_patches")
+    if usual is not None and not (type(usual) is int and usual > 0):
+        raise wrong("labels.json: usual_patches", usual, "expected a whole number above 0")
+    return usual
+
+
+def evidence_in(labels: Mapping[str, Any]) -> PatchEvidence | None:
+    """Check the evidence of a patch, which bundles of earlier distmils lack. Raises: BundleError."""
+    values = labels.get("evidence")
     if values is None:
         return None
     numbers = [values[name] for name in ("slope", "offset")]

@@ -1,46 +1,30 @@
-"""One slide scored in this process: no Ray, no store, and the same scores as the job `predict` gives.
-
-Patches are cut, embedded and scored by the functions that the job's workers call, shard by shard, and pixels of one
-shard are held at a time.
-"""
+"""The prediction of one slide for a notebook: scores, maps, and files for other programs."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow as pa
-import torch
 from PIL import Image
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from distmil.bags.source import EmbeddingSource
 from distmil.cohort import Slide
 from distmil.cohort.kinds import noun_of
-from distmil.encoders.embedder import embed_patches
-from distmil.encoders.registry import Encoder, load_carried
-from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
-from distmil.inference.bundle import Bundle
-from distmil.inference.predictor import reading_of
-from distmil.inference.scoring import READ_OUTS, score_bag
-from distmil.inference.shift import shift_doubts, size_doubts
-from distmil.inference.tables import patch_table, slide_row
-from distmil.models.regions import Places
-from distmil.slides.file_version import slide_in_folder
+from distmil.errors import ConfigError
+from distmil.exporting.door import open_export, write_geojson, write_whole
+from distmil.exporting.frame import Origin
+from distmil.exporting.regions import Region
+from distmil.exporting.slide_export import SlideExport
 from distmil.slides.image import overview
 from distmil.slides.reader import open_slide
 from distmil.storage.schemas import to_parquet
-from distmil.tiling.plan import TilingPlan, open_reading, plan_tiling
-from distmil.tiling.tiler import seen_images
 from distmil.visualization.colours import Colours
 from distmil.visualization.heatmap import encode_png
 from distmil.visualization.slide_maps import MAPS, SHEET, Reading, SlideMaps
 
 MAP_PX = 1024
-_ID_LENGTH = 128
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +33,7 @@ class SlidePrediction:
 
     slide: Slide
     row: Mapping[str, Any]
-    """The slide's line in the job's ``slides.parquet``."""
+    """The slide's line in the job's ``slides.parquet``, every read-out among its values."""
     patches: pa.Table
     """One row per patch: slide_id, x, y (level-0 pixels of the top-left corner), extent_px (level-0 edge), attention,
     probability, topk_probability, fused (each within 0 and 1), predicted (a class name); with more than two classes,
@@ -60,6 +44,10 @@ class SlidePrediction:
     """Um per level-0 pixel."""
     doubts: tuple[str, ...] = ()
     """What a person should know of the slide: its pixels, resolution, tissue, and likeness to the training slides."""
+    size: tuple[int, int] = (0, 0)
+    """Width and height in level-0 pixels."""
+    bounds: tuple[int, int, int, int] | None = None
+    """The scanned area (x, y, width, height), None where the file states none."""
 
     @property
     def slide_id(self) -> str:
@@ -100,12 +88,6 @@ class SlidePrediction:
     def topk_mean(self) -> float:
         """Give the mean of the K highest fused scores, within 0 and 1; K is the bundle's ``bags.top_k``."""
         return float(self.row["topk_mean"])
-
-    @property
-    def regions(self) -> float | None:
-        """Give the probability of a lesion of neighbouring patches, within 0 and 1; None where the bundle lacks it."""
-        value = self.row["regions"]
-        return None if value is None else float(value)
 
     def __repr__(self) -> str:
         return (
@@ -162,152 +144,84 @@ class SlidePrediction:
         for name, data in maps.items():
             (place / f"{self.slide_id}_{name}.png").write_bytes(data)
 
+    def regions(
+        self, *, threshold: float | None = None, min_area_mm2: float = 0.0, target: str | None = None
+    ) -> list[Region]:
+        """Join the abnormal patches to regions, the highest probability on top; see ``Region``.
+
+        Args:
+            threshold: Probability from which a patch is abnormal; default: the bundle's patch threshold.
+            min_area_mm2: Smaller regions are left out.
+            target: Class whose probability counts; default: any that is not normal.
+
+        Raises:
+            ConfigError: If an argument is out of range.
+            SlideError: If a minimal area is given, and nobody knows the slide's um per pixel.
+        """
+        return self._export(threshold, min_area_mm2=min_area_mm2, target=target).regions
+
+    def to_geojson(
+        self,
+        path: str | Path,
+        *,
+        threshold: float | None = None,
+        min_area_mm2: float = 0.0,
+        target: str | None = None,
+        origin: Origin = "auto",
+        with_patches: bool = False,
+    ) -> Path:
+        """Write the regions for QuPath, or every patch with its scores for QuPath's measurement maps.
+
+        Args:
+            path: The file; a name that ends in ``.gz`` is packed.
+            threshold: As of ``regions``.
+            min_area_mm2: As of ``regions``.
+            target: As of ``regions``.
+            origin: Where (0, 0) is: ``slide``, ``bounds`` (the scanned area), or ``auto``, as QuPath shows the slide.
+            with_patches: Write the patches instead of the regions.
+
+        Raises:
+            ConfigError: If an argument is out of range.
+            OSError: If the file cannot be written.
+        """
+        export = self._export(threshold, min_area_mm2=min_area_mm2, target=target, origin=origin)
+        return write_geojson(path, export, with_patches=with_patches)
+
+    def to_tiff(
+        self,
+        path: str | Path,
+        name: str = "fused",
+        *,
+        target: str | None = None,
+        origin: Origin = "auto",
+        downsample: int | None = None,
+        colours: Colours = "jet",
+    ) -> Path:
+        """Write a score's colour map as a pyramid that OpenSlide, QuPath and ASAP open.
+
+        Args:
+            path: The file.
+            name: ``attention``, ``probability``, ``fused``, ``agreement`` or ``topk_probability``.
+            target: As of ``regions``.
+            origin: As of ``to_geojson``.
+            downsample: Level-0 pixels per pixel of the map; default: so that its longer edge has at most 4096.
+            colours: ``jet``, blue 0 to red 1, or ``viridis``, blue 0 to yellow 1.
+
+        Raises:
+            ConfigError: If an argument is out of range.
+            OSError: If the file cannot be written.
+        """
+        export = self._export(None, target=target, origin=origin, colours=colours, downsample=downsample)
+        return write_whole(path, export.colour_map(name))
+
+    def _export(self, threshold: float | None, *, target: str | None, **settings: Any) -> SlideExport:
+        reading = self.reading
+        return open_export(
+            self.slide_id, self.patches, size=self.size, bounds=self.bounds, mpp=self.mpp, abnormal=reading.abnormal,
+            threshold=reading.patch_threshold if threshold is None else threshold, target=target, **settings,
+        )  # fmt: skip
+
     @cached_property
     def _maps(self) -> dict[tuple[int, Colours], SlideMaps]:
         """What draws the maps, by the picture's longer edge and colours."""
         return {}
-
-
-def predict_slide(
-    bundle: Bundle,
-    path: str | Path,
-    *,
-    mpp: float | None = None,
-    slide_id: str | None = None,
-    tissue_path: str | Path | None = None,
-    slide_score: str = "bag",
-    device: str | None = None,
-) -> SlidePrediction:
-    """Tile, embed and score one slide in this process, with the settings of the bundle.
-
-    The job ``predict`` with ``encoder.engine=torch encoder.precision=fp32`` gives the same scores, number for number,
-    on the same kind of device; its faster engines give nearly the same. Nothing is written.
-
-    Args:
-        bundle: The model, of ``distmil.load_bundle``; its network moves to the device.
-        path: The slide: a file, or the folder of a DICOM or MIRAX slide.
-        mpp: Um per level-0 pixel, over what the file states; needed where the file states none.
-        slide_id: The slide's name in tables and maps; default: the file's name without its suffix.
-        tissue_path: A mask or outlines of tissue to take in place of detected tissue.
-        slide_score: The read-out that becomes ``probability``: ``bag``, ``max``, ``topk_mean`` or ``regions``.
-        device: A torch device such as ``cpu`` or ``cuda``; default: the GPU where there is one.
-
-    Raises:
-        SlideError: If the slide cannot be used: it is missing, unreadable, too small, too coarse, without tissue or
-            without resolution.
-        BundleError: If the bundle's network does not take what its encoder gives.
-        ConfigError: If an argument is out of range.
-    """
-    if not isinstance(bundle, Bundle):
-        raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
-    if slide_score not in READ_OUTS:
-        raise ConfigError(f"slide_score = {slide_score!r}: expected {', '.join(READ_OUTS)}")
-    bundle.check_gives(slide_score)
-    bundle.check_reads_slides()
-    slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
-    place, config = torch_device(device), bundle.config
-    encoder = load_carried(config.encoder.name, bundle.encoder_state, device=str(place))
-    found = _plan(slide, bundle)
-    source = _embed(slide, found, bundle, encoder)
-    _check_width(bundle, source)
-    head = bundle.head.to(place)
-    scores = score_bag(
-        head,
-        source,
-        lambda embedding_TE: torch.as_tensor(embedding_TE, device=place).float(),
-        top_k=config.bags.top_k,
-        top_k_share=config.bags.top_k_share,
-        with_shift=True,
-    )
-    scores = scores.with_regions(Places.of(found.grid), bundle.evidence)
-    if not scores.is_finite:
-        raise SlideError(
-            "the slide's scores are not finite numbers; its pixels are unlike any that the bundle has seen"
-        )
-    row = slide_row(
-        scores,
-        slide_id=slide.slide_id,
-        label=None,
-        classes=bundle.classes,
-        slide_score=slide_score,
-        threshold=bundle.slide_thresholds[slide_score],
-    )
-    table = patch_table(scores, found.grid, classes=bundle.classes, threshold=bundle.patch_threshold)
-    reading = reading_of(bundle, row, slide_score=slide_score)
-    return SlidePrediction(
-        slide,
-        row,
-        table,
-        reading,
-        found.info["mpp"],
-        (
-            *found.info["doubts"],
-            *shift_doubts(scores.shift, bundle.reach, num_patches=table.num_rows),
-            *size_doubts(table.num_rows, bundle.usual_patches, slide_score=slide_score),
-        ),
-    )
-
-
-def _slide(path: str | Path, *, mpp: float | None, slide_id: str | None, tissue_path: str | Path | None) -> Slide:
-    """Check the arguments that name the slide. Raises: ConfigError, SlideError."""
-    if mpp is not None and not 0 < mpp <= 1000:
-        raise ConfigError(f"mpp = {mpp!r}: expected um per pixel, above 0 and at most 1000")
-    if slide_id is not None and not re.fullmatch(rf"[A-Za-z0-9._-]{{1,{_ID_LENGTH}}}", slide_id):
-        raise ConfigError(f"slide_id = {slide_id!r}: expected letters, digits, . _ - ({_ID_LENGTH} at most)")
-    file = Path(path).expanduser().absolute()
-    if not file.exists():
-        raise MissingSlide(f"there is no slide {str(path)!r}; give the path of a file, or of a DICOM or MIRAX folder")
-    name = slide_id or re.sub(r"[^A-Za-z0-9._-]+", "-", file.name if file.is_dir() else file.stem)[:_ID_LENGTH]
-    if file.is_dir():
-        try:
-            file = slide_in_folder(file)
-        except (ValueError, OSError) as error:
-            raise UnreadableSlide(f"the folder {str(path)!r} cannot be read as one slide: {error}") from error
-    tissue = None if tissue_path is None else str(Path(tissue_path).expanduser().absolute())
-    if tissue is not None and not Path(tissue).is_file():
-        raise ConfigError(f"tissue_path = {str(tissue_path)!r}: there is no such file")
-    return Slide(slide_id=name, path=str(file), mpp=mpp, tissue_path=tissue)
-
-
-def torch_device(name: str | None) -> torch.device:
-    """Choose the named device; None: the GPU where there is one. Raises: ConfigError if torch does not have it."""
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(f"device = {name!r}: torch cannot use it here ({reason}); leave it out") from error
-    return device
-
-
-def _plan(slide: Slide, bundle: Bundle) -> TilingPlan:
-    """Plan the slide. Raises: SlideError, whose text fits a call in place of a job where no resolution is known."""
-    try:
-        return plan_tiling(slide, bundle.config.tiling)
-    except NoResolution as error:
-        reason = str(error).partition("; set mpp")[0]
-        raise NoResolution(f"{reason}; give mpp=, um per level-0 pixel") from error
-
-
-def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) -> EmbeddingSource:
-    """Cut and embed every patch of a planned slide, in the shards of the job. Raises: SlideError."""
-    tiling, size = bundle.config.tiling, (found.info["width_px"], found.info["height_px"])
-    parts = []
-    with (
-        threadpool_limits(limits=1, user_api="blas"),  # the matrices are small: threads would wait for each other
-        open_reading(slide, found.reading, reader=tiling.reader, size=size) as image,
-    ):
-        decode = partial(seen_images, image=image, reading=found.reading, config=tiling)
-        for start in range(0, found.grid.num_rows, tiling.chunk_patches):
-            grid = found.grid.slice(start, tiling.chunk_patches)
-            parts.append(embed_patches(grid, encoder, batch_size=bundle.config.encoder.patches_per_pass, decode=decode))
-    return EmbeddingSource(parts)
-
-
-def _check_width(bundle: Bundle, source: EmbeddingSource) -> None:
-    width, given = bundle.head.normaliser.mean.numel(), source.parts[0].shape[1]
-    if width != given:
-        raise BundleError(
-            f"the bundle takes embeddings of width {width}, its encoder {bundle.config.encoder.name} gives {given}; "
-            "train the run again"
-        )

@@ -20,6 +20,8 @@ from distmil.inventory.settings import (
 from distmil.storage.records import Record
 from distmil.storage.store import RECORD_FILE, Store
 
+_PRETRAINING, _PRETRAINED = "pretrain-", "pretrained"
+"""What the names of pre-trainings begin with, and the folder of their results."""
 _TRIAL = re.compile(r"(.+)-[0-9a-f]{12}")
 SAMPLES = 3
 """Slides by which a folder is compared with the folders that it may have been made from."""
@@ -92,9 +94,19 @@ class References:
         if latest is None:
             return "a run without a bundle, before its first epoch", True
         epochs = latest.key["epoch"] + 1
+        if item.short.startswith(_PRETRAINING):
+            place = f"{_PRETRAINED}/{item.short.removeprefix(_PRETRAINING)}"
+            return self._pretraining(place, epochs)
         if self.is_finished(item):
             return f"checkpoints of a finished run, {epochs} epochs", False
         return f"a run without a bundle, {epochs} epochs done", True
+
+    def _pretraining(self, place: str, epochs: int) -> tuple[str, bool]:
+        """Word how far a pre-training is, by the folder of its result."""
+        results = self.listing.others.get(_PRETRAINED)
+        if results is not None and any(file.name == f"{place}/{RECORD_FILE}" for file in results.files):
+            return f"checkpoints of a finished pre-training, {epochs} epochs; its weights are in {place}", False
+        return f"a pre-training without its result, {epochs} epochs done", True
 
     def is_finished(self, run: Item) -> bool:
         """Whether a run's bundle was saved after its last checkpoint."""

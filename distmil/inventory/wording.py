@@ -13,6 +13,7 @@ NOTHING = "nothing can go: something refers to every folder, or it was written i
 NOT_OURS = "not made by a job, or a link"
 _OTHERS = {
     "engines": "engines of encoders and their quantised networks",
+    "pretrained": "weights of pre-trained encoders",
     "synthetic": "synthetic slides",
     "mlflow.db": "MLflow's record",
     "mlflow-artifacts": "files of MLflow's record",

@@ -25,6 +25,9 @@ from distmil.storage.store import Store
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
     from torch import Tensor
 
+WITH_BUNDLE = {"evaluate", "predict", "export"}
+"""Jobs that need a bundle."""
+
 
 @dataclass
 class Job:
@@ -66,7 +69,7 @@ def check_input(job: Job, name: str) -> None:
         BundleError: If there is no such bundle.
         ManifestError: If the manifest cannot be used.
     """
-    needs_bundle = name in {"evaluate", "predict"}
+    needs_bundle = name in WITH_BUNDLE
     if needs_bundle:
         bundle_place(job)  # that one is named at all
     _check_manifest(job, name)
@@ -80,7 +83,7 @@ def _check_manifest(job: Job, name: str) -> None:
     if config.manifest is None and config.synthetic:
         return
     needs = needs_of(name, job.config)
-    if name not in {"evaluate", "predict"} or "classes" in config.model_fields_set:
+    if name not in WITH_BUNDLE or "classes" in config.model_fields_set:
         open_cohort(job, **needs)
         return
     classes = _bundle_classes(job)
@@ -101,7 +104,9 @@ def check_ahead(job: Job, name: str) -> None:
         StorageError: If the store does not answer.
     """
     read = [opened.cohort for opened in job.opened]
-    config = _with_bundle_tiling(job) if name in {"evaluate", "predict"} else job.config
+    if name == "export":  # nothing is made that takes hours
+        return
+    config = _with_bundle_tiling(job) if name in WITH_BUNDLE else job.config
     if read and config is not None:
         for note in check_job(config, job.store, read[-1], job=name):
             job.console.note(note)
@@ -200,7 +205,7 @@ def open_encoder(job: Job, *, state: "Mapping[str, Tensor] | None" = None) -> En
     if job.config.tiling.strategy == "features":
         return features_spec(job.config.features)
     check_installed(engine=encoder.engine, precision=encoder.precision)
-    if encoder.weights_name == "random":
+    if "random" in encoder.each_weights.values():
         job.console.note(
             f"WARNING: {encoder.name} has RANDOM weights (encoder.weights=random): its embeddings, and all that is "
             "made of them, mean next to nothing. Leave encoder.weights out for its published weights"

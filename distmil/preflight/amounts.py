@@ -92,11 +92,11 @@ def bytes_of(
         held_out: Slides that are predicted.
     """
     found = {"patches": amounts.num_patches * amounts.patch_bytes}
-    is_kept = job != "tile" and not (config.encoder.trainable and job in {"train", "tune"})
+    is_kept = job not in {"tile", "pretrain"} and not (config.encoder.trainable and job in {"train", "tune"})
     if is_kept:
         copies = 1 + (config.encoder.views * train_share if job in {"train", "tune"} else 0)
         found["embeddings"] = amounts.num_patches * copies * (2 * dimension + PLACE_BYTES)
-    if job in {"train", "tune", "evaluate"}:
+    if job in {"pretrain", "train", "tune", "evaluate"}:
         found["labels"] = amounts.num_patches * LABEL_BYTES
     if job in {"train", "evaluate", "predict"}:
         per_slide = amounts.num_patches / max(1, amounts.num_slides)

@@ -13,7 +13,7 @@ from distmil.preflight.amounts import bytes_of, estimate_amounts, file_sizes
 from distmil.preflight.claims import check_claim
 from distmil.preflight.disk import check_disk, free_bytes
 from distmil.preflight.looks import Look, choose_tasks, look_at
-from distmil.preflight.supervision import check_evidence, check_supervision
+from distmil.preflight.supervision import check_evidence, check_pretraining, check_supervision
 from distmil.preflight.verdict import judge_annotations, judge_slides
 from distmil.storage.store import Store
 
@@ -41,8 +41,11 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         StorageError: If the store does not answer.
     """
     notes: list[str] = []
-    if job in {"embed", "train", "tune"} and config.features.folder is None:
+    if job in {"embed", "pretrain", "train", "tune"} and config.features.folder is None:
         check_weights(config)
+    if job == "pretrain":
+        check_pretraining(config, cohort)
+        check_claim(config, cohort.classes, store, job=job)
     if job in {"train", "tune"}:
         notes += check_supervision(cohort, job, folds=config.search.folds)
         check_claim(config, cohort.classes, store, job=job)
@@ -73,12 +76,14 @@ def check_weights(config: Config) -> None:
 
     What the weights are is read with torch.
     """
-    weights = config.encoder.weights
-    path = Path(weights).expanduser()
-    if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
-        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file")
-    if "/" in weights and not path.exists():
-        raise ConfigError(f"encoder.weights = {weights!r}: there is no such file or folder")
+    for weights in config.encoder.each_weights.values():
+        path = Path(weights).expanduser()
+        if "://" in weights:
+            continue
+        if path.suffix.lower() in WEIGHT_SUFFIXES and not path.exists():
+            raise ConfigError(f"encoder.weights = {weights!r}: there is no such file")
+        if "/" in weights and not path.exists():
+            raise ConfigError(f"encoder.weights = {weights!r}: there is no such file or folder")
     for row in config.encoder.rows:
         check_demands(row, allow_remote_code=config.encoder.allow_remote_code)
 
@@ -88,13 +93,15 @@ def needs_of(job: str, config: Config) -> dict[str, bool]:
     has_labels = job in WITH_LABELS
     return {
         "needs_labels": has_labels,
-        "needs_splits": has_labels or (job == "predict" and config.prediction.split is not None),
+        "needs_splits": has_labels or job == "pretrain" or (job == "predict" and config.prediction.split is not None),
     }
 
 
 def slides_of(cohort: Cohort, config: Config, *, job: str) -> list[Slide]:
     """List the slides that a job tiles."""
     split = config.prediction.split
+    if job == "pretrain":
+        return cohort.of_split("train")
     if job == "tune":
         return cohort.of_split("train", "val", "test")
     if job == "evaluate" or (job == "predict" and split):

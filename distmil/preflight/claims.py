@@ -12,6 +12,16 @@ from distmil.errors import ConfigError, StorageError
 from distmil.storage.store import Store
 from distmil.training.run_files import checkpoint_folder, run_file, search_folder
 
+RUN_SECTIONS = {"train": "training", "tune": "search", "pretrain": "pretraining"}
+"""The section whose key ``run`` names the run of a job."""
+PRETRAINING = "pretrain-"
+"""What the names of pre-trainings begin with in the store."""
+
+
+def run_id(job: str, name: str | None) -> str | None:
+    """Name a run in the store; pre-trainings have names of their own, so that a training may be called alike."""
+    return f"{PRETRAINING}{name}" if job == "pretrain" and name else name
+
 
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
     """List every setting but the encoder's weights that a training depends on, dotted."""
@@ -33,6 +43,23 @@ def _fine_tuning(encoder: EncoderConfig) -> dict[str, Any]:
     keys = ("trained_blocks", "lora_rank", "layer_decay", *(("stain_shift",) if encoder.views else ()))
     default = EncoderConfig()
     return {f"encoder.{key}": getattr(encoder, key) for key in keys if getattr(encoder, key) != getattr(default, key)}
+
+
+def pretraining_settings(config: Config) -> dict[str, Any]:
+    """List every setting but the encoder's weights that a pre-training depends on, dotted."""
+    settings, per_job = config.pretraining.identity(), per_job_keys()
+    of_part = {"last": ("trained_blocks",), "lora": ("lora_rank",)}.get(config.pretraining.trained, ())
+    return {
+        **{f"pretraining.{key}": value for key, value in settings.items()},
+        **{f"encoder.{key}": getattr(config.encoder, key) for key in (*of_part, "layer_decay")},
+        **{
+            f"labels.{key}": value
+            for key, value in config.labels.model_dump().items()
+            if f"labels.{key}" not in per_job and key != "form"
+        },
+        "tiling": config.tiling.identity(),
+        "cohort.classes": list(config.cohort.classes),
+    }
 
 
 def search_settings(search: SearchConfig) -> dict[str, Any]:
@@ -74,19 +101,29 @@ def check_claim(config: Config, classes: Sequence[str], store: Store, *, job: st
     Raises:
         ConfigError: If the earlier run had other settings.
     """
-    section = "training" if job == "train" else "search"
-    run = getattr(config, section).run
+    section = RUN_SECTIONS[job]
+    run = run_id(job, getattr(config, section).run)
     if run is None:
         return
     try:
         earlier = store.read_checked(run_file(run, "run"), owner=run)["settings"]
     except (FileNotFoundError, StorageError, KeyError, TypeError):
         return
-    settings = settings_of(config, classes) | (search_settings(config.search) if job == "tune" else {})
+    if job == "pretrain":
+        settings = pretraining_settings(config)
+    else:
+        settings = settings_of(config, classes) | (search_settings(config.search) if job == "tune" else {})
     changed = changes(settings, earlier)
     encoder = earlier.get("encoder", {}).get("name")
     now = config.features.encoder if config.tiling.strategy == "features" else config.encoder.name
+    if job == "pretrain":
+        now = config.encoder.part_with_weights.name
     if encoder != now:
         changed.append(f"encoder.name: {encoder!r} then, {now!r} now")
     folders = [checkpoint_folder(run), *([search_folder(run)] if job == "tune" else [])]
-    refuse_changes(changed, key=f"{section}.run", run=run, places=[store.path(folder) for folder in folders])
+    refuse_changes(
+        changed,
+        key=f"{section}.run",
+        run=getattr(config, section).run,
+        places=[store.path(folder) for folder in folders],
+    )

@@ -7,9 +7,13 @@ from statistics import fmean
 
 from distmil.cohort import Slide
 from distmil.config.root import Config
+from distmil.pace import in_words
 from distmil.preflight.amounts import LABEL_BYTES, MAPS_BYTES, PLACE_BYTES, SCORE_BYTES
+from distmil.preflight.disk import in_bytes
 from distmil.preflight.looks import Look
 from distmil.storage.records import Record
+
+COLUMNS = ("stage", "done", "to do", "amount", "written", "time")
 
 RAY_S = 5.0
 """Ray's start and end, whatever the job; `benchmarks/dry_run.py` measures it."""
@@ -44,6 +48,12 @@ class Stage:
     amount: str = ""
     num_bytes: float = 0.0
     seconds: float = 0.0
+
+    def row(self, noun: str) -> tuple[str, ...]:
+        """Word the stage under ``COLUMNS``; the noun is slides or images."""
+        unit = noun if self.unit == "slides" else self.unit
+        counts = (f"{self.done} {unit}", f"{self.todo} {unit}") if unit else ("", "")
+        return (self.name, *counts, self.amount, in_bytes(self.num_bytes), in_words(self.seconds))
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""Whether the manifest's labels and splits are enough to learn from, before anything is tiled."""
+"""Whether there is enough to learn from: labels, splits, and for a pre-training an encoder; before any tiling."""
 
 from collections import Counter
+from importlib.util import find_spec
 
 from distmil.cohort import Cohort
-from distmil.errors import ManifestError
+from distmil.config.root import Config
+from distmil.errors import ConfigError, ManifestError
+
+PRETRAINING_PACKAGE = "lightly"
 
 
 def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
@@ -43,6 +47,41 @@ def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
             "cohort.val_fraction where there is no split"
         ]
     return []
+
+
+def check_pretraining(config: Config, cohort: Cohort) -> None:
+    """Refuse what cannot be pre-trained.
+
+    Raises:
+        ConfigError: If no encoder, or more than one, has weights; the patches hold no pixels; or a package is missing.
+        ManifestError: If no slide is in train.
+    """
+    with_weights = [row.name for row in config.encoder.rows if row.has_weights]
+    if not with_weights:
+        raise ConfigError(
+            f"encoder.name = {config.encoder.name!r}: it has no weights that pretrain could train; set "
+            "encoder.name=efficientnet_lite0, or texture+efficientnet_lite0 to have both side by side"
+        )
+    if len(with_weights) > 1:
+        raise ConfigError(
+            f"encoder.name = {config.encoder.name!r}: pretrain trains one encoder with weights, not "
+            f"{' and '.join(with_weights)}; name one of them"
+        )
+    if config.tiling.store == "coords":
+        raise ConfigError(
+            "tiling.store = 'coords': every step of pretrain reads patches of many slides, so they must be stored; "
+            "use image"
+        )
+    if find_spec(PRETRAINING_PACKAGE) is None:
+        raise ConfigError(
+            f"pretrain needs the package {PRETRAINING_PACKAGE}, which is not installed here: "
+            "pip install 'distmil[pretrain]', on every node"
+        )
+    if not cohort.of_split("train"):
+        raise ManifestError(
+            f"pretrain learns from the {cohort.noun}s in train, and the manifest has none there; correct the column "
+            "split"
+        )
 
 
 def check_evidence(cohort: Cohort) -> None:

@@ -134,7 +134,8 @@ class Store(Files):
             if not is_whole:
                 raise self._damaged(name)
             return path
-        return keep_copy(part.sha256, part.size_bytes, lambda: self.read_part(name.rpartition("/")[0], part))
+        folder = name.rpartition("/")[0] or "."
+        return keep_copy(part.sha256, part.size_bytes, lambda: self.read_part(folder, part))
 
 
 @dataclass(frozen=True)

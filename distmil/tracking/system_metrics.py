@@ -2,17 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 from distmil.processes.background import in_background
 from distmil.tracking.tracker import Tracker
-
-try:
-    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-except ImportError:  # it needs psutil, which MLflow does not bring
-    SystemMetricsMonitor = None
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +24,29 @@ def system_metrics(tracker: Tracker, *, is_wanted: bool) -> Iterator[None]:
     if not is_wanted or tracker.uri is None:
         yield
         return
-    if SystemMetricsMonitor is None:
+    make_monitor = _import_monitor()
+    if make_monitor is None:
         logger.warning("tracking.system_metrics needs psutil, which is not installed; the run goes on without them")
         yield
         return
-    with in_background(partial(_watch, tracker), "system-metrics"):
+    with in_background(partial(_watch, tracker, make_monitor), "system-metrics"):
         yield
 
 
-def _watch(tracker: Tracker, stop: threading.Event) -> None:
+def _import_monitor() -> Callable[..., Any] | None:
+    """Import MLflow's monitor, None without psutil, which MLflow does not bring."""
     try:
-        monitor = SystemMetricsMonitor(tracker.run_id, tracking_uri=tracker.uri)
+        from mlflow.system_metrics.system_metrics_monitor import (  # noqa: PLC0415  # MLflow takes seconds to import
+            SystemMetricsMonitor,
+        )
+    except ImportError:
+        return None
+    return SystemMetricsMonitor  # type: ignore[no-any-return]
+
+
+def _watch(tracker: Tracker, make_monitor: Callable[..., Any], stop: threading.Event) -> None:
+    try:
+        monitor = make_monitor(tracker.run_id, tracking_uri=tracker.uri)
         monitor.collect_metrics()  # a share of time starts to count with its first sample
         is_last, step = False, 0
         while not is_last:

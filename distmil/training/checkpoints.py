@@ -7,13 +7,14 @@ Files first, the record last, as everywhere.
 import hashlib
 import io
 import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
-from torch import nn
+from torch import Tensor, nn
 
 from distmil.errors import StorageError
 from distmil.storage.records import Part, Record
@@ -23,7 +24,7 @@ from distmil.training.learner import Learner
 from distmil.training.ownership import Lease
 from distmil.training.run_files import checkpoint_folder, run_file
 
-_EPOCH = re.compile(r"epoch-(\d+)[.-]")
+_STEM = "epoch"
 
 
 def save_checkpoint(
@@ -31,8 +32,7 @@ def save_checkpoint(
 ) -> None:
     """Commit the learner after an epoch; older checkpoints go, but for the best one.
 
-    One record names both: a kill between two would leave a best one whose files the next try overwrites. The files'
-    names hold their checksums, so that two jobs of one run never overwrite each other's.
+    One record names both: a kill between two would leave a best one whose files the next try overwrites.
 
     Args:
         store: Where the run is.
@@ -46,30 +46,73 @@ def save_checkpoint(
         TrainingError: If the run belongs to another job now.
         StorageError: If the store cannot be written or read.
     """
-    folder, epoch = checkpoint_folder(run), len(history.rows) - 1
+    epoch = len(history.rows) - 1
     if lease is not None:
         lease.check(store)
-    optimizer = io.BytesIO()
-    torch.save(learner.optimizer.state_dict(), optimizer)
     modules, frozen = _modules(learner), _frozen(learner)
-    tensors = {key: value.cpu().contiguous() for key, value in modules.state_dict().items() if key not in frozen}
-    files = {".safetensors": save_safetensors(tensors), ".pt": optimizer.getvalue()}
-    parts = tuple(
-        store.write_part(folder, f"epoch-{epoch:05d}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
-        for suffix, data in files.items()
-    )
+    parts = write_state(store, run, f"{_STEM}-{epoch:05d}", tensors_to_keep(modules, frozen), learner.optimizer)
     latest: dict[str, Any] = {"parts": [asdict(part) for part in parts], "steps_done": learner.steps_done}
     earlier = None if is_best else read_latest(store, run)
     best = latest if earlier is None else earlier.info["best"]
     info = {"history": vars(history), "steps_done": learner.steps_done, "best": best}
+    write_latest(store, Record(run, {"epoch": epoch}, parts=parts, info=info), lease=lease)
+    delete_older(store, run, _STEM, epoch, keep={part["name"] for kept in (latest, best) for part in kept["parts"]})
+
+
+def tensors_to_keep(modules: nn.ModuleDict, frozen: Collection[str]) -> dict[str, Tensor]:
+    """Take the tensors of modules that training changes."""
+    return {key: value.cpu().contiguous() for key, value in modules.state_dict().items() if key not in frozen}
+
+
+def write_state(
+    store: Store, run: str, stem: str, tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
+) -> tuple[Part, ...]:
+    """Write tensors and the optimiser's state into a run's folder, before their record, and return their entries.
+
+    The files' names hold their checksums, so that two jobs of one run never overwrite each other's.
+    """
+    state = io.BytesIO()
+    torch.save(optimizer.state_dict(), state)
+    files = {".safetensors": save_safetensors(dict(tensors)), ".pt": state.getvalue()}
+    folder = checkpoint_folder(run)
+    return tuple(
+        store.write_part(folder, f"{stem}-{hashlib.sha256(data).hexdigest()[:8]}{suffix}", data, rows=1)
+        for suffix, data in files.items()
+    )
+
+
+def write_latest(store: Store, record: Record, *, lease: Lease | None) -> None:
+    """Commit a run's latest checkpoint. Raises: TrainingError if the run belongs to another job now."""
     if lease is not None:
         lease.check(store)  # the files took a moment to write
-    store.write_record(_record_name(run), Record(run, {"epoch": epoch}, parts=parts, info=info))
-    keep = {part["name"] for kept in (latest, best) for part in kept["parts"]}
+    store.write_record(_record_name(record.name), record)
+
+
+def delete_older(store: Store, run: str, stem: str, number: int, *, keep: Collection[str]) -> None:
+    """Delete the files of a run's older checkpoints.
+
+    Unnamed files of this number or a later one may be those of a job that takes over just now.
+    """
+    folder, numbered = checkpoint_folder(run), re.compile(rf"{stem}-(\d+)[.-]")
     for name in store.names(folder):
-        # Unnamed files of this epoch or a later one may be those of a job that takes over just now.
-        if (found := _EPOCH.match(name)) and int(found[1]) < epoch and name not in keep:
+        if (found := numbered.match(name)) and int(found[1]) < number and name not in keep:
             store.delete(f"{folder}/{name}")
+
+
+def load_tensors(
+    store: Store, run: str, modules: nn.ModuleDict, tensors: Mapping[str, Tensor], *, frozen: Collection[str]
+) -> None:
+    """Put a checkpoint's tensors into modules. Raises: StorageError if they are of other ones."""
+    found = modules.load_state_dict(tensors, strict=False)
+    if found.unexpected_keys or not set(frozen).issuperset(found.missing_keys):
+        folder = store.path(checkpoint_folder(run))
+        raise StorageError(f"the checkpoint in {folder} is of another network; delete {folder}")
+
+
+def load_optimizer(store: Store, run: str, optimizer: torch.optim.Optimizer, part: Part) -> None:
+    """Put a checkpoint's state into an optimiser. Raises: StorageError if it is damaged."""
+    data = io.BytesIO(store.read_part(checkpoint_folder(run), part))
+    optimizer.load_state_dict(torch.load(data, map_location="cpu", weights_only=True))
 
 
 def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = False) -> History | None:
@@ -87,11 +130,9 @@ def load_checkpoint(store: Store, run: str, learner: Learner, *, best: bool = Fa
         parts, steps_done = [Part(**part) for part in record.info["best"]["parts"]], record.info["best"]["steps_done"]
     folder = checkpoint_folder(run)
     model, optimizer = parts
-    found = _modules(learner).load_state_dict(load_safetensors(store.read_part(folder, model)), strict=False)
-    if found.unexpected_keys or not _frozen(learner).issuperset(found.missing_keys):
-        raise StorageError(f"{store.path(f'{folder}/{model.name}')} is of another network; delete {store.path(folder)}")
-    state = torch.load(io.BytesIO(store.read_part(folder, optimizer)), map_location="cpu", weights_only=True)
-    learner.optimizer.load_state_dict(state)
+    tensors = load_safetensors(store.read_part(folder, model))
+    load_tensors(store, run, _modules(learner), tensors, frozen=_frozen(learner))
+    load_optimizer(store, run, learner.optimizer, optimizer)
     learner.steps_done = steps_done
     return history
 

@@ -38,3 +38,21 @@ def blend(under: Pixels, score: NDArray[np.floating], *, colours: Colours, opaci
     colour = _TABLES[colours][np.rint(found * 255).astype(np.intp)]
     blended[covered] = np.rint(alpha * colour + (1 - alpha) * under[covered])
     return blended
+
+
+def colour(score: NDArray[np.floating], *, colours: Colours) -> Pixels:
+    """Turn scores into opaque colours, ... x 3; white where there is none.
+
+    Args:
+        score: Scores in [0, 1], ...; NaN where there is none.
+        colours: Name of the colours.
+
+    Raises:
+        ValueError: If a score is outside [0, 1] or infinite.
+    """
+    covered = ~np.isnan(score)
+    check_scores(score[covered])
+    pixels = np.full((*score.shape, 3), 255, np.uint8)
+    table = np.rint(_TABLES[colours]).astype(np.uint8)
+    pixels[covered] = table[np.rint(score[covered].astype(np.float64) * 255).astype(np.intp)]
+    return pixels

@@ -72,8 +72,9 @@ def draw_maps(
     max_px: int,
     reader: str,
     colours: Colours = "jet",
+    names: Sequence[str] = (*MAPS, SHEET),
 ) -> Drawn:
-    """Draw every map of a slide, and the sheet of all.
+    """Draw maps of a slide.
 
     Args:
         slide: The slide.
@@ -85,6 +86,7 @@ def draw_maps(
         max_px: Longer edge of the overview.
         reader: ``tiling.reader``.
         colours: ``prediction.colours``.
+        names: The maps: scores of the patches, or the sheet of ``MAPS``.
     """
     doubts: list[str] = []
     thumbnail, scale = _thumbnail(slide, size=size, max_px=max_px, reader=reader, doubts=doubts)
@@ -93,7 +95,7 @@ def draw_maps(
         slide.slide_id, patches, reading, thumbnail, scale=scale, mpp=mpp, outlines=rings, colours=colours,
         noun=noun_of([slide.path]),
     )  # fmt: skip
-    return Drawn({name: encode_png(maps.draw(name)) for name in (*MAPS, SHEET)}, doubts)
+    return Drawn({name: encode_png(maps.draw(name)) for name in names}, doubts)
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ class SlideMaps:
 
     slide_id: str
     patches: pa.Table
-    """Patch predictions: x, y, extent_px in level-0 pixels, and the scores ``MAPS`` within 0 and 1."""
+    """Patch predictions: x, y, extent_px in level-0 pixels, and scores within 0 and 1, ``MAPS`` among them."""
     reading: Reading
     thumbnail: NDArray[np.uint8]
     """The slide's overview, RGB, H x W x 3."""
@@ -117,12 +119,12 @@ class SlideMaps:
     """What the slide is called: slide or image."""
 
     def draw(self, name: str) -> Image.Image:
-        """Draw one of ``MAPS``, or the sheet."""
+        """Draw the map of a score, or the sheet of ``MAPS``."""
         if name == SHEET:
-            pictures = [Panel(self._pictures[score], self._label(score)) for score in MAPS]
+            pictures = [Panel(self._picture(score), self._label(score)) for score in MAPS]
             panels = [Panel(paint(self._base, None), self.noun), *pictures]
         else:
-            panels = [Panel(self._pictures[name])]
+            panels = [Panel(self._picture(name))]
         title = self.slide_id if name == SHEET else f"{self.slide_id}: {self._label(name)}"
         return render(panels, Frame(title, self.reading.words(), self._legend(), self.colours))
 
@@ -135,9 +137,15 @@ class SlideMaps:
             map_size=(width, height),
         )
 
+    def _picture(self, name: str) -> Image.Image:
+        if name not in self._pictures:
+            self._pictures[name] = paint(self._base, self.grid(name), colours=self.colours)
+        return self._pictures[name]
+
     @cached_property
     def _pictures(self) -> dict[str, Image.Image]:
-        return {name: paint(self._base, self.grid(name), colours=self.colours) for name in MAPS}
+        """What was painted already, by score."""
+        return {}
 
     @cached_property
     def _base(self) -> MapBase:
@@ -151,7 +159,12 @@ class SlideMaps:
         )
 
     def _label(self, name: str) -> str:
-        of = {"probability": f" of {self.reading.abnormal}", "fused": ", attention x probability"}
+        of = {
+            "probability": f" of {self.reading.abnormal}",
+            "topk_probability": f" of {self.reading.abnormal}",
+            "fused": ", attention x probability",
+            "agreement": " of the ranks of attention and probability",
+        }
         return name + of.get(name, "")
 
     def _legend(self) -> list[Key]:

@@ -15,10 +15,13 @@ from tests.support.scale import cases
 
 ANSWER = {
     "run": "first",
+    "weights": "/s/pretrained/own",
     "report": "/s/summary.html",
     "results": "/s/slides.csv",
     "maps": "/s/maps",
     "predictions": "/s",
+    "export": "/s/export",
+    "formats": ["png", "tiff", "geojson"],
     "wrong": 2,
     "in_doubt": 0,
 }
@@ -51,23 +54,42 @@ def test_each_job_says_what_follows() -> None:
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "training.run=first", "tiling.mpp=1.0", "losses.bag=2")
     common = "cohort.manifest=slides.csv storage.root=/s"
     predict = "predict new slides: distmil predict storage.root=/s cohort.manifest=NEW.csv prediction.model=first"
+    take = "take it to QuPath, ASAP or a spreadsheet: distmil export"
     assert steps("tile", *given) == [
         "look at /s/summary.html",
         f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2",
         f"or only embed: distmil embed {common} tiling.mpp=1.0",
     ]
     assert steps("embed", *given) == [f"train: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2"]
+    assert steps("pretrain", *given, "pretraining.run=own", "encoder.weights=/old") == [
+        f"train with it: distmil train {common} training.run=first tiling.mpp=1.0 losses.bag=2 "
+        "encoder.weights=/s/pretrained/own"
+    ]
+    folder = ("encoder.name=local-dir:/a/uni", "storage.root=/s")
+    assert steps("pretrain", *folder) == [
+        "train with it: distmil train storage.root=/s encoder.name=local-dir:/s/pretrained/own"
+    ]
     assert steps("train", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
         f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",
         predict,
     ]
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "prediction.model=first", "prediction.split=test")
     assert steps("evaluate", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
         predict,
     ]
-    assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == ["look at the slides: /s/slides.csv and /s/maps"]
+    assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == [
+        "look at the slides: /s/slides.csv and /s/maps",
+        f"{take} {common} prediction.model=first prediction.run=first",
+    ]
+    assert steps("export", *given) == [
+        "in QuPath, with the slide open: File > Import objects from file, of /s/export/geojson",
+        "in ASAP, QuPath or OpenSlide: colour maps in /s/export/tiff",
+    ]
+    assert steps("export", *given, answer={"export": "/e", "formats": ["png"]}) == ["look at /e"]
     assert steps("tune", *given) == []
 
 

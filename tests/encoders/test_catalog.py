@@ -95,7 +95,11 @@ def test_an_unknown_name_is_refused_with_near_ones(name, parts):
     ("encoder", "part"),
     [
         ({"name": "local-dir:/a/uni", "weights": "/b.pt"}, "local-dir: names the weights already"),
-        ({"name": "texture+uni", "weights": "/b.pt"}, "side by side take auto"),
+        (
+            {"name": "texture+uni+resnet18", "weights": "/b.pt"},
+            "expected auto, or the weights of uni, resnet18 in this order, such as auto+/path",
+        ),
+        ({"name": "texture+uni", "weights": "none"}, "texture+uni is of no use without weights"),
         ({"name": "texture+uni", "trainable": True}, "one encoder can be trained, not texture+uni side by side"),
         ({"name": "texture", "trainable": True}, "nothing to train; choose efficientnet_lite0 or resnet18"),
         ({"name": "uni", "weights": "none"}, "uni is of no use without weights"),
@@ -105,6 +109,28 @@ def test_sections_that_contradict_themselves_are_refused(encoder, part):
     with pytest.raises(ConfigError) as caught:
         build_config({"encoder": encoder})
     assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "each", "shared"),
+    [
+        ("texture+uni", "/b/own", {"uni": "/b/own"}, "own"),
+        ("uni+texture", "auto", {"uni": "auto"}, "DEFAULT"),
+        ("texture+uni+resnet18", "auto", {"uni": "auto", "resnet18": "auto"}, "DEFAULT"),
+        ("uni+texture+resnet18", "/a/x+DEFAULT", {"uni": "/a/x", "resnet18": "DEFAULT"}, "x+DEFAULT"),
+        ("uni+resnet18", "/a/x+/b/x", {"uni": "/a/x", "resnet18": "/b/x"}, "x+x"),
+        ("uni+resnet18", "random", {"uni": "random", "resnet18": "random"}, "random"),
+        ("texture", "auto", {}, "none"),
+    ],
+)
+def test_weights_are_those_of_each_encoder_that_has_some(name, weights, each, shared):
+    found = build_config({"encoder": {"name": name, "weights": weights}}).encoder
+    assert found.each_weights == each
+    assert [found.only(row).weights for row in found.rows if row.has_weights] == list(each.values())
+    assert found.weights_name == shared
+    if shared != "none":
+        again = build_config({"encoder": {"name": name, "weights": shared}}).encoder  # as a bundle carries it
+        assert again.weights_name == shared
 
 
 def test_a_local_folder_is_shared_by_its_name_alone():

@@ -17,7 +17,7 @@ def some_rows(rng, num_slides, *, patches=40, classes=2, digits=2):
     for _ in range(num_slides):
         label = int(rng.integers(classes))
         bag_C = rng.dirichlet(np.ones(classes))
-        read_outs = tuple(np.round(np.clip(0.3 * (label > 0) + 0.7 * rng.random(3), 0, 1), digits))
+        read_outs = tuple(np.round(np.clip(0.3 * (label > 0) + 0.7 * rng.random(len(READ_OUTS)), 0, 1), digits))
         num = int(rng.integers(0, patches)) if rng.random() < 0.7 else 0
         is_target = rng.random(num) < 0.3
         scores = tuple(

@@ -21,6 +21,7 @@ def row_of(slide_id, probability, *, threshold=0.5):
     predicted = CLASSES[probability >= threshold]
     return {
         "slide_id": slide_id, "probability": probability, "bag": probability, "max": 0.9, "topk_mean": 0.8,
+        "regions": 0.7,
         "predicted": predicted, "label": None, "num_patches": 12,
     }  # fmt: skip
 

@@ -16,11 +16,12 @@ from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError
 from distmil.inference.bundle import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
 from distmil.models.network import DualNetwork
+from distmil.models.regions import PatchEvidence
 from distmil.storage.records import Part, Record
 from distmil.storage.store import Store
 from tests.support.scale import cases
 
-THRESHOLDS = {"bag": 0.4, "max": 0.7, "topk_mean": 0.25}
+THRESHOLDS = {"bag": 0.4, "max": 0.7, "topk_mean": 0.25, "regions": 0.35}
 
 
 def make_bundle(**encoder: str) -> Bundle:
@@ -250,6 +251,12 @@ HOSTILE: dict[str, Callable[[Store], None]] = {
     "a threshold that is true": edited("labels.json", "patch_threshold", value=True),
     "a threshold that is NaN": edited("labels.json", "patch_threshold", value=float("nan")),
     "thresholds of a read-out missing": removed("labels.json", "slide_thresholds", "max"),
+    "evidence a list": edited("labels.json", "evidence", value=[0.5, 0.0]),
+    "evidence without an offset": edited("labels.json", "evidence", value={"slope": 0.5}),
+    "evidence that falls": edited("labels.json", "evidence", value={"slope": -0.5, "offset": 0.0}),
+    "evidence of text": edited("labels.json", "evidence", value={"slope": "0.5", "offset": 0.0}),
+    "no usual patches": edited("labels.json", "usual_patches", value=0),
+    "usual patches of text": edited("labels.json", "usual_patches", value="9"),
     "thresholds a list": edited("labels.json", "slide_thresholds", value=[0.5]),
     "metrics a list": edited("metrics.json", value=[]),
     "metrics with NaN": text("metrics.json", b'{"epoch": NaN}'),
@@ -297,6 +304,21 @@ def test_hostile_encoder_weights_are_refused(store: Store) -> None:
     commit(store, "encoder.safetensors", save({"conv1.weight": torch.full((2, 3), torch.nan)}))
     with pytest.raises(BundleError, match=r"conv1\.weight are not finite"):
         load_bundle("run", store)
+
+
+def test_evidence_and_the_usual_size_travel_and_older_bundles_lack_them(store: Store) -> None:
+    evidence = PatchEvidence(0.7, -0.25)
+    save_bundle(store, replace(make_bundle(), evidence=evidence, usual_patches=140))
+    found = load_bundle("run", store)
+    assert (found.evidence, found.usual_patches) == (evidence, 140)
+    found.check_gives("regions")
+    for key in (("evidence",), ("usual_patches",), ("slide_thresholds", "regions")):
+        removed("labels.json", *key)(store)
+    found = load_bundle("run", store)
+    assert (found.evidence, found.usual_patches, found.slide_thresholds["regions"]) == (None, None, 0.5)
+    found.check_gives("bag")
+    with pytest.raises(ConfigError, match="slide_score = regions: the bundle run has no evidence"):
+        found.check_gives("regions")
 
 
 # --- bundles of the first version

@@ -22,7 +22,7 @@ from distmil.errors import ConfigError
 from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, save_bundle
 from distmil.inference.mlflow_model import save_model, score_names
-from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.inference.scoring import NETWORK_READ_OUTS, READ_OUTS, score_bag
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.pipeline.job import Job
 from distmil.pipeline.training.record import record_training
@@ -67,7 +67,7 @@ def expected(bundle, embedding_NE):
         chunk=999,
     )
     columns = [scores.attention_N, scores.probability_N, scores.topk_probability_N, scores.fused_N]
-    columns += [np.full(len(embedding_NE), getattr(scores, name)) for name in READ_OUTS]
+    columns += [np.full(len(embedding_NE), getattr(scores, name)) for name in NETWORK_READ_OUTS]
     if len(bundle.classes) > 2:
         columns += [*scores.class_probability_NC.T, *(np.full(len(embedding_NE), value) for value in scores.bag_C)]
     return np.stack(columns, 1)
@@ -332,7 +332,7 @@ def test_a_finished_training_leaves_its_model_and_its_metrics(tracker, tmp_path,
 
 @pytest.mark.parametrize("is_wanted", [True, False])
 def test_maps_can_be_left_out_of_the_record(tracker, saved, tmp_path, monkeypatch, is_wanted):
-    monkeypatch.setattr("distmil.pipeline.training.record.save_model", lambda folder, _: shutil.copytree(saved, folder))
+    monkeypatch.setattr("distmil.inference.mlflow_model.save_model", lambda folder, _: shutil.copytree(saved, folder))
     config = small_config(cohort={"classes": ["normal", "tumour"]}, tracking={"maps": is_wanted})
     job = Job(config, Store(str(tmp_path / "store")))
     bundle = make_bundle()
@@ -352,7 +352,7 @@ def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplo
     def fail(*arguments, **options):
         raise RuntimeError("no such graph\nand many lines more")
 
-    monkeypatch.setattr("distmil.pipeline.training.record.save_model", fail)
+    monkeypatch.setattr("distmil.inference.mlflow_model.save_model", fail)
     run = record(tmp_path, tracker)
     assert (run.info.status, run.data.metrics["train/loss"], run.outputs.model_outputs) == ("FINISHED", 0.6, [])
     (said,) = [found.getMessage() for found in caplog.records if found.levelname == "WARNING"]

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from distmil.bags.source import EmbeddingSource
-from distmil.inference.shift import MARGIN, SAMPLED_PATCHES, Shift, reach_of, shift_doubts
+from distmil.inference.shift import (
+    MARGIN,
+    SAMPLED_PATCHES,
+    Shift,
+    reach_of,
+    shift_doubts,
+    size_doubts,
+    usual_patches,
+)
 from distmil.models.normaliser import Normaliser
 from tests.support.scale import cases
 
@@ -97,3 +105,19 @@ def test_what_is_not_known_raises_no_doubt():
     assert shift_doubts(0.1 * MARGIN + 0.01, 0.1, num_patches=1000)
     assert shift_doubts(0.1 * MARGIN + 0.01, 0.1, num_patches=20) == []
     assert reach_of(Normaliser(WIDTH), [EmbeddingSource([np.zeros((1, WIDTH), np.float32)])], seed=0) is None
+
+
+def test_a_slide_far_larger_than_those_of_training_raises_doubt():
+    usual = usual_patches([100] * 500 + [140] * 499 + [50_000])
+    assert usual == 140
+    assert size_doubts(420, usual, slide_score="bag") == []
+    (doubt,) = size_doubts(1400, usual, slide_score="bag")
+    assert "its 1400 patches are 10.0 times those of nearly all training slides (140)" in doubt
+    assert doubt.endswith("prediction.slide_score=regions bears size best")
+    (doubt,) = size_doubts(1400, usual, slide_score="regions")
+    assert "slide_score" not in doubt
+
+
+def test_without_sizes_of_training_no_size_is_doubted():
+    assert usual_patches([]) is None
+    assert size_doubts(10**6, None, slide_score="bag") == []

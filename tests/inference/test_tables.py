@@ -1,6 +1,8 @@
 """Predictions as tables: what is written is what the network said, and judging it gives what evaluation gives."""
 
 import dataclasses
+import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +13,7 @@ from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
 from distmil.evaluation.metrics import at_threshold, label_scores, summarise
 from distmil.evaluation.predictions import evaluate_predictions
-from distmil.inference.scoring import BagScores
+from distmil.inference.scoring import READ_OUTS, BagScores
 from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.storage.records import Part
 from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema, to_parquet
@@ -36,6 +38,7 @@ def some_scores(num, *, classes=TWO, seed=0):
         bag=float(bag_C[1:].sum()),
         max=float(fused_N.max()),
         topk_mean=float(np.sort(fused_N)[-3:].mean()),
+        regions=float(generator.random()),
     )
 
 
@@ -85,7 +88,7 @@ def test_an_abnormal_patch_takes_its_likeliest_abnormal_class():
 # --- slides
 
 
-@pytest.mark.parametrize("slide_score", ["bag", "max", "topk_mean"])
+@pytest.mark.parametrize("slide_score", READ_OUTS)
 def test_a_slides_probability_is_the_read_out_that_counts(slide_score):
     scores = some_scores(20)
     value = getattr(scores, slide_score)
@@ -93,8 +96,14 @@ def test_a_slides_probability_is_the_read_out_that_counts(slide_score):
         row = slide_row(scores, slide_id="s1", label=0, classes=TWO, slide_score=slide_score, threshold=threshold)
         assert row["probability"] == value
         assert row["predicted"] == predicted
-        assert (row["bag"], row["max"], row["topk_mean"]) == (scores.bag, scores.max, scores.topk_mean)
+        assert [row[name] for name in READ_OUTS] == [getattr(scores, name) for name in READ_OUTS]
         assert (row["label"], row["num_patches"]) == ("negative", 20)
+
+
+def test_a_read_out_that_a_bundle_lacks_is_empty():
+    scores = replace(some_scores(20), regions=math.nan)
+    row = slide_row(scores, slide_id="s1", label=0, classes=TWO, slide_score="bag", threshold=0.5)
+    assert row["regions"] is None
 
 
 @pytest.mark.parametrize("classes", [TWO, THREE])

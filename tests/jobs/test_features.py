@@ -66,6 +66,10 @@ def test_from_features_to_maps_without_a_slide(local_ray, tmp_path):
     predict = ("prediction.model=t", "prediction.run=p")
     predicted = run_here(home, "predict", f"cohort.manifest={stamp_manifest}", f"features.folder={stamp}", *predict)
     assert (predicted.code, predicted.answer["slides"]) == (0, {"ok": 8}), predicted.err
+    stamped = (f"cohort.manifest={stamp_manifest}", f"features.folder={stamp}", *predict)
+    exported = run_here(home, "export", *stamped, "export.threshold=0.01", "export.formats=[png,tiff,geojson]")
+    assert (exported.code, exported.answer["slides"]) == (0, {"ok": 8}), exported.err
+    assert len(list((home / "predictions/p/export/geojson").glob("*_regions.geojson"))) == 8
 
     other_manifest, other = cohort(tmp_path / "other", encoder="virchow2")
     refused = run_here(home, "predict", f"cohort.manifest={other_manifest}", f"features.folder={other}", *predict)

@@ -29,7 +29,7 @@ NET = ("cohort.synthetic=8", "cohort.val_fraction=0.4", "prediction.model=net")
 JOBS = {
     "tile": (("cohort.synthetic=8",), "tiling 8 slides"),
     "embed": (("cohort.synthetic=8",), "embedding 8 slides"),
-    "train": ((*SMALL, "training.run=again", "training.epochs=60", "prediction.split=test"), "epoch 1/60"),
+    "train": ((*SMALL, "training.run=again", "training.epochs=40", "prediction.split=test"), "epoch 1/40"),
     "tune": ((*SMALL, "search.run=found", "search.trials=6", "search.repeats=0", "training.epochs=6"), "trial 1/6"),
     "evaluate": (NET, "predicting"),
     "predict": ((*NET, "prediction.map_px=512"), "predicting"),

@@ -266,7 +266,7 @@ def test_kill_9_in_training_then_the_same_command_goes_on(home: Path, trained: D
         shutil.rmtree(broken / folder)
     kill_job_when(broken, (broken / "checkpoints/small/latest.json").exists, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert len(epochs(broken, "small")) < 3
-    done = run_job(broken, "train", *SMALL, *LEAN, NO_PREDICTION)
+    done = run_here(broken, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert done.code == 0, done.err
     assert "run small goes on after epoch" in done.err
     assert epochs(broken, "small") == epochs(home, "small")

@@ -13,13 +13,13 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("local_ray"),
+    pytest.mark.skipif(not IS_FULL, reason="both stages in one: test_stream.py; each alone: make test-all"),
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
 
 TRACES = {"tile": "patches/*/*/commit.json", "embed": "embeddings/*/*/part-*.arrow"}
-USUAL = ("tile",)
-"""A training is killed in test_jobs.py, a search in test_tune.py; make test-all kills in embedding as well."""
+"""A stream of both is killed in test_stream.py, a training in test_jobs.py, a search in test_tune.py."""
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(make_house(tmp_path_factory.mktemp("unbroken"), num_slides=8).store.root)
 
 
-@pytest.mark.parametrize("job", TRACES if IS_FULL else USUAL)
+@pytest.mark.parametrize("job", TRACES)
 def test_kill_9_then_the_same_command_ends_as_an_unbroken_run(unbroken: Path, tmp_path: Path, job: str) -> None:
     broken, traces = tmp_path / "home", TRACES[job]
     shutil.copytree(unbroken / "synthetic", broken / "synthetic", copy_function=shutil.copy2)

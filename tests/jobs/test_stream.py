@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from distmil.pipeline import cluster
 from distmil.pipeline.streaming import chain
 from distmil.pipeline.streaming.chain import Stage, chain_slides
 from tests.support.cohorts import save_cohort
-from tests.support.jobs import Done, kill_job_when, run_here, run_job
+from tests.support.jobs import Done, kill_job_when, run_here
 from tests.support.scale import cases
 
 pytestmark = [
@@ -60,7 +61,10 @@ def test_every_item_and_all_that_follows_is_answered_once(is_gpu: bool) -> None:
 
 
 @pytest.mark.parametrize("stages", [({"bad": 7}, {}), ({}, {"bad": (9, 4)})])
-def test_a_failing_store_is_raised_as_it_is_from_both_stages(stages: tuple[dict[str, int], dict[str, int]]) -> None:
+def test_a_failing_store_is_raised_as_it_is_from_both_stages(
+    stages: tuple[dict[str, int], dict[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "MAX_ACTORS", 1)
     with pytest.raises(DamagedStore, match="gone"):
         list(chain_slides(range(30), Stage(Cutter, stages[0]), Stage(Taker, stages[1]), is_gpu=False))
 
@@ -103,11 +107,26 @@ def shards(home: Path) -> dict[str, bytes]:
     return found
 
 
-def test_one_stream_writes_the_bytes_of_two_passes(manifest: Path, tmp_path: Path) -> None:
+@dataclass(frozen=True)
+class TwoPasses:
+    """A home whose slides were tiled and then embedded, and how the job ended."""
+
+    home: Path
+    done: Done
+
+
+@pytest.fixture(scope="module")
+def two_passes(manifest: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> TwoPasses:
+    """What streams are compared with."""
+    home = tmp_path_factory.mktemp("two")
+    return TwoPasses(home, embed(home, manifest, "tiling.stream=false"))
+
+
+def test_one_stream_writes_the_bytes_of_two_passes(manifest: Path, two_passes: TwoPasses, tmp_path: Path) -> None:
     """Slides of more chunks than a worker writes in a row, small ones, and one that cannot be read."""
-    two = embed(tmp_path / "two", manifest, "tiling.stream=false")
+    two = two_passes.done
     one = embed(tmp_path / "one", manifest, "tiling.stream=true")
-    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+    assert shards(tmp_path / "one") == shards(two_passes.home)
     assert one.answer["slides"] == two.answer["slides"] == {"ok": 4, "unreadable": 1}
     assert "embedding 5 slides with texture at the same time, each when it is tiled" in one.err
     assert "at the same time" not in two.err
@@ -130,9 +149,11 @@ def test_tiled_slides_are_embedded_with_the_others_and_what_is_done_stays(manife
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == before
 
 
-def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(manifest: Path, tmp_path: Path) -> None:
-    stored = embed(tmp_path / "stored", manifest, "tiling.stream=false")
-    read = embed(tmp_path / "read", manifest, "tiling.store=coords", "tiling.stream=true")
+def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(
+    manifest: Path, two_passes: TwoPasses, tmp_path: Path
+) -> None:
+    stored = two_passes.done
+    read = embed(tmp_path / "read", manifest, "tiling.store=coords", "tiling.stream=true", actors=1)
     assert read.answer["slides"] == stored.answer["slides"] == {"ok": 4, "unreadable": 1}
     made = [Path(done.answer["embeddings"]) for done in (stored, read)]
     assert made[0].name != made[1].name
@@ -144,16 +165,16 @@ def test_pixels_that_stay_in_the_slides_give_the_same_embeddings(manifest: Path,
     assert sizes[1] < 0.5 * sizes[0]  # shards of sixteen patches are mostly headers
 
 
-def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(manifest: Path, tmp_path: Path) -> None:
+def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(
+    manifest: Path, two_passes: TwoPasses, tmp_path: Path
+) -> None:
     """SIGKILL for the driver and all that it started, as soon as a random number of files is there.
 
     What the last run leaves is that of the unbroken one, and perhaps receipts of a slide that was committed before.
     """
     rng = np.random.default_rng(9)
     given = ["embed", f"cohort.manifest={manifest}", *VALUES]
-    whole = run_job(tmp_path / "whole", *given, "tiling.stream=false")
-    assert whole.code == 0, whole.err
-    expected = shards(tmp_path / "whole")
+    expected = shards(two_passes.home)
     kills, wanted = 0, cases(1, full=10)
     for root in range(wanted):
         home = tmp_path / f"killed-{root}"
@@ -161,9 +182,9 @@ def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(manifest
             num_files = max(len(shards(home)) + 1, round(share * len(expected)))
             kill_job_when(home, lambda n=num_files, home=home: len(shards(home)) >= n, *given, "tiling.stream=true")
             kills += 1
-        done = run_job(home, *given, "tiling.stream=true")
+        done = run_here(home, *given, "tiling.stream=true")
         assert done.code == 0, done.err
-        assert done.answer["slides"] == whole.answer["slides"]
+        assert done.answer["slides"] == two_passes.done.answer["slides"]
         found = shards(home)
         assert {name: found.get(name) for name in expected} == expected
         more = {Path(name).name for name in found.keys() - expected.keys()}  # of a kill just behind a commit

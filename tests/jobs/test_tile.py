@@ -50,14 +50,14 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home
 
 
-def run_tile(home: Path, *arguments: object) -> Done:
+def run_tile(home: Path, *arguments: object, actors: int = 1) -> Done:
     values = [f"tiling.{name}={value}" for name, value in VALUES.items()]
-    return run_here(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments, actors=2)
+    return run_here(home, "tile", f"cohort.manifest={home / 'manifest.csv'}", *values, *arguments, actors=actors)
 
 
 @pytest.fixture(scope="module")
 def tiled(home: Path) -> Done:
-    done = run_tile(home)
+    done = run_tile(home, actors=2)
     assert done.code == 0, done.err
     lines = done.err.splitlines()
     next_step = next(i for i, line in enumerate(lines) if line.startswith("next:"))

@@ -12,14 +12,15 @@ from distmil import cli
 from distmil.cohort import read_cohort
 from distmil.config.loading import build_config
 from distmil.inference.bundle import save_bundle
-from distmil.preflight import checks, looks
+from distmil.preflight import checks, looks, supervision
 from distmil.storage.store import Store
 from distmil.training.run_files import run_file
 from tests.inference.test_mlflow_model import make_bundle
+from tests.support.scale import IS_FULL
 from tests.support.slides import save_pyramid, tissue_image
 
 ROOT = Path(__file__).parents[2]
-ALL = ("tile", "embed", "train", "tune", "evaluate", "predict")
+ALL = ("tile", "embed", "pretrain", "train", "tune", "evaluate", "predict")
 LEARNING = ("train", "tune")
 WITH_LABELS = ("train", "tune", "evaluate")
 
@@ -60,7 +61,7 @@ def refused(store: Store, capsys: pytest.CaptureFixture[str], job: str, *keys: s
 @pytest.mark.parametrize("job", ALL)
 def test_slides_that_are_all_too_coarse(job: str, store: Store, tmp_path: Path, capsys) -> None:
     said = refused(store, capsys, job, manifest(tmp_path))
-    number = 2 if job == "evaluate" else 4
+    number = 2 if job in {"evaluate", "pretrain"} else 4
     assert f"all {number} slides that were looked at are too_coarse: their finest resolution is 2 um/px" in said
     assert "tiling.mpp=2 fits them" in said
 
@@ -164,6 +165,7 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
     [
         ("tile", ["start", "tile", "report"]),
         ("embed", ["start", "tile", "embed"]),
+        ("pretrain", ["start", "tile", "label", "pretrain"]),
         ("train", ["start", "tile", "embed", "label", "train", "predict", "record"]),
         ("tune", ["start", "tile", "embed", "label", "search"]),
         ("evaluate", ["start", "tile", "embed", "label", "predict"]),
@@ -175,6 +177,8 @@ def test_a_dry_run_says_how_much_and_writes_nothing(
 ) -> None:
     before = files(Path(store.root))
     keys = [manifest(tmp_path, "0100", mpp=0.5), "training.epochs=3"]
+    if job in {"train", "tune"} and not IS_FULL:  # what a dry run tries of the usual encoder it tries for embed
+        keys.append("encoder.name=texture")
     keys += ["prediction.model=a-run"] if job in {"evaluate", "predict"} else ["cohort.classes=[normal,tumour]"]
     assert cli.main(job, None, ["--dry-run", *keys]) == 0
     said = capsys.readouterr()
@@ -183,16 +187,63 @@ def test_a_dry_run_says_how_much_and_writes_nothing(
     assert answer["dry_run"] is True
     assert [stage["name"] for stage in answer["stages"]] == stages
     tile = answer["stages"][1]
-    assert (tile["done"], tile["todo"]) == (0, 2 if job == "evaluate" else 4)
+    assert (tile["done"], tile["todo"]) == (0, 2 if job in {"evaluate", "pretrain"} else 4)
     assert tile["num_bytes"] > 1000
     assert answer["seconds"] == pytest.approx(sum(stage["seconds"] for stage in answer["stages"]))
     assert all(stage["seconds"] > 0 for stage in answer["stages"])
     assert "nothing is written" in said.err
 
 
-@pytest.mark.parametrize("job", ["embed", "train", "tune"])
+@pytest.mark.parametrize("job", ["embed", "pretrain", "train", "tune"])
 def test_encoders_that_cannot_run_are_refused_before_torch_is_loaded(tmp_path, store, capsys, job):
     said = refused(store, capsys, job, manifest(tmp_path), "encoder.name=uni", "encoder.weights=/nowhere/uni")
     assert "encoder.weights = '/nowhere/uni': there is no such file or folder" in said
     said = refused(store, capsys, job, manifest(tmp_path), "encoder.name=hibou-b")
     assert "set encoder.allow_remote_code=true" in said
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        (
+            ["encoder.name=texture"],
+            "encoder.name = 'texture': it has no weights that pretrain could train; set encoder.name",
+        ),
+        (
+            ["encoder.name=texture+resnet18+efficientnet_lite0"],
+            "pretrain trains one encoder with weights, not resnet18 and efficientnet_lite0; name one of them",
+        ),
+        (["tiling.store=coords"], "tiling.store = 'coords': every step of pretrain reads patches of many slides"),
+        (["features.folder=."], "and pretrain learns from pixels; leave it out"),
+        (["pretraining.epochs=0"], "pretraining.epochs = 0"),
+        (["pretraining.method=mae"], "pretraining.method = 'mae': expected vicreg | simclr | dino"),
+    ],
+)
+def test_what_cannot_be_pretrained_is_refused(keys: list[str], said: str, tmp_path: Path, store: Store, capsys) -> None:
+    assert said in refused(store, capsys, "pretrain", manifest(tmp_path), *keys)
+
+
+def test_a_missing_package_is_named_with_its_command(tmp_path: Path, store: Store, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(supervision, "PRETRAINING_PACKAGE", "lightly_that_is_not_there")
+    assert "which is not installed here: pip install 'distmil[pretrain]', on every node" in refused(
+        store, capsys, "pretrain", manifest(tmp_path)
+    )
+
+
+def test_a_manifest_without_train_slides_is_refused(tmp_path: Path, store: Store, capsys) -> None:
+    given = manifest(tmp_path)
+    table = tmp_path / "m.csv"
+    table.write_text(table.read_text().replace("train", "test"))
+    assert "pretrain learns from the slides in train, and the manifest has none there" in refused(
+        store, capsys, "pretrain", given
+    )
+
+
+def test_a_pretraining_of_that_name_with_other_settings_is_refused(tmp_path: Path, store: Store, capsys) -> None:
+    earlier = {"pretraining.method": "dino", "encoder": {"name": "resnet18"}}
+    run = "pretrain-own"
+    store.write_checked(run_file(run, "run"), {"settings": earlier, "data": ""}, owner=run)
+    said = refused(store, capsys, "pretrain", manifest(tmp_path), "pretraining.run=own")
+    assert "pretraining.run = 'own' was started with something else; choose another name, or delete" in said
+    assert "pretraining.method: 'dino' then, 'vicreg' now" in said
+    assert "encoder.name: 'resnet18' then, 'efficientnet_lite0' now" in said

@@ -6,7 +6,7 @@ import pytest
 
 from distmil.cohort import Cohort, Slide
 from distmil.errors import ManifestError
-from distmil.preflight.supervision import check_supervision
+from distmil.preflight.supervision import check_evidence, check_supervision
 
 CLASSES = ["negative", "positive"]
 
@@ -40,3 +40,12 @@ def test_training_without_val_is_noted() -> None:
         check_supervision(replace(found, slides=[replace(s, path="a.png") for s in found.slides]), "tune")
     check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "tune")
     assert check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "train") == []
+
+
+def test_regions_need_val_slides_of_both_kinds() -> None:
+    train = ((1, "train"), (0, "train"))
+    check_evidence(cohort(*train, (1, "val"), (0, "val")))
+    with pytest.raises(ManifestError, match="fitted on val, which has only slides of one kind"):
+        check_evidence(cohort(*train, (1, "val"), (None, "val")))
+    with pytest.raises(ManifestError, match="which has no slide with a label"):
+        check_evidence(cohort(*train, (0, "test")))

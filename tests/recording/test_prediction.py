@@ -59,7 +59,7 @@ def results(*, doubtful=()):
             value = 0.9
         rows[slide.slide_id] = {
             "predicted": CLASSES[value >= 0.5], "probability": value, "bag": value, "max": value, "topk_mean": value,
-            "num_patches": 5,
+            "regions": value, "num_patches": 5,
         }  # fmt: skip
     return slide_results(
         SLIDES, rows, classes=CLASSES, threshold=0.5, statuses={SLIDES[-1].slide_id: ("no_tissue", "jane")},

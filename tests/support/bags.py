@@ -10,6 +10,7 @@ from distmil.bags.sampler import Step, StepPlanner
 from distmil.bags.source import EmbeddingSource
 from distmil.config.loading import build_config
 from distmil.config.root import Config
+from distmil.models.regions import Places
 
 EMBEDDING = 12
 
@@ -30,7 +31,9 @@ def make_bag(index: int, *, classes: int = 2, annotated: bool = True, size: int 
     target_NC = np.full((count, classes), np.nan, np.float32)
     target_NC[label_N >= 0] = np.eye(classes, dtype=np.float32)[label_N[label_N >= 0]]
     half = count // 2
-    return Bag(f"slide-{index:02d}", label, EmbeddingSource([z[:half], z[half:]]), label_N, target_NC)
+    column_N, row_N = np.arange(count, dtype=np.int32) % 7, np.arange(count, dtype=np.int32) // 7
+    places = Places(column_N * 96, row_N * 96, 96)
+    return Bag(f"slide-{index:02d}", label, EmbeddingSource([z[:half], z[half:]]), label_N, target_NC, places=places)
 
 
 def make_bags(count: int, **options: Any) -> list[Bag]:

@@ -1,6 +1,7 @@
 """System metrics of a run: recorded while it goes on, through an outage, and never in its way."""
 
 import shutil
+import sys
 import time
 
 import pytest
@@ -10,6 +11,8 @@ from distmil.tracking import server
 from distmil.tracking import system_metrics as systemmetrics
 from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
+
+MONITOR = "mlflow.system_metrics.system_metrics_monitor.SystemMetricsMonitor"
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_a_run_shorter_than_the_interval_has_one_sample(tracker):
 
 
 def test_without_psutil_the_work_goes_on(tracker, monkeypatch, caplog):
-    monkeypatch.setattr(systemmetrics, "SystemMetricsMonitor", None)
+    monkeypatch.setitem(sys.modules, MONITOR.rpartition(".")[0], None)  # its import fails
     with system_metrics(tracker, is_wanted=True):
         pass
     assert "needs psutil" in caplog.messages[0]
@@ -54,14 +57,15 @@ def test_a_monitor_that_fails_is_said_and_stops_nothing(tracker, monkeypatch, ca
     def fail(*arguments, **options):
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(systemmetrics, "SystemMetricsMonitor", fail)
+    pytest.importorskip("psutil")
+    monkeypatch.setattr(MONITOR, fail)
     with system_metrics(tracker, is_wanted=True):
         pass
     assert caplog.messages == ["system metrics are not recorded any more (OSError: no /proc here)"]
 
 
 def test_nothing_is_watched_unless_asked(tracker, monkeypatch):
-    monkeypatch.setattr(systemmetrics, "SystemMetricsMonitor", lambda *_, **__: pytest.fail("it was asked for"))
+    monkeypatch.setattr(systemmetrics, "_import_monitor", lambda: pytest.fail("it was asked for"))
     for found, is_wanted in ((tracker, False), (Tracker(None, "none"), True)):
         with system_metrics(found, is_wanted=is_wanted):
             pass

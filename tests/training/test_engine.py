@@ -165,6 +165,8 @@ def test_training_learns_slides_and_patches() -> None:
     found = evaluate(learner, bags[28:], config, group=ALONE)
     assert (found["slide_auc"] or 0) > 0.95
     assert (found["patch_auc_fused"] or 0) > 0.95
+    assert (found["slide_auc_regions"] or 0) > 0.95
+    assert (found["evidence_slope"] or 0) > 0
     assert found == evaluate(learner, bags[28:], config, group=ALONE)
 
 

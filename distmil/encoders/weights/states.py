@@ -123,7 +123,7 @@ def read_weights(path: Path) -> State:
         EncoderError: If the file holds something else than tensors by name.
     """
     try:
-        if path.suffix.lower() == ".safetensors":
+        if path.suffix.lower() in {".safetensors", ""}:  # copies of committed files have no suffix
             values = load_safetensors(path.read_bytes())
         else:
             values = torch.load(path, map_location="cpu", weights_only=True)

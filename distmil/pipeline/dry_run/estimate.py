@@ -13,12 +13,14 @@ from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.demo.cohort import make_cohort
 from distmil.errors import ConfigError
 from distmil.pace import in_words
+from distmil.pipeline.dry_run.pretraining import pretrain_stage
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
 from distmil.preflight.checks import WITH_LABELS, held_out, needs_of, slides_of
 from distmil.preflight.disk import free_bytes, in_bytes
 from distmil.preflight.looks import Look, Task, look_at
 from distmil.preflight.stages import (
+    COLUMNS,
     RECORD_S,
     Machine,
     Stage,
@@ -44,7 +46,6 @@ TRIAL_PATCHES = 64
 LOOK_S = 12.0
 RECORDS_S = 20.0
 """Longest look for finished slides."""
-COLUMNS = ("stage", "done", "to do", "amount", "written", "time")
 
 
 def run(job: Job, name: str, module: str) -> dict[str, Any]:
@@ -56,8 +57,10 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
         module: The job's module, whose imports are the measure of a start here.
 
     Raises:
-        ConfigError: If the job works on features of other tools.
+        ConfigError: If the job works on features of other tools, or exports.
     """
+    if name == "export":
+        raise ConfigError("--dry-run estimates work of hours, and export takes seconds a slide; leave it out")
     if job.config.features.folder is not None or name.endswith("_features"):
         raise ConfigError("--dry-run estimates work on slides, not on features of other tools; leave it out")
     started = idle_clock()
@@ -65,9 +68,8 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     start_s = idle_clock() - started
     with tempfile.TemporaryDirectory(prefix="distmil-", ignore_cleanup_errors=True) as folder:
         stages = _Estimate(job, name, Path(folder), start_s).stages
-    noun = f"{job.outcomes.noun}s"
     total_s, num_bytes = sum(stage.seconds for stage in stages), sum(stage.num_bytes for stage in stages)
-    rows = [_row(stage, noun) for stage in stages]
+    rows = [stage.row(f"{job.outcomes.noun}s") for stage in stages]
     job.console.table(f"dry run of {name}: nothing is written", COLUMNS, rows)
     free = free_bytes(job.store.root)
     room = "" if free is None else f", {in_bytes(free)} are free"
@@ -75,12 +77,6 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     if (load := os.getloadavg()[0]) > (os.cpu_count() or 1):
         job.console.note(f"note: this machine is busy (load {load:.0f} on {os.cpu_count()} CPUs); now it takes longer")
     return {"dry_run": True, "stages": [asdict(stage) for stage in stages], "seconds": total_s, "bytes": num_bytes}
-
-
-def _row(stage: Stage, noun: str) -> tuple[str, ...]:
-    unit = noun if stage.unit == "slides" else stage.unit
-    counts = (f"{stage.done} {unit}", f"{stage.todo} {unit}") if unit else ("", "")
-    return (stage.name, *counts, stage.amount, in_bytes(stage.num_bytes), in_words(stage.seconds))
 
 
 @dataclass(frozen=True)
@@ -149,6 +145,8 @@ class _Estimate:
         stages = [start_stage(self._machine), tile_stage(self._work, self._machine)]
         if self.name == "tile":
             return [*stages, report_stage(self._work, self._machine)]
+        if self.name == "pretrain":
+            return [*stages, self._label_stage(), pretrain_stage(self.job, self._work, self._machine, self.folder)]
         rates = importlib.import_module("distmil.preflight.rates")
         registry = importlib.import_module("distmil.encoders.registry")
         job, bundle = self._opened

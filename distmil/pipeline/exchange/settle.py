@@ -45,6 +45,8 @@ def check_settings(config: Config, name: str) -> None:
             f"features.folder is set: the embeddings are there already, and {name} has nothing to do; run "
             "import_features, or train at once"
         )
+    if name == "pretrain":
+        raise ConfigError(f"features.folder is set: {_PIXELS}, and pretrain learns from pixels; leave it out")
     if config.encoder.trainable:
         raise ConfigError(f"encoder.trainable: {_PIXELS}, so that no encoder can be trained; leave features.folder out")
     if config.encoder.views:

@@ -20,7 +20,14 @@ from distmil.models.layout import top_k_size
 from distmil.models.losses import LOSSES
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
-from distmil.preflight.claims import changes, refuse_changes, settings_of
+from distmil.preflight.claims import (
+    RUN_SECTIONS,
+    changes,
+    pretraining_settings,
+    refuse_changes,
+    run_id,
+    settings_of,
+)
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from distmil.training.engine import active_config
@@ -67,7 +74,7 @@ class Claim:
     cohort: Cohort
     name: str | None
     """None: made from the settings and data."""
-    kind: Literal["train", "tune"]
+    kind: Literal["train", "tune", "pretrain"]
     more: Mapping[str, Any] = field(default_factory=dict)
     """Other settings that the results depend on, dotted."""
 
@@ -78,8 +85,9 @@ class Claim:
             ConfigError: If the earlier run had other settings.
             StorageError: If the claim of an earlier run is damaged or gone.
         """
-        if self.name and (earlier := self._earlier(self.name)):
-            self._compare(self.name, changes(self._settings(), earlier["settings"]))
+        run = run_id(self.kind, self.name)
+        if run and (earlier := self._earlier(run)):
+            self._compare(run, changes(self._settings(), earlier["settings"]))
 
     def take(self, prepared: Prepared) -> str:
         """Claim the name for the settings and the slides, note the slides for the workers, and return the name.
@@ -89,7 +97,7 @@ class Claim:
             StorageError: If the claim of an earlier run is damaged or gone.
         """
         claim = {"settings": self._settings(), "data": _data_fingerprint(prepared, self.cohort)}
-        run = self.name or f"{self.kind}-{fingerprint(claim, length=10)}"
+        run = run_id(self.kind, self.name) or f"{self.kind}-{fingerprint(claim, length=10)}"
         earlier = self._earlier(run)
         if earlier is not None and earlier != json.loads(json.dumps(claim)):
             changed = changes(self._settings(), earlier["settings"])
@@ -101,7 +109,9 @@ class Claim:
 
     def _settings(self) -> dict[str, Any]:
         """List every setting that the results depend on, dotted."""
-        return {**settings_of(self.job.config, self.cohort.classes), "encoder": self.spec.identity(), **self.more}
+        config = self.job.config
+        of_kind = pretraining_settings(config) if self.kind == "pretrain" else settings_of(config, self.cohort.classes)
+        return {**of_kind, "encoder": self.spec.identity(), **self.more}
 
     def _earlier(self, run: str) -> Any:
         """Read the settings and the fingerprint of the data that a run was started with, None if there is no such run.
@@ -123,8 +133,10 @@ class Claim:
 
     def _compare(self, run: str, changed: Sequence[str]) -> None:
         """Refuse changes. Raises: ConfigError."""
-        key = f"{'training' if self.kind == 'train' else 'search'}.run"
-        refuse_changes(changed, key=key, run=run, places=list(map(self.job.store.path, self._folders(run))))
+        key = f"{RUN_SECTIONS[self.kind]}.run"
+        refuse_changes(
+            changed, key=key, run=self.name or run, places=list(map(self.job.store.path, self._folders(run)))
+        )
 
     def _folders(self, run: str) -> list[str]:
         """List the folders with results of a run."""

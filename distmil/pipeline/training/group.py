@@ -1,12 +1,10 @@
 """The worker group: from a run's committed state to the end of its training."""
 
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-import ray.exceptions
 import ray.train
 from ray.train import UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
@@ -14,8 +12,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError, TrainingError
-from distmil.pipeline.cluster import is_autoscaling, node_resources, start_ray, stop_ray, wants_gpu
+from distmil.pipeline.cluster import is_autoscaling, node_resources, start_ray, wants_gpu
 from distmil.pipeline.job import Job
+from distmil.pipeline.training.attempts import run_attempts
 from distmil.pipeline.training.monitor import MetricsCallback, watched
 from distmil.pipeline.training.worker import read_history, train_worker
 from distmil.storage.store import Store
@@ -41,13 +40,18 @@ def check_workers(job: Job) -> None:
     Raises:
         ConfigError: If a cluster that cannot grow does not have it.
     """
-    training = job.config.training
-    done = read_history(job.store, training.run) if training.run else None
-    if done is not None and is_finished(done, job.config):
-        return
+    run = job.config.training.run
+    done = read_history(job.store, run) if run else None
+    if done is None or not is_finished(done, job.config):
+        check_resources(job.config)
+
+
+def check_resources(config: Config) -> None:
+    """Check that the workers of a group have what they need. Raises: ConfigError."""
+    training = config.training
     if training.use_gpu is True or training.num_workers > 1:
         start_ray()
-        _resources(job.config, is_gpu=wants_gpu(job.config, count=training.min_workers or training.num_workers))
+        _resources(config, is_gpu=wants_gpu(config, count=training.min_workers or training.num_workers))
 
 
 def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> History:
@@ -67,24 +71,23 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
         job.console.note(f"run {run} goes on after epoch {len(done.rows)} of {config.training.epochs}")
     lease = take_over(job.store, checkpoint_folder(run), run=run)
     start_ray()
-    fewest, most = config.training.min_workers, config.training.num_workers
-    count = f"{most}" if fewest is None else f"{fewest} to {most}"
-    device = "GPU" if wants_gpu(config) else "CPU"
-    job.console.note(f"training {run}: {count} worker(s) on {device}, {config.training.epochs} epochs")
+    job.console.note(f"training {run}: {workers_in_words(config)}, {config.training.epochs} epochs")
 
     def attempt() -> ray.train.Result:
         trainer = make_trainer(job.store, config, run, spec, [MetricsCallback(tracker)], lease=lease)
         with watched(job, run, config, trainer.scaling_config.resources_per_worker):
             return trainer.fit()
 
-    try:
-        result = fit_again(attempt, starts=_starts(config), note=job.console.note)
-    except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
-    if failure := (result.return_value or {}).get("error"):
-        raise failure
+    run_attempts(attempt, starts=starts_of(config), note=job.console.note)
     history = read_history(job.store, run)
     return check_finished(history, config, run)
+
+
+def workers_in_words(config: Config) -> str:
+    """Word how many workers a group has, and on what they work."""
+    fewest, most = config.training.min_workers, config.training.num_workers
+    count = f"{most}" if fewest is None else f"{fewest} to {most}"
+    return f"{count} worker(s) on {'GPU' if wants_gpu(config) else 'CPU'}"
 
 
 def check_finished(history: History | None, config: Config, run: str) -> History:
@@ -100,34 +103,6 @@ def check_finished(history: History | None, config: Config, run: str) -> History
             "command goes on. Does another job train a run of this name, or did something delete its files?"
         )
     return history
-
-
-def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> ray.train.Result:
-    """Train, and try again after the death of a worker that Ray's own retries do not cover.
-
-    Ray starts a group again if a worker dies while the group is made or trains. If a worker dies in between, while the
-    workers get their work, the training ends, and the group keeps its cores until the driver disconnects (Ray 2.60).
-    Therefore the driver connects again before it tries again.
-
-    Args:
-        attempt: Trains, going on from the run's own checkpoints.
-        starts: How often to try again.
-        note: Takes a line for the terminal at each further try.
-
-    Raises:
-        ray.train.TrainingFailedError: For any other failure, or once more than ``starts`` times.
-    """
-    for _ in range(starts):
-        try:
-            return attempt()
-        except ray.train.ControllerError as error:
-            is_main = threading.current_thread() is threading.main_thread()  # no other can connect again
-            if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
-                raise
-        note("a worker died while its group was starting; the group starts again")
-        stop_ray()
-        start_ray()
-    return attempt()
 
 
 class _Trainer(TorchTrainer):  # type: ignore[misc]  # Ray ships no types
@@ -161,6 +136,35 @@ def make_trainer(
     Raises:
         ConfigError: If what workers need is not there.
     """
+    settings = {"spec": vars(spec), "lease": vars(lease)}
+    return make_group(train_worker, settings, store=store, config=config, run=run, callbacks=callbacks, cores=cores)
+
+
+def make_group(
+    work: Callable[[dict[str, Any]], dict[str, Any]],
+    settings: Mapping[str, Any],
+    *,
+    store: Store,
+    config: Config,
+    run: str,
+    callbacks: Sequence[UserCallback],
+    cores: int | None = None,
+) -> TorchTrainer:
+    """Make a worker group as ``training`` sets it up.
+
+    Args:
+        work: What each worker does. It gets the settings, with ``config``, ``run``, ``root``, ``is_gpu`` and
+            ``threads``; an ``error`` in its answer is one of the whole group.
+        settings: More settings, that can be pickled.
+        store: Where the run is.
+        config: The configuration.
+        run: The run's name.
+        callbacks: Take the reports of the workers.
+        cores: CPU cores of each worker; see ``make_trainer``.
+
+    Raises:
+        ConfigError: If what workers need is not there.
+    """
     fewest, most = config.training.min_workers, config.training.num_workers
     is_gpu = wants_gpu(config, count=fewest or most)
     resources = _resources(config, is_gpu=is_gpu, cores=cores)
@@ -168,10 +172,10 @@ def make_trainer(
     # Ray's own snapshot is not written atomically; the run's own committed checkpoints are what it goes on from.
     store.delete(f"ray-train/{run}/checkpoint_manager_snapshot.json")
     return _Trainer(
-        train_worker,
+        work,
         train_loop_config={
-            "config": config.model_dump(), "run": run, "root": store.root, "spec": vars(spec), "lease": vars(lease),
-            "is_gpu": is_gpu, "threads": int(resources["CPU"]),
+            **settings, "config": config.model_dump(), "run": run, "root": store.root, "is_gpu": is_gpu,
+            "threads": int(resources["CPU"]),
         },
         torch_config=TorchConfig(backend="nccl" if is_gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ray.train.ScalingConfig(
@@ -196,11 +200,11 @@ def _failure_config(config: Config) -> ray.train.FailureConfig:
     return ray.train.FailureConfig(
         max_failures=config.training.max_failures,
         max_preemption_failures=-1,
-        controller_failure_limit=_starts(config),
+        controller_failure_limit=starts_of(config),
     )
 
 
-def _starts(config: Config) -> int:
+def starts_of(config: Config) -> int:
     """Count the starts that a group may fail in."""
     if config.training.min_workers is not None:
         return ELASTIC_STARTS
@@ -252,11 +256,3 @@ def _resources(config: Config, *, is_gpu: bool, cores: int | None = None) -> dic
 def _cores_each(cores: Sequence[int], workers: int) -> int:
     """Count the most cores that each worker can have on nodes with given cores, at least one."""
     return next((each for each in range(max(cores), 1, -1) if sum(n // each for n in cores) >= workers), 1)
-
-
-def _root_cause(error: BaseException) -> str:
-    """Read the last line of the deepest failure."""
-    failures = getattr(error, "worker_failures", None)
-    cause = next(iter(failures.values())) if failures else error
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1] if lines else type(cause).__name__

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 from ray.train import UserCallback
 
@@ -50,14 +50,40 @@ def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> 
         config: Its configuration.
         worker: Resources of one worker.
     """
-    room = _Room(job, worker, needed=config.training.min_workers or config.training.num_workers)
+    count = config.training.epochs
+    pace = Pace(count - len(_rows(job.store, run)))
+
+    def show(*, is_last: bool) -> None:
+        _show_epochs(job, _rows(job.store, run), pace, count, is_last=is_last)
+
+    with watching(job, worker, show, needed=config.training.min_workers or config.training.num_workers):
+        yield
+
+
+class Show(Protocol):
+    """Shows what is new of a run; the last call comes when its group has ended."""
+
+    def __call__(self, *, is_last: bool) -> None:
+        """Show it."""
+
+
+@contextmanager
+def watching(job: Job, worker: Mapping[str, float], show: Show, *, needed: int) -> Iterator[None]:
+    """Show a run's progress and its group's waits for nodes until the block ends.
+
+    Args:
+        job: Whose console it is.
+        worker: Resources of one worker.
+        show: Called now and then.
+        needed: Fewest workers.
+    """
+    room = _Room(job, worker, needed=needed)
 
     def watch(stop: threading.Event) -> None:
-        count, is_last = config.training.epochs, False
-        pace = Pace(count - len(_rows(job.store, run)))
+        is_last = False
         while not is_last:
             is_last = stop.wait(POLL_S)
-            _show_epochs(job, _rows(job.store, run), pace, count, is_last=is_last)
+            show(is_last=is_last)
             if not is_last:
                 room.show()
 

@@ -13,13 +13,11 @@ from distmil.config.root import PRIVATE_KEYS
 from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle
 from distmil.inference.bundle_place import bundle_folder
-from distmil.inference.mlflow_model import save_model
 from distmil.inference.tables import INTERVALS, predictions_folder
 from distmil.pipeline.job import Job
 from distmil.recording.data import data_of
 from distmil.recording.description import command_of, describe_run, verdict_lines
 from distmil.recording.shown import log_results
-from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from distmil.tracking.training_run import DIGEST
 from distmil.training.engine import History
@@ -64,7 +62,7 @@ def record_training(
     tracker.set_tags(describe_run(title, data_of(cohort, job.config), verdicts, command))
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
         root = Path(folder)
-        (root / "config.yaml").write_text(yaml.safe_dump(_shareable(job), sort_keys=False), encoding="utf-8")
+        (root / "config.yaml").write_text(yaml.safe_dump(shareable(job), sort_keys=False), encoding="utf-8")
         tracker.log_artifact(root / "config.yaml")
         _record_bundle(job, tracker, bundle, root / "bundle")
         if name is not None:
@@ -84,6 +82,10 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
     """Record the network as a model that plain MLflow loads, where torch can export it."""
     if not tracker.is_recording:
         return
+    # MLflow and its PyTorch flavour take seconds to import, and not every training is recorded.
+    from distmil.inference.mlflow_model import save_model  # noqa: PLC0415
+    from distmil.tracking.models import log_model  # noqa: PLC0415
+
     try:
         save_model(folder, bundle)
     except Exception as error:  # noqa: BLE001 (torch.export fails in many ways, and the bundle is there)
@@ -98,7 +100,7 @@ def _record_model(job: Job, tracker: Tracker, bundle: Bundle, folder: Path, *, s
     )
 
 
-def _shareable(job: Job) -> dict[str, Any]:
+def shareable(job: Job) -> dict[str, Any]:
     """List the configuration without paths, as sections."""
     values: dict[str, Any] = {}
     for dotted, value in (dict.fromkeys(PRIVATE_KEYS) | job.config.shareable()).items():

@@ -1,6 +1,7 @@
 """The work of each training worker."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from typing import Any
@@ -33,13 +34,23 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     An error of the whole group is returned, for every retry would end in it as well. An error that a worker meets
     alone, in the middle of a step, is raised: the others wait for it, and only its failure ends them.
     """
-    config, store, run = build_config(settings["config"]), Store(settings["root"]), settings["run"]
+    lease, spec = Lease(**settings["lease"]), EncoderSpec(**settings["spec"])
+
+    def work(config: Config, store: Store, group: Group) -> dict[str, Any]:
+        return _run_epochs(config, store, settings["run"], spec, group, lease=lease, is_gpu=settings["is_gpu"])
+
+    return as_worker(settings, work)
+
+
+def as_worker(settings: dict[str, Any], work: Callable[[Config, Store, Group], dict[str, Any]]) -> dict[str, Any]:
+    """Do a worker's part of a group's work, as ``make_group`` sets it up; see ``train_worker`` for errors."""
+    config, store = build_config(settings["config"]), Store(settings["root"])
     torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
     if not settings["is_gpu"]:
         keep_freed_memory()
-    group, spec, lease = Group.current(), EncoderSpec(**settings["spec"]), Lease(**settings["lease"])
+    group = Group.current()
     try:
-        return _run_epochs(config, store, run, spec, group, lease=lease, is_gpu=settings["is_gpu"])
+        return work(config, store, group)
     except GroupFailed as failed:
         return {"error": failed.__cause__}
     except DistmilError as error:
@@ -90,11 +101,16 @@ def fetch(store: Store, run: str, group: Group) -> None:
 
 def check_same_start(history: History, group: Group) -> None:
     """Make sure that all workers go on from the same checkpoint. Raises: StorageError on all of them if not."""
-    found = group.gather((len(history.rows), history.rows[-1:]))
+    check_alike(len(history.rows), history.rows[-1:], group, unit="epochs")
+
+
+def check_alike(count: int, state: Any, group: Group, *, unit: str) -> None:
+    """Make sure that all workers go on from as many epochs or steps, and one state. Raises: StorageError on all."""
+    found = group.gather((count, state))
     if any(each != found[0] for each in found):
-        epochs = ", ".join(str(count) for count, _ in found)
+        counts = ", ".join(str(count) for count, _ in found)
         raise StorageError(
-            f"workers see different checkpoints, after {epochs} epochs: the storage shows files late, or not the same "
+            f"workers see different checkpoints, after {counts} {unit}: the storage shows files late, or not the same "
             "ones to all nodes"
         )
 

@@ -7,7 +7,7 @@ import pytest
 import ray.exceptions
 import ray.train
 
-from distmil.pipeline.training.group import fit_again
+from distmil.pipeline.training.attempts import fit_again
 
 
 def died() -> ray.train.ControllerError:
@@ -18,8 +18,8 @@ def died() -> ray.train.ControllerError:
 def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was done to the connection to Ray."""
     done: list[str] = []
-    monkeypatch.setattr("distmil.pipeline.training.group.stop_ray", lambda: done.append("shutdown"))
-    monkeypatch.setattr("distmil.pipeline.training.group.start_ray", lambda: done.append("start"))
+    monkeypatch.setattr("distmil.pipeline.training.attempts.stop_ray", lambda: done.append("shutdown"))
+    monkeypatch.setattr("distmil.pipeline.training.attempts.start_ray", lambda: done.append("start"))
     return done
 
 

@@ -1,0 +1,38 @@
+"""The typed configuration of what leaves a prediction."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from distmil.config.section import Section
+
+Format = Literal["png", "tiff", "ome", "geojson", "csv", "parquet"]
+Score = Literal["attention", "probability", "fused", "agreement", "topk_probability"]
+
+
+class ExportConfig(Section):
+    """What `export` writes of finished predictions, for QuPath, ASAP and other programs."""
+
+    formats: list[Format] = Field(default=["png", "tiff", "ome", "geojson", "csv"], min_length=1)
+    """png: maps over the slide; tiff: colour maps as pyramids; ome: the scores as float32 channels of an OME-TIFF;
+    geojson: regions and patches for QuPath; csv, parquet: tables of patches and regions."""
+    scores: list[Score] = Field(default=["attention", "probability", "fused", "agreement"], min_length=1)
+    """Scores that are written. agreement: how near to each other a patch's ranks by attention and by probability are
+    among the patches of its slide, 1 = equal."""
+    slides: list[str] | None = Field(default=None, min_length=1)
+    """Ids of the slides; null: all of the manifest that are predicted."""
+    out: str | None = None
+    """Folder, or its s3:// or gs:// URI, in which a folder of the prediction's name is made; null: `export/` beside the
+    predictions."""
+    threshold: float | None = Field(default=None, ge=0, le=1)
+    """Probability from which a patch belongs to a region; null: the bundle's patch threshold."""
+    target: str | None = None
+    """Class whose probability counts, of a bundle with more than two; null: any that is not normal, where a region has
+    the likeliest of them."""
+    min_area_mm2: float = Field(default=0.0, ge=0, le=1e6)
+    """Smaller regions are left out."""
+    downsample: int | None = Field(default=None, ge=1, le=4096)
+    """Level-0 pixels per pixel of a tiff; null: the smallest power of two by which its longer edge has at most 4096."""
+    origin: Literal["auto", "slide", "bounds"] = "auto"
+    """Where (0, 0) of geojson, tiff and ome is. slide: the slide's corner, as in ASAP; bounds: the corner of the
+    scanned area (OpenSlide's bounds); auto: as QuPath shows the slide."""

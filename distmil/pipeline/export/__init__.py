@@ -1,0 +1,1 @@
+"""The job that takes predictions out of the store."""
