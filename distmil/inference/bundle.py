@@ -45,10 +45,6 @@ _ODD = (KeyError, TypeError, AttributeError, ValueError, RuntimeError, Safetenso
 _MESSAGE_LENGTH = 500
 
 
-def _default_thresholds() -> dict[str, float]:
-    return dict.fromkeys(READ_OUTS, DEFAULT_THRESHOLD)
-
-
 @dataclass(frozen=True)
 class Bundle:
     """A trained model and everything that it needs to score a slide.
@@ -65,7 +61,7 @@ class Bundle:
     encoder_state: dict[str, Tensor] | None = field(repr=False)
     """Weights of the encoder; None for the texture encoder, which has none."""
     patch_threshold: float = DEFAULT_THRESHOLD
-    slide_thresholds: Mapping[str, float] = field(default_factory=_default_thresholds)
+    slide_thresholds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(READ_OUTS, DEFAULT_THRESHOLD))
     """Of every read-out."""
     reach: float | None = None
     """How far training slides lie from their mean, which tells foreign slides; None where it is not known."""
@@ -88,8 +84,8 @@ class Bundle:
         """Refuse a read-out that the bundle does not have. Raises: ConfigError."""
         if slide_score == "regions" and self.evidence is None:
             raise ConfigError(
-                f"prediction.slide_score = regions: the bundle {self.run} has no evidence for it, which is fitted on "
-                "validation slides of both classes; choose bag, max or topk_mean, or train with such slides"
+                f"prediction.slide_score = regions: the bundle {self.run} has no evidence for it, which needs val "
+                "slides of both classes; choose bag, max or topk_mean, or train with such slides"
             )
 
     def check_reads_slides(self) -> None:
