@@ -89,12 +89,13 @@ def test_every_key_is_recorded_but_no_path(tracker, caplog):
             "encoder": {"name": "resnet18", "weights": "/home/jane/weights.pt"},
             "tracking": {"uri": "sqlite:////home/jane/x.db"},
             "features": {"export_folder": "/home/jane/out"},
+            "export": {"out": "/home/jane/exports"},
         }
     )
     tracker.log_params(config)
     params = run_of(tracker).data.params
     private = {"cohort.manifest", "storage.root", "prediction.model", "tracking.uri"}
-    private |= {"features.folder", "features.export_folder"}
+    private |= {"features.folder", "features.export_folder", "export.out"}
     assert set(params) == set(config.flat()) - private
     assert params["encoder.weights"] == "weights.pt"
     assert not any("jane" in value for value in params.values())
