@@ -61,7 +61,8 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         return notes
     tasks = choose_tasks(slides, with_annotations=job in WITH_LABELS)
     looks = look_at(tasks, config, store)
-    notes += judge_slides(_once(looks), config.tiling, noun=cohort.noun)
+    fixed = config.encoder.name if any(row.mpp for row in config.encoder.rows) else None
+    notes += judge_slides(_once(looks), config.tiling, noun=cohort.noun, encoder=fixed)
     notes += judge_annotations(looks)
     seen = {look.slide.slide_id for look in looks}
     if unseen := sorted({task.slide.slide_id for task in tasks} - seen):

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from distmil.config.data import TilingConfig
+from distmil.config.data import EncoderConfig, TilingConfig
 from distmil.errors import ConfigError, ManifestError
 from distmil.preflight.looks import Look
 from distmil.slides.grid import rounded
@@ -22,13 +22,16 @@ _REMEDIES = {
 }
 
 
-def judge_slides(looks: Sequence[Look], config: TilingConfig, *, noun: str = "slide") -> list[str]:
+def judge_slides(
+    looks: Sequence[Look], config: TilingConfig, *, noun: str = "slide", encoder: str | None = None
+) -> list[str]:
     """Judge the slides that were looked at.
 
     Args:
         looks: One a slide.
         config: Of the tiling.
         noun: What a slide is called: slide or image.
+        encoder: Name of the encoder, where it takes one resolution alone.
 
     Returns:
         A note for each kind of slide that will be skipped.
@@ -42,11 +45,11 @@ def judge_slides(looks: Sequence[Look], config: TilingConfig, *, noun: str = "sl
     if looks and len(kinds) == 1 and len(bad) == len(looks) and not kinds.keys() & _UNSURE:
         (status,) = kinds
         what = f"the {noun} is" if len(bad) == 1 else f"all {len(bad)} {noun}s that were looked at are"
-        text = f"{what} {status}: {_reason(bad, config)}"
+        text = f"{what} {status}: {_reason(bad, config, encoder)}"
         raise (ManifestError if status == "unreadable" else ConfigError)(text)
     return [
         f"note: {count} of {len(looks)} {noun}s that were looked at will be skipped, {status} ({_names(alike)}): "
-        + _reason(alike, config).removeprefix(f"{alike[0].slide.slide_id}: ")
+        + _reason(alike, config, encoder).removeprefix(f"{alike[0].slide.slide_id}: ")
         for status, count in kinds.items()
         for alike in [[look for look in bad if look.status == status]]
     ]
@@ -79,16 +82,19 @@ def fitting_mpp(looks: Sequence[Look], config: TilingConfig) -> str:
     return text if coarsest / float(text) - 1 <= config.mpp_tolerance else f"{rounded(coarsest, up=True):g}"
 
 
-def _reason(alike: Sequence[Look], config: TilingConfig) -> str:
+def _reason(alike: Sequence[Look], config: TilingConfig, encoder: str | None) -> str:
     """Say why slides of one status cannot be used, and what to do about it."""
     first = alike[0]
     if first.status == "too_coarse" and config.mpp is not None:
         found = sorted(look.mpp for look in alike if look.mpp is not None)
         if found:
             span = f"{found[0]:.4g}" if found[0] == found[-1] else f"{found[0]:.4g} to {found[-1]:.4g}"
-            return (
-                f"their finest resolution is {span} um/px, coarser than tiling.mpp = {config.mpp:g}; "
-                f"tiling.mpp={fitting_mpp(alike, config)} fits them" + (_NANOMETRES if found[0] > _NO_SLIDE_MPP else "")
+            remedy = f"tiling.mpp={fitting_mpp(alike, config)} fits them"
+            if encoder is not None:
+                remedy = f"{encoder} takes no other; {remedy} with an encoder of any resolution, such as "
+                remedy += EncoderConfig().name
+            return f"their finest resolution is {span} um/px, coarser than tiling.mpp = {config.mpp:g}; {remedy}" + (
+                _NANOMETRES if found[0] > _NO_SLIDE_MPP else ""
             )
     text = (
         f"{first.slide.slide_id}: {first.error}"

@@ -28,6 +28,15 @@ def test_all_too_coarse_names_the_setting_that_fits() -> None:
     )
 
 
+def test_an_encoder_of_one_resolution_is_not_answered_with_another_one() -> None:
+    with pytest.raises(ConfigError) as caught:
+        judge_slides([look(f"s{i}", "too_coarse", "too coarse") for i in range(3)], TilingConfig(), encoder="uni")
+    assert str(caught.value).endswith(
+        "coarser than tiling.mpp = 0.5; uni takes no other; tiling.mpp=0.972 fits them with an encoder of any "
+        "resolution, such as texture+efficientnet_lite0"
+    )
+
+
 @pytest.mark.parametrize("tolerance", [0.0, 0.02])
 def test_the_setting_that_fits_is_one_that_tiling_takes(tolerance: float) -> None:
     generator = np.random.default_rng(5)
