@@ -224,7 +224,7 @@ class EncoderConfig(Section):
     def each_weights(self) -> dict[str, str]:
         """Return where the weights of each encoder that has some come from, by its name."""
         names = [row.name for row in self.rows if row.has_weights]
-        if len(names) == 1 or self.weights in _FOR_ALL:
+        if len(names) < 2 or self.weights in _FOR_ALL:
             return dict.fromkeys(names, self.weights)
         return dict(zip(names, self.weights.split("+"), strict=True))
 
