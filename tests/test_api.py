@@ -20,7 +20,7 @@ from distmil.annotations.reader import read_annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.config.loading import build_config
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, TrainingError
-from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.inference.scoring import NETWORK_READ_OUTS, READ_OUTS, score_bag
 from distmil.models.regions import Places
 from distmil.storage.store import Store
 from distmil.visualization.heatmap import encode_png
@@ -408,5 +408,5 @@ def test_the_door_the_job_and_the_mlflow_model_agree(tmp_path: Path, monkeypatch
     scores = dict(zip(score_names(bundle.classes), np.asarray(model.predict(embedding_NE)).T, strict=True))
     for name in ("attention", "probability", "topk_probability", "fused"):
         np.testing.assert_allclose(scores[name], found.patches[name].to_numpy(), rtol=1e-5, atol=1e-6)
-    for name in READ_OUTS:
+    for name in NETWORK_READ_OUTS:
         np.testing.assert_allclose(scores[name][0], getattr(found, name), rtol=1e-5)

@@ -100,7 +100,7 @@ def test_a_store_that_one_worker_cannot_write_stops_all_and_keeps_what_was_saved
     folder.touch()  # in the folder's place
     failures = run.wrong(None)
     assert isinstance(run.error, StorageError), failures
-    assert f"{folder}/" in str(run.error)
+    assert str(folder) in str(run.error)  # in it, or of it: a worker writes there, then lists what is older
     folder.unlink()
     kept.rename(folder)
     epoch = latest_epoch(run)
