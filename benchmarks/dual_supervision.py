@@ -46,13 +46,13 @@ from distmil.bags.bag import Bag
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.evaluation.metrics import PATCH_SCORES, auc, average_precision
-from distmil.inference.scoring import READ_OUTS, BagScores, score_bag
+from distmil.inference.scoring import NETWORK_READ_OUTS, BagScores, score_bag
 from distmil.training.learner import Learner
 from tests.support.data import PCAM_COHORT
 
 COLUMNS = [
     *(f"{measure}_{score}" for measure in ("patch_auc", "patch_ap") for score in PATCH_SCORES),
-    *(f"slide_auc_{name}" for name in READ_OUTS),
+    *(f"slide_auc_{name}" for name in NETWORK_READ_OUTS),
     "slide_accuracy",
     "slide_loss",
 ]
@@ -104,7 +104,7 @@ def measure(labels: Sequence[int], scores: Sequence[BagScores], targets: Sequenc
         ])  # fmt: skip
         found |= {f"patch_auc_{name}": auc(target, values), f"patch_ap_{name}": average_precision(target, values)}
     is_positive = np.array(labels) > 0
-    for name in READ_OUTS:
+    for name in NETWORK_READ_OUTS:
         found[f"slide_auc_{name}"] = auc(is_positive, [getattr(one, name) for one in scores])
     found["slide_accuracy"] = float(np.mean((np.array([one.bag for one in scores]) >= 0.5) == is_positive))
     right = [one.bag_C[label] for one, label in zip(scores, labels, strict=True)]

@@ -28,7 +28,7 @@ from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.inference.bundle import Bundle
 from distmil.inference.mlflow_model import save_model
-from distmil.inference.scoring import READ_OUTS, score_bag
+from distmil.inference.scoring import NETWORK_READ_OUTS, score_bag
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.models.network import Network
 from distmil.tracking.models import log_model
@@ -114,7 +114,7 @@ def judge(bundle: Bundle, embedding_NE: NDArray[np.float16]) -> NDArray[np.float
         chunk=1024,
     )
     columns = [scores.attention_N, scores.probability_N, scores.topk_probability_N, scores.fused_N]
-    columns += [np.full(len(embedding_NE), getattr(scores, name)) for name in READ_OUTS]
+    columns += [np.full(len(embedding_NE), getattr(scores, name)) for name in NETWORK_READ_OUTS]
     if len(bundle.classes) > 2:
         columns += [*scores.class_probability_NC.T, *(np.full(len(embedding_NE), value) for value in scores.bag_C)]
     return np.stack(columns, 1).astype(np.float64)

@@ -57,6 +57,7 @@ class Row:
 ROWS = {
     "dual, trained at 140": Row((140,)),
     "dual, trained at 140 and 600": Row(),
+    "dual, trained at all sizes": Row(ALL),
     "dual, a quarter annotated": Row(annotated=0.25),
     "dual, a tenth annotated": Row(annotated=0.1),
     "slide labels: L2 + L3": Row(annotated=0.0),
