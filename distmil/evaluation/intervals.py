@@ -60,7 +60,7 @@ class Bootstrap:
         Args:
             slide_N: Index of each case's slide.
             is_positive_N: Whether it is positive.
-            score_N: Its score; NaN where a case has none, and then there is no interval.
+            score_N: Its score. A NaN, where a case has none, leaves no interval.
         """
         if np.isnan(score_N).any():
             return None, None

@@ -1,7 +1,5 @@
 """Exports of one slide for a notebook: arguments checked, files written whole, no store."""
 
-import os
-import uuid
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +10,7 @@ from distmil.exporting.frame import Origin, frame_of
 from distmil.exporting.geojson import pack
 from distmil.exporting.scores import scored_patches
 from distmil.exporting.slide_export import SlideExport
+from distmil.storage.local_files import write_outside
 from distmil.visualization.colours import Colours
 
 
@@ -74,19 +73,4 @@ def open_export(
 def write_geojson(path: str | Path, export: SlideExport, *, with_patches: bool) -> Path:
     """Write regions or patches, packed where the file's name ends in ``.gz``. Raises: OSError."""
     data = export.patches_geojson() if with_patches else export.regions_geojson()
-    return write_whole(path, pack(data) if str(path).lower().endswith(".gz") else data)
-
-
-def write_whole(path: str | Path, data: bytes) -> Path:
-    """Write a file beside its place, and rename it: nothing half written has its name. Raises: OSError."""
-    place = Path(path).expanduser()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        part.replace(place)
-    finally:
-        part.unlink(missing_ok=True)
-    return place
+    return write_outside(Path(path).expanduser(), pack(data) if str(path).lower().endswith(".gz") else data)

@@ -85,7 +85,7 @@ def scored_patches(table: pa.Table, *, abnormal: str, target: str | None = None)
         target: The class whose probability counts, with its fused score and agreement; None: any that is not normal.
 
     Raises:
-        ConfigError: If there is no such class, or it is the normal one.
+        ConfigError: If the class is unknown, or the normal one.
     """
     classes = abnormal_classes(table, abnormal=abnormal)
     if target is not None and target not in classes:

@@ -81,7 +81,7 @@ class SlideExport:
         return {f"{self.slide_id}_{file_word(name)}.tif": self.colour_map(name) for name in self.names}
 
     def colour_map(self, name: str) -> bytes:
-        """Write the colour map of a score as a pyramid. Raises: ConfigError if there is no such score."""
+        """Write the colour map of a score as a pyramid. Raises: ConfigError for an unknown score."""
         if name not in self.patches.scores:
             raise ConfigError(f"name = {name!r}: expected {', '.join(self.patches.scores)}")
         downsample = self.downsample or choose_downsample(self.frame)

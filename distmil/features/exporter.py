@@ -6,9 +6,7 @@ N patches of the slide, E numbers a patch.
 import importlib
 import io
 import json
-import os
 import re
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ from numpy.typing import NDArray
 from distmil.config.features import FeaturesConfig
 from distmil.errors import ConfigError, NoResolution, StorageError
 from distmil.features.slide2vec import NOTE, files_of_tiles
+from distmil.storage.local_files import write_outside
 
 Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any], int | None]]
 """Data sets of an HDF5 file: values, attributes, and rows a chunk."""
@@ -87,7 +86,7 @@ def _clam(table: SlideTable, folder: Path) -> Path:
     }  # fmt: skip
     matrix_NE = table.embedding_NE.astype(np.float32)
     _write_hdf5(folder / "patches" / f"{name}.h5", {"coords": (places_N2, attributes, _CLAM_CHUNK)})
-    _write(folder / "pt_files" / f"{name}.pt", _tensor(matrix_NE))
+    write_outside(folder / "pt_files" / f"{name}.pt", _tensor(matrix_NE))
     path = folder / "h5_files" / f"{name}.h5"
     columns: Columns = {
         "features": (matrix_NE, {}, _CLAM_CHUNK),
@@ -138,15 +137,15 @@ def _slide2vec(table: SlideTable, folder: Path) -> Path:
     slide = {"dimensions": list(table.size), "base_spacing_um": table.mpp}
     places = {"provenance": {"sample_id": table.slide_id}, "slide": slide, "tiling": tiling}
     for ending, data in files_of_tiles(table.x_N, table.y_N, table.tissue_N, places).items():
-        _write(folder / "tiles" / f"{table.slide_id}{ending}", data)
+        write_outside(folder / "tiles" / f"{table.slide_id}{ending}", data)
     path = folder / "tile_embeddings" / f"{table.slide_id}.pt"
     note = {
         "artifact_type": "tile_embeddings", "sample_id": table.slide_id, "format": "pt", "feature_dim": width,
         "num_tiles": count, "encoder_name": table.encoder, "feature_dtype": "float16", **tiling,
     }  # fmt: skip
     path.with_name(f"{table.slide_id}{NOTE}").unlink(missing_ok=True)
-    _write(path, _tensor(table.embedding_NE))
-    _write(path.with_name(f"{table.slide_id}{NOTE}"), json.dumps(note, indent=2, sort_keys=True).encode())
+    write_outside(path, _tensor(table.embedding_NE))
+    write_outside(path.with_name(f"{table.slide_id}{NOTE}"), json.dumps(note, indent=2, sort_keys=True).encode())
     return path
 
 
@@ -180,18 +179,4 @@ def _write_hdf5(path: Path, columns: Columns, attributes: Mapping[str, Any] | No
             chunks = None if rows is None else (min(rows, max(1, len(values))), *values.shape[1:])
             maxshape = None if rows is None else (None, *values.shape[1:])
             out.create_dataset(name, data=values, chunks=chunks, maxshape=maxshape).attrs.update(notes)
-    return _write(path, file.getvalue())
-
-
-def _write(path: Path, data: bytes) -> Path:
-    """Write a file beside its place, and rename it: nothing half written has its name. Raises: OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        with part.open("xb") as file:
-            file.write(data)
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
+    return write_outside(path, file.getvalue())

@@ -13,12 +13,13 @@ from PIL import Image
 from distmil.cohort import Slide
 from distmil.cohort.kinds import noun_of
 from distmil.errors import ConfigError
-from distmil.exporting.door import open_export, write_geojson, write_whole
+from distmil.exporting.door import open_export, write_geojson
 from distmil.exporting.frame import Origin
 from distmil.exporting.regions import Region
 from distmil.exporting.slide_export import SlideExport
 from distmil.slides.image import overview
 from distmil.slides.reader import open_slide
+from distmil.storage.local_files import write_outside
 from distmil.storage.schemas import to_parquet
 from distmil.visualization.colours import Colours
 from distmil.visualization.heatmap import encode_png
@@ -212,7 +213,7 @@ class SlidePrediction:
             OSError: If the file cannot be written.
         """
         export = self._export(None, target=target, origin=origin, colours=colours, downsample=downsample)
-        return write_whole(path, export.colour_map(name))
+        return write_outside(Path(path).expanduser(), export.colour_map(name))
 
     def _export(self, threshold: float | None, *, target: str | None, **settings: Any) -> SlideExport:
         reading = self.reading

@@ -84,6 +84,26 @@ def write_whole(target: Path, data: bytes | pa.Buffer, *, is_durable: bool, acce
         os.close(folder)
 
 
+def write_outside(target: Path, data: bytes) -> Path:
+    """Write a file outside the store beside its place, and rename it: nothing half written has its name.
+
+    Its rights are those of the user's other files.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
 def walk_folder(folder: Path, *, is_deep: bool) -> list[tuple[str, int, float]]:
     """List the files in a folder, or below it too.
 

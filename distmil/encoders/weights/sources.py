@@ -112,7 +112,7 @@ def committed_files(store: Store) -> Callable[[str], Path]:
     It raises FileNotFoundError where the record names no such file, and StorageError where the file is damaged.
 
     Raises:
-        ConfigError: If there is no such folder, or its record is damaged.
+        ConfigError: If the folder does not exist, or its record is damaged.
     """
     record = store.read_record(RECORD_FILE)
     if record is None:

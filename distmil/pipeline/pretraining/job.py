@@ -83,7 +83,7 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
 def config_of_part(config: Config) -> Config:
     """Leave of encoders side by side the one that has weights.
 
-    A bad annotation is no reason to leave a slide out: labels are for the probe alone.
+    A slide with a bad annotation stays in: its labels serve the probe alone.
     """
     encoder = config.encoder.only(config.encoder.part_with_weights)
     labels = config.labels.model_copy(update={"on_bad_annotation": "label_only"})
