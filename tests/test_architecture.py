@@ -21,7 +21,7 @@ FLOORS = [
     ["annotations", "cohort"],
     ["tiling", "visualization"],
     ["labels", "encoders", "exporting"],
-    ["bags"],
+    ["bags", "viewing"],
     ["inference", "features"],
     ["evaluation", "inventory"],
     ["training", "recording"],
