@@ -28,6 +28,7 @@ INTERNAL = [
         "pipeline.streaming",
         "pipeline.training",
         "pipeline.tuning",
+        "pipeline.view",
         "processes",
         "recording",
     )

@@ -57,8 +57,8 @@ def make_app(library: Library, *, host: str = "127.0.0.1") -> FastAPI:
     return app
 
 
-def serve(library: Library, listener: socket.socket, *, host: str) -> uvicorn.Server:
-    """Make a server that answers at a bound socket; its ``run([listener])`` ends when ``should_exit`` is set."""
+def serve(library: Library, *, host: str) -> uvicorn.Server:
+    """Make a server that ``run([listener])`` lets answer at a bound socket until its ``should_exit`` is set."""
     config = uvicorn.Config(make_app(library, host=host), log_level="warning", access_log=False, lifespan="off")
     return uvicorn.Server(config)
 
@@ -70,6 +70,7 @@ def bind(host: str, port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
+        listener.listen(128)  # who comes before the server is up waits
     except OSError as error:
         listener.close()
         raise ConfigError(f"view.port = {port}: {host} cannot be listened at ({error.strerror}); set another, or 0 for "

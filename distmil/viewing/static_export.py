@@ -1,6 +1,7 @@
 """The viewer as plain files, for any file server: what the server would answer, written down."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from distmil.viewing.library import Library
@@ -8,8 +9,18 @@ from distmil.viewing.page_files import PAGE, page_file
 from distmil.viewing.slide_view import SCORES, SlideView
 
 
-def write_page(library: Library, folder: Path) -> None:
-    """Write the page and the list of slides. Raises: OSError."""
+def write_page(library: Library, folder: Path, *, only: Collection[str]) -> None:
+    """Write the page and the list of slides.
+
+    Args:
+        library: The slides.
+        folder: The export's folder.
+        only: Ids of the slides that are listed.
+
+    Raises:
+        OSError: If the folder cannot be written.
+    """
+    library = replace(library, listed=[slide for slide in library.listed if slide.slide_id in only])
     for name in PAGE:
         _write(folder / name, page_file(name))
     for name in ("run.json", "slides.json"):

@@ -113,17 +113,26 @@ class Task:
             SlideError: If its predictions are of another bundle, or its file or tiling has changed since.
             StorageError: If the store does not answer.
         """
+        source = self.source(slide, scores)
+        files = SlideFiles(source, self.job.config, self.job.store, self.run, self.place)
+        done = {kind: files.finished(kind) for kind in self.formats}
+        left = tuple(kind for kind, record in done.items() if record is None)
+        return (source, left), merged(scores, [record for record in done.values() if record])
+
+    def source(self, slide: Slide, scores: Record) -> Source:
+        """Gather what is exported of a slide.
+
+        Raises:
+            SlideError: If its predictions are of another bundle, or its file or tiling has changed since.
+            StorageError: If the store does not answer.
+        """
         if scores.key.get("bundle") != self.bundle.digest:
             raise SlideError(f"its predictions are not of the bundle {self.bundle.run} as it is now; run predict again")
         label = None if slide.label is None else self.cohort.classes[slide.label]
         reading = reading_of(self.bundle, scores.info, slide_score=scores.key["slide_score"], label=label)
         reading = replace(reading, patch_threshold=self.threshold)
         annotation = annotation_version(slide) if "png" in self.formats else None
-        source = Source(slide, _tiled(self.job, slide), scores, reading, annotation)
-        files = SlideFiles(source, self.job.config, self.job.store, self.run, self.place)
-        done = {kind: files.finished(kind) for kind in self.formats}
-        left = tuple(kind for kind, record in done.items() if record is None)
-        return (source, left), merged(scores, [record for record in done.values() if record])
+        return Source(slide, _tiled(self.job, slide), scores, reading, annotation)
 
     def discard_others(self, chosen: set[str]) -> int:
         """Delete the files of slides outside this job that were made with other settings; return how many slides."""
