@@ -171,7 +171,7 @@ function paintMap() {
   if (values) {
     const { canvas, shown: count } = colourMap(values, slide.map, { table: run.colours[state.colours], from: state.from });
     overlay.map = { canvas, ...slide.map, opacity: state.opacity };
-    $("shown").textContent = `${count} patches have ${state.map} from ${state.from.toFixed(2)}.`;
+    $("shown").textContent = `${count} of ${slide.num_patches} patches have a value of ${state.map} from ${state.from.toFixed(2)}.`;
   }
   overlay.draw();
 }

@@ -1,7 +1,6 @@
 """The viewer on a store with finished predictions: what it answers, what it refuses, and its plain files."""
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -13,14 +12,13 @@ import cv2
 import numpy as np
 import pytest
 
-from distmil.config.loading import build_config
 from distmil.errors import ConfigError
 from distmil.exporting.scores import scored_patches
-from distmil.pipeline.job import Job
 from distmil.pipeline.view import job as view_job
 from distmil.pipeline.view.shelf import open_shelf
-from distmil.viewing.server import bind, serve
+from distmil.viewing.server import bind
 from tests.support.predicted import RUN, SIZES, Predicted, make_predicted
+from tests.support.viewed import job_of, served
 
 
 @pytest.fixture(scope="module")
@@ -28,28 +26,10 @@ def predicted(tmp_path_factory: pytest.TempPathFactory) -> Predicted:
     return make_predicted(tmp_path_factory.mktemp("predicted"))
 
 
-def job_of(predicted: Predicted, **view) -> Job:
-    config = build_config(
-        {
-            "cohort": {"manifest": str(predicted.manifest)},
-            "prediction": {"model": "a-run"},
-            "export": {"threshold": view.pop("threshold", None)},
-            "view": view,
-        }
-    )
-    return Job(config, predicted.store)
-
-
 @pytest.fixture(scope="module")
 def address(predicted: Predicted) -> Iterator[str]:
-    listener = bind("127.0.0.1", 0)
-    server = serve(open_shelf(job_of(predicted)).library(), host="127.0.0.1")
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with served(open_shelf(job_of(predicted)).library()) as found:
+        yield found
 
 
 def get(address: str, path: str, *, method: str = "GET", **headers: str) -> tuple[int, bytes, dict[str, str]]:
@@ -142,16 +122,8 @@ def test_a_slide_that_is_gone_is_said_without_its_name(tmp_path: Path) -> None:
     predicted = make_predicted(tmp_path)
     library = open_shelf(job_of(predicted)).library()
     Path(predicted.slides["s2"].path).unlink()
-    listener = bind("127.0.0.1", 0)
-    server = serve(library, host="127.0.0.1")
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    try:
-        status, data, _ = get(f"http://127.0.0.1:{listener.getsockname()[1]}", "slide-s2/slide.json")
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()
+    with served(library) as address:
+        status, data, _ = get(address, "slide-s2/slide.json")
     assert status == 422
     assert b"s2.tif" not in data
     assert str(tmp_path).encode() not in data
