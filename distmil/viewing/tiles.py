@@ -56,6 +56,11 @@ class SlideTiles:
         pixels = self.pixels(box.x, box.y, width=box.width, height=box.height, downsample=self.zoom.downsample(level))
         return jpeg.encode(pixels, quality=QUALITY)
 
+    @property
+    def own_levels(self) -> frozenset[int]:
+        """List the levels whose whole tiles are the slide's own."""
+        return frozenset(self._own)
+
     def pixels(self, x: int, y: int, *, width: int, height: int, downsample: float) -> NDArray[np.uint8]:
         """Read a region of a reduced slide as RGB, height x width x 3; white beyond the slide.
 

@@ -1,6 +1,7 @@
 """The page in headless Chromium, served by the viewer and as plain files by an ordinary file server."""
 
 import functools
+import itertools
 import json
 import threading
 from collections.abc import Iterator
@@ -50,7 +51,7 @@ def shown(request: pytest.FixtureRequest, predicted: Predicted, tmp_path_factory
     with Page(tmp_path_factory.mktemp("profile")) as page:
         if request.param == "served":
             shelf = open_shelf(job_of(predicted))
-            with served(_wrong_first(shelf.library())) as address:
+            with served(_scored_apart(shelf.library())) as address:
                 yield Shown(page, address, predicted)
             return
         folder = tmp_path_factory.mktemp("plain") / "out"
@@ -64,7 +65,7 @@ def shown(request: pytest.FixtureRequest, predicted: Predicted, tmp_path_factory
         server.server_close()
 
 
-def _wrong_first(library):
+def _scored_apart(library):
     """Give the slides different scores, which the store of the tests does not."""
     changed = {"s2": 0.9, "s3": 0.6}
     return replace(library, listed=[replace(one, probability=changed.get(one.slide_id, 0.7)) for one in library.listed])
@@ -104,7 +105,7 @@ def test_sliders_and_colours_answer_without_a_request(page: Page) -> None:
         pictures.append(slide_area(page))
     enter(page, "colours", "viridis")
     pictures.append(slide_area(page))
-    for before, after in zip(pictures, pictures[1:], strict=False):
+    for before, after in itertools.pairwise(pictures):
         assert np.abs(before - after).max() > 20
     assert page.requests == []
     assert page.errors == []
