@@ -12,6 +12,7 @@ import http.client
 import json
 import multiprocessing
 import random
+import re
 import statistics
 import threading
 import time
@@ -92,12 +93,27 @@ def measure(port: int, addresses: list[str], *, clients: int, seconds: float) ->
     }
 
 
+def cpu_of(path: str) -> dict[str, float]:
+    """Return CPU milliseconds a tile without the web."""
+    tiles, found = SlideTiles(path), {}
+    for kind, addresses in tiles_of(path).items():
+        places = [[int(text) for text in re.findall(r"\d+", address)] for address in addresses[:50]]
+        start = time.process_time()
+        for place in places:
+            tiles.tile(*place)
+        if places:
+            found[kind] = round(1000 * (time.process_time() - start) / len(places), 2)
+    tiles.close()
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0)
     given = parser.parse_args()
+    print(json.dumps({"cpu_ms_per_tile": cpu_of(given.slide)}), flush=True)
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(given.slide, theirs), daemon=True)
     server.start()
