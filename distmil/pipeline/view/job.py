@@ -43,7 +43,7 @@ def _serve(job: Job, shelf: Shelf) -> dict[str, Any]:
     address = f"http://{f'[{view.host}]' if ':' in view.host else view.host}:{port}/"
     noun = job.outcomes.noun
     job.console.note(
-        f"{len(shelf.chosen)} {noun}s of the predictions {shelf.task.run} are shown at {address}; end with Ctrl-C"
+        f"{len(shelf.chosen)} {noun}s of the predictions {shelf.run} are shown at {address}; end with Ctrl-C"
     )
     if view.host not in LOOPBACK:
         job.console.note(
@@ -84,7 +84,7 @@ def _export(job: Job, shelf: Shelf) -> dict[str, Any]:
         raise StorageError(f"view.export = {str(folder)!r}: it cannot be written ({error.strerror})") from error
     check_bad_fraction(job, records)
     num_tiles = sum(record.info.get("num_tiles") or 0 for record in records.values())
-    return {"run": shelf.task.run, "view": str(folder), "num_tiles": num_tiles, "slides": status_counts(records)}
+    return {"run": shelf.run, "view": str(folder), "num_tiles": num_tiles, "slides": status_counts(records)}
 
 
 def _folder(job: Job) -> Path:

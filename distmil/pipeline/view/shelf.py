@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from distmil.cohort import Slide
+from distmil.cohort import Cohort, Slide
 from distmil.config.export import ExportConfig
 from distmil.config.root import Config
-from distmil.inference.bundle import load_bundle, with_bundle
+from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.export.choice import choose_run, choose_slides
-from distmil.pipeline.export.job import Task, check_target
 from distmil.pipeline.export.slide import Place, SlideFiles
+from distmil.pipeline.export.source import check_target, make_source, threshold_of
 from distmil.pipeline.job import Job, bundle_place, open_cohort
 from distmil.storage.records import Record
 from distmil.viewing.library import Library
@@ -27,13 +27,18 @@ from distmil.visualization.colours import COLOURS, colour
 class Shelf:
     """The slides of a run with the records of their predictions."""
 
-    task: Task
+    job: Job
+    """With the bundle's settings, and the scores of the viewer in place of those of `export`."""
+    bundle: Bundle
+    cohort: Cohort
+    run: str
+    """Name of the predictions."""
     chosen: Mapping[str, tuple[Slide, Record]]
 
     @property
     def config(self) -> Config:
         """Return the configuration with the bundle's settings."""
-        return self.task.job.config
+        return self.job.config
 
     def library(self) -> Library:
         """Make what the viewer answers from."""
@@ -42,24 +47,24 @@ class Shelf:
     def _run(self) -> dict[str, Any]:
         steps = np.linspace(0, 1, 256, dtype=np.float32)
         return {
-            "name": self.task.run,
-            "noun": self.task.job.outcomes.noun,
-            "classes": list(self.task.bundle.classes),
-            "threshold": self.task.threshold,
+            "name": self.run,
+            "noun": self.job.outcomes.noun,
+            "classes": list(self.bundle.classes),
+            "threshold": threshold_of(self.config, self.bundle),
             "scores": list(SCORES),
             "colours": {name: colour(steps, colours=name).tolist() for name in COLOURS},
             "max_px": self.config.view.export_px if self.config.view.export else None,
         }
 
     def _listed(self, slide: Slide, record: Record) -> Listed:
-        label = "" if slide.label is None or slide.is_pseudo else self.task.cohort.classes[slide.label]
+        label = "" if slide.label is None or slide.is_pseudo else self.cohort.classes[slide.label]
         extra: dict[str, str] = {
             name: str(getattr(slide, name)) for name in self.config.view.show if getattr(slide, name)
         }
         return Listed(
             slide.slide_id,
             record.info["probability"],
-            self.task.bundle.slide_thresholds[record.key["slide_score"]],
+            self.bundle.slide_thresholds[record.key["slide_score"]],
             record.info["predicted"],
             label,
             record.info["num_patches"],
@@ -68,9 +73,10 @@ class Shelf:
 
     def _view(self, slide_id: str) -> SlideView:
         """Read a slide's predictions. Raises: SlideError, StorageError."""
-        task, (slide, record) = self.task, self.chosen[slide_id]
-        source = task.source(slide, record)
-        files = SlideFiles(source, self.config, task.job.store, task.run, task.place)
+        slide, record = self.chosen[slide_id]
+        source = make_source(self.job, self.bundle, self.cohort, slide, record, with_pictures=False)
+        place = Place(self.job.store, f"{predictions_folder(self.run)}/view")  # nothing is written there
+        files = SlideFiles(source, self.config, self.job.store, self.run, place)
         reader = self.config.tiling.reader
         return SlideView(
             files.content,
@@ -89,7 +95,7 @@ def open_shelf(job: Job) -> Shelf:
     check_target(inner.config, bundle)
     name = choose_run(job, bundle)
     chosen = {slide.slide_id: (slide, record) for slide, record in choose_slides(job, cohort, name)}
-    return Shelf(Task(inner, bundle, cohort, name, Place(job.store, f"{predictions_folder(name)}/view")), chosen)
+    return Shelf(inner, bundle, cohort, name, chosen)
 
 
 def _as_export(config: Config) -> Config:
