@@ -1,6 +1,7 @@
 """A slide's tiles as JPEG: the slide's own where they fit, else read from the next finer level and reduced by area."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +38,8 @@ class SlideTiles:
         own_px = self._own_tile_px()
         self.zoom = DeepZoom(self.size, own_px or TILE_PX)
         self._own = self._own_levels() if own_px else {}
+        # the files close when no thread reads them any more, also where the viewer only forgets the slide
+        self.close = weakref.finalize(self, _close, self._free, self._own)
 
     def tile(self, level: int, column: int, row: int) -> bytes | None:
         """Make a tile as JPEG without metadata; None where there is no such tile.
@@ -91,12 +94,6 @@ class SlideTiles:
                     result[top : top + high, left : left + wide] = resize(block, (wide, high))
         return result
 
-    def close(self) -> None:
-        """Close the files."""
-        for image in (*self._free, *self._own.values()):
-            image.close()
-        self._free, self._own = [], {}
-
     @contextmanager
     def _handle(self) -> Iterator[SlideImage]:
         """Lend an open slide to one thread. Raises: SlideError if it cannot be opened again."""
@@ -127,3 +124,8 @@ class SlideTiles:
                     with suppress(SlideError):  # without plain tiles the level's pixels are read instead
                         found[level] = open_level(self._path, LevelPlace(size, factor, kept_tiles=1), size=self.size)
         return found
+
+
+def _close(free: list[SlideImage], own: dict[int, TileLevel]) -> None:
+    for image in (*free, *own.values()):
+        image.close()

@@ -122,3 +122,16 @@ def test_tiles_that_the_slide_does_not_have(tmp_path: Path) -> None:
     tiles = SlideTiles(str(save_pyramid(tmp_path / "s.tif", tissue_image((600, 300)))))
     for place in ((0, 1, 0), (0, 0, 1), (3, 0, 0), (-1, 0, 0), (0, -1, 0), (2, 10**9, 0), (10**9, 0, 0)):
         assert tiles.tile(*place) is None
+
+
+def test_a_slide_that_is_forgotten_is_closed(tmp_path: Path) -> None:
+    path = save_jpeg_tiff(tmp_path / "s.tif", tissue_image((600, 300)), tile=(256, 256))
+
+    def num_open() -> int:
+        return sum(Path(file).resolve() == path for file in Path("/proc/self/fd").iterdir())
+
+    tiles = SlideTiles(str(path))
+    assert tiles.tile(tiles.zoom.num_levels - 1, 0, 0)
+    assert num_open() > 0
+    del tiles
+    assert num_open() == 0
