@@ -40,7 +40,7 @@ def make_app(library: Library, *, host: str = "127.0.0.1") -> FastAPI:
     async def guard(request: Request, call_next: _Next) -> Response:
         if host in LOOPBACK and _name_of(request.headers.get("host", "")) not in LOOPBACK:
             response = _refusal(403, "this viewer answers to localhost only")
-        elif request.method not in {"GET", "HEAD"}:
+        elif request.method != "GET":
             response = _refusal(405, "this viewer only shows; nothing can be written")
         else:
             response = await call_next(request)
