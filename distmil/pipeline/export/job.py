@@ -9,8 +9,8 @@ import pyarrow as pa
 from pyarrow import csv
 
 from distmil.cohort import Cohort, Slide
-from distmil.config.export import Format
 from distmil.config.root import Config
+from distmil.config.shown import Format
 from distmil.defects import attempt
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.pipeline.cluster import map_slides

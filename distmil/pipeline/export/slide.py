@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
-from distmil.config.export import Format, Score
 from distmil.config.root import Config
+from distmil.config.shown import Format, Score
 from distmil.errors import SlideError
 from distmil.exporting.frame import frame_of
 from distmil.exporting.geojson import PACKED, SUFFIX

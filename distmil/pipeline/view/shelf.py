@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from distmil.cohort import Cohort, Slide
-from distmil.config.export import ExportConfig
 from distmil.config.root import Config
+from distmil.config.shown import ExportConfig
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.export.choice import choose_run, choose_slides
