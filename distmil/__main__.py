@@ -21,6 +21,7 @@ JOBS = {
     "evaluate": "Measure a trained bundle on labelled slides.",
     "predict": "Score slides with a trained bundle, and draw their maps.",
     "export": "Write finished predictions for QuPath, ASAP and tables.",
+    "view": "Show finished predictions in a browser.",
     "export_features": "Write embeddings as CLAM, TRIDENT, STAMP, ... do.",
 }
 """The jobs in the order of work."""

@@ -23,9 +23,11 @@ STAGES = {
     "train": "distmil.pipeline.training.job",
     "tune": "distmil.pipeline.tuning.job",
     "export": "distmil.pipeline.export.job",
+    "view": "distmil.pipeline.view.job",
     **{name: f"distmil.pipeline.exchange.{name}" for name in ("import_features", "export_features")},
 }
 """The module of each job, which has ``run(job)``."""
+WITHOUT_RAY = {"view"}
 
 
 def main(name: str, description: str | None, argv: Sequence[str] | None = None, *, program: str | None = None) -> int:
@@ -76,8 +78,11 @@ def _run(
         answer = importlib.import_module("distmil.pipeline.dry_run.estimate").run(job, name, STAGES[name])
         console.note(in_lines(next_steps(name, answer, config, command)))
         return {"job": name, "storage": store.root, **answer}
-    runtime = importlib.import_module("distmil.pipeline.cluster")
     stage = importlib.import_module(STAGES[name])
+    if name in WITHOUT_RAY:
+        answer = stage.run(job)
+        return _ended(name, answer, job, command)
+    runtime = importlib.import_module("distmil.pipeline.cluster")
     runtime.after_start(interruption.install)
     try:
         importlib.import_module("distmil.pipeline.nodes").check_cluster(job)
@@ -86,7 +91,12 @@ def _run(
         runtime.stop_ray()
         if not isinstance(sys.exception(), KeyboardInterrupt):
             job.outcomes.show(console, with_dropped=not isinstance(sys.exception(), TooManyBadSlides))
+    return _ended(name, answer, job, command)
+
+
+def _ended(name: str, answer: dict[str, Any], job: Any, command: Command) -> dict[str, Any]:
+    """Say what follows a job that is done, and return its answer."""
     job.outcomes.check_defects()
-    if steps := next_steps(name, answer, config, command, noun=job.outcomes.noun):
-        console.note(in_lines(steps))
-    return {"job": name, "storage": store.root, **answer}
+    if steps := next_steps(name, answer, job.config, command, noun=job.outcomes.noun):
+        job.console.note(in_lines(steps))
+    return {"job": name, "storage": job.store.root, **answer}

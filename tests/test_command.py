@@ -17,7 +17,8 @@ from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "tile", "embed", "import_features", "pretrain", "train", "tune", "evaluate", "predict", "export", "export_features",
+    "tile", "embed", "import_features", "pretrain", "train", "tune", "evaluate", "predict", "export", "view",
+    "export_features",
     "store",
     "encoders", "doctor", "completion",
 ]  # fmt: skip

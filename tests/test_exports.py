@@ -29,6 +29,7 @@ INTERNAL = [
         "pipeline.streaming",
         "pipeline.training",
         "pipeline.tuning",
+        "pipeline.view",
         "processes",
         "recording",
     )

@@ -83,9 +83,11 @@ def next_steps(
         return _after_train(answer, config, command, noun)
     if job == "evaluate":
         model = str(config.prediction.model)
-        return [*_results(answer, noun), _export(model, answer, command), _on_new_slides(model, config, command, noun)]
+        return [*_results(answer, noun), *_shown(model, answer, command), _on_new_slides(model, config, command, noun)]
     if job == "predict":
-        return [*_results(answer, noun), _export(str(config.prediction.model), answer, command)]
+        return [*_results(answer, noun), *_shown(str(config.prediction.model), answer, command)]
+    if job == "view":
+        return [f"open it by any file server: python -m http.server --bind 127.0.0.1 -d {shlex.quote(answer['view'])}"]
     return _after_export(answer) if job == "export" else []
 
 
@@ -102,14 +104,17 @@ def _after_train(answer: Mapping[str, Any], config: Config, command: Command, no
     if "predictions" in answer:
         unset = _unset(config, command, "prediction.run")
         line = command.line("evaluate", {"prediction.model": run, **unset}, without=["prediction.run"])
-        steps += [_export(run, answer, command), f"measure it on labelled {noun}s: {line}"]
+        steps += [*_shown(run, answer, command), f"measure it on labelled {noun}s: {line}"]
     return [*steps, _on_new_slides(run, config, command, noun)]
 
 
-def _export(model: str, answer: Mapping[str, Any], command: Command) -> str:
-    """Say how predictions are taken to other programs."""
+def _shown(model: str, answer: Mapping[str, Any], command: Command) -> list[str]:
+    """Say how predictions are looked at, and taken to other programs."""
     changes = {"prediction.model": model, "prediction.run": str(answer["run"])}
-    return f"take it to QuPath, ASAP or a spreadsheet: {command.line('export', changes)}"
+    return [
+        f"see it in a browser: {command.line('view', changes)}",
+        f"take it to QuPath, ASAP or a spreadsheet: {command.line('export', changes)}",
+    ]
 
 
 def _after_export(answer: Mapping[str, Any]) -> list[str]:

@@ -20,6 +20,7 @@ SECTIONS: Mapping[str, set[str]] = {
     "evaluate": _WITH_BUNDLE,
     "predict": _WITH_BUNDLE,
     "export": {"cohort", "storage", "labels", "tiling", "features", "prediction", "export"},
+    "view": {"cohort", "storage", "labels", "tiling", "features", "prediction", "view"},
 }
 """The sections that each job reads."""
 _IMPORTING = {f"tiling.{key}" for key in ("default_mpp", "max_bad_fraction", "chunk_patches", "reader")}
@@ -29,6 +30,7 @@ _MORE = {
     "import_features": _IMPORTING,
     "pretrain": {f"training.{key}" for key in _GROUP},
     "tile": {"encoder.name"},
+    "view": {"export.threshold", "export.target", "export.slides", "export.min_area_mm2"},
 }
 """Single keys of other sections that a job reads."""
 _NOT = {
@@ -40,6 +42,13 @@ _NOT = {
     },
     "train": {"prediction.model"},
     "export": {"prediction.split", "prediction.slide_score", "prediction.maps"},
+    "view": {
+        "prediction.split",
+        "prediction.slide_score",
+        "prediction.maps",
+        "prediction.colours",
+        "prediction.map_px",
+    },
     "tune": {"training.run", "tracking.registered_model", "tracking.alias"},
 }
 """Single keys of its sections that a job does not read."""
@@ -67,6 +76,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "predict": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
     "export": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "export.formats", "export.scores",
                "export.slides", "export.out", "export.threshold", "export.origin"),
+    "view": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "view.port", "view.show", "view.export",
+             "view.export_px", "export.slides", "export.threshold"),
 }  # fmt: skip
 """The ten keys that most users of a job set, in the order of interest."""
 EXAMPLES: Mapping[str, str] = {
@@ -80,6 +91,7 @@ EXAMPLES: Mapping[str, str] = {
     "evaluate": "cohort.manifest=slides.csv prediction.model=first",
     "predict": "cohort.manifest=new.csv prediction.model=first",
     "export": "cohort.manifest=new.csv prediction.model=first",
+    "view": "cohort.manifest=new.csv prediction.model=first",
 }
 """Arguments of an example command."""
 

@@ -12,12 +12,12 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
-from distmil.config.export import ExportConfig
 from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
 from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
 from distmil.config.pretraining import PretrainingConfig
 from distmil.config.section import Section
+from distmil.config.shown import ExportConfig, ViewConfig
 from distmil.encoders.catalog.tiling import tiling_for
 
 
@@ -38,6 +38,7 @@ class Config(Section):
     search: SearchConfig = Field(default_factory=SearchConfig)
     prediction: PredictionConfig = Field(default_factory=PredictionConfig)
     export: ExportConfig = Field(default_factory=ExportConfig)
+    view: ViewConfig = Field(default_factory=ViewConfig)
     tracking: TrackingConfig = Field(default_factory=TrackingConfig)
 
     @model_validator(mode="after")
@@ -81,7 +82,8 @@ class Config(Section):
 
 
 PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri", "features.folder",
-                "features.export_folder", "export.out")  # fmt: skip
+                "features.export_folder", "export.out",
+                "view.export")  # fmt: skip
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""
 
 

@@ -25,7 +25,7 @@ from distmil.storage.store import Store
 if TYPE_CHECKING:  # torch takes seconds to import, and not every job needs it
     from torch import Tensor
 
-WITH_BUNDLE = {"evaluate", "predict", "export"}
+WITH_BUNDLE = {"evaluate", "predict", "export", "view"}
 """Jobs that need a bundle."""
 
 
@@ -104,7 +104,7 @@ def check_ahead(job: Job, name: str) -> None:
         StorageError: If the store does not answer.
     """
     read = [opened.cohort for opened in job.opened]
-    if name == "export":  # nothing is made that takes hours
+    if name in {"export", "view"}:  # nothing is made that takes hours
         return
     config = _with_bundle_tiling(job) if name in WITH_BUNDLE else job.config
     if read and config is not None:

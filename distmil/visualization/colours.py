@@ -10,6 +10,7 @@ from distmil.visualization.score_grid import check_scores
 
 Colours = Literal["jet", "viridis"]
 """``jet``: blue 0 to red 1; ``viridis``: dark blue 0 to yellow 1, in order to colour-blind eyes too."""
+COLOURS: tuple[Colours, ...] = get_args(Colours)
 OPACITY = 0.6
 """Of the score 1; that of a lower score is as much smaller as the score."""
 

@@ -21,6 +21,7 @@ ANSWER = {
     "maps": "/s/maps",
     "predictions": "/s",
     "export": "/s/export",
+    "view": "/s/my view",
     "formats": ["png", "tiff", "geojson"],
     "wrong": 2,
     "in_doubt": 0,
@@ -54,6 +55,7 @@ def test_each_job_says_what_follows() -> None:
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "training.run=first", "tiling.mpp=1.0", "losses.bag=2")
     common = "cohort.manifest=slides.csv storage.root=/s"
     predict = "predict new slides: distmil predict storage.root=/s cohort.manifest=NEW.csv prediction.model=first"
+    see = "see it in a browser: distmil view"
     take = "take it to QuPath, ASAP or a spreadsheet: distmil export"
     assert steps("tile", *given) == [
         "look at /s/summary.html",
@@ -71,6 +73,7 @@ def test_each_job_says_what_follows() -> None:
     ]
     assert steps("train", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{see} {common} prediction.model=first prediction.run=first",
         f"{take} {common} prediction.model=first prediction.run=first",
         f"measure it on labelled slides: distmil evaluate {common} prediction.model=first",
         predict,
@@ -78,16 +81,21 @@ def test_each_job_says_what_follows() -> None:
     given = ("cohort.manifest=slides.csv", "storage.root=/s", "prediction.model=first", "prediction.split=test")
     assert steps("evaluate", *given) == [
         "look at the 2 wrong slides: /s/slides.csv and /s/maps",
+        f"{see} {common} prediction.model=first prediction.run=first",
         f"{take} {common} prediction.model=first prediction.run=first",
         predict,
     ]
     assert steps("predict", *given, answer=ANSWER | {"wrong": 0}) == [
         "look at the slides: /s/slides.csv and /s/maps",
+        f"{see} {common} prediction.model=first prediction.run=first",
         f"{take} {common} prediction.model=first prediction.run=first",
     ]
     assert steps("export", *given) == [
         "in QuPath, with the slide open: File > Import objects from file, of /s/export/geojson",
         "in ASAP, QuPath or OpenSlide: colour maps in /s/export/tiff",
+    ]
+    assert steps("view", *given) == [
+        "open it by any file server: python -m http.server --bind 127.0.0.1 -d '/s/my view'"
     ]
     assert steps("export", *given, answer={"export": "/e", "formats": ["png"]}) == ["look at /e"]
     assert steps("tune", *given) == []
@@ -145,7 +153,7 @@ def test_every_printed_command_is_one_that_its_job_takes(seed: int) -> None:
     config = load_config(None, overrides)
     for step in next_steps(job, ANSWER, config, Command(words, file, overrides)):
         text = step.partition(": ")[2]
-        if not text.startswith((*words[:1],)):
+        if not text.startswith((*words[:1],)) or "http.server" in text:
             continue
         parts = shlex.split(text)
         (following,) = [name for name in STAGES if tuple(word.replace("{job}", name) for word in words) == tuple(

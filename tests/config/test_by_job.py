@@ -34,12 +34,12 @@ def test_the_example_sets_keys_that_are_read(job: str) -> None:
     assert set(load_config(None, EXAMPLES[job].split()).explicit()) <= set(keys_read(job))
 
 
-@pytest.mark.parametrize("job", ["evaluate", "predict", "export"])
+@pytest.mark.parametrize("job", ["evaluate", "predict", "export", "view"])
 def test_what_a_bundle_decides_is_not_read(job: str) -> None:
     of_bundle = {f"{section}.{key}" for section, keys in bundle_values(Config()).items() for key in keys}
     assert of_bundle & set(keys_read(job)) == set()
     assert {"tiling.default_mpp", "tiling.max_bad_fraction"} <= set(keys_read(job))
-    assert ("encoder.batch_size" in keys_read(job)) == (job != "export")
+    assert ("encoder.batch_size" in keys_read(job)) == (job not in {"export", "view"})
 
 
 def test_sections_of_other_jobs_are_not_read() -> None:
@@ -48,4 +48,4 @@ def test_sections_of_other_jobs_are_not_read() -> None:
     assert [key for key in keys_read("tile") if key.startswith("encoder.")] == ["encoder.name"]
     assert [job for job in STAGES if "search" in sections(job)] == ["tune"]
     assert [job for job in STAGES if "losses" in sections(job)] == ["train", "tune"]
-    assert [job for job in STAGES if "prediction.model" in keys_read(job)] == ["predict", "evaluate", "export"]
+    assert [job for job in STAGES if "prediction.model" in keys_read(job)] == ["predict", "evaluate", "export", "view"]

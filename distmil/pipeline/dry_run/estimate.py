@@ -59,8 +59,8 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
     Raises:
         ConfigError: If the job works on features of other tools, or exports.
     """
-    if name == "export":
-        raise ConfigError("--dry-run estimates work of hours, and export takes seconds a slide; leave it out")
+    if name in {"export", "view"}:
+        raise ConfigError(f"--dry-run estimates work of hours, and {name} takes seconds a slide; leave it out")
     if job.config.features.folder is not None or name.endswith("_features"):
         raise ConfigError("--dry-run estimates work on slides, not on features of other tools; leave it out")
     started = idle_clock()

@@ -9,21 +9,17 @@ import pyarrow as pa
 from pyarrow import csv
 
 from distmil.cohort import Cohort, Slide
-from distmil.config.export import Format
 from distmil.config.root import Config
+from distmil.config.shown import Format
 from distmil.defects import attempt
-from distmil.errors import ConfigError, SlideError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
-from distmil.inference.predictor import reading_of
-from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import map_slides
 from distmil.pipeline.export.choice import choose_run, choose_slides, place_of
 from distmil.pipeline.export.slide import Place, SlideFiles, Source, settings_of
+from distmil.pipeline.export.source import check_target, make_source, threshold_of
 from distmil.pipeline.job import Job, bundle_place, check_bad_fraction, open_cohort, status_counts
 from distmil.storage.records import Record
-from distmil.storage.store import Committed, Store
-from distmil.tiling.shards import patches_folder
-from distmil.tiling.tiler import SlideTiler
+from distmil.storage.store import Store
 
 CHECKED_AT_ONCE = 16
 TABLE = "slides.csv"
@@ -65,21 +61,6 @@ def run(job: Job) -> dict[str, Any]:
     }
 
 
-def threshold_of(config: Config, bundle: Bundle) -> float:
-    """Return the probability from which a patch belongs to a region."""
-    return bundle.patch_threshold if config.export.threshold is None else config.export.threshold
-
-
-def check_target(config: Config, bundle: Bundle) -> None:
-    """Refuse a class that the bundle does not have. Raises: ConfigError."""
-    target = config.export.target
-    if target is not None and target not in bundle.classes[1:]:
-        raise ConfigError(
-            f"export.target = {target!r}: expected a class of the bundle {bundle.run} that is not normal: "
-            f"{', '.join(bundle.classes[1:])}"
-        )
-
-
 def _formats(config: Config) -> list[Format]:
     return list(dict.fromkeys(config.export.formats))
 
@@ -113,13 +94,7 @@ class Task:
             SlideError: If its predictions are of another bundle, or its file or tiling has changed since.
             StorageError: If the store does not answer.
         """
-        if scores.key.get("bundle") != self.bundle.digest:
-            raise SlideError(f"its predictions are not of the bundle {self.bundle.run} as it is now; run predict again")
-        label = None if slide.label is None else self.cohort.classes[slide.label]
-        reading = reading_of(self.bundle, scores.info, slide_score=scores.key["slide_score"], label=label)
-        reading = replace(reading, patch_threshold=self.threshold)
-        annotation = annotation_version(slide) if "png" in self.formats else None
-        source = Source(slide, _tiled(self.job, slide), scores, reading, annotation)
+        source = make_source(self.job, self.bundle, self.cohort, slide, scores, with_pictures="png" in self.formats)
         files = SlideFiles(source, self.job.config, self.job.store, self.run, self.place)
         done = {kind: files.finished(kind) for kind in self.formats}
         left = tuple(kind for kind, record in done.items() if record is None)
@@ -163,22 +138,6 @@ def _export(task: Task, chosen: Sequence[tuple[Slide, Record]]) -> dict[str, Rec
             advance()
             records[source.slide.slide_id] = record
     return {slide.slide_id: records[slide.slide_id] for slide, _ in chosen}
-
-
-def _tiled(job: Job, slide: Slide) -> Record:
-    """Read the record of a slide's tiling. Raises: SlideError if it is not true of the slide any more."""
-    tiling = job.config.tiling
-    if tiling.strategy == "features":
-        record = Committed(job.store, f"{patches_folder(tiling)}/{slide.slide_id}", slide.slide_id).read()
-    else:
-        tiler = SlideTiler(slide, tiling, job.store)
-        record = tiler.finished() or tiler.revived()
-    if record is None or not record.ok:
-        raise SlideError(
-            f"the {job.outcomes.noun}'s file, resolution or tissue is another one than was predicted, or its tiling is "
-            "gone; run predict again"
-        )
-    return record
 
 
 def merged(scores: Record, made: Sequence[Record]) -> Record:

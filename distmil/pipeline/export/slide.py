@@ -7,8 +7,8 @@ from typing import Any, get_args
 
 from distmil.annotations.outlines import Annotation
 from distmil.cohort import Slide
-from distmil.config.export import Format, Score
 from distmil.config.root import Config
+from distmil.config.shown import Format, Score
 from distmil.errors import SlideError
 from distmil.exporting.frame import frame_of
 from distmil.exporting.geojson import PACKED, SUFFIX
@@ -149,7 +149,7 @@ class SlideFiles:
         """
         slide_id, committed = self.source.slide.slide_id, self.place.committed(self.source.slide.slide_id, kind)
         doubts: list[str] = []
-        files = self._pictures(doubts) if kind == "png" else getattr(self._export, kind)()
+        files = self._pictures(doubts) if kind == "png" else getattr(self.content, kind)()
         self.place.discard(slide_id, kind, but=list(files))
         parts = [
             self.place.store.write_part(committed.folder, f"{kind}/{name}", data, rows=len(self._patches))
@@ -157,12 +157,13 @@ class SlideFiles:
         ]
         info: dict[str, Any] = {"doubts": doubts}
         if kind in WITH_REGIONS:
-            areas = [region.area_mm2 for region in self._export.regions if region.area_mm2 is not None]
-            info |= {"num_regions": len(self._export.regions), "area_mm2": sum(areas) if self._export.mpp else None}
+            areas = [region.area_mm2 for region in self.content.regions if region.area_mm2 is not None]
+            info |= {"num_regions": len(self.content.regions), "area_mm2": sum(areas) if self.content.mpp else None}
         return committed.commit(self.key(kind), parts=parts, info=info)
 
     @cached_property
-    def _export(self) -> SlideExport:
+    def content(self) -> SlideExport:
+        """Gather what the files hold. Raises: SlideError, StorageError."""
         wanted, info = self.config.export, self.source.tiled.info
         return SlideExport(
             self.source.slide.slide_id,
@@ -201,7 +202,7 @@ class SlideFiles:
             slide,
             self._patches.to_table(slide.slide_id, list(self._patches.scores)),
             reading,
-            outlines=self._outlines,
+            outlines=self.outlines,
             size=self._size,
             mpp=self.source.tiled.info["mpp"],
             max_px=self.config.prediction.map_px,
@@ -212,6 +213,7 @@ class SlideFiles:
         doubts += drawn.doubts
         return {f"{slide.slide_id}_{file_word(name)}.png": data for name, data in drawn.images.items()}
 
-    def _outlines(self) -> Annotation | None:
+    def outlines(self) -> Annotation | None:
+        """Read what people drew, None without any. Raises: SlideError, OSError, StorageError."""
         found = SlideOutlines(self.source.slide, self.config, self.store, self.source.tiled).read()
         return found.annotation if found else None

@@ -1,0 +1,97 @@
+"""The job that shows finished predictions in a browser, or writes the viewer as plain files."""
+
+import importlib.util
+import threading
+from pathlib import Path
+from typing import Any
+
+from distmil.defects import attempt
+from distmil.errors import ConfigError, StorageError
+from distmil.pipeline.job import Job, check_bad_fraction, status_counts
+from distmil.pipeline.view.shelf import Shelf, open_shelf
+from distmil.storage.records import Record
+from distmil.viewing.static_export import write_page, write_slide
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Show the slides until the job is interrupted, or write them to a folder.
+
+    Raises:
+        ConfigError: If there is nothing to show, or the port or the folder cannot be had.
+    """
+    if job.config.view.export is None:
+        _check_server()
+    shelf = open_shelf(job)
+    return _serve(job, shelf) if job.config.view.export is None else _export(job, shelf)
+
+
+def _check_server() -> None:
+    """Refuse to start without a web server. Raises: ConfigError."""
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"view needs {' and '.join(missing)}: pip install 'distmil[view]', or write plain files with "
+                          "view.export=FOLDER")  # fmt: skip
+
+
+def _serve(job: Job, shelf: Shelf) -> dict[str, Any]:
+    """Serve until interrupted."""
+    from distmil.viewing.server import LOOPBACK, bind, serve  # noqa: PLC0415 (the web server is an extra)
+
+    view = job.config.view
+    listener = bind(view.host, view.port)
+    port = listener.getsockname()[1]
+    address = f"http://{f'[{view.host}]' if ':' in view.host else view.host}:{port}/"
+    noun = job.outcomes.noun
+    job.console.note(
+        f"{len(shelf.chosen)} {noun}s of the predictions {shelf.run} are shown at {address}; end with Ctrl-C"
+    )
+    if view.host not in LOOPBACK:
+        job.console.note(
+            f"view.host = {view.host}: everyone who reaches this address sees the {noun}s, without a password"
+        )
+    server = serve(shelf.library(), host=view.host)
+    # in a thread of its own uvicorn leaves the signals to the job
+    thread = threading.Thread(target=server.run, args=([listener],), name="viewer")
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(timeout=1.0)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
+    raise StorageError("the web server ended by itself; its message stands above")
+
+
+def _export(job: Job, shelf: Shelf) -> dict[str, Any]:
+    """Write the viewer as plain files."""
+    folder, library = _folder(job), shelf.library()
+    max_px = job.config.view.export_px
+    records: dict[str, Record] = {}
+    with job.console.progress("view", len(shelf.chosen), f"{job.outcomes.noun}s") as advance:
+        for slide_id, (slide, scores) in shelf.chosen.items():
+
+            def write(slide_id: str = slide_id, scores: Record = scores) -> Record:
+                num_tiles = write_slide(library, slide_id, folder, max_px=max_px)
+                info = {"num_patches": scores.info["num_patches"], "num_tiles": num_tiles, "doubts": []}
+                return Record(slide_id, {}, info=info)
+
+            records[slide_id] = attempt(write, slide_id=slide_id, hidden=(slide.path, slide.annotation_path))
+            advance()
+    try:
+        write_page(library, folder, only={name for name, record in records.items() if record.ok})
+    except OSError as error:
+        raise StorageError(f"view.export = {str(folder)!r}: it cannot be written ({error.strerror})") from error
+    check_bad_fraction(job, records)
+    num_tiles = sum(record.info.get("num_tiles") or 0 for record in records.values())
+    return {"run": shelf.run, "view": str(folder), "num_tiles": num_tiles, "slides": status_counts(records)}
+
+
+def _folder(job: Job) -> Path:
+    """Return the folder, which must be empty, absent or of an earlier export. Raises: ConfigError."""
+    folder = Path(str(job.config.view.export)).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"view.export = {str(folder)!r}: expected a folder, and this is a file")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "slides.json").exists():
+        raise ConfigError(f"view.export = {str(folder)!r}: the folder holds other files; name an empty or a new one")
+    return folder

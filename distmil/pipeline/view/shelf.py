@@ -1,0 +1,108 @@
+"""The viewer's slides out of the store: the predictions that `export` would take, read when they are looked at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from distmil.cohort import Cohort, Slide
+from distmil.config.root import Config
+from distmil.config.shown import ExportConfig
+from distmil.inference.bundle import Bundle, load_bundle, with_bundle
+from distmil.inference.tables import predictions_folder
+from distmil.pipeline.export.choice import choose_run, choose_slides
+from distmil.pipeline.export.slide import Place, SlideFiles
+from distmil.pipeline.export.source import check_target, make_source, threshold_of
+from distmil.pipeline.job import Job, bundle_place, open_cohort
+from distmil.storage.records import Record
+from distmil.viewing.library import Library
+from distmil.viewing.slide_list import Listed
+from distmil.viewing.slide_view import SCORES, SlideView
+from distmil.viewing.tiles import SlideTiles
+from distmil.visualization.colours import COLOURS, colour
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """The slides of a run with the records of their predictions."""
+
+    job: Job
+    """With the bundle's settings, and the scores of the viewer in place of those of `export`."""
+    bundle: Bundle
+    cohort: Cohort
+    run: str
+    """Name of the predictions."""
+    chosen: Mapping[str, tuple[Slide, Record]]
+
+    @property
+    def config(self) -> Config:
+        """Return the configuration with the bundle's settings."""
+        return self.job.config
+
+    def library(self) -> Library:
+        """Make what the viewer answers from."""
+        return Library(self._run(), [self._listed(*item) for item in self.chosen.values()], self._view)
+
+    def _run(self) -> dict[str, Any]:
+        steps = np.linspace(0, 1, 256, dtype=np.float32)
+        return {
+            "name": self.run,
+            "noun": self.job.outcomes.noun,
+            "classes": list(self.bundle.classes),
+            "threshold": threshold_of(self.config, self.bundle),
+            "scores": list(SCORES),
+            "colours": {name: colour(steps, colours=name).tolist() for name in COLOURS},
+            "max_px": self.config.view.export_px if self.config.view.export else None,
+        }
+
+    def _listed(self, slide: Slide, record: Record) -> Listed:
+        label = "" if slide.label is None or slide.is_pseudo else self.cohort.classes[slide.label]
+        extra: dict[str, str] = {
+            name: str(getattr(slide, name)) for name in self.config.view.show if getattr(slide, name)
+        }
+        return Listed(
+            slide.slide_id,
+            record.info["probability"],
+            self.bundle.slide_thresholds[record.key["slide_score"]],
+            record.info["predicted"],
+            label,
+            record.info["num_patches"],
+            extra,
+        )
+
+    def _view(self, slide_id: str) -> SlideView:
+        """Read a slide's predictions. Raises: SlideError, StorageError."""
+        slide, record = self.chosen[slide_id]
+        source = make_source(self.job, self.bundle, self.cohort, slide, record, with_pictures=False)
+        place = Place(self.job.store, f"{predictions_folder(self.run)}/view")  # nothing is written there
+        files = SlideFiles(source, self.config, self.job.store, self.run, place)
+        reader = self.config.tiling.reader
+        return SlideView(
+            files.content,
+            lambda: SlideTiles(slide.path, reader=reader),
+            files.outlines,
+            source.reading.words(),
+            num_top=self.config.view.num_top,
+        )
+
+
+def open_shelf(job: Job) -> Shelf:
+    """Find the predictions that are shown. Raises: ConfigError, BundleError, ManifestError, StorageError."""
+    bundle = load_bundle(bundle_place(job), job.store)
+    inner = replace(job, config=_as_export(with_bundle(job.config, bundle)))
+    cohort = open_cohort(inner, needs_labels=False, needs_splits=False)
+    check_target(inner.config, bundle)
+    name = choose_run(job, bundle)
+    chosen = {slide.slide_id: (slide, record) for slide, record in choose_slides(job, cohort, name)}
+    return Shelf(inner, bundle, cohort, name, chosen)
+
+
+def _as_export(config: Config) -> Config:
+    """Ask for the scores of the viewer on the whole slide, with the regions that `export` is asked for."""
+    given = config.export
+    wanted = ExportConfig(
+        formats=["geojson"], scores=["fused", "probability", "attention", "agreement"], origin="slide",
+        threshold=given.threshold, target=given.target, min_area_mm2=given.min_area_mm2, slides=given.slides,
+    )  # fmt: skip
+    return config.model_copy(update={"export": wanted})

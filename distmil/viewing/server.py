@@ -1,0 +1,102 @@
+"""The viewer's web server: reads only, answers this machine only unless asked otherwise."""
+
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from distmil.errors import ConfigError, SlideError, StorageError
+from distmil.viewing.library import Library
+from distmil.viewing.page_files import PAGE, page_file
+
+logger = logging.getLogger(__name__)
+
+LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_Next = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(library: Library, *, host: str = "127.0.0.1") -> FastAPI:
+    """Make the application.
+
+    Args:
+        library: What it shows.
+        host: The address that it listens at. On a loopback address, requests under any other name are refused: a page
+            elsewhere could else have its own name resolved to this machine, and read the slides.
+    """
+    app = FastAPI(title="distmil view", docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.middleware("http")
+    async def guard(request: Request, call_next: _Next) -> Response:
+        if host in LOOPBACK and _name_of(request.headers.get("host", "")) not in LOOPBACK:
+            response = _refusal(403, "this viewer answers to localhost only")
+        elif request.method != "GET":
+            response = _refusal(405, "this viewer only shows; nothing can be written")
+        else:
+            response = await call_next(request)
+        response.headers.update(_HEADERS)
+        return response
+
+    @app.get("/{address:path}")
+    async def show(address: str) -> Response:
+        if address in PAGE or not address:
+            name = address or "index.html"
+            return Response(page_file(name), media_type=PAGE[name])
+        return await run_in_threadpool(_answer, library, address)
+
+    return app
+
+
+def serve(library: Library, *, host: str) -> uvicorn.Server:
+    """Make a server that ``run([listener])`` lets answer at a bound socket until its ``should_exit`` is set."""
+    config = uvicorn.Config(make_app(library, host=host), log_level="warning", access_log=False, lifespan="off")
+    return uvicorn.Server(config)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take an address; port 0: a free one. Raises: ConfigError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # with the protocol named, asyncio sends a tile's end at once; else each tile waits 40 ms for its acknowledgement
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(128)  # who comes before the server is up waits
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"view.port = {port}: {host} cannot be listened at ({error.strerror}); set another, or 0 for "
+                          "any that is free") from error  # fmt: skip
+    return listener
+
+
+def _answer(library: Library, address: str) -> Response:
+    """Answer with a file, 404 without one, and 422 where the slide cannot be shown."""
+    try:
+        found = library.answer(address)
+    except SlideError as error:
+        return _refusal(422, str(error))
+    except StorageError:
+        logger.exception("a slide's predictions cannot be read")
+        return _refusal(422, "its predictions are damaged or gone; run predict again")  # the message has a path
+    except OSError:
+        return _refusal(422, "a file of the slide cannot be read")
+    return Response(found.data, media_type=found.kind) if found else _refusal(404, "there is no such file")
+
+
+def _refusal(status: int, text: str) -> Response:
+    return Response(text + "\n", status_code=status, media_type="text/plain; charset=utf-8")
+
+
+def _name_of(host: str) -> str:
+    """Return the name in a Host header, without brackets and port."""
+    return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
