@@ -50,7 +50,7 @@ class Bootstrap:
             for values in (np.asarray(value_S, float), np.ones(len(slide_S)))
         )
         with np.errstate(invalid="ignore"):
-            return _percentiles((total_PD @ self.weight_PD) / (count_PD @ self.weight_PD))
+            return percentiles((total_PD @ self.weight_PD) / (count_PD @ self.weight_PD))
 
     def ranking(
         self, slide_N: NDArray[np.intp], is_positive_N: ArrayLike, score_N: ArrayLike
@@ -64,20 +64,20 @@ class Bootstrap:
         """
         is_positive = np.asarray(is_positive_N, bool)
         bin_N = _binned(np.asarray(score_N, np.float64))
-        pos_BD, neg_BD = (self._drawn(slide_N[chosen], bin_N[chosen]) for chosen in (is_positive, ~is_positive))
-        num_bins = max(len(pos_BD), len(neg_BD))
-        pos_BD, neg_BD = (np.pad(counts, ((0, num_bins - len(counts)), (0, 0))) for counts in (pos_BD, neg_BD))
+        num_bins = int(bin_N.max(initial=0)) + 1
+        pos_BD, neg_BD = (
+            self.counts(slide_N[chosen], bin_N[chosen], num_bins) for chosen in (is_positive, ~is_positive)
+        )
         with np.errstate(invalid="ignore", divide="ignore"):
             below_BD = neg_BD.cumsum(axis=0) - neg_BD / 2
             area_D = (pos_BD * below_BD).sum(axis=0) / (pos_BD.sum(axis=0) * neg_BD.sum(axis=0))
             found_BD, all_BD = pos_BD[::-1].cumsum(axis=0), (pos_BD + neg_BD)[::-1].cumsum(axis=0)
             precision_BD = np.where(all_BD > 0, found_BD / all_BD, 0)
             average_D = (pos_BD[::-1] * precision_BD).sum(axis=0) / pos_BD.sum(axis=0)
-        return _percentiles(area_D), _percentiles(average_D)
+        return percentiles(area_D), percentiles(average_D)
 
-    def _drawn(self, slide_N: NDArray[np.intp], bin_N: NDArray[np.intp]) -> Floats:
+    def counts(self, slide_N: NDArray[np.intp], bin_N: NDArray[np.intp], num_bins: int) -> Floats:
         """Count the cases of each bin in each draw, B x D."""
-        num_bins = int(bin_N.max(initial=0)) + 1
         shape = (num_bins, len(self.weight_PD))
         return np.asarray(csr_matrix((np.ones(len(bin_N)), (bin_N, self.patient_S[slide_N])), shape) @ self.weight_PD)
 
@@ -133,7 +133,7 @@ def _binned(score_N: Floats) -> NDArray[np.intp]:
     return np.asarray(((count.cumsum() - 1) * MAX_BINS // count.sum())[index_N])
 
 
-def _percentiles(value_D: Floats) -> Interval | None:
+def percentiles(value_D: Floats) -> Interval | None:
     """Take the middle 95 % of the draws in which a metric is defined."""
     defined = value_D[np.isfinite(value_D)]
     if not len(defined):
