@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-from distmil.evaluation.intervals import Bootstrap, Interval, percentiles
+from distmil.evaluation.intervals import Bootstrap, Interval
 from distmil.evaluation.lesions import OUTSIDE, Lesions
 
 FALSE_POSITIVES = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -143,12 +143,11 @@ def froc_of(slides: Sequence[Detections], bootstrap: Bootstrap) -> Froc | None:
         hit_KD = drawn.counts(lesion_slide[is_hit], hit, len(threshold_K)).cumsum(axis=0)
         points.append(_at_chosen(false_KD, hit_KD, num_slides_D, num_lesions_D))
     (value_X,), value_DX = points
-    has_draws = len(draws) > 1
     return Froc(
         sensitivities=tuple(map(float, value_X)),
         score=float(value_X.mean()),
-        sensitivity_intervals=tuple(percentiles(column) if has_draws else None for column in value_DX.T),
-        score_interval=percentiles(value_DX.mean(axis=1)) if has_draws else None,
+        sensitivity_intervals=tuple(map(bootstrap.bounds, value_DX.T)),
+        score_interval=bootstrap.bounds(value_DX.mean(axis=1)),
     )
 
 

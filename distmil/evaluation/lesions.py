@@ -14,7 +14,14 @@ import shapely
 from numpy.typing import NDArray
 
 from distmil.annotations.raster import rasterised
-from distmil.annotations.regions import MarkedRegions, MaskRegions, OutlineRegions
+from distmil.annotations.regions import MarkedRegions, MaskRegions, OutlineRegions, read_regions
+from distmil.cohort import Slide
+from distmil.config.root import Config
+from distmil.errors import AnnotationError
+from distmil.labels.rules import EXCLUDE
+from distmil.labels.slide_outlines import SlideOutlines, groups_of
+from distmil.storage.records import Record
+from distmil.storage.store import Store
 
 GROWTH_UM = 37.5
 """How far the targets are grown on every side."""
@@ -58,6 +65,33 @@ class Lesions:
         found = np.full(len(column), OUTSIDE, np.int32)
         found[is_inside] = self.index_HW[row[is_inside], column[is_inside]]
         return found
+
+
+def known_lesions(slide: Slide, config: Config, store: Store, patches: Record) -> Lesions | None:
+    """Find the lesions of a tiled slide; None where they are not all known.
+
+    Args:
+        slide: A slide with a label.
+        config: Of the job, for classes and groups.
+        store: Where its outlines are kept.
+        patches: The record of its tiling.
+
+    Raises:
+        StorageError: If the store fails.
+    """
+    if slide.label == 0:
+        return Lesions.none()
+    if not slide.annotation_complete:
+        return None
+    try:
+        read = SlideOutlines(slide, config, store, patches).read()
+        if read is None:
+            return None
+        number = len(config.cohort.classes)
+        regions = read_regions(read.annotation, values=groups_of(config), exclude=EXCLUDE, num_classes=number)
+    except (AnnotationError, OSError):  # labels.on_bad_annotation has said what becomes of the slide
+        return None
+    return lesions_of(regions, mpp=patches.info["mpp"])
 
 
 def lesions_of(regions: MarkedRegions, *, mpp: float) -> Lesions:

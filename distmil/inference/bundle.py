@@ -24,6 +24,7 @@ from distmil.inference.bundle_files import (
     HEAD_FILE,
     JSON_FILES,
     BundleFiles,
+    checked_temperatures,
     checked_threshold,
     encoder_state_of,
     network_of,
@@ -63,6 +64,8 @@ class Bundle:
     patch_threshold: float = DEFAULT_THRESHOLD
     slide_thresholds: Mapping[str, float] = field(default_factory=_default_thresholds)
     """Of every read-out."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Of the read-outs for which validation gave one; see ``calibrated``."""
     reach: float | None = None
     """How far training slides lie from their mean, which tells foreign slides; None where it is not known."""
     digest: str = field(default="", repr=False)
@@ -129,6 +132,7 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
         "classes": bundle.classes,
         "patch_threshold": bundle.patch_threshold,
         "slide_thresholds": dict(bundle.slide_thresholds),
+        "temperatures": dict(bundle.temperatures),
         "reach": bundle.reach,
     }
     files = {HEAD_FILE: save_safetensors(head)}
@@ -203,6 +207,7 @@ def _load(found: Store, record: Record) -> Bundle:
         encoder_state=encoder_state_of(built, files),
         patch_threshold=patch_threshold,
         slide_thresholds=thresholds,
+        temperatures=checked_temperatures(labels.get("temperatures", {})),  # bundles of earlier versions lack them
         reach=reach,
         digest=files.digest(),
         metrics=metrics,

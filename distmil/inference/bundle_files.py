@@ -12,6 +12,7 @@ from torch import Tensor
 from distmil.config.root import Config
 from distmil.errors import BundleError
 from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_digest
+from distmil.inference.scoring import READ_OUTS
 from distmil.models.baselines import make_network
 from distmil.models.network import Network
 from distmil.storage.records import Part, Record
@@ -76,6 +77,14 @@ def checked_threshold(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
         raise wrong(f"threshold {name}", value, "expected a number from 0 to 1")
     return float(value)
+
+
+def checked_temperatures(values: Any) -> dict[str, float]:
+    """Check the temperatures of read-outs. Raises: BundleError."""
+    is_known = isinstance(values, dict) and all(name in READ_OUTS for name in values)
+    if not is_known or not all(type(value) is float and 0 < value < math.inf for value in values.values()):
+        raise wrong("labels.json: temperatures", values, f"expected numbers above 0 of {', '.join(READ_OUTS)}")
+    return dict(values)
 
 
 def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> Network:

@@ -14,6 +14,9 @@ from distmil.storage.store import Committed, Store
 
 METRICS, INTERVALS, RESULTS = "metrics.json", "intervals.json", "slides.csv"
 """What is made of the slide predictions, beside them."""
+FROC, RELIABILITY, GROUPS = "froc.csv", "reliability.csv", "groups.csv"
+"""Tables of an evaluation that are too long for a terminal: the lesion FROC's points, the bins of probabilities, and
+metrics by site and class."""
 
 Row = dict[str, Any]
 
@@ -94,7 +97,7 @@ def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequ
 
 def delete_derived(store: Store, run: str) -> None:
     """Delete what was made of the slide predictions."""
-    for name in (METRICS, INTERVALS, RESULTS):
+    for name in (METRICS, INTERVALS, RESULTS, FROC, RELIABILITY, GROUPS):
         store.delete(f"{predictions_folder(run)}/{name}")
 
 

@@ -66,6 +66,9 @@ class Predictions:
     spec: EncoderSpec
     threshold: float
     """Of the read-out that counts."""
+    temperature: float | None
+    """Of the read-out that counts, None where the bundle has none."""
+    patch_threshold: float
 
     @property
     def folder(self) -> str:
@@ -143,7 +146,17 @@ def predict_slides(
     keep_slides(job.store, run, rows)
     write_slide_table(job.store, run, list(rows.values()), cohort.classes)
     tables = {slide_id: records[slide_id].parts[0] for slide_id in rows}
-    return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
+    slide_score = job.config.prediction.slide_score
+    return Predictions(
+        run,
+        rows,
+        tables,
+        prepared,
+        spec,
+        threshold=bundle.slide_thresholds[slide_score],
+        temperature=bundle.temperatures.get(slide_score),
+        patch_threshold=bundle.patch_threshold,
+    )
 
 
 def _predict_all(

@@ -9,8 +9,12 @@ from distmil.config.jobs import SearchConfig
 from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
 from distmil.errors import ConfigError, StorageError
+from distmil.inference.thresholds import YOUDEN
 from distmil.storage.store import Store
 from distmil.training.run_files import checkpoint_folder, run_file, search_folder
+
+_AIM = "training.threshold_aim"
+"""A setting that counts where it is not the default, which earlier versions did not have."""
 
 
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
@@ -23,6 +27,7 @@ def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,
         **(_fine_tuning(config.encoder) if config.encoder.trainable else {}),
+        **({_AIM: config.training.threshold_aim} if config.training.threshold_aim != YOUDEN else {}),
         "tiling": config.tiling.identity(),
         "cohort.classes": list(classes),
     }  # fmt: skip
@@ -43,6 +48,7 @@ def search_settings(search: SearchConfig) -> dict[str, Any]:
 
 def changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """Word each setting that differs from an earlier run's, which was read from JSON."""
+    settings = {**({_AIM: YOUDEN} if _AIM in earlier else {}), **settings}
     pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
     return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
 

@@ -35,7 +35,7 @@ def evaluation_mask(marked_HW):
     """Grow, fill and label as CAMELYON16's computeEvaluationMask, and list the isolated labels."""
     distance = ndimage.distance_transform_edt(~marked_HW)
     filled = ndimage.binary_fill_holes(distance < GROWTH_UM / PIXEL_UM)
-    label_HW, number = ndimage.label(filled, structure=np.ones((3, 3)))
+    label_HW, _ = ndimage.label(filled, structure=np.ones((3, 3)))
     isolated = []
     for label, place in enumerate(ndimage.find_objects(label_HW), start=1):
         spread = np.cov(np.argwhere(label_HW[place] == label).T, bias=True)

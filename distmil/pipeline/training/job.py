@@ -15,7 +15,7 @@ from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled
-from distmil.inference.thresholds import describe_thresholds, threshold_of
+from distmil.inference.thresholds import describe_thresholds, temperatures_of, threshold_of
 from distmil.models.normaliser import Normaliser
 from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, open_cohort, open_encoder
@@ -108,7 +108,8 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     chosen = history.best_epoch if is_best else len(history.rows) - 1
     row = history.rows[chosen]
     num_scored = sum(map(_is_scored, prepared.entries))
-    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun))
+    aim = job.config.training.threshold_aim
+    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun, aim=aim))
     bundle = Bundle(
         run=run,
         config=job.config,
@@ -116,6 +117,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
+        temperatures=temperatures_of(row, READ_OUTS),
         reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
