@@ -57,12 +57,16 @@ class Bootstrap:
 
     def balanced(self, is_positive_S: NDArray[np.bool_], is_right_S: NDArray[np.bool_]) -> Interval | None:
         """Bound the mean of two shares of right calls: among positive slides, and among negative ones."""
+        return self.bounds(np.mean(self.right_shares(is_positive_S, is_right_S), axis=0))
+
+    def right_shares(self, is_positive_S: NDArray[np.bool_], is_right_S: NDArray[np.bool_]) -> list[Floats]:
+        """Compute sensitivity and specificity in each draw, each D; NaN where not defined."""
         shares = []
         for chosen_S in (is_positive_S, ~is_positive_S):
             right_D, all_D = (self.sums(values, self.patient_S) for values in (chosen_S & is_right_S, chosen_S))
             with np.errstate(invalid="ignore"):
                 shares.append(right_D / all_D)
-        return self.bounds(np.mean(shares, axis=0))
+        return shares
 
     def ranking(
         self, slide_N: NDArray[np.intp], is_positive_N: ArrayLike, score_N: ArrayLike
@@ -74,6 +78,11 @@ class Bootstrap:
             is_positive_N: Whether it is positive.
             score_N: Its score.
         """
+        area_D, average_D = self.ranked(slide_N, is_positive_N, score_N)
+        return self.bounds(area_D), self.bounds(average_D)
+
+    def ranked(self, slide_N: NDArray[np.intp], is_positive_N: ArrayLike, score_N: ArrayLike) -> tuple[Floats, Floats]:
+        """Compute the area under the ROC curve and average precision in each draw, D; NaN where not defined."""
         pos_BD, neg_BD = self._by_bin(slide_N, is_positive_N, score_N)
         with np.errstate(invalid="ignore", divide="ignore"):
             below_BD = neg_BD.cumsum(axis=0) - neg_BD / 2
@@ -81,7 +90,7 @@ class Bootstrap:
             found_BD, all_BD = pos_BD[::-1].cumsum(axis=0), (pos_BD + neg_BD)[::-1].cumsum(axis=0)
             precision_BD = np.where(all_BD > 0, found_BD / all_BD, 0)
             average_D = (pos_BD[::-1] * precision_BD).sum(axis=0) / pos_BD.sum(axis=0)
-        return self.bounds(area_D), self.bounds(average_D)
+        return area_D, average_D
 
     def sensitivity_at(
         self, slide_N: NDArray[np.intp], is_positive_N: ArrayLike, score_N: ArrayLike, *, specificity: float
