@@ -17,8 +17,8 @@ from distmil.config.root import Config
 
 ROOT = Path(__file__).parents[1]
 ORDER = [
-    "tile", "embed", "import_features", "train", "tune", "evaluate", "predict", "export_features", "store", "encoders",
-    "doctor", "completion",
+    "tile", "embed", "import_features", "train", "tune", "evaluate", "predict", "export_features", "compare", "store",
+    "encoders", "doctor", "completion",
 ]  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_job_file_is_a_job_of_the_command() -> None:
-    assert {*JOBS, "store"} == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert {*JOBS, "compare", "store"} == {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert set(JOBS) == set(cli.STAGES)
 
 

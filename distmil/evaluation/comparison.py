@@ -97,26 +97,22 @@ def _compared(first: str, ours: Results, other: str, theirs: Results, *, normal:
         interval = bootstrap.bounds(their_D[name] - mine_D[name])
         low, high = interval or (None, None)
         rows.append({
-            "metric": name, first: value, other: their[name],
+            "metric": name, "first": value, "other": their[name],
             "difference": None if value is None or their[name] is None else their[name] - value,
             "low": low, "high": high, "p": delong(is_positive, *scores) if name == "auc" else None,
         })  # fmt: skip
-    changed = [
-        _changed(one, another, first, other)
-        for one, another in zip(*pair, strict=True)
-        if one.predicted != another.predicted
-    ]
+    changed = [_changed(one, another) for one, another in zip(*pair, strict=True) if one.predicted != another.predicted]
     return Comparison(first, other, rows, sorted(changed, key=lambda row: row["now"] == RIGHT))
 
 
-def _changed(one: SlideResult, another: SlideResult, first: str, other: str) -> dict[str, Any]:
+def _changed(one: SlideResult, another: SlideResult) -> dict[str, Any]:
     return {
         "slide_id": one.slide_id,
         "label": one.label,
-        f"predicted by {first}": one.predicted,
-        f"probability by {first}": one.probability,
-        f"predicted by {other}": another.predicted,
-        f"probability by {other}": another.probability,
+        "predicted_first": one.predicted,
+        "probability_first": one.probability,
+        "predicted_other": another.predicted,
+        "probability_other": another.probability,
         "now": another.verdict,
     }
 

@@ -112,7 +112,7 @@ def test_differences_are_paired_and_those_of_copied_patients():
         ]
         for row in found.rows:
             name = row["metric"]
-            assert (row["a"], row["b"]) == pytest.approx([value[name] for value in values])
+            assert (row["first"], row["other"]) == pytest.approx([value[name] for value in values])
             assert row["difference"] == pytest.approx(values[1][name] - values[0][name])
             expected = middle([pair[1][name] - pair[0][name] for pair in drawn])
             assert (row["low"], row["high"]) == pytest.approx(expected), name
