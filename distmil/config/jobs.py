@@ -72,6 +72,9 @@ class PredictionConfig(Section):
     """Slides to predict; null: all in `predict`; in `train` and `evaluate` all outside train."""
     slide_score: Literal["bag", "max", "topk_mean"] = "bag"
     """Read-out that becomes the slide's probability."""
+    calibrated: bool = False
+    """Divide the log-odds of the slide's probability and of its threshold by the temperature that validation gave. The
+    order and the classes of slides stay, and the read-outs are written as they are."""
     maps: bool = True
     """Draw the three maps of each slide, and a sheet of all."""
     map_px: int = Field(default=1024, ge=64, le=8192)

@@ -68,6 +68,6 @@ def measure(
         show_metrics(job, split, evaluation)
     metrics = {split: evaluation.metrics for split, evaluation in found.items()}
     write_evaluations(job, made.folder, found)
-    results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+    results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.shown_threshold)
     file = job.store.path(f"{made.folder}/{METRICS}")
     return {"metrics": metrics, "metrics_file": file, **counts_to_look_at(results)}, results

@@ -59,6 +59,14 @@ def test_a_bundle_of_an_earlier_version_is_said(store, capsys, is_old):
     assert bundle_place(job) == "a-run"
 
 
+def test_a_bundle_without_the_temperature_that_is_asked_for_is_refused(store):
+    save_bundle(store, replace(make_bundle(), temperatures={"max": 2.0}))
+    asked = {"model": "a-run", "calibrated": True}
+    with pytest.raises(ConfigError, match=r"a-run has no temperature of bag \(it has max\).*leave prediction.calibrated out"):
+        open_bundle(Job(build_config({"prediction": asked}), store))
+    open_bundle(Job(build_config({"prediction": {**asked, "slide_score": "max"}}), store))
+
+
 def labelled(folder, label):
     """Write a manifest of one slide with this label, and return the keys of a job on it."""
     (folder / "a.png").touch()

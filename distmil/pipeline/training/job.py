@@ -110,6 +110,11 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     num_scored = sum(map(_is_scored, prepared.entries))
     aim = job.config.training.threshold_aim
     job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun, aim=aim))
+    temperatures, wanted = temperatures_of(row, READ_OUTS), job.config.prediction
+    if wanted.calibrated and wanted.slide_score not in temperatures:
+        job.console.note(
+            f"prediction.calibrated: validation gave no temperature of {wanted.slide_score}; not calibrated"
+        )
     bundle = Bundle(
         run=run,
         config=job.config,
@@ -117,7 +122,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
-        temperatures=temperatures_of(row, READ_OUTS),
+        temperatures=temperatures,
         reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
         metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
     )
