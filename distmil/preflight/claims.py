@@ -48,7 +48,8 @@ def search_settings(search: SearchConfig) -> dict[str, Any]:
 
 def changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """Word each setting that differs from an earlier run's, which was read from JSON."""
-    settings = {**({_AIM: YOUDEN} if _AIM in earlier else {}), **settings}
+    if _AIM in settings or _AIM in earlier:
+        settings, earlier = ({_AIM: YOUDEN, **values} for values in (settings, earlier))
     pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
     return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
 
