@@ -102,16 +102,14 @@ def peaks(score_N: NDArray[np.float32], pair_P2: NDArray[np.intp]) -> NDArray[np
     rank_N[np.argsort(-score_N, kind="stable")] = np.arange(len(score_N))
     first_is_better = rank_N[pair_P2[:, 0]] < rank_N[pair_P2[:, 1]]
     better, worse = np.where(first_is_better, pair_P2.T, pair_P2.T[::-1])
-    is_kept, is_open = np.zeros(len(score_N), np.bool_), np.ones(len(score_N), np.bool_)
+    is_open = np.ones(len(score_N), np.bool_)
     while len(better):
         is_beaten = np.zeros(len(score_N), np.bool_)
         is_beaten[worse] = True
-        is_kept |= is_open & ~is_beaten
-        is_open[worse[is_kept[better]]] = False  # whoever is beaten by one that is kept
-        is_open &= ~is_kept
+        is_open[worse[~is_beaten[better]]] = False  # whoever is beaten by one that nobody beats
         is_left = is_open[better] & is_open[worse]
         better, worse = better[is_left], worse[is_left]
-    return np.flatnonzero(is_kept | is_open)
+    return np.flatnonzero(is_open)
 
 
 def froc_of(slides: Sequence[Detections], bootstrap: Bootstrap) -> Froc | None:

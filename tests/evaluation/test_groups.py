@@ -30,6 +30,14 @@ def test_sensitivity_at_a_specificity_is_the_best_of_all_thresholds():
             assert sensitivity_at(is_positive, score, specificity=specificity) == expected
 
 
+def test_rounding_does_not_ask_for_one_slide_more():
+    assert 0.55 * 100 > 55  # in floating point
+    score, is_positive = np.array([*range(100), 54.5]), np.arange(101) == 100
+    assert sensitivity_at(is_positive, score, specificity=0.55) == 1
+    whole = Bootstrap(np.arange(101), np.ones((101, 2)))
+    assert whole.sensitivity_at(np.arange(101), is_positive, score, specificity=0.55) == (1, 1)
+
+
 def test_intervals_of_operating_points_are_those_of_copied_patients():
     rng = np.random.default_rng(1)
     for _ in range(cases(10, full=200)):
