@@ -26,6 +26,7 @@ JOBS = {
 }
 """The jobs in the order of work."""
 TOOLS = {
+    "compare": "Compare evaluated runs on the same slides.",
     "store": "Show what is in the store, and remove what may go.",
     "encoders": "List the encoders, and where their weights are.",
     "doctor": "Check the installation, the storage, MLflow and the cluster.",
@@ -48,6 +49,9 @@ def run(argv: Sequence[str] | None = None) -> int:
     if name == "doctor":
         doctor = importlib.import_module("distmil.pipeline.doctor.job")
         return int(doctor.main(TOOLS[name], arguments[1:]))
+    if name == "compare":
+        comparison = importlib.import_module("distmil.api.comparison")
+        return int(comparison.main(TOOLS[name], arguments[1:], program=f"{_program()} {name}"))
     if name == "store":
         inventory = importlib.import_module("distmil.inventory.job")
         return int(inventory.main(TOOLS[name], arguments[1:]))

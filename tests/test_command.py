@@ -18,8 +18,7 @@ from distmil.config.root import Config
 ROOT = Path(__file__).parents[1]
 ORDER = [
     "tile", "embed", "import_features", "pretrain", "train", "tune", "evaluate", "predict", "export", "view",
-    "export_features",
-    "store",
+    "export_features", "compare", "store",
     "encoders", "doctor", "completion",
 ]  # fmt: skip
 
@@ -31,7 +30,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_job_file_is_a_job_of_the_command() -> None:
-    assert {*JOBS, "store"} == {path.stem for path in (ROOT / "jobs").glob("*.py")}
+    assert {*JOBS, "compare", "store"} == {path.stem for path in (ROOT / "jobs").glob("*.py")}
     assert set(JOBS) == set(cli.STAGES)
 
 

@@ -59,7 +59,7 @@ def test_bash_offers_every_key_and_job() -> None:
     assert in_bash("distmil ") == [*JOBS, *TOOLS, "--help", "--version"]
 
 
-@pytest.mark.parametrize("line", ["distmil tile --config jobs/c", "distmil tile --config = jobs/c"])
+@pytest.mark.parametrize("line", ["distmil tile --config jobs/con", "distmil tile --config = jobs/con"])
 def test_bash_completes_files_after_config(line: str) -> None:
     assert in_bash(line) == ["jobs/configs"]
 

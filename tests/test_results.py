@@ -1,5 +1,6 @@
 """The same words and numbers on the terminal, in the files, and in a notebook."""
 
+import csv
 import io
 from dataclasses import asdict
 
@@ -18,8 +19,9 @@ from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import from_csv, slide_results, to_csv
 from distmil.evaluation.words import counts_to_look_at, metric_tables
 from distmil.inference.scoring import READ_OUTS
+from distmil.inference.tables import delete_derived
 from distmil.pipeline.job import Job
-from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_results
+from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_evaluations, write_results
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from tests.evaluation.test_intervals import some_rows
@@ -140,3 +142,29 @@ def test_results_that_are_not_there_are_named(tmp_path):
     write(job, *a_cohort(np.random.default_rng(3), 2))
     with pytest.raises(ConfigError, match=r"name = 'other': there is no .*predictions/other/slides\.csv"):
         distmil.open_results("other", root=tmp_path)
+
+
+def test_long_tables_are_files_that_the_terminal_names(tmp_path):
+    job, stream = a_job(tmp_path)
+    rows = [{"score": "fused", "false_positives_per_slide": 0.25, "sensitivity": 0.5, "low": None, "high": 0.75}]
+    site = [{"by": "site", "group": "=HYPERLINK()", "value": 0.5}]
+    found = {
+        "test": Evaluation({"slide_auc": 0.5}, {"slide_auc": (0.25, 0.75)}, {"slides": 4}, {"froc.csv": rows}),
+        "val": Evaluation({"slide_auc": None}, {}, {"slides": 2}, {"froc.csv": rows, "groups.csv": site}),
+    }
+    folder = tmp_path / "predictions/run"
+    write_evaluations(job, "predictions/run", found)
+    read = list(csv.DictReader((folder / "froc.csv").read_text("utf-8-sig").splitlines()))
+    assert [(row["split"], row["sensitivity"], row["low"]) for row in read] == [("test", "0.5", ""), ("val", "0.5", "")]
+    assert "'=HYPERLINK()" in (folder / "groups.csv").read_text("utf-8-sig")
+    assert f"more of the metrics: froc.csv, groups.csv in {folder}" in stream.getvalue()
+    assert job.store.read_json("predictions/run/metrics.json") == {
+        "test": {"slide_auc": 0.5},
+        "val": {"slide_auc": None},
+    }
+    intervals = job.store.read_json("predictions/run/intervals.json")
+    assert intervals == {"test": {"slides": 4, "slide_auc": [0.25, 0.75]}, "val": {"slides": 2}}
+    write_evaluations(job, "predictions/run", {"val": Evaluation({}, {}, {}, {"froc.csv": rows})})
+    assert not (folder / "groups.csv").exists()  # of another evaluation
+    delete_derived(job.store, "run")
+    assert list(folder.iterdir()) == []

@@ -17,7 +17,7 @@ from distmil.errors import ConfigError, StorageError, TrainingError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled, usual_patches
-from distmil.inference.thresholds import threshold_of
+from distmil.inference.thresholds import temperatures_of, threshold_of
 from distmil.models.regions import PatchEvidence
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
@@ -180,6 +180,7 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
         encoder_state=encoder_state(bags.spec, bags.store, trained=nets.encoder),
         patch_threshold=threshold_of(rows[epoch], "patch"),
         slide_thresholds={name: threshold_of(rows[epoch], name) for name in READ_OUTS},
+        temperatures=temperatures_of(rows[epoch], READ_OUTS),
         reach=reach_of(nets.head.normaliser, (bag.source for bag in some), seed=config.training.seed),
         usual_patches=usual_patches([len(bag) for bag in bags]),
         evidence=PatchEvidence.in_row(rows[epoch]),

@@ -74,6 +74,9 @@ class PredictionConfig(Section):
     """Read-out that becomes the slide's probability. bag: C1 of the pooled slide; max, topk_mean: of the fused patch
     scores; regions: neighbouring patches that are high together, for slides of unlike sizes and small lesions; it needs
     validation slides of both classes."""
+    calibrated: bool = False
+    """Divide the log-odds of the slide's probability and of its threshold by the temperature that validation gave. The
+    order and the classes of slides stay, and the read-outs are written as they are."""
     maps: bool = True
     """Draw the three maps of each slide, and a sheet of all."""
     map_px: int = Field(default=1024, ge=64, le=8192)

@@ -1,5 +1,6 @@
 """The typed configuration of learning: bags, network, losses, training."""
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -132,9 +133,18 @@ class TrainingConfig(Section):
     """Validation metric of early stopping and of the choice of the epoch; `loss` where it is undefined."""
     patience: int = Field(default=0, ge=0, le=100_000)
     """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
+    threshold_aim: str = Field(default="youden", max_length=40, json_schema_extra=NO_IDENTITY)
+    """What the slides' thresholds serve on validation. youden: most sensitivity + specificity; `sensitivity=0.95`: the
+    highest threshold of at least that sensitivity; `specificity=0.9`: the lowest one of at least that specificity. The
+    threshold of patches is always that of youden."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if not re.fullmatch(r"youden|(sensitivity|specificity)=(0?\.\d*[1-9]\d*|1(\.0*)?)", self.threshold_aim):
+            raise ValueError(
+                f"training.threshold_aim = {self.threshold_aim!r}: expected youden, or sensitivity or specificity with "
+                "a share above 0 and at most 1, such as sensitivity=0.95"
+            )
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(
                 f"training.min_workers = {self.min_workers}: expected at most training.num_workers, "

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from distmil.inference.scoring import READ_OUTS, BagScores
-from distmil.inference.thresholds import DEFAULT_THRESHOLD, youden_threshold
+from distmil.inference.thresholds import DEFAULT_THRESHOLD, ROUNDING, YOUDEN, threshold_for
 
 PATCH_SCORES = ("attention", "probability", "fused")
+SPECIFICITIES = (0.9, 0.95)
+"""At which the sensitivity to slides is stated."""
 
 
 @dataclass(frozen=True)
@@ -85,38 +87,75 @@ def summarise(
 
 
 def at_threshold(rows: Sequence[LabelledScores], *, slide_score: str, threshold: float) -> dict[str, float | None]:
-    """Compute slide_sensitivity and slide_specificity where a read-out counts as positive from a threshold on.
+    """Compute the metrics of slides that thresholds decide.
 
     Args:
         rows: The slides; positive is every class but 0.
-        slide_score: The read-out.
-        threshold: Its threshold.
+        slide_score: The read-out that counts as positive from its threshold on.
+        threshold: The bundle's threshold of that read-out.
+
+    Returns:
+        slide_sensitivity, slide_specificity and their mean slide_balanced_accuracy, at the threshold; the sensitivity
+        at each of ``SPECIFICITIES``, at the threshold that these slides suggest.
     """
-    is_called = np.array([row.read_outs[READ_OUTS.index(slide_score)] >= threshold for row in rows], bool)
+    score = np.array([row.read_outs[READ_OUTS.index(slide_score)] for row in rows], float)
     is_positive = np.array([row.label > 0 for row in rows], bool)
+    is_called = score >= threshold
+    sensitivity = float(is_called[is_positive].mean()) if is_positive.any() else None
+    specificity = float((~is_called)[~is_positive].mean()) if (~is_positive).any() else None
+    balanced = None if sensitivity is None or specificity is None else (sensitivity + specificity) / 2
     return {
-        "slide_sensitivity": float(is_called[is_positive].mean()) if is_positive.any() else None,
-        "slide_specificity": float((~is_called)[~is_positive].mean()) if (~is_positive).any() else None,
+        "slide_sensitivity": sensitivity,
+        "slide_specificity": specificity,
+        "slide_balanced_accuracy": balanced,
+        **{sensitivity_name(share): sensitivity_at(is_positive, score, specificity=share) for share in SPECIFICITIES},
     }
 
 
-def choose_thresholds(rows: Sequence[LabelledScores]) -> dict[str, float | None]:
-    """Choose the thresholds of slides and patches by Youden's J.
+def sensitivity_name(specificity: float) -> str:
+    """Name the sensitivity at a specificity, such as slide_sensitivity_at_specificity_90."""
+    return f"slide_sensitivity_at_specificity_{100 * specificity:.0f}"
+
+
+def sensitivity_at(is_positive: NDArray[np.bool_], score: NDArray[np.float64], *, specificity: float) -> float | None:
+    """Compute the highest sensitivity of a threshold whose specificity is at least the one wanted.
+
+    Args:
+        is_positive: Whether each case is positive.
+        score: Their scores.
+        specificity: The share of negative cases below the threshold.
+
+    Returns:
+        The share of positive cases at or above it; None where there is one class only.
+    """
+    if not 0 < is_positive.sum() < len(is_positive):
+        return None
+    negative = np.sort(score[~is_positive])
+    needed = int(np.ceil(specificity * len(negative) - ROUNDING))  # so many negative ones lie below the threshold
+    return float((score[is_positive] > (negative[needed - 1] if needed else -np.inf)).mean())
+
+
+def choose_thresholds(rows: Sequence[LabelledScores], *, aim: str = YOUDEN) -> dict[str, float | None]:
+    """Choose the thresholds of slides by an aim, and that of patches by Youden's J.
+
+    Args:
+        rows: The slides.
+        aim: ``training.threshold_aim``.
 
     Returns:
         threshold_<read-out> of every read-out, and threshold_patch, of a patch's probability. Positive is every class
-        but 0. A threshold is None where there is only one class, or none is better than chance. Nothing without rows.
+        but 0. A threshold is None where there is only one class, or none serves. Nothing without rows.
     """
     if not rows:
         return {}
     is_positive = np.array([row.label > 0 for row in rows])
     found = {
-        f"threshold_{name}": youden_threshold(is_positive, [row.read_outs[i] for row in rows])
+        f"threshold_{name}": threshold_for(is_positive, [row.read_outs[i] for row in rows], aim=aim)
         for i, name in enumerate(READ_OUTS)
     }
     at = PATCH_SCORES.index("probability")
     is_target = np.concatenate([row.is_target_N for row in rows])
-    return found | {"threshold_patch": youden_threshold(is_target, np.concatenate([row.scores_N[at] for row in rows]))}
+    return found | {"threshold_patch": threshold_for(is_target, np.concatenate([row.scores_N[at] for row in rows]))}
 
 
 def auc(is_positive: ArrayLike, score: ArrayLike) -> float | None:

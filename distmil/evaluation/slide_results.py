@@ -137,6 +137,15 @@ def to_csv(results: Sequence[SlideResult], *, without: Collection[str] = ()) -> 
     return (_BOM + file.getvalue()).encode()
 
 
+def rows_to_csv(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Write rows of equal keys as CSV, in the manner of ``to_csv``."""
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _harmless(value) for name, value in row.items()} for row in rows)
+    return (_BOM + file.getvalue()).encode()
+
+
 def from_csv(data: bytes) -> list[SlideResult]:
     """Read what ``to_csv`` wrote."""
     results = []

@@ -4,13 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distmil.evaluation.metrics import PATCH_SCORES
+from distmil.evaluation.metrics import PATCH_SCORES, SPECIFICITIES, sensitivity_name
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.inference.scoring import READ_OUTS
 
 NOT_DEFINED = "not defined"
 _PATCH_COLUMNS = ("patches", "AUC", "interval", "average precision", "interval")
+_WHERE_COLUMNS = ("where", "lesion FROC", "interval", "pointing game", "interval")
 
 _METRICS = {
     "slide_auc": "AUC",
@@ -19,8 +20,16 @@ _METRICS = {
     "slide_class_accuracy": "accuracy by class",
     "slide_sensitivity": "sensitivity",
     "slide_specificity": "specificity",
+    "slide_balanced_accuracy": "balanced accuracy",
+    **{sensitivity_name(share): f"sensitivity at specificity {share:g}" for share in SPECIFICITIES},
+    "slide_ece": "calibration error",
+    "slide_ece_calibrated": "calibration error, calibrated",
+    "slide_brier": "Brier score",
+    "slide_brier_calibrated": "Brier score, calibrated",
     "slide_loss": "cross entropy (bag)",
 }
+
+_OVERLAP = {"Dice": "patch_dice", "IoU": "patch_iou"}
 
 Rows = list[tuple[str, ...]]
 
@@ -42,6 +51,8 @@ def metric_tables(split: str, evaluation: Evaluation, noun: str) -> list[Table]:
     tables = [Table(title, (f"{noun}s", "value", "interval"), _metric_rows(evaluation))]
     if patches := _patches_title(evaluation):
         tables.append(Table(patches, _PATCH_COLUMNS, _patch_rows(evaluation)))
+    if "lesions" in evaluation.counts:
+        tables.append(Table(_where_title(evaluation, noun), _WHERE_COLUMNS, _where_rows(evaluation)))
     return tables
 
 
@@ -73,13 +84,35 @@ def _patches_title(evaluation: Evaluation) -> str:
     counts = evaluation.counts
     if not counts.get("patches"):
         return ""
-    return f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
+    text = f"{counts['patches']:,} patches with known labels, {counts['positive_patches']:,} of them abnormal"
+    defined = [(name, key) for name, key in _OVERLAP.items() if evaluation.metrics.get(key) is not None]
+    shown = [(name, _value(evaluation, key)) for name, key in defined]
+    found = [f"{name} {value}" + f" ({interval})" * bool(interval) for name, (value, interval) in shown]
+    return text + (f"; at the patch threshold {', '.join(found)}" if found else "")
 
 
 def _patch_rows(evaluation: Evaluation) -> Rows:
     """List the metrics of patches by score with their intervals, under ``_PATCH_COLUMNS``."""
     return [
         (name, *_value(evaluation, f"patch_auc_{name}"), *_value(evaluation, f"patch_ap_{name}"))
+        for name in PATCH_SCORES
+    ]
+
+
+def _where_title(evaluation: Evaluation, noun: str) -> str:
+    """Word what the metrics of places are of."""
+    counts = evaluation.counts
+    isolated = f", and {counts['isolated_cells']} of isolated cells that do not count" * bool(counts["isolated_cells"])
+    return (
+        f"{counts['lesions']} lesions{isolated} on {counts['lesion_slides']} {noun}s whose targets are all known; the "
+        f"best patch of {counts['pointing_slides']}"
+    )
+
+
+def _where_rows(evaluation: Evaluation) -> Rows:
+    """List how well each score shows where targets are, under ``_WHERE_COLUMNS``."""
+    return [
+        (name, *_value(evaluation, f"lesion_froc_{name}"), *_value(evaluation, f"pointing_{name}"))
         for name in PATCH_SCORES
     ]
 

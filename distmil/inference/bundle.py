@@ -29,6 +29,7 @@ from distmil.inference.bundle_files import (
     network_of,
     reach_in,
     slide_thresholds_in,
+    temperatures_in,
     usual_patches_in,
     wrong,
 )
@@ -63,6 +64,8 @@ class Bundle:
     patch_threshold: float = DEFAULT_THRESHOLD
     slide_thresholds: Mapping[str, float] = field(default_factory=lambda: dict.fromkeys(READ_OUTS, DEFAULT_THRESHOLD))
     """Of every read-out."""
+    temperatures: Mapping[str, float] = field(default_factory=dict)
+    """Of the read-outs for which validation gave one; see ``calibrated``."""
     reach: float | None = None
     """How far training slides lie from their mean, which tells foreign slides; None where it is not known."""
     usual_patches: int | None = None
@@ -141,6 +144,7 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
         "classes": bundle.classes,
         "patch_threshold": bundle.patch_threshold,
         "slide_thresholds": dict(bundle.slide_thresholds),
+        "temperatures": dict(bundle.temperatures),
         "reach": bundle.reach,
         "usual_patches": bundle.usual_patches,
         "evidence": None if bundle.evidence is None else asdict(bundle.evidence),
@@ -209,6 +213,7 @@ def _load(found: Store, record: Record) -> Bundle:
         encoder_state=encoder_state_of(built, files),
         patch_threshold=checked_threshold("patch_threshold", labels["patch_threshold"]),
         slide_thresholds=slide_thresholds_in(labels, files.version),
+        temperatures=temperatures_in(labels),
         reach=reach_in(labels),
         usual_patches=usual_patches_in(labels),
         evidence=evidence_in(labels),
@@ -283,9 +288,7 @@ def with_bundle(config: Config, bundle: Bundle) -> Config:
     clashes = []
     for key, value in config.explicit().items():
         section, _, name = key.partition(".")
-        if section not in values or name not in values[section]:
-            continue
-        if key == "encoder.weights" and value == "auto":
+        if section not in values or name not in values[section] or (key, value) == ("encoder.weights", "auto"):
             continue
         if (config.encoder.weights_name if key == "encoder.weights" else value) != theirs[key]:
             clashes.append(f"{key} = {value!r}: the bundle {bundle.run} was trained with {theirs[key]!r}; leave it out")

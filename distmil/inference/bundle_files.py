@@ -116,6 +116,15 @@ def checked_threshold(name: str, value: Any) -> float:
     return float(value)
 
 
+def temperatures_in(labels: Mapping[str, Any]) -> dict[str, float]:
+    """Check the temperatures of read-outs, which bundles of earlier distmils lack. Raises: BundleError."""
+    values = labels.get("temperatures", {})
+    is_known = isinstance(values, dict) and all(name in READ_OUTS for name in values)
+    if not is_known or not all(type(value) is float and 0 < value < math.inf for value in values.values()):
+        raise wrong("labels.json: temperatures", values, f"expected numbers above 0 of {', '.join(READ_OUTS)}")
+    return dict(values)
+
+
 def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> Network:
     """Build the network of a bundle from its tensors. Raises: BundleError if they are not those of its config."""
     if type(embedding_dim) is not int or not 1 <= embedding_dim <= MAX_EMBEDDING_DIM:

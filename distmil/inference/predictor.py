@@ -8,11 +8,13 @@ from typing import Any
 from distmil.annotations.outlines import Annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Slide
+from distmil.config.jobs import PredictionConfig
 from distmil.config.root import Config
 from distmil.errors import SlideError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import BagScores, Embed, score_bag
 from distmil.inference.tables import patch_table, predictions_folder, read_patch_table, slide_row
+from distmil.inference.thresholds import calibrated
 from distmil.labels.slide_outlines import SlideOutlines
 from distmil.models.regions import Places
 from distmil.storage.records import Record
@@ -75,6 +77,7 @@ class SlidePredictor:
             "parts": [part.sha256 for part in self.entry.parts],
             "slide_score": self.config.prediction.slide_score,
             "format_version": FORMAT_VERSION,
+            **({"calibrated": True} if self.config.prediction.calibrated else {}),
         }
 
     def maps_key(self, scores: Record) -> dict[str, Any]:
@@ -129,6 +132,7 @@ class SlidePredictor:
             classes=bundle.classes,
             slide_score=slide_score,
             threshold=bundle.slide_thresholds[slide_score],
+            temperature=temperature_of(bundle, self.config.prediction),
         )
         table = patch_table(scores, places, classes=bundle.classes, threshold=bundle.patch_threshold)
         name = f"patches/{self.slide.slide_id}.parquet"
@@ -145,7 +149,13 @@ class SlidePredictor:
         drawn = draw_maps(
             self.slide,
             read_patch_table(self.store, self.run, scores.parts[0], ("x", "y", "extent_px", *MAPS)),
-            reading_of(bundle, row, slide_score=settings.slide_score, label=self.label),
+            reading_of(
+                bundle,
+                row,
+                slide_score=settings.slide_score,
+                label=self.label,
+                temperature=temperature_of(bundle, settings),
+            ),
             outlines=self._outlines,
             size=(self.patches.info["width_px"], self.patches.info["height_px"]),
             mpp=self.patches.info["mpp"],
@@ -184,7 +194,25 @@ def map_files(slide_id: str) -> dict[str, str]:
     return {f"{slide_id}_{name}.png": name for name in (*MAPS, SHEET)}
 
 
-def reading_of(bundle: Bundle, row: Mapping[str, Any], *, slide_score: str, label: str | None = None) -> Reading:
+def temperature_of(bundle: Bundle, settings: PredictionConfig) -> float | None:
+    """Look up the temperature of the read-out that counts; None where it is not asked for, or the bundle has none."""
+    return bundle.temperatures.get(settings.slide_score) if settings.calibrated else None
+
+
+def shown_threshold(bundle: Bundle, slide_score: str, *, temperature: float | None) -> float:
+    """Scale the threshold of a read-out as its probability is scaled; None leaves it as it is."""
+    threshold = bundle.slide_thresholds[slide_score]
+    return threshold if temperature is None else calibrated(threshold, temperature)
+
+
+def reading_of(
+    bundle: Bundle,
+    row: Mapping[str, Any],
+    *,
+    slide_score: str,
+    label: str | None = None,
+    temperature: float | None = None,
+) -> Reading:
     """Put together how a slide's row of predictions is read.
 
     Args:
@@ -192,11 +220,12 @@ def reading_of(bundle: Bundle, row: Mapping[str, Any], *, slide_score: str, labe
         row: As ``slide_row`` makes it.
         slide_score: The read-out that counts.
         label: Name of the slide's known class.
+        temperature: By which the row's probability was calibrated; None where it was not.
     """
     return Reading(
         probability=row["probability"],
         slide_score=slide_score,
-        threshold=bundle.slide_thresholds[slide_score],
+        threshold=shown_threshold(bundle, slide_score, temperature=temperature),
         predicted=row["predicted"],
         abnormal=bundle.classes[1] if len(bundle.classes) == 2 else f"not {bundle.classes[0]}",
         patch_threshold=bundle.patch_threshold,

@@ -9,12 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from distmil.inference.scoring import READ_OUTS, BagScores
+from distmil.inference.thresholds import calibrated
 from distmil.storage.records import Part
 from distmil.storage.schemas import patch_predictions_schema, slide_predictions_schema, to_parquet
 from distmil.storage.store import Committed, Store
 
 METRICS, INTERVALS, RESULTS = "metrics.json", "intervals.json", "slides.csv"
 """What is made of the slide predictions, beside them."""
+FROC, RELIABILITY, GROUPS = "froc.csv", "reliability.csv", "groups.csv"
+"""Tables of an evaluation that are too long for a terminal: the lesion FROC's points, the bins of probabilities, and
+metrics by site and class."""
 
 Row = dict[str, Any]
 
@@ -59,15 +63,26 @@ def slide_row(
     classes: Sequence[str],
     slide_score: str,
     threshold: float,
+    temperature: float | None = None,
 ) -> Row:
-    """Make a slide's row of the slide predictions; class columns are those of the ``bag`` read-out."""
-    probability = getattr(scores, slide_score)
+    """Make a slide's row of the slide predictions; class columns are those of the ``bag`` read-out.
+
+    Args:
+        scores: The network's answers.
+        slide_id: Of the slide.
+        label: Its class, None where unknown.
+        classes: Class names.
+        slide_score: The read-out that becomes the probability.
+        threshold: From which value of it the slide is abnormal.
+        temperature: Calibrates the probability; None leaves it as it is.
+    """
+    value = getattr(scores, slide_score)
     abnormal = classes[1 + int(scores.bag_C[1:].argmax())]
     row: Row = {
         "slide_id": slide_id,
-        "probability": probability,
+        "probability": value if temperature is None else calibrated(value, temperature),
         **{name: _known(getattr(scores, name)) for name in READ_OUTS},
-        "predicted": abnormal if probability >= threshold else classes[0],
+        "predicted": abnormal if value >= threshold else classes[0],
         "label": None if label is None else classes[label],
         "num_patches": len(scores.fused_N),
     }
@@ -99,7 +114,7 @@ def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequ
 
 def delete_derived(store: Store, run: str) -> None:
     """Delete what was made of the slide predictions."""
-    for name in (METRICS, INTERVALS, RESULTS):
+    for name in (METRICS, INTERVALS, RESULTS, FROC, RELIABILITY, GROUPS):
         store.delete(f"{predictions_folder(run)}/{name}")
 
 

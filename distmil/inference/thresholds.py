@@ -3,12 +3,15 @@
 A score counts as positive where it reaches the threshold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 DEFAULT_THRESHOLD = 0.5
+YOUDEN, SENSITIVITY = "youden", "sensitivity"
+ROUNDING = 1e-9
+SMALLEST = 1e-15
 
 
 def youden_threshold(is_positive: ArrayLike, score: ArrayLike) -> float | None:
@@ -45,6 +48,62 @@ def youden_threshold(is_positive: ArrayLike, score: ArrayLike) -> float | None:
     return float(cut[np.argmin(np.abs(cut - DEFAULT_THRESHOLD))])
 
 
+def threshold_for(is_positive: ArrayLike, score: ArrayLike, *, aim: str = YOUDEN) -> float | None:
+    """Choose the threshold that serves an aim, halfway between two neighbouring scores, or between a score and 0 or 1.
+
+    Args:
+        is_positive: Whether each case is positive.
+        score: Their scores, within 0 and 1.
+        aim: ``youden``; ``sensitivity=<share>``, the highest threshold of at least that sensitivity; or
+            ``specificity=<share>``, the lowest one of at least that specificity.
+
+    Returns:
+        The threshold, None where there is only one class, a score is not finite, or no threshold serves the aim.
+    """
+    positive, value = np.asarray(is_positive, bool), np.asarray(score, np.float64)
+    if not np.isfinite(value).all():
+        return None
+    if aim == YOUDEN:
+        return youden_threshold(positive, value)
+    if positive.all() or not positive.any():
+        return None
+    kind, _, share = aim.partition("=")
+    chosen = np.sort(value[positive if kind == SENSITIVITY else ~positive])
+    needed = max(1, int(np.ceil(float(share) * len(chosen) - ROUNDING)))
+    if kind == SENSITIVITY:
+        high = chosen[-needed]
+        low = value[value < high].max(initial=0.0)
+    else:
+        low = chosen[needed - 1]
+        high = value[value > low].min(initial=1.0)
+    if low >= high:  # there is nothing below 0, where every case is called positive, and nothing above 1
+        return 0.0 if kind == SENSITIVITY else None
+    middle = low + (high - low) / 2
+    return float(middle if middle > low else high)
+
+
+def aim_in_words(aim: str) -> str:
+    """Word an aim, such as "sensitivity of at least 0.95"."""
+    kind, _, share = aim.partition("=")
+    return "Youden's J" if aim == YOUDEN else f"{kind} of at least {float(share):g}, of patches by Youden's J"
+
+
+def logit(probability: ArrayLike) -> NDArray[np.float64]:
+    """Compute log-odds; those of 0 and 1 are limited to what double precision tells apart from them."""
+    value = np.clip(np.asarray(probability, np.float64), SMALLEST, 1 - SMALLEST)
+    return np.log(value) - np.log1p(-value)
+
+
+def calibrated(probability: float, temperature: float) -> float:
+    """Divide a probability's log-odds by a temperature; 0, 0.5 and 1 stay, and the order of slides does.
+
+    Source: Guo et al. 2017, On Calibration of Modern Neural Networks.
+    """
+    if probability in (0.0, 1.0):
+        return probability
+    return float(1 / (1 + np.exp(-logit(probability) / temperature)))
+
+
 def threshold_of(row: Mapping[str, float | None], name: str) -> float:
     """Look up the threshold in an epoch's row of metrics, 0.5 where it holds none.
 
@@ -56,8 +115,21 @@ def threshold_of(row: Mapping[str, float | None], name: str) -> float:
     return DEFAULT_THRESHOLD if value is None else value
 
 
-def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int, noun: str = "slide") -> str:
-    """Describe the chosen thresholds and the number of validation slides."""
+def temperatures_of(row: Mapping[str, float | None], names: Sequence[str]) -> dict[str, float]:
+    """Look up the temperatures of read-outs in an epoch's row of metrics, those that validation gave.
+
+    Args:
+        row: As for ``threshold_of``.
+        names: The read-outs.
+    """
+    found = {name: row.get(f"val_temperature_{name}") for name in names}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def describe_thresholds(
+    row: Mapping[str, float | None], *, num_slides: int, noun: str = "slide", aim: str = YOUDEN
+) -> str:
+    """Describe the chosen thresholds, the number of validation slides, and the aim."""
     found = {name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")}
     names = sorted(found, key=lambda name: (name == "patch", name))
     chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]
@@ -65,6 +137,6 @@ def describe_thresholds(row: Mapping[str, float | None], *, num_slides: int, nou
         return f"thresholds: 0.5 for {noun}s and patches; validation has nothing to choose them by"
     text = ", ".join(f"{name} {threshold_of(row, name):.3g}" for name in chosen)
     rest = [name for name in names if name not in chosen]
-    return f"thresholds chosen on {num_slides} validation {noun}s (Youden's J): {text}" + (
+    return f"thresholds chosen on {num_slides} validation {noun}s ({aim_in_words(aim)}): {text}" + (
         f"; {', '.join(rest)}: 0.5 (one class only there, or no threshold better than chance)" if rest else ""
     )

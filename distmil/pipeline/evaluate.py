@@ -4,14 +4,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from distmil.cohort import Cohort, Slide
-from distmil.evaluation.predictions import evaluate_predictions
+from distmil.evaluation.lesions import known_lesions
+from distmil.evaluation.predictions import Rules, evaluate_predictions
 from distmil.evaluation.slide_results import SlideResult
 from distmil.evaluation.words import counts_to_look_at
-from distmil.inference.tables import INTERVALS, METRICS
+from distmil.inference.tables import METRICS
 from distmil.pipeline.cluster import check_gpus
 from distmil.pipeline.job import Job, bundle_place, check_any, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
-from distmil.pipeline.results import show_metrics, show_record, write_results
+from distmil.pipeline.results import show_metrics, show_record, write_evaluations, write_results
 from distmil.recording.prediction import PredictionRecord
 
 
@@ -40,25 +41,33 @@ def measure(
         For the job's JSON line, metrics by split, their file, and how many slides are wrong or in doubt; every slide
         with what became of it.
     """
+    rules = Rules(
+        classes=cohort.classes,
+        slide_score=job.config.prediction.slide_score,
+        threshold=made.threshold,
+        temperature=made.temperature,
+        patch_threshold=made.patch_threshold,
+    )
+    by_id = {slide.slide_id: slide for slide in slides}
     split_of = {slide.slide_id: slide.split or "all" for slide in slides}
-    metrics: dict[str, Any] = {}
-    intervals: dict[str, Any] = {}
-    for split in sorted(set(split_of.values())):
-        found = evaluate_predictions(
+    found = {
+        split: evaluate_predictions(
             job.store,
             made.run,
             made.rows,
             [entry for entry in made.prepared.entries if split_of[entry.slide_id] == split],
+            rules,
             tables=made.tables,
-            classes=cohort.classes,
-            slide_score=job.config.prediction.slide_score,
-            threshold=made.threshold,
             patients={slide.slide_id: slide.patient_id for slide in slides},
+            sites={slide.slide_id: slide.site for slide in slides},
+            lesions_of=lambda name: known_lesions(by_id[name], job.config, job.store, made.prepared.patches[name]),
         )
-        metrics[split], intervals[split] = found.metrics, {**found.counts, **found.intervals}
-        show_metrics(job, split, found)
-    for name, values in ((METRICS, metrics), (INTERVALS, intervals)):
-        job.store.write_json(f"{made.folder}/{name}", values)
-    results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+        for split in sorted(set(split_of.values()))
+    }
+    for split, evaluation in found.items():
+        show_metrics(job, split, evaluation)
+    metrics = {split: evaluation.metrics for split, evaluation in found.items()}
+    write_evaluations(job, made.folder, found)
+    results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.shown_threshold)
     file = job.store.path(f"{made.folder}/{METRICS}")
     return {"metrics": metrics, "metrics_file": file, **counts_to_look_at(results)}, results

@@ -10,14 +10,22 @@ import torch
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
+from distmil.config.jobs import PredictionConfig
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import BundleError, StorageError
+from distmil.errors import BundleError, ConfigError, StorageError
 from distmil.evaluation.words import counts_to_look_at
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_place import BUNDLE_VERSION
-from distmil.inference.predictor import Finished, Inputs, SlidePredictor, keep_slides
+from distmil.inference.predictor import (
+    Finished,
+    Inputs,
+    SlidePredictor,
+    keep_slides,
+    shown_threshold,
+    temperature_of,
+)
 from distmil.inference.question import claim_question, default_name, make_question
 from distmil.inference.shift import shift_doubts, size_doubts
 from distmil.inference.tables import RESULTS, Row, predictions_folder, write_slide_table
@@ -47,7 +55,7 @@ def run(job: Job) -> dict[str, Any]:
     record = PredictionRecord.of("predict", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=False)
-        results = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.threshold)
+        results = write_results(inner, made.folder, made.rows, slides, cohort, threshold=made.shown_threshold)
         record.complete(results, {})
     show_record(job, record.tracker)
     answer = {"run": name, **made.paths(job), **counts_to_look_at(results)}
@@ -66,6 +74,11 @@ class Predictions:
     spec: EncoderSpec
     threshold: float
     """Of the read-out that counts."""
+    shown_threshold: float
+    """Of the probability, which may be calibrated."""
+    temperature: float | None
+    """Of the read-out that counts, None where the bundle has none."""
+    patch_threshold: float
 
     @property
     def folder(self) -> str:
@@ -88,7 +101,8 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
     """Return the job with the bundle's settings, and the bundle.
 
     Raises:
-        ConfigError: If no bundle is given, or the job sets one of its keys to something else.
+        ConfigError: If no bundle is given, the job sets one of its keys to something else, or the bundle has no
+            temperature where it is asked for.
         BundleError: If it cannot be loaded.
     """
     bundle = load_bundle(bundle_place(job), job.store)
@@ -98,10 +112,22 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
             "the command that trained it writes it again with one"
         )
     check_settings(job.config, "predict")
+    check_calibrated(job.config.prediction, bundle)
     inner = replace(job, config=with_bundle(job.config, bundle))
     check_bundle(inner, bundle)
     bundle.check_gives(job.config.prediction.slide_score)
     return inner, bundle
+
+
+def check_calibrated(settings: PredictionConfig, bundle: Bundle) -> None:
+    """Refuse a bundle without the temperature that is asked for. Raises: ConfigError."""
+    if settings.calibrated and settings.slide_score not in bundle.temperatures:
+        has = ", ".join(bundle.temperatures) or "none"
+        raise ConfigError(
+            f"prediction.calibrated = true: the bundle {bundle.run} has no temperature of {settings.slide_score} (it "
+            f"has {has}): its validation slides were too few or told apart without a mistake, or an earlier distmil "
+            "made it; leave prediction.calibrated out"
+        )
 
 
 def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
@@ -144,7 +170,18 @@ def predict_slides(
     keep_slides(job.store, run, rows)
     write_slide_table(job.store, run, list(rows.values()), cohort.classes)
     tables = {slide_id: records[slide_id].parts[0] for slide_id in rows}
-    return Predictions(run, rows, tables, prepared, spec, bundle.slide_thresholds[job.config.prediction.slide_score])
+    slide_score = job.config.prediction.slide_score
+    return Predictions(
+        run,
+        rows,
+        tables,
+        prepared,
+        spec,
+        threshold=bundle.slide_thresholds[slide_score],
+        shown_threshold=shown_threshold(bundle, slide_score, temperature=temperature_of(bundle, job.config.prediction)),
+        temperature=bundle.temperatures.get(slide_score),
+        patch_threshold=bundle.patch_threshold,
+    )
 
 
 def _predict_all(

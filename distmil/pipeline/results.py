@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
-from distmil.evaluation.slide_results import SlideResult, slide_results, to_csv
+from distmil.evaluation.slide_results import SlideResult, rows_to_csv, slide_results, to_csv
 from distmil.evaluation.words import Table, metric_tables, slide_table
-from distmil.inference.tables import RESULTS, Row
+from distmil.inference.tables import FROC, GROUPS, INTERVALS, METRICS, RELIABILITY, RESULTS, Row
 from distmil.pipeline.job import Job
 from distmil.tracking.links import record_lines
 from distmil.tracking.tracker import Tracker
@@ -45,6 +45,29 @@ def write_results(
     job.store.write(f"{folder}/{RESULTS}", to_csv(results))
     _show_slides(job, results)
     return results
+
+
+def write_evaluations(job: Job, folder: str, found: Mapping[str, Evaluation]) -> None:
+    """Write metrics, intervals and the tables that are too long for the terminal, and name these.
+
+    Args:
+        job: Its store and console.
+        folder: Of the predictions, in the store.
+        found: Evaluations by split.
+    """
+    job.store.write_json(f"{folder}/{METRICS}", {split: evaluation.metrics for split, evaluation in found.items()})
+    bounds = {split: {**evaluation.counts, **evaluation.intervals} for split, evaluation in found.items()}
+    job.store.write_json(f"{folder}/{INTERVALS}", bounds)
+    written = []
+    for name in (FROC, RELIABILITY, GROUPS):
+        rows = [{"split": split, **row} for split, one in found.items() for row in one.details.get(name, ())]
+        if rows:
+            job.store.write(f"{folder}/{name}", rows_to_csv(rows))
+            written.append(name)
+        else:
+            job.store.delete(f"{folder}/{name}")  # of an earlier evaluation
+    if written:
+        job.console.note(f"more of the metrics: {', '.join(written)} in {job.store.path(folder)}")
 
 
 def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:

@@ -9,6 +9,7 @@ from distmil.config.jobs import SearchConfig
 from distmil.config.loading import per_job_keys
 from distmil.config.root import Config
 from distmil.errors import ConfigError, StorageError
+from distmil.inference.thresholds import YOUDEN
 from distmil.storage.store import Store
 from distmil.training.run_files import checkpoint_folder, run_file, search_folder
 
@@ -23,6 +24,10 @@ def run_id(job: str, name: str | None) -> str | None:
     return f"{PRETRAINING}{name}" if job == "pretrain" and name else name
 
 
+_AIM = "training.threshold_aim"
+"""A setting that counts where it is not the default, which earlier versions did not have."""
+
+
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
     """List every setting but the encoder's weights that a training depends on, dotted."""
     per_job = per_job_keys()
@@ -33,6 +38,7 @@ def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,
         **(_fine_tuning(config.encoder) if config.encoder.trainable else {}),
+        **({_AIM: config.training.threshold_aim} if config.training.threshold_aim != YOUDEN else {}),
         "tiling": config.tiling.identity(),
         "cohort.classes": list(classes),
     }  # fmt: skip
@@ -70,6 +76,8 @@ def search_settings(search: SearchConfig) -> dict[str, Any]:
 
 def changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """Word each setting that differs from an earlier run's, which was read from JSON."""
+    if _AIM in settings or _AIM in earlier:
+        settings, earlier = ({_AIM: YOUDEN, **values} for values in (settings, earlier))
     pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
     return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
 

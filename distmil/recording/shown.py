@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distmil.evaluation.slide_results import SlideResult, to_csv
-from distmil.inference.tables import INTERVALS, METRICS, RESULTS, predictions_folder
+from distmil.inference.tables import FROC, INTERVALS, METRICS, RELIABILITY, RESULTS, predictions_folder
 from distmil.storage.store import Store
 from distmil.tracking.artifacts import log_once
 from distmil.tracking.tracker import Tracker
@@ -34,7 +34,7 @@ def log_results(
     folder = predictions_folder(run)
     there = set(store.names(folder))
     with tempfile.TemporaryDirectory(prefix="distmil-") as scratch:
-        for name in (METRICS, INTERVALS):
+        for name in (METRICS, INTERVALS, FROC, RELIABILITY):  # GROUPS names sites
             if name in there:
                 Path(scratch, name).write_bytes(store.read(f"{folder}/{name}"))
         if shows_slides:

@@ -17,6 +17,7 @@ from distmil.bags.loader import Batch, load_ahead, load_batch, make_resident
 from distmil.bags.sampler import Step, StepPlanner
 from distmil.config.root import Config
 from distmil.errors import TrainingError
+from distmil.evaluation.calibration import choose_temperatures
 from distmil.evaluation.metrics import choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import SCORE_CHUNK, BagScores, score_bag
 from distmil.models.baselines import NETWORKS
@@ -151,8 +152,9 @@ def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> 
 def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Group) -> dict[str, float | None]:
     """Score bags without gradients, each whole, shared over the group, and return the metrics on every worker.
 
-    The thresholds that these slides suggest are beside the metrics, and the evidence of the read-out ``regions`` as
-    evidence_slope and evidence_offset; the accuracy is that of 0.5. Pseudo-labelled slides take part in training only.
+    The thresholds and temperatures that these slides suggest are beside the metrics, and the evidence of the read-out
+    ``regions`` as evidence_slope and evidence_offset; the accuracy is that of 0.5. Pseudo-labelled slides take part in
+    training only.
     """
     learner.eval_model.train(False)
     labelled = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
@@ -167,7 +169,8 @@ def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Gr
     ]
     gathered = [row for part in group.gather(rows) for row in part]
     fitted = {} if evidence is None else {f"evidence_{name}": value for name, value in asdict(evidence).items()}
-    return summarise(gathered) | choose_thresholds(gathered) | fitted
+    chosen = choose_thresholds(gathered, aim=config.training.threshold_aim) | choose_temperatures(gathered)
+    return summarise(gathered) | chosen | fitted
 
 
 def _evidence(bags: Sequence[Bag], scores: Mapping[int, BagScores], group: Group) -> PatchEvidence | None:

@@ -12,7 +12,7 @@ import torch
 from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec, load_trainable
 from distmil.errors import DistmilError
-from distmil.evaluation.predictions import evaluate_predictions
+from distmil.evaluation.predictions import Rules, evaluate_predictions
 from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.tuning.plan import SearchPlan, read_trials, write_trial
@@ -235,12 +235,11 @@ def predictions(made: TrainedStore) -> Kind:
             run,
             rows,
             made.entries,
+            Rules(classes=classes, slide_score="bag", threshold=0.5, draws=20),
             tables=tables,
-            classes=classes,
-            slide_score="bag",
-            threshold=0.5,
             patients={entry.slide_id: entry.slide_id for entry in made.entries},
-            draws=20,
+            sites={entry.slide_id: None for entry in made.entries},
+            lesions_of=lambda slide_id: None,
         )
         return rows, metrics
 

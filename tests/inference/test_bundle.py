@@ -120,6 +120,15 @@ def test_every_file_is_in_the_commit_and_in_the_digest(store: Store) -> None:
     assert len({record.digest, *(save_bundle(store, other).digest for other in others)}) == 5
 
 
+def test_temperatures_are_kept_and_bundles_without_them_open(store: Store) -> None:
+    bundle = replace(make_bundle(), temperatures={"bag": 1.7, "topk_mean": 0.4})
+    digest = save_bundle(store, bundle).digest
+    assert load_bundle("run", store).temperatures == bundle.temperatures
+    assert save_bundle(store, make_bundle()).digest != digest
+    removed("labels.json", "temperatures")(store)
+    assert load_bundle("run", store).temperatures == {}
+
+
 def test_a_file_that_an_earlier_bundle_of_the_run_left_goes(store: Store) -> None:
     save_bundle(store, make_bundle(name="resnet18", weights="random"))
     save_bundle(store, make_bundle())
@@ -250,6 +259,11 @@ HOSTILE: dict[str, Callable[[Store], None]] = {
     "a threshold above 1": edited("labels.json", "slide_thresholds", "topk_mean", value=1.5),
     "a threshold that is true": edited("labels.json", "patch_threshold", value=True),
     "a threshold that is NaN": edited("labels.json", "patch_threshold", value=float("nan")),
+    "a temperature of 0": edited("labels.json", "temperatures", value={"bag": 0.0}),
+    "a temperature of text": edited("labels.json", "temperatures", value={"bag": "1"}),
+    "a temperature that is infinite": edited("labels.json", "temperatures", value={"bag": 1e999}),
+    "a temperature of no read-out": edited("labels.json", "temperatures", value={"mean": 1.0}),
+    "temperatures a list": edited("labels.json", "temperatures", value=[1.0]),
     "thresholds of a read-out missing": removed("labels.json", "slide_thresholds", "max"),
     "evidence a list": edited("labels.json", "evidence", value=[0.5, 0.0]),
     "evidence without an offset": edited("labels.json", "evidence", value={"slope": 0.5}),

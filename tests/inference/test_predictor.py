@@ -14,7 +14,16 @@ from distmil.bags.bag import BagEntry
 from distmil.cohort import Slide
 from distmil.errors import SlideError
 from distmil.inference.bundle import load_bundle, save_bundle
-from distmil.inference.predictor import SlidePredictor, check_finite, keep_slides
+from distmil.inference.predictor import (
+    SlidePredictor,
+    check_finite,
+    keep_slides,
+    reading_of,
+    shown_threshold,
+    temperature_of,
+)
+from distmil.inference.scoring import READ_OUTS
+from distmil.inference.thresholds import logit
 from distmil.labels.slide_outlines import annotation_version
 from distmil.storage.records import Record
 from distmil.storage.schemas import embeddings_schema, to_ipc
@@ -161,6 +170,32 @@ def test_a_threshold_of_the_bundle_decides(store, predictor, bundle):
         assert record.info["predicted"] == predicted
         table = pq.read_table(store.path("predictions/run/patches/s1.parquet"))
         assert set(table["predicted"].to_pylist()) == {predicted}
+
+
+def test_a_calibrated_probability_keeps_the_class_and_the_read_outs(predictor, bundle):
+    record = predictor.score(bundle, embed)
+    bundle = replace(bundle, temperatures={"bag": 3.0})
+    assert predictor.score(bundle, embed).info["probability"] == record.info["probability"]  # not asked for
+    asked = changed(predictor, prediction={"calibrated": True})
+    info = asked.score(bundle, embed).info
+    assert logit(info["probability"]) * 3 == pytest.approx(logit(info["bag"]))
+    assert info["probability"] != record.info["probability"]
+    assert {name: info[name] for name in (*READ_OUTS, "predicted")} == {
+        name: record.info[name] for name in (*READ_OUTS, "predicted")
+    }
+    temperature = temperature_of(bundle, asked.config.prediction)
+    found = shown_threshold(bundle, "bag", temperature=temperature)
+    assert logit(found) * 3 == pytest.approx(logit(bundle.slide_thresholds["bag"]))
+    reading = reading_of(bundle, info, slide_score="bag", temperature=temperature)
+    assert (reading.threshold, reading.probability) == (found, info["probability"])
+    other = changed(predictor, prediction={"calibrated": True, "slide_score": "max"})
+    info = other.score(bundle, embed).info  # a read-out without a temperature
+    assert info["probability"] == info["max"]
+
+
+def test_calibration_is_another_answer(predictor, bundle):
+    make(predictor, bundle)
+    assert make(changed(predictor, prediction={"calibrated": True}), bundle) == ALL
 
 
 def test_another_read_out_is_another_answer(predictor, bundle):

@@ -11,13 +11,17 @@ import pytest
 
 from distmil.bags.bag import BagEntry
 from distmil.errors import StorageError
+from distmil.evaluation.calibration import calibration_of
+from distmil.evaluation.intervals import Bootstrap
+from distmil.evaluation.localisation import overlap_of
 from distmil.evaluation.metrics import at_threshold, label_scores, summarise
-from distmil.evaluation.predictions import evaluate_predictions
+from distmil.evaluation.predictions import Rules, evaluate_predictions
 from distmil.inference.scoring import READ_OUTS, BagScores
 from distmil.inference.tables import patch_table, predictions_folder, slide_row, write_slide_table
 from distmil.storage.records import Part
 from distmil.storage.schemas import labels_schema, patch_predictions_schema, slide_predictions_schema, to_parquet
 
+PATCH_THRESHOLD = 0.4
 TWO, THREE = ("negative", "positive"), ("normal", "adenoma", "carcinoma")
 
 
@@ -160,14 +164,23 @@ def write_run(store, *, classes=TWO, num=25, count=6):
 
 
 def judged(store, rows, entries, tables, classes=TWO, *, threshold=0.5):
+    rules = Rules(classes=classes, slide_score="max", threshold=threshold, patch_threshold=PATCH_THRESHOLD, draws=20)
+    names = {entry.slide_id: entry.slide_id for entry in entries}
     return evaluate_predictions(
-        store, "run", rows, entries, tables=tables, classes=classes, slide_score="max", threshold=threshold,
-        patients={entry.slide_id: entry.slide_id for entry in entries}, draws=20,
+        store, "run", rows, entries, rules, tables=tables, patients=names, sites=dict.fromkeys(names),
+        lesions_of=lambda slide_id: None,
     ).metrics  # fmt: skip
 
 
 def expected_of(kept):
-    return summarise(kept, slide_score="max") | at_threshold(kept, slide_score="max", threshold=0.5)
+    probability, is_positive = [row.read_outs[READ_OUTS.index("max")] for row in kept], [row.label > 0 for row in kept]
+    calibration = calibration_of(is_positive, probability, Bootstrap.of([str(i) for i in range(len(kept))], draws=2))
+    return (
+        summarise(kept, slide_score="max")
+        | at_threshold(kept, slide_score="max", threshold=0.5)
+        | overlap_of(kept, ["p"] * len(kept), threshold=PATCH_THRESHOLD)[0]
+        | {"slide_ece": calibration.error, "slide_brier": calibration.brier}
+    )
 
 
 @pytest.mark.parametrize("classes", [TWO, THREE])

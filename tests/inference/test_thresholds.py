@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from distmil.config.loading import load_config
+from distmil.errors import ConfigError
 from distmil.evaluation.metrics import choose_thresholds, label_scores, summarise
 from distmil.inference.scoring import READ_OUTS
-from distmil.inference.thresholds import describe_thresholds, threshold_of, youden_threshold
+from distmil.inference.thresholds import describe_thresholds, threshold_for, threshold_of, youden_threshold
 from tests.evaluation.test_metrics import scores
 from tests.support.scale import cases
 
@@ -98,3 +100,71 @@ def test_the_thresholds_of_an_epoch_are_said():
     assert [threshold_of(row, name) for name in ("bag", "patch", "max", "topk_mean")] == [0.625, 0.31, 0.5, 0.5]
     for nothing in ({"loss": 1.0}, {"val_threshold_bag": None, "val_threshold_patch": None}):
         assert describe_thresholds(nothing, num_slides=0).startswith("thresholds: 0.5 for slides and patches")
+
+
+@pytest.mark.parametrize("kind", ["sensitivity", "specificity"])
+def test_a_stated_aim_is_met_and_not_overshot(kind):
+    """Of all thresholds that serve the aim, no other spares more of the other class."""
+    rng = np.random.default_rng(5)
+    for _ in range(cases(300, full=5000)):
+        num = int(rng.integers(2, 40))
+        positive, score = rng.random(num) < 0.4, rng.random(num).round(1)
+        share = float(rng.choice([0.1, 0.5, 0.8, 0.9, 0.95, 1.0]))
+        found = threshold_for(positive, score, aim=f"{kind}={share}")
+        if positive.all() or not positive.any():
+            assert found is None
+            continue
+
+        def reached(cut, positive=positive, score=score):
+            return {"sensitivity": np.mean(score[positive] >= cut), "specificity": np.mean(score[~positive] < cut)}
+
+        if found is None:  # the threshold would have to be above 1
+            assert kind == "specificity"
+            assert reached(1.0)[kind] < share
+            continue
+        assert 0 <= found <= 1
+        other = "specificity" if kind == "sensitivity" else "sensitivity"
+        assert reached(found)[kind] >= share - 1e-12
+        serving = [cut for cut in (*score, *(score + 1e-9), 1.1) if reached(cut)[kind] >= share - 1e-12]
+        assert reached(found)[other] == pytest.approx(max(reached(cut)[other] for cut in serving))
+
+
+def test_aims_of_a_hand_made_case():
+    positive, score = [False, True, False, True, True], [0.1, 0.3, 0.5, 0.6, 0.9]
+    assert threshold_for(positive, score, aim="sensitivity=0.6") == pytest.approx(0.55)
+    assert threshold_for(positive, score, aim="sensitivity=0.67") == pytest.approx(0.2)
+    assert threshold_for(positive, score, aim="specificity=0.5") == pytest.approx(0.2)
+    assert threshold_for(positive, score, aim="specificity=0.9") == pytest.approx(0.55)
+    assert threshold_for([False, True], [1.0, 0.3], aim="specificity=0.9") is None  # no probability is above 1
+    assert threshold_for([False, True], [0.3, 0.0], aim="sensitivity=0.9") == 0
+    assert threshold_for([False, True], [0.2, np.nan], aim="youden") is None
+
+
+def test_an_aim_is_of_slides_and_not_of_patches():
+    rng = np.random.default_rng(6)
+    patches = [(1, 0.2), (1, 0.4), (1, 0.6), (1, 0.1)]
+    rows = [judged(i % 2, float(p), 0.5, patches, [0, 1, 1, 1]) for i, p in enumerate(rng.random(40))]
+    plain, aimed = choose_thresholds(rows), choose_thresholds(rows, aim="sensitivity=1")
+    assert aimed["threshold_patch"] == plain["threshold_patch"] == pytest.approx(0.3)
+    at = READ_OUTS.index("max")
+    assert aimed["threshold_max"] <= min(row.read_outs[at] for row in rows if row.label)
+    assert plain["threshold_max"] != aimed["threshold_max"]
+
+
+def test_the_aim_is_described():
+    row = {"val_threshold_bag": 0.2, "val_threshold_patch": 0.3}
+    assert describe_thresholds(row, num_slides=9, aim="sensitivity=0.95") == (
+        "thresholds chosen on 9 validation slides (sensitivity of at least 0.95, of patches by Youden's J): "
+        "bag 0.2, patch 0.3"
+    )
+
+
+@pytest.mark.parametrize("aim", ["youden", "sensitivity=0.95", "specificity=.9", "sensitivity=1", "specificity=1.0"])
+def test_aims_that_the_configuration_takes(aim):
+    assert load_config(None, [f"training.threshold_aim={aim}"]).training.threshold_aim == aim
+
+
+@pytest.mark.parametrize("aim", ["sensitivity", "sensitivity=0", "sensitivity=95", "accuracy=0.9", "specificity=0.0"])
+def test_other_aims_are_refused(aim):
+    with pytest.raises(ConfigError, match=r"training\.threshold_aim = .*such as sensitivity=0\.95"):
+        load_config(None, [f"training.threshold_aim={aim}"])

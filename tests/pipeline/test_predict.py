@@ -1,11 +1,13 @@
 """What becomes of slides that have no scores: they are left out, counted and named, and the others stay."""
 
+from dataclasses import replace
+
 import pytest
 
 from distmil.bags.bag import BagEntry
 from distmil.config.loading import build_config
 from distmil.config.root import Config
-from distmil.errors import BundleError, ManifestError, TooManyBadSlides
+from distmil.errors import BundleError, ConfigError, ManifestError, TooManyBadSlides
 from distmil.inference.bundle import save_bundle
 from distmil.pipeline.job import Job, bundle_place, check_input, open_cohort
 from distmil.pipeline.predict import _without_failed, open_bundle, predict_slides
@@ -57,6 +59,16 @@ def test_a_bundle_of_an_earlier_version_is_said(store, capsys, is_old):
     assert inner.config.cohort.classes == bundle.classes == ["normal", "tumour"]
     assert ("a-run is of an earlier distmil: no checksum protects its settings" in capsys.readouterr().err) == is_old
     assert bundle_place(job) == "a-run"
+
+
+def test_a_bundle_without_the_temperature_that_is_asked_for_is_refused(store):
+    save_bundle(store, replace(make_bundle(), temperatures={"max": 2.0}))
+    asked = {"model": "a-run", "calibrated": True}
+    with pytest.raises(
+        ConfigError, match=r"a-run has no temperature of bag \(it has max\).*leave prediction.calibrated out"
+    ):
+        open_bundle(Job(build_config({"prediction": asked}), store))
+    open_bundle(Job(build_config({"prediction": {**asked, "slide_score": "max"}}), store))
 
 
 def labelled(folder, label):

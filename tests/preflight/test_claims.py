@@ -9,7 +9,7 @@ from distmil.errors import ConfigError
 from distmil.pipeline.job import Job
 from distmil.pipeline.prepare import Prepared
 from distmil.pipeline.training.claim import Claim
-from distmil.preflight.claims import check_claim, search_settings
+from distmil.preflight.claims import changes, check_claim, search_settings, settings_of
 from distmil.storage.store import Store
 from distmil.training.run_files import run_file
 
@@ -58,3 +58,14 @@ def test_a_search_compares_its_own_settings_too(store: Store) -> None:
 def test_a_damaged_claim_is_left_to_the_job(store: Store) -> None:
     store.write(run_file("r", "run"), b"{")
     check_claim(build_config({"training": {"run": "r"}}), CLASSES, store, job="train")
+
+
+def test_another_aim_of_the_thresholds_is_another_run_and_claims_without_one_stay_good():
+    plain, aimed = (
+        settings_of(build_config({"training": {"threshold_aim": aim}}), ["a", "b"])
+        for aim in ("youden", "specificity=0.9")
+    )
+    assert "training.threshold_aim" not in plain  # as in claims of earlier versions
+    assert changes(aimed, plain) == ["training.threshold_aim: 'youden' then, 'specificity=0.9' now"]
+    assert changes(plain, aimed) == ["training.threshold_aim: 'specificity=0.9' then, 'youden' now"]
+    assert changes(aimed, aimed) == changes(plain, plain) == []

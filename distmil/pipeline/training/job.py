@@ -15,7 +15,7 @@ from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled, usual_patches
-from distmil.inference.thresholds import describe_thresholds, threshold_of
+from distmil.inference.thresholds import describe_thresholds, temperatures_of, threshold_of
 from distmil.models.normaliser import Normaliser
 from distmil.models.regions import PatchEvidence
 from distmil.pipeline.evaluate import measure
@@ -110,7 +110,13 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     chosen = history.best_epoch if is_best else len(history.rows) - 1
     row = history.rows[chosen]
     num_scored = sum(map(_is_scored, prepared.entries))
-    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun))
+    aim = job.config.training.threshold_aim
+    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun, aim=aim))
+    temperatures, wanted = temperatures_of(row, READ_OUTS), job.config.prediction
+    if wanted.calibrated and wanted.slide_score not in temperatures:
+        job.console.note(
+            f"prediction.calibrated: validation gave no temperature of {wanted.slide_score}; not calibrated"
+        )
     bundle = Bundle(
         run=run,
         config=job.config,
@@ -118,6 +124,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
         patch_threshold=threshold_of(row, "patch"),
         slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
+        temperatures=temperatures,
         reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
         usual_patches=usual_patches([entry.num_patches for entry in prepared.entries if entry.split == "train"]),
         evidence=PatchEvidence.in_row(row),
