@@ -15,6 +15,7 @@ from PIL import Image
 from distmil.inference.scoring import READ_OUTS
 from distmil.storage.store import Store
 from tests.support.jobs import Done, kill_job_when, open_to_others, run_here, run_job
+from tests.support.metrics import assert_close
 
 pytestmark = [
     pytest.mark.ray,
@@ -144,7 +145,7 @@ def test_two_workers_give_the_loss_of_one(home: Path, trained: Done) -> None:
     done = run_here(home, "train", *SMALL, *LEAN, NO_PREDICTION, "training.run=pair", "training.num_workers=2")
     assert done.code == 0, done.err
     for one, two in zip(epochs(home, "small"), epochs(home, "pair"), strict=True):
-        assert two == pytest.approx(one, rel=1e-4, abs=1e-5)
+        assert_close(two, one, rel=1e-4, abs=1e-5)
 
 
 def test_views_are_embedded_of_training_slides_alone_and_trained_on(home: Path, trained: Done) -> None:

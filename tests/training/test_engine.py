@@ -28,6 +28,7 @@ from distmil.training.learner import Learner, fit_normaliser, learning_rate, mak
 from distmil.training.step import take_step
 from distmil.training.workers import Group
 from tests.support.bags import EMBEDDING, make_bag, make_bags, small_config, steps_of
+from tests.support.metrics import assert_close
 from tests.support.thread_group import run_as_group
 
 ALONE = Group()
@@ -349,18 +350,9 @@ def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
     for other_rows, other_metrics, other_state in results[1:]:
         for one, other in zip(rows, other_rows, strict=True):
             assert other == pytest.approx(one, rel=1e-9)
-        assert _absent(other_metrics) == _absent(metrics)
-        assert _present(other_metrics) == pytest.approx(_present(metrics), rel=1e-6)
+        assert_close(other_metrics, metrics, rel=1e-6)
         for name, value in state.items():
             torch.testing.assert_close(other_state[name], value, rtol=1e-7, atol=1e-9)
-
-
-def _absent(metrics: dict[str, float | None]) -> set[str]:
-    return {name for name, value in metrics.items() if value is None}
-
-
-def _present(metrics: dict[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if value is not None}
 
 
 @pytest.mark.parametrize("setting", [{}, {"mixed_bag_loss": True}, {"topk": 0.0}])
