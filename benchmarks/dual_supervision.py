@@ -82,7 +82,11 @@ def train(bags: Sequence[Bag], config: Config, judging: Sequence[Bag] = ()) -> t
 def score(learner: Learner, bag: Bag, config: Config) -> BagScores:
     """Score one bag."""
     return score_bag(
-        learner.eval_model.head, bag.source, learner.embed, top_k=config.bags.top_k, top_k_share=config.bags.top_k_share
+        (learner.eval_model.head,),
+        bag.source,
+        learner.embed,
+        top_k=config.bags.top_k,
+        top_k_share=config.bags.top_k_share,
     )
 
 

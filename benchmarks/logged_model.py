@@ -106,7 +106,7 @@ def train(config: Config, num_classes: int) -> Network:
 def judge(bundle: Bundle, embedding_NE: NDArray[np.float16]) -> NDArray[np.float64]:
     """Return what distmil says of a bag, in the exported network's columns."""
     scores = score_bag(
-        bundle.head,
+        bundle.heads,
         EmbeddingSource([embedding_NE]),
         lambda patches: torch.as_tensor(patches).float(),
         top_k=bundle.config.bags.top_k,

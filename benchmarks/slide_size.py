@@ -122,7 +122,7 @@ def _scores(learner: Learner, bags: Sequence[Bag], evidence: PatchEvidence | Non
     rows = []
     for bag in bags:
         assert bag.places is not None
-        found = score_bag(learner.eval_model.head, bag.source, learner.embed, top_k=8)
+        found = score_bag((learner.eval_model.head,), bag.source, learner.embed, top_k=8)
         found = found.with_regions(bag.places, evidence)
         rows.append([getattr(found, name) for name in READ_OUTS])
     return np.array(rows)

@@ -109,7 +109,7 @@ def test_one_slide_has_the_scores_of_its_committed_embeddings(
     source, places = open_source(house.store, entry)
     bags = bundle.config.bags
     scores = score_bag(
-        bundle.head,
+        bundle.heads,
         source,
         lambda patches: torch.tensor(patches).float(),
         top_k=bags.top_k,

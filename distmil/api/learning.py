@@ -176,7 +176,7 @@ def _bundle(run: Run, bags: Bags, config: Config) -> Bundle:
     return Bundle(
         run=config.training.run or "fit",
         config=config,
-        head=nets.head,
+        heads=(nets.head,),
         encoder_state=encoder_state(bags.spec, bags.store, trained=nets.encoder),
         patch_threshold=threshold_of(rows[epoch], "patch"),
         slide_thresholds={name: threshold_of(rows[epoch], name) for name in READ_OUTS},

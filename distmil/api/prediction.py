@@ -72,9 +72,8 @@ def predict_slide(
     found = _plan(slide, bundle)
     source = _embed(slide, found, bundle, encoder)
     _check_width(bundle, source)
-    head = bundle.head.to(place)
     scores = score_bag(
-        head,
+        [head.to(place) for head in bundle.heads],
         source,
         lambda embedding_TE: torch.as_tensor(embedding_TE, device=place).float(),
         top_k=config.bags.top_k,
@@ -169,7 +168,7 @@ def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) ->
 
 
 def _check_width(bundle: Bundle, source: EmbeddingSource) -> None:
-    width, given = bundle.head.normaliser.mean.numel(), source.parts[0].shape[1]
+    width, given = bundle.embedding_dim, source.parts[0].shape[1]
     if width != given:
         raise BundleError(
             f"the bundle takes embeddings of width {width}, its encoder {bundle.config.encoder.name} gives {given}; "

@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 
 from distmil.config.section import NAME_PATTERN, NO_IDENTITY, Section, Weight
 
+MAX_FOLDS = 100
+
 
 class BagsConfig(Section):
     """The bags of one training step. Sizes count the whole step, over all workers."""
@@ -133,6 +135,9 @@ class TrainingConfig(Section):
     """Validation metric of early stopping and of the choice of the epoch; `loss` where it is undefined."""
     patience: int = Field(default=0, ge=0, le=100_000)
     """Epochs without a better metric before training stops; 0 never stops early and keeps the last epoch."""
+    folds: int = Field(default=0, ge=0, le=MAX_FOLDS, json_schema_extra=NO_IDENTITY)
+    """Folds of train, by patient and class. Each is predicted by a network that learned from the others; thresholds
+    come from these predictions, and the bundle averages the networks. 0: one network of all, thresholds from val."""
     threshold_aim: str = Field(default="youden", max_length=40, json_schema_extra=NO_IDENTITY)
     """What the slides' thresholds serve on validation. youden: most sensitivity + specificity; `sensitivity=0.95`: the
     highest threshold of at least that sensitivity; `specificity=0.9`: the lowest one of at least that specificity. The
@@ -145,6 +150,8 @@ class TrainingConfig(Section):
                 f"training.threshold_aim = {self.threshold_aim!r}: expected youden, or sensitivity or specificity with "
                 "a share above 0 and at most 1, such as sensitivity=0.95"
             )
+        if self.folds == 1:
+            raise ValueError("training.folds = 1: expected 0 for none, or at least 2")
         if self.min_workers is not None and self.min_workers > self.num_workers:
             raise ValueError(
                 f"training.min_workers = {self.min_workers}: expected at most training.num_workers, "

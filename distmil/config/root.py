@@ -43,6 +43,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check_store(self) -> Self:
+        if self.training.folds and self.encoder.trainable:
+            raise ValueError(
+                f"training.folds = {self.training.folds}: the networks of all folds share the bundle's one encoder, "
+                "so it cannot be trained; set encoder.trainable=false, or training.folds=0"
+            )
         if self.tiling.store == "coords" and self.encoder.trainable:
             raise ValueError(
                 "tiling.store = 'coords': with encoder.trainable every step reads patches of many slides, so "

@@ -26,10 +26,12 @@ from distmil.inference.bundle_files import (
     checked_threshold,
     encoder_state_of,
     evidence_in,
-    network_of,
+    heads_of,
+    of_today,
     reach_in,
     slide_thresholds_in,
     temperatures_in,
+    tensors_of,
     usual_patches_in,
     wrong,
 )
@@ -57,8 +59,9 @@ class Bundle:
     """Name of the training run."""
     config: Config = field(repr=False)
     """Classes, tiling, encoder and network; other sections have their defaults."""
-    head: Network = field(repr=False)
-    """From embeddings to scores, in evaluation mode."""
+    heads: tuple[Network, ...] = field(repr=False)
+    """From embeddings to scores, in evaluation mode: one network, or those of several folds, whose scores are
+    averaged."""
     encoder_state: dict[str, Tensor] | None = field(repr=False)
     """Weights of the encoder; None for the texture encoder, which has none."""
     patch_threshold: float = DEFAULT_THRESHOLD
@@ -77,6 +80,11 @@ class Bundle:
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Of the epoch whose weights these are."""
     format_version: int = BUNDLE_VERSION
+
+    @property
+    def embedding_dim(self) -> int:
+        """Return the width of the embeddings that its networks take."""
+        return self.heads[0].normaliser.mean.numel()
 
     @property
     def classes(self) -> list[str]:
@@ -132,13 +140,13 @@ def save_bundle(store: Store, bundle: Bundle) -> Record:
 
 
 def _write(store: Store, folder: str, bundle: Bundle) -> Record:
-    head = {key: value.detach().cpu().contiguous() for key, value in bundle.head.state_dict().items()}
     config = {
         "format_version": BUNDLE_VERSION,
         "distmil": __version__,
         "run": bundle.run,
-        "embedding_dim": bundle.head.normaliser.mean.numel(),
+        "embedding_dim": bundle.embedding_dim,
         "config": bundle_values(bundle.config),
+        **({"members": len(bundle.heads)} if len(bundle.heads) > 1 else {}),
     }
     labels = {
         "classes": bundle.classes,
@@ -149,7 +157,7 @@ def _write(store: Store, folder: str, bundle: Bundle) -> Record:
         "usual_patches": bundle.usual_patches,
         "evidence": None if bundle.evidence is None else asdict(bundle.evidence),
     }
-    files = {HEAD_FILE: save_safetensors(head)}
+    files = {HEAD_FILE: save_safetensors(tensors_of(bundle.heads))}
     if bundle.encoder_state is not None:
         files[ENCODER_FILE] = save_safetensors(bundle.encoder_state)
     for name, values in zip(JSON_FILES, (config, labels, dict(bundle.metrics)), strict=True):
@@ -209,7 +217,7 @@ def _load(found: Store, record: Record) -> Bundle:
     return Bundle(
         run=config["run"],
         config=built,
-        head=network_of(built, config["embedding_dim"], files.tensors(HEAD_FILE)),
+        heads=heads_of(built, config, files.tensors(HEAD_FILE)),
         encoder_state=encoder_state_of(built, files),
         patch_threshold=checked_threshold("patch_threshold", labels["patch_threshold"]),
         slide_thresholds=slide_thresholds_in(labels, files.version),
@@ -221,18 +229,6 @@ def _load(found: Store, record: Record) -> Bundle:
         metrics=metrics,
         format_version=files.version,
     )
-
-
-def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
-    """Translate a bundle's configuration of an earlier version into today's keys.
-
-    In the first version a ResNet with the weights ``none`` had random ones.
-    """
-    encoder = values.get("encoder", {})
-    values = {"features": {"encoder": None, "dimension": None}, **values}  # bundles of earlier distmils lack them
-    if version == FIRST_VERSION and encoder.get("name") != "texture" and encoder.get("weights") == "none":
-        return {**values, "encoder": {**encoder, "weights": "random"}}
-    return values
 
 
 def _check_keys(values: Mapping[str, Any]) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from safetensors.torch import load as load_safetensors
 from torch import Tensor
 
+from distmil.config.learning import MAX_FOLDS
 from distmil.config.root import Config
 from distmil.errors import BundleError
 from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_digest
@@ -24,6 +25,18 @@ HEAD_FILE = "model.safetensors"
 ENCODER_FILE = "encoder.safetensors"
 JSON_FILES = ("config.json", "labels.json", "metrics.json")
 MAX_EMBEDDING_DIM = 1_000_000
+
+
+def of_today(values: Mapping[str, Any], version: int) -> Mapping[str, Any]:
+    """Translate a bundle's configuration of an earlier version into today's keys.
+
+    In the first version a ResNet with the weights ``none`` had random ones.
+    """
+    encoder = values.get("encoder", {})
+    values = {"features": {"encoder": None, "dimension": None}, **values}  # bundles of earlier distmils lack them
+    if version == FIRST_VERSION and encoder.get("name") != "texture" and encoder.get("weights") == "none":
+        return {**values, "encoder": {**encoder, "weights": "random"}}
+    return values
 
 
 class BundleFiles:
@@ -125,10 +138,44 @@ def temperatures_in(labels: Mapping[str, Any]) -> dict[str, float]:
     return dict(values)
 
 
-def network_of(config: Config, embedding_dim: Any, state: dict[str, Tensor]) -> Network:
-    """Build the network of a bundle from its tensors. Raises: BundleError if they are not those of its config."""
+def tensors_of(heads: Sequence[Network]) -> dict[str, Tensor]:
+    """Name the tensors of a bundle's networks: as the network does, of several ones after the number of each."""
+    return {
+        f"{i}.{key}" if len(heads) > 1 else key: value.detach().cpu().contiguous()
+        for i, head in enumerate(heads)
+        for key, value in head.state_dict().items()
+    }
+
+
+def heads_of(config: Config, values: Mapping[str, Any], state: dict[str, Tensor]) -> tuple[Network, ...]:
+    """Build the networks of a bundle from its tensors.
+
+    Args:
+        config: The bundle's configuration.
+        values: Its config.json.
+        state: Its tensors.
+
+    Raises:
+        BundleError: If they do not belong together.
+    """
+    embedding_dim, members = values["embedding_dim"], values.get("members", 1)
     if type(embedding_dim) is not int or not 1 <= embedding_dim <= MAX_EMBEDDING_DIM:
         raise wrong("embedding_dim", embedding_dim, f"expected an integer from 1 to {MAX_EMBEDDING_DIM}")
+    if type(members) is not int or not 1 <= members <= MAX_FOLDS:
+        raise wrong("members", members, f"expected an integer from 1 to {MAX_FOLDS}")
+    if members == 1:
+        return (_network_of(config, embedding_dim, state),)
+    states: list[dict[str, Tensor]] = [{} for _ in range(members)]
+    for key, tensor in state.items():
+        number, _, name = key.partition(".")
+        if not (number.isdecimal() and int(number) < members):
+            raise BundleError(f"the bundle's tensor {key!r:.80} belongs to none of its {members} networks")
+        states[int(number)][name] = tensor
+    return tuple(_network_of(config, embedding_dim, each) for each in states)
+
+
+def _network_of(config: Config, embedding_dim: int, state: dict[str, Tensor]) -> Network:
+    """Build a network from its tensors. Raises: BundleError if they are not those of its config."""
     num_classes = len(config.cohort.classes)
     with torch.device("meta"):  # shapes alone, whatever the file claims
         expected = make_network(config.model, embedding_dim=embedding_dim, num_classes=num_classes).state_dict()

@@ -43,22 +43,17 @@ def score_names(classes: Sequence[str]) -> list[str]:
 class ExportableNetwork(nn.Module):
     """Scores one bag as ``scoring.score_bag`` does, in one graph for bags of any size."""
 
-    def __init__(self, head: Network, *, top_k: int, top_k_share: float) -> None:
+    def __init__(self, heads: Sequence[Network], *, top_k: int, top_k_share: float) -> None:
         super().__init__()
-        self.head = copy.deepcopy(head).cpu().float().eval().requires_grad_(False)
+        self.heads = nn.ModuleList(copy.deepcopy(head).cpu().float().eval().requires_grad_(False) for head in heads)
         self.top_k, self.top_k_share = top_k, top_k_share
 
     def forward(self, embedding_NE: Tensor) -> Tensor:
         """Compute scores, N x S, from raw embeddings, N x E; see ``score_names``."""
-        head = self.head
-        feature_NF, raw_N = head(embedding_NE)
-        class_NC = head.patch_logits(feature_NF, raw_N).softmax(1)
-        topk_N = 1 - head.topk_logits(feature_NF, raw_N).softmax(1)[:, 0]
-        attention_N, probability_N = raw_N.sigmoid(), class_NC[:, 1:].sum(1)
+        scored = [_scored(head, embedding_NE) for head in self.heads]
+        attention_N, class_NC, topk_N, bag_C = (torch.stack(same).mean(0) for same in zip(*scored, strict=True))
+        probability_N = class_NC[:, 1:].sum(1)
         fused_N = attention_N * probability_N
-        pooled = RunningPool(head.pooling)
-        pooled.add(feature_NF, raw_N)
-        bag_C = head.pooled_logits(pooled.result().to(feature_NF.dtype)[None]).double().softmax(1)[0]
         read_outs = [bag_C[1:].sum(), fused_N.amax(), top_k_mean(fused_N, self.top_k, share=self.top_k_share)]
         slide_S = torch.stack([value.to(fused_N.dtype) for value in read_outs])
         num_patches = fused_N.shape[0]  # len() would be a constant of the exported graph
@@ -66,6 +61,18 @@ class ExportableNetwork(nn.Module):
         if class_NC.shape[1] > 2:
             parts += [class_NC, bag_C.to(fused_N.dtype).expand(num_patches, -1)]
         return torch.cat(parts, 1)
+
+
+def _scored(head: nn.Module, embedding_NE: Tensor) -> tuple[Tensor, ...]:
+    """Compute one network's attention, N, class probabilities, N x C, C2's probability, N, and the bag's, C."""
+    assert isinstance(head, Network)
+    feature_NF, raw_N = head(embedding_NE)
+    class_NC = head.patch_logits(feature_NF, raw_N).softmax(1)
+    topk_N = 1 - head.topk_logits(feature_NF, raw_N).softmax(1)[:, 0]
+    pooled = RunningPool(head.pooling)
+    pooled.add(feature_NF, raw_N)
+    bag_C = head.pooled_logits(pooled.result().to(feature_NF.dtype)[None]).double().softmax(1)[0]
+    return raw_N.sigmoid(), class_NC, topk_N, bag_C
 
 
 def save_model(folder: Path, bundle: Bundle) -> None:
@@ -76,7 +83,7 @@ def save_model(folder: Path, bundle: Bundle) -> None:
         bundle: The model.
     """
     names = score_names(bundle.classes)
-    example_NE = bundle.head.normaliser.mean.detach().cpu().float().expand(_EXAMPLE_PATCHES, -1).numpy()
+    example_NE = bundle.heads[0].normaliser.mean.detach().cpu().float().expand(_EXAMPLE_PATCHES, -1).numpy()
     with warnings.catch_warnings():
         # MLflow warns of its own type hints when its pyfunc is first imported, which is here.
         warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
@@ -91,7 +98,7 @@ def save_model(folder: Path, bundle: Bundle) -> None:
 def _save(folder: Path, bundle: Bundle, names: Sequence[str], example_NE: NDArray[np.float32]) -> None:
     bags = bundle.config.bags
     mlflow.pytorch.save_model(
-        ExportableNetwork(bundle.head, top_k=bags.top_k, top_k_share=bags.top_k_share),
+        ExportableNetwork(bundle.heads, top_k=bags.top_k, top_k_share=bags.top_k_share),
         str(folder),
         serialization_format="pt2",
         input_example=example_NE,

@@ -10,7 +10,7 @@ from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Slide
 from distmil.config.jobs import PredictionConfig
 from distmil.config.root import Config
-from distmil.errors import SlideError
+from distmil.errors import ConfigError, SlideError
 from distmil.inference.bundle import Bundle
 from distmil.inference.scoring import BagScores, Embed, score_bag
 from distmil.inference.tables import patch_table, predictions_folder, read_patch_table, slide_row
@@ -117,7 +117,7 @@ class SlidePredictor:
         """
         source, places = open_source(self.store, self.entry)
         bags = bundle.config.bags
-        scores = score_bag(bundle.head, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share, with_shift=True)
+        scores = score_bag(bundle.heads, source, embed, top_k=bags.top_k, top_k_share=bags.top_k_share, with_shift=True)
         check_finite(scores)
         scores = scores.with_regions(Places.of(places), bundle.evidence)
         record_of_maps = self._maps.record_name
@@ -192,6 +192,17 @@ class SlidePredictor:
 def map_files(slide_id: str) -> dict[str, str]:
     """Return the file names of a slide's maps, each with the name of what it shows."""
     return {f"{slide_id}_{name}.png": name for name in (*MAPS, SHEET)}
+
+
+def check_calibrated(settings: PredictionConfig, bundle: Bundle) -> None:
+    """Refuse a bundle without the temperature that is asked for. Raises: ConfigError."""
+    if settings.calibrated and settings.slide_score not in bundle.temperatures:
+        has = ", ".join(bundle.temperatures) or "none"
+        raise ConfigError(
+            f"prediction.calibrated = true: the bundle {bundle.run} has no temperature of {settings.slide_score} (it "
+            f"has {has}): its validation slides were too few or told apart without a mistake, or an earlier distmil "
+            "made it; leave prediction.calibrated out"
+        )
 
 
 def temperature_of(bundle: Bundle, settings: PredictionConfig) -> float | None:

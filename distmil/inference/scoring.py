@@ -1,11 +1,12 @@
-"""A network's scores of one bag: of every patch, and the slide read-outs. No bag is ever cut.
+"""The scores of one bag by a network, or by several: of every patch, and the slide read-outs. No bag is ever cut.
 
 N patches of the bag, E embedding, F feature, C classes.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,7 +61,7 @@ class BagScores:
 
 
 def score_bag(
-    head: Network,
+    heads: Sequence[Network],
     source: PatchSource,
     embed: Embed,
     *,
@@ -71,30 +72,27 @@ def score_bag(
 ) -> BagScores:
     """Score every patch of a bag and the bag itself, chunk by chunk; the result does not depend on the chunk.
 
+    Of several networks the probabilities and the attention are averaged; fused and the read-outs follow from these.
+
     Args:
-        head: The network, in evaluation mode.
+        heads: The networks, in evaluation mode.
         source: The bag's patches.
-        embed: From what the source gives to embeddings, T x E.
+        embed: From what the source gives to embeddings, T x E; called once a chunk.
         top_k: Largest K of ``topk_mean``.
         top_k_share: Largest K as a share of the bag.
         chunk: Patches held at once.
         with_shift: Compute how far the embeddings lie from those of training.
     """
-    pooled, shift = RunningPool(head.pooling), Shift(head.normaliser) if with_shift else None
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    passes = [_Pass(head, with_shift=with_shift) for head in heads]
     with torch.no_grad():
         for patches in _chunks(source, chunk):
             embedding_TE = embed(patches)
-            if shift is not None:
-                shift.add(embedding_TE)
-            feature_TF, attention_T = head(embedding_TE)
-            pooled.add(feature_TF, attention_T)
-            log_TC = head.patch_logits(feature_TF, attention_T).log_softmax(1)
-            topk_T = 1 - head.topk_logits(feature_TF, attention_T).softmax(1)[:, 0]
-            parts.append((attention_T.sigmoid().cpu(), log_TC.exp().cpu(), topk_T.cpu()))
-        bag_F = pooled.result().to(next(head.parameters()).dtype)
-        bag_C = head.pooled_logits(bag_F[None]).double().softmax(1)[0].cpu().numpy()
-    attention_N, class_NC, topk_N = (torch.cat(pieces).numpy() for pieces in zip(*parts, strict=True))
+            for one in passes:
+                one.add(embedding_TE)
+        bag_C = np.mean([one.bag_C() for one in passes], axis=0)
+    attention_N, class_NC, topk_N = (
+        np.mean(same, axis=0) for same in zip(*(one.patches() for one in passes), strict=True)
+    )
     probability_N = class_NC[:, 1:].sum(axis=1)
     fused_N = attention_N * probability_N
     return BagScores(
@@ -107,8 +105,38 @@ def score_bag(
         bag=float(bag_C[1:].sum()),
         max=float(fused_N.max()),
         topk_mean=float(top_k_mean(torch.from_numpy(fused_N), top_k, share=top_k_share)),
-        shift=math.nan if shift is None else shift.distance(),
+        shift=float(np.mean([one.shift.distance() for one in passes if one.shift])) if with_shift else math.nan,
     )
+
+
+class _Pass:
+    """One network's way through a bag, chunk by chunk."""
+
+    def __init__(self, head: Network, *, with_shift: bool) -> None:
+        self.head = head
+        self.shift = Shift(head.normaliser) if with_shift else None
+        self._pooled = RunningPool(head.pooling)
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def add(self, embedding_TE: Tensor) -> None:
+        """Score the next patches."""
+        head = self.head
+        if self.shift is not None:
+            self.shift.add(embedding_TE)
+        feature_TF, attention_T = head(embedding_TE)
+        self._pooled.add(feature_TF, attention_T)
+        log_TC = head.patch_logits(feature_TF, attention_T).log_softmax(1)
+        topk_T = 1 - head.topk_logits(feature_TF, attention_T).softmax(1)[:, 0]
+        self._parts.append((attention_T.sigmoid().cpu(), log_TC.exp().cpu(), topk_T.cpu()))
+
+    def bag_C(self) -> NDArray[np.float64]:  # C is a dimension
+        """Compute the class probabilities of the whole bag, C."""
+        bag_F = self._pooled.result().to(next(self.head.parameters()).dtype)
+        return self.head.pooled_logits(bag_F[None]).double().softmax(1)[0].cpu().numpy()
+
+    def patches(self) -> list[NDArray[Any]]:
+        """Join the patches' attention, N, class probabilities, N x C, and C2's probability, N."""
+        return [torch.cat(pieces).numpy() for pieces in zip(*self._parts, strict=True)]
 
 
 def _chunks(source: PatchSource, chunk: int) -> Iterator[Patches]:

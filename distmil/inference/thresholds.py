@@ -127,16 +127,21 @@ def temperatures_of(row: Mapping[str, float | None], names: Sequence[str]) -> di
 
 
 def describe_thresholds(
-    row: Mapping[str, float | None], *, num_slides: int, noun: str = "slide", aim: str = YOUDEN
+    row: Mapping[str, float | None],
+    *,
+    num_slides: int,
+    noun: str = "slide",
+    aim: str = YOUDEN,
+    where: str = "validation",
 ) -> str:
-    """Describe the chosen thresholds, the number of validation slides, and the aim."""
+    """Describe the chosen thresholds, the number of slides and where they are from, and the aim."""
     found = {name.removeprefix("val_threshold_") for name in row if name.startswith("val_threshold_")}
     names = sorted(found, key=lambda name: (name == "patch", name))
     chosen = [name for name in names if row[f"val_threshold_{name}"] is not None]
     if not chosen:
-        return f"thresholds: 0.5 for {noun}s and patches; validation has nothing to choose them by"
+        return f"thresholds: 0.5 for {noun}s and patches; {where} has nothing to choose them by"
     text = ", ".join(f"{name} {threshold_of(row, name):.3g}" for name in chosen)
     rest = [name for name in names if name not in chosen]
-    return f"thresholds chosen on {num_slides} validation {noun}s ({aim_in_words(aim)}): {text}" + (
+    return f"thresholds chosen on {num_slides} {where} {noun}s ({aim_in_words(aim)}): {text}" + (
         f"; {', '.join(rest)}: 0.5 (one class only there, or no threshold better than chance)" if rest else ""
     )

@@ -33,9 +33,16 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def measure(
-    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort
+    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort, *, split: str | None = None
 ) -> tuple[dict[str, Any], list[SlideResult]]:
     """Measure predictions by split, show the metrics and the slides, and write them beside the predictions.
+
+    Args:
+        job: Its configuration holds the bundle's settings.
+        made: The predictions.
+        slides: Those that were predicted.
+        cohort: The manifest.
+        split: What all slides are measured as; None: each as its own split.
 
     Returns:
         For the job's JSON line, metrics by split, their file, and how many slides are wrong or in doubt; every slide
@@ -49,24 +56,24 @@ def measure(
         patch_threshold=made.patch_threshold,
     )
     by_id = {slide.slide_id: slide for slide in slides}
-    split_of = {slide.slide_id: slide.split or "all" for slide in slides}
+    split_of = {slide.slide_id: split or slide.split or "all" for slide in slides}
     found = {
-        split: evaluate_predictions(
+        name: evaluate_predictions(
             job.store,
             made.run,
             made.rows,
-            [entry for entry in made.prepared.entries if split_of[entry.slide_id] == split],
+            [entry for entry in made.prepared.entries if split_of[entry.slide_id] == name],
             rules,
             tables=made.tables,
             patients={slide.slide_id: slide.patient_id for slide in slides},
             sites={slide.slide_id: slide.site for slide in slides},
-            lesions_of=lambda name: known_lesions(by_id[name], job.config, job.store, made.prepared.patches[name]),
+            lesions_of=lambda one: known_lesions(by_id[one], job.config, job.store, made.prepared.patches[one]),
         )
-        for split in sorted(set(split_of.values()))
+        for name in sorted(set(split_of.values()))
     }
-    for split, evaluation in found.items():
-        show_metrics(job, split, evaluation)
-    metrics = {split: evaluation.metrics for split, evaluation in found.items()}
+    for name, evaluation in found.items():
+        show_metrics(job, name, evaluation)
+    metrics = {name: evaluation.metrics for name, evaluation in found.items()}
     write_evaluations(job, made.folder, found)
     results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.shown_threshold)
     file = job.store.path(f"{made.folder}/{METRICS}")

@@ -10,11 +10,10 @@ import torch
 
 from distmil.bags.bag import BagEntry
 from distmil.cohort import Cohort, Slide
-from distmil.config.jobs import PredictionConfig
 from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.registry import EncoderSpec
-from distmil.errors import BundleError, ConfigError, StorageError
+from distmil.errors import BundleError, StorageError
 from distmil.evaluation.words import counts_to_look_at
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.bundle_place import BUNDLE_VERSION
@@ -22,6 +21,7 @@ from distmil.inference.predictor import (
     Finished,
     Inputs,
     SlidePredictor,
+    check_calibrated,
     keep_slides,
     shown_threshold,
     temperature_of,
@@ -119,17 +119,6 @@ def open_bundle(job: Job) -> tuple[Job, Bundle]:
     return inner, bundle
 
 
-def check_calibrated(settings: PredictionConfig, bundle: Bundle) -> None:
-    """Refuse a bundle without the temperature that is asked for. Raises: ConfigError."""
-    if settings.calibrated and settings.slide_score not in bundle.temperatures:
-        has = ", ".join(bundle.temperatures) or "none"
-        raise ConfigError(
-            f"prediction.calibrated = true: the bundle {bundle.run} has no temperature of {settings.slide_score} (it "
-            f"has {has}): its validation slides were too few or told apart without a mistake, or an earlier distmil "
-            "made it; leave prediction.calibrated out"
-        )
-
-
 def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
     """Return the output's name, and note there what it answers. Raises: ConfigError if it answers something else."""
     question = make_question(bundle.digest, slides)
@@ -141,7 +130,7 @@ def claim_output(job: Job, bundle: Bundle, slides: Sequence[Slide]) -> str:
 def predict_slides(
     job: Job, cohort: Cohort, slides: Sequence[Slide], bundle: Bundle, *, place: str, run: str, with_labels: bool
 ) -> Predictions:
-    """Predict slides with a bundle, and keep the whole results that an earlier run of this name made of these inputs.
+    """Predict slides with one bundle; see ``predict_out_of_fold``.
 
     Args:
         job: Its configuration already holds the bundle's tiling, encoder, model and classes.
@@ -151,6 +140,34 @@ def predict_slides(
         place: The bundle's folder or name, for the workers.
         run: Name of the output.
         with_labels: Make label tables too, to evaluate the predictions.
+    """
+    return predict_out_of_fold(
+        job, cohort, [FoldSlides(slides, bundle, place)], bundle, run=run, with_labels=with_labels
+    )
+
+
+@dataclass(frozen=True)
+class FoldSlides:
+    """Slides and the bundle that predicts them."""
+
+    slides: Sequence[Slide]
+    bundle: Bundle
+    place: str
+    """The bundle's folder or name, for the workers."""
+
+
+def predict_out_of_fold(
+    job: Job, cohort: Cohort, parts: Sequence[FoldSlides], bundle: Bundle, *, run: str, with_labels: bool = True
+) -> Predictions:
+    """Predict each part of the slides with its own bundle, as one run, keeping whole results of these inputs.
+
+    Args:
+        job: Its configuration already holds the bundles' tiling, encoder, model and classes.
+        cohort: The manifest.
+        parts: The slides, each once, and bundles with the same encoder and thresholds.
+        bundle: By whose thresholds the predictions are read.
+        run: Name of the output.
+        with_labels: Make label tables too.
 
     Raises:
         BundleError: If its network does not take what its encoder gives.
@@ -158,10 +175,16 @@ def predict_slides(
         StorageError: If the store cannot be written.
     """
     spec = open_encoder(job, state=bundle.encoder_state)
-    if (dimension := bundle.head.normaliser.mean.numel()) != spec.dimension:
-        raise BundleError(f"the bundle takes embeddings of width {dimension}, its encoder gives {spec.dimension}")
-    prepared = prepare(job, slides, spec, with_labels=with_labels)
-    records = _predict_all(job, prepared, slides, bundle, place=place, run=run)
+    if bundle.embedding_dim != spec.dimension:
+        raise BundleError(
+            f"the bundle takes embeddings of width {bundle.embedding_dim}, its encoder gives {spec.dimension}"
+        )
+    prepared = prepare(job, [slide for part in parts for slide in part.slides], spec, with_labels=with_labels)
+    records: dict[str, Record] = {}
+    for part in parts:
+        ids = {slide.slide_id for slide in part.slides}
+        own = replace(prepared, entries=[entry for entry in prepared.entries if entry.slide_id in ids])
+        records |= _predict_all(job, own, part.slides, part.bundle, place=part.place, run=run)
     prepared = _without_failed(job, prepared, records)
     rows = {}
     for entry in prepared.entries:
@@ -250,7 +273,8 @@ class _Predictor:
         self._config, self._store, self._run, self._digest = config, store, run, digest
         self._bundle = load_bundle(place, store)
         self._device = torch.device("cuda" if is_gpu and torch.cuda.is_available() else "cpu")
-        self._bundle.head.to(self._device)
+        for head in self._bundle.heads:
+            head.to(self._device)
 
     def __call__(self, item: tuple[Inputs, Record | None]) -> Record:
         """Make what is missing of a slide, and return the record of its scores or of its failure."""

@@ -47,10 +47,10 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         check_pretraining(config, cohort)
         check_claim(config, cohort.classes, store, job=job)
     if job in {"train", "tune"}:
-        notes += check_supervision(cohort, job, folds=config.search.folds)
+        notes += check_supervision(cohort, job, folds=(config.search if job == "tune" else config.training).folds)
         check_claim(config, cohort.classes, store, job=job)
     if job == "train" and config.prediction.slide_score == "regions":
-        check_evidence(cohort)
+        check_evidence(cohort, folds=config.training.folds)
     slides = slides_of(cohort, config, job=job)
     if not slides:
         counts = Counter(slide.split for slide in cohort.slides)

@@ -24,8 +24,8 @@ def run_id(job: str, name: str | None) -> str | None:
     return f"{PRETRAINING}{name}" if job == "pretrain" and name else name
 
 
-_AIM = "training.threshold_aim"
-"""A setting that counts where it is not the default, which earlier versions did not have."""
+_LATER = {"training.threshold_aim": YOUDEN, "training.folds": 0}
+"""Settings that count where they are not the default, which earlier versions did not have."""
 
 
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,
         **(_fine_tuning(config.encoder) if config.encoder.trainable else {}),
-        **({_AIM: config.training.threshold_aim} if config.training.threshold_aim != YOUDEN else {}),
+        **{key: value for key, default in _LATER.items() if (value := config.flat()[key]) != default},
         "tiling": config.tiling.identity(),
         "cohort.classes": list(classes),
     }  # fmt: skip
@@ -76,8 +76,8 @@ def search_settings(search: SearchConfig) -> dict[str, Any]:
 
 def changes(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
     """Word each setting that differs from an earlier run's, which was read from JSON."""
-    if _AIM in settings or _AIM in earlier:
-        settings, earlier = ({_AIM: YOUDEN, **values} for values in (settings, earlier))
+    later = {key: default for key, default in _LATER.items() if key in settings or key in earlier}
+    settings, earlier = ({**later, **values} for values in (settings, earlier))
     pairs = [(key, earlier.get(key), json.loads(json.dumps(value))) for key, value in settings.items()]
     return [f"{key}: {then!r} then, {now!r} now" for key, then, now in pairs if then != now]
 

@@ -132,12 +132,12 @@ def time_epoch(
 
 
 def time_predicting(
-    head: Network | None, config: Config, slide: Slide, *, dimension: int, num_patches: int, size: tuple[int, int]
+    heads: Sequence[Network], config: Config, slide: Slide, *, dimension: int, num_patches: int, size: tuple[int, int]
 ) -> tuple[float, float]:
     """Score random embeddings of one slide and draw its maps, and return the seconds of each.
 
     Args:
-        head: The network; None: a new one as configured.
+        heads: The networks; none: new ones as configured.
         config: The configuration.
         slide: A slide that can be read.
         dimension: E.
@@ -147,14 +147,17 @@ def time_predicting(
     cv2.setNumThreads(1)
     generator = np.random.default_rng(0)
     count = max(1, min(num_patches, TRIAL_PATCHES))
-    network = head or make_network(config.model, embedding_dim=dimension, num_classes=len(config.cohort.classes))
-    network.train(False)
+    num_classes = len(config.cohort.classes)
+    networks = heads or [
+        make_network(config.model, embedding_dim=dimension, num_classes=num_classes).eval()
+        for _ in range(max(1, config.training.folds))
+    ]
     source = EmbeddingSource([generator.standard_normal((count, dimension)).astype(np.float16)])
     bags = config.bags
 
     def score() -> object:
         return score_bag(
-            network, source, lambda patches: embed(patches, None, torch.device("cpu")),
+            networks, source, lambda patches: embed(patches, None, torch.device("cpu")),
             top_k=bags.top_k, top_k_share=bags.top_k_share, with_shift=True,
         )  # fmt: skip
 

@@ -165,10 +165,12 @@ def label_stage(work: Work, todo: Sequence[Slide], done: int, machine: Machine) 
 
 
 def train_stage(config: Config, done: int, machine: Machine, *, epoch_s: float, start_s: float) -> Stage:
-    """Estimate the training that is left of a run."""
-    todo = max(0, config.training.epochs - done)
+    """Estimate the training that is left of a run; of folds, all of them, from the epoch of one network."""
+    trainings = max(1, config.training.folds)
+    todo = max(0, trainings * config.training.epochs - done)
     workers = config.training.num_workers
-    seconds = todo * (epoch_s / workers + EPOCH_EXTRA_S) + start_s + GROUP_STARTS * machine.start_s if todo else 0.0
+    starts_s = trainings * (start_s + GROUP_STARTS * machine.start_s)
+    seconds = todo * (epoch_s / workers + EPOCH_EXTRA_S) + starts_s if todo else 0.0
     return Stage("train", "epochs", done, todo, f"{workers} worker(s)", 0.0, seconds)
 
 

@@ -16,7 +16,7 @@ def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
     Args:
         cohort: The manifest.
         job: ``train`` or ``tune``.
-        folds: ``search.folds``; a search without folds compares its trials on val.
+        folds: Of the search or the training, which then validates on folds of train in place of val.
 
     Returns:
         Notes.
@@ -40,11 +40,11 @@ def check_supervision(cohort: Cohort, job: str, *, folds: int = 0) -> list[str]:
         raise ManifestError(
             f"search.folds = 0: no {cohort.noun} with a label is in val to compare trials on; set search.folds=5"
         )
-    if job == "train" and not has_val:
+    if job == "train" and not folds and not has_val:
         return [
             f"note: no {cohort.noun} with a label is in val: nothing is measured while the network trains, its "
             f"thresholds stay at 0.5, and no epoch is chosen; give some {cohort.noun}s the split val, or set "
-            "cohort.val_fraction where there is no split"
+            "cohort.val_fraction where there is no split; or set training.folds=5"
         ]
     return []
 
@@ -84,14 +84,20 @@ def check_pretraining(config: Config, cohort: Cohort) -> None:
         )
 
 
-def check_evidence(cohort: Cohort) -> None:
-    """Refuse the read-out ``regions`` where val has nothing to fit its evidence on. Raises: ManifestError."""
-    found = {bool(slide.label) for slide in cohort.of_split("val") if slide.label is not None and not slide.is_pseudo}
+def check_evidence(cohort: Cohort, *, folds: int = 0) -> None:
+    """Refuse the read-out ``regions`` where val has nothing to fit its evidence on. Raises: ManifestError.
+
+    Args:
+        cohort: The manifest.
+        folds: ``training.folds``; with folds, train takes the place of val.
+    """
+    split = "train" if folds else "val"
+    found = {bool(slide.label) for slide in cohort.of_split(split) if slide.label is not None and not slide.is_pseudo}
     if len(found) < 2:
         held = f"only {cohort.noun}s of one kind" if found else f"no {cohort.noun} with a label"
         raise ManifestError(
-            f"prediction.slide_score = regions: its evidence is fitted on val, which has {held}; give val normal and "
-            "abnormal ones, or choose bag, max or topk_mean"
+            f"prediction.slide_score = regions: its evidence is fitted on {split}, which has {held}; give {split} "
+            "normal and abnormal ones, or choose bag, max or topk_mean"
         )
 
 

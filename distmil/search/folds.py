@@ -50,10 +50,18 @@ def check_metric(folds: Sequence[Sequence[Bag]], metric: str) -> None:
                 )
 
 
-def patient_folds(slides: Sequence[Slide], *, count: int, seed: int) -> list[tuple[list[str], list[str]]]:
+def patient_folds(
+    slides: Sequence[Slide], *, count: int, seed: int, key: str = "search.folds"
+) -> list[tuple[list[str], list[str]]]:
     """Split slides into folds by patient: for each fold, the ids to train on and those to validate on.
 
     A slide without a patient is a patient of its own.
+
+    Args:
+        slides: All of them.
+        count: Number of folds.
+        seed: Of the order of patients.
+        key: What the user calls ``count``, for the messages.
 
     Raises:
         ConfigError: If there are too few patients for a fold to have two classes on both sides.
@@ -62,12 +70,12 @@ def patient_folds(slides: Sequence[Slide], *, count: int, seed: int) -> list[tup
     patients = np.array([slide.patient_id or f"slide {slide.slide_id}" for slide in slides])
     least = min(len(set(patients[labels == label])) for label in set(labels.tolist()))
     if least < count:
-        raise ConfigError(f"search.folds = {count}: the rarest class has {least} patients in train; use fewer folds")
+        raise ConfigError(f"{key} = {count}: the rarest class has {least} patients in train; use fewer folds")
     ids = [slide.slide_id for slide in slides]
     folds = []
     splitter = StratifiedGroupKFold(n_splits=count, shuffle=True, random_state=seed)
     for learning, validation in splitter.split(np.zeros(len(ids)), labels, patients):
         if min(len(set(labels[side].tolist())) for side in (learning, validation)) < 2:
-            raise ConfigError(f"search.folds = {count}: a fold would have slides of one class only; use fewer folds")
+            raise ConfigError(f"{key} = {count}: a fold would have slides of one class only; use fewer folds")
         folds.append(([ids[i] for i in learning], [ids[i] for i in validation]))
     return folds

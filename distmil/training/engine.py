@@ -23,7 +23,7 @@ from distmil.inference.scoring import SCORE_CHUNK, BagScores, score_bag
 from distmil.models.baselines import NETWORKS
 from distmil.models.losses import LOSSES
 from distmil.models.regions import PatchEvidence, ScoreGrid, fit_evidence, fitted_slides
-from distmil.training.learner import Learner, embed, learning_rate, mix_seed
+from distmil.training.learner import Learner, Nets, embed, learning_rate, mix_seed
 from distmil.training.step import StepResult, share_of, take_step
 from distmil.training.workers import Workers
 
@@ -159,13 +159,25 @@ def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, workers: 
     learner.eval_model.train(False)
     labelled = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
     mine = range(workers.rank, len(labelled), workers.size)
-    scores = [_score(learner, labelled[i], config) for i in mine]
-    evidence = _evidence(labelled, dict(zip(mine, scores, strict=True)), workers)
+    scores = [score_slide(learner.eval_model, labelled[i], config, device=learner.device) for i in mine]
+    return measure_scores(labelled, dict(zip(mine, scores, strict=True)), config, workers=workers)
+
+
+def measure_scores(
+    bags: Sequence[Bag], scores: Mapping[int, BagScores], config: Config, *, workers: Workers
+) -> dict[str, float | None]:
+    """Compute the metrics of scored bags, with what these bags suggest for a bundle; see ``evaluate``.
+
+    Args:
+        bags: All that are evaluated, each with a label.
+        scores: This worker's, by their place in that list.
+        config: For ``training.threshold_aim``.
+        workers: The workers.
+    """
+    evidence = _evidence(bags, scores, workers)
     rows = [
-        label_scores(
-            _with_regions(one, labelled[i], evidence), label=labelled[i].label or 0, label_N=labelled[i].label_N
-        )
-        for i, one in zip(mine, scores, strict=True)
+        label_scores(_with_regions(one, bags[i], evidence), label=bags[i].label or 0, label_N=bags[i].label_N)
+        for i, one in scores.items()
     ]
     gathered = [row for part in workers.gather(rows) for row in part]
     fitted = {} if evidence is None else {f"evidence_{name}": value for name, value in asdict(evidence).items()}
@@ -194,13 +206,12 @@ def _with_regions(scores: BagScores, bag: Bag, evidence: PatchEvidence | None) -
     return scores if bag.places is None else scores.with_regions(bag.places, evidence)
 
 
-def _score(learner: Learner, bag: Bag, config: Config) -> BagScores:
-    """Score a bag. Raises: TrainingError if its scores are not finite."""
-    nets = learner.eval_model
+def score_slide(nets: Nets, bag: Bag, config: Config, *, device: torch.device) -> BagScores:
+    """Score a bag by networks in evaluation mode. Raises: TrainingError if its scores are not finite."""
     scores = score_bag(
-        nets.head,
+        (nets.head,),
         bag.source,
-        lambda patches: embed(patches, nets.encoder, learner.device),
+        lambda patches: embed(patches, nets.encoder, device),
         top_k=config.bags.top_k,
         top_k_share=config.bags.top_k_share,
         chunk=config.encoder.patches_per_pass if config.encoder.trainable else SCORE_CHUNK,

@@ -181,7 +181,7 @@ def _train(made: TrainedStore, run: str, *, seed: int) -> None:
     while not opened.is_finished:
         is_best = opened.advance(Workers())
         save_checkpoint(store, run, opened.learner, opened.history, is_best=is_best)
-    save_bundle(store, Bundle(run, config, opened.learner.eval_model.head.eval(), None, metrics={"epoch": 1}))
+    save_bundle(store, Bundle(run, config, (opened.learner.eval_model.head.eval(),), None, metrics={"epoch": 1}))
 
 
 def _random_encoder(store: Store, seed: int) -> EncoderSpec:
@@ -220,8 +220,8 @@ def bundle_of(made: TrainedStore, run: str) -> Any:
     """Load a bundle, as values."""
     bundle = load_bundle(run, made.store)
     values: Mapping[str, Any] = vars(bundle)
-    rest = {key: value for key, value in values.items() if key not in {"head", "config"}}
-    return rest, bundle.config.model_dump(), _bytes(bundle.head.state_dict())
+    rest = {key: value for key, value in values.items() if key not in {"heads", "config"}}
+    return rest, bundle.config.model_dump(), _bytes(bundle.heads[0].state_dict())
 
 
 def _bytes(state: Mapping[str, torch.Tensor]) -> dict[str, bytes]:

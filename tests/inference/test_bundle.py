@@ -35,7 +35,7 @@ def make_bundle(**encoder: str) -> Bundle:
     torch.manual_seed(0)
     head = DualNetwork(config.model, embedding_dim=5, num_classes=3).eval()
     state = {"conv1.weight": torch.ones(2, 3)} if encoder else None
-    return Bundle("run", config, head, state, 0.3, THRESHOLDS, metrics={"last": {"val_slide_auc": None}})
+    return Bundle("run", config, (head,), state, 0.3, THRESHOLDS, metrics={"last": {"val_slide_auc": None}})
 
 
 def test_a_bundle_comes_back_as_it_was(store: Store) -> None:
@@ -48,8 +48,35 @@ def test_a_bundle_comes_back_as_it_was(store: Store) -> None:
         assert (found.run, found.format_version, found.metrics) == ("run", 2, {"last": {"val_slide_auc": None}})
         assert found.config.tiling == bundle.config.tiling
         z = torch.randn(4, 5)
-        for one, other in zip(found.head(z), bundle.head(z), strict=True):
+        for one, other in zip(found.heads[0](z), bundle.heads[0](z), strict=True):
             assert torch.equal(one, other)
+
+
+def ensemble(count: int) -> Bundle:
+    bundle = make_bundle()
+    heads = []
+    for seed in range(count):
+        torch.manual_seed(seed)
+        heads.append(DualNetwork(bundle.config.model, embedding_dim=5, num_classes=3).eval())
+    return replace(bundle, heads=tuple(heads))
+
+
+@pytest.mark.parametrize("count", [2, 3, 12])
+def test_the_networks_of_folds_come_back_in_order(store: Store, count: int) -> None:
+    bundle = ensemble(count)
+    save_bundle(store, bundle)
+    found = load_bundle("run", store)
+    assert len(found.heads) == count
+    for one, other in zip(found.heads, bundle.heads, strict=True):
+        assert all(torch.equal(value, other.state_dict()[name]) for name, value in one.state_dict().items())
+
+
+@pytest.mark.parametrize("members", [0, 2, 4, 101, True, "3", None])
+def test_a_bundle_with_another_number_of_networks_than_it_says_is_refused(store: Store, members: object) -> None:
+    save_bundle(store, ensemble(3))
+    edited("config.json", "members", value=members)(store)
+    with pytest.raises(BundleError, match=r"members|networks|names, shapes"):
+        load_bundle("run", store)
 
 
 def test_an_encoder_travels_without_its_path(store: Store) -> None:

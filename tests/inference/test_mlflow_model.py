@@ -48,7 +48,7 @@ def make_bundle(name="dual", *, classes=2, digest="digest", **model):
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(3)  # scores away from one half
-    return Bundle("a-run", config, head.eval(), None, digest=digest)
+    return Bundle("a-run", config, (head.eval(),), None, digest=digest)
 
 
 def make_embeddings(count):
@@ -59,7 +59,7 @@ def expected(bundle, embedding_NE):
     """Return what distmil itself says, in the exported network's columns."""
     source = EmbeddingSource([embedding_NE])
     scores = score_bag(
-        bundle.head,
+        bundle.heads,
         source,
         lambda patches: torch.from_numpy(patches).float(),
         top_k=bundle.config.bags.top_k,
@@ -82,10 +82,10 @@ def without_pickle(monkeypatch):
 def exported(tmp_path_factory):
     """A folder with the model of a network that trains meanwhile, that network, and its state before the export."""
     folder, bundle = tmp_path_factory.mktemp("saved") / "model", make_bundle()
-    bundle.head.train()
-    before = {key: value.clone() for key, value in bundle.head.state_dict().items()}
+    bundle.heads[0].train()
+    before = {key: value.clone() for key, value in bundle.heads[0].state_dict().items()}
     save_model(folder, bundle)
-    return folder, bundle.head, before
+    return folder, bundle.heads[0], before
 
 
 @pytest.fixture
@@ -115,6 +115,21 @@ def test_a_network_without_attended_features_does_so_too(saved):
     assert_judges_alike(saved, make_bundle())
 
 
+def test_networks_of_folds_are_one_model(tmp_path):
+    bundle = make_bundle(classes=3)
+    heads = []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        head = make_network(bundle.config.model, embedding_dim=EMBEDDING, num_classes=3).eval()
+        with torch.no_grad():
+            for parameter in head.parameters():
+                parameter.mul_(3)
+        heads.append(head)
+    bundle = dataclasses.replace(bundle, heads=tuple(heads))
+    save_model(tmp_path / "model", bundle)
+    assert_judges_alike(tmp_path / "model", bundle)
+
+
 def assert_judges_alike(folder, bundle):
     model = mlflow.pyfunc.load_model(str(folder))
     for size in SIZES:
@@ -135,7 +150,7 @@ def test_attention_far_below_zero_is_pooled_exactly(saved):
     bundle, embedding_NE = make_bundle(), make_embeddings(50)
     graph = mlflow.pytorch.load_model(str(saved))
     with torch.no_grad():
-        for bias in (bundle.head.score.bias, graph.state_dict()["head.score.bias"]):
+        for bias in (bundle.heads[0].score.bias, graph.state_dict()["heads.0.score.bias"]):
             bias.fill_(-150)  # sigmoid(a) is 0 in fp32
     found = graph(torch.from_numpy(embedding_NE).float()).detach().numpy()
     assert found[:, 0].max() == 0

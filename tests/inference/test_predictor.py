@@ -155,7 +155,7 @@ def test_another_bundle_is_another_answer(store, predictor, bundle, options, mad
         values["cohort"]["classes"] = options["classes"]
     if "weights" in options:
         with torch.no_grad():
-            bundle.head.phi.weight.mul_(options["weights"])
+            bundle.heads[0].phi.weight.mul_(options["weights"])
     fields = {key: value for key, value in options.items() if key.endswith(("threshold", "thresholds"))}
     save_bundle(store, replace(bundle, config=type(bundle.config).model_validate(values), **fields))
     other = load_bundle("a-run", store)

@@ -36,6 +36,7 @@ def test_training_without_val_is_noted() -> None:
     found = cohort((1, "train"), (0, "train"), (1, "test"), (None, "val"))
     assert "no slide with a label is in val" in check_supervision(found, "train")[0]
     assert check_supervision(found, "tune", folds=5) == []
+    assert check_supervision(found, "train", folds=5) == []
     with pytest.raises(ManifestError, match=r"search.folds = 0: no image with a label is in val .*set search.folds=5"):
         check_supervision(replace(found, slides=[replace(s, path="a.png") for s in found.slides]), "tune")
     check_supervision(cohort((1, "train"), (0, "train"), (1, "val")), "tune")
@@ -45,6 +46,9 @@ def test_training_without_val_is_noted() -> None:
 def test_regions_need_val_slides_of_both_kinds() -> None:
     train = ((1, "train"), (0, "train"))
     check_evidence(cohort(*train, (1, "val"), (0, "val")))
+    check_evidence(cohort(*train), folds=5)
+    with pytest.raises(ManifestError, match="fitted on train, which has only slides of one kind"):
+        check_evidence(cohort((1, "train"), (0, "val")), folds=5)
     with pytest.raises(ManifestError, match="fitted on val, which has only slides of one kind"):
         check_evidence(cohort(*train, (1, "val"), (None, "val")))
     with pytest.raises(ManifestError, match="which has no slide with a label"):

@@ -39,7 +39,7 @@ def outcome(config: Config, bags: list[Bag], device: torch.device, *, epochs: in
     for epoch in range(epochs):
         found += train_epoch(learner, own, planner, config, epoch=epoch, workers=ALONE).values()
     learner.train(False)
-    return found, score_bag(learner.head, bags[1].source, learner.embed, top_k=4)
+    return found, score_bag((learner.head,), bags[1].source, learner.embed, top_k=4)
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))

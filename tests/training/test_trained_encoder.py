@@ -76,9 +76,11 @@ def test_a_run_that_goes_on_is_the_unbroken_one_and_its_bundle_scores_as_validat
     for bag in VAL:
         given = {"top_k": config.bags.top_k, "top_k_share": config.bags.top_k_share}
         in_training = score_bag(
-            learner.eval_model.head, bag.source, lambda x: embed(x, learner.eval_model.encoder, CPU), **given
+            (learner.eval_model.head,), bag.source, lambda x: embed(x, learner.eval_model.encoder, CPU), **given
         )
-        carried = score_bag(learner.eval_model.head, bag.source, lambda x: torch.from_numpy(encoder.embed(x)), **given)
+        carried = score_bag(
+            (learner.eval_model.head,), bag.source, lambda x: torch.from_numpy(encoder.embed(x)), **given
+        )
         np.testing.assert_allclose(carried.fused_N, in_training.fused_N, atol=1e-5)
         assert carried.bag == pytest.approx(in_training.bag, abs=1e-5)
     found = evaluate(learner, VAL, config, workers=Workers())

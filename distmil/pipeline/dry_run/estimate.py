@@ -260,10 +260,10 @@ class _Estimate:
         reader = importlib.import_module("distmil.slides.reader")
         with reader.open_slide(median.path, reader=config.tiling.reader) as image:
             size = image.size
-        head = bundle and bundle.head
-        dimension = head.normaliser.mean.numel() if head else spec.dimension
+        heads = bundle.heads if bundle else ()
+        dimension = bundle.embedding_dim if bundle else spec.dimension
         score_s, maps_s = self._one_thread(
-            lambda: rates.time_predicting(head, config, median, dimension=dimension, num_patches=count, size=size)
+            lambda: rates.time_predicting(heads, config, median, dimension=dimension, num_patches=count, size=size)
         )
         done = len(self.job.store.names(f"predictions/{self._output}/records")) if self._output else 0
         stage = predict_stage(

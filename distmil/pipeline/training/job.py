@@ -1,40 +1,30 @@
 """The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from distmil.bags.bag import BagEntry, open_source
 from distmil.cohort import Cohort
-from distmil.encoders.registry import encoder_state
 from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, save_bundle, with_bundle
 from distmil.inference.bundle_place import bundle_folder
-from distmil.inference.question import check_owner, claim_question, make_question
-from distmil.inference.scoring import READ_OUTS
-from distmil.inference.shift import reach_of, sampled, usual_patches
-from distmil.inference.thresholds import describe_thresholds, temperatures_of, threshold_of
-from distmil.models.normaliser import Normaliser
-from distmil.models.regions import PatchEvidence
+from distmil.inference.question import claim_question, make_question
 from distmil.pipeline.evaluate import measure
-from distmil.pipeline.job import Job, open_cohort, open_encoder
+from distmil.pipeline.job import Job, open_cohort
 from distmil.pipeline.predict import predict_slides
-from distmil.pipeline.prepare import prepare
 from distmil.pipeline.results import show_record
-from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
+from distmil.pipeline.training.folds import OUT_OF_FOLD, cross_validate
+from distmil.pipeline.training.network import (
+    begin,
+    is_labelled,
+    make_bundle,
+    note_record,
+    note_thresholds,
+    train_network,
+)
 from distmil.pipeline.training.record import record_training
-from distmil.pipeline.training.workers import check_workers, fit
-from distmil.recording.data import data_of
-from distmil.recording.description import job_tags
-from distmil.tracking.provenance import code_tags
 from distmil.tracking.server import closing_run, resolve_uri
-from distmil.tracking.system_metrics import system_metrics
 from distmil.tracking.tracker import Tracker
-from distmil.training.checkpoints import load_checkpoint
 from distmil.training.engine import History
-from distmil.training.run import new_learner, trained_encoder
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -51,10 +41,15 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
-    bundle, history = train(job, cohort, tracker)
+    out_of_fold, history = None, History()
+    if job.config.training.folds:
+        bundle, out_of_fold = cross_validate(job, cohort, tracker)
+    else:
+        bundle, history = train(job, cohort, tracker)
     run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
     slides = cohort.held_out(job.config.prediction.split)
-    predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
+    predictions, shown = None, None if out_of_fold is None else out_of_fold.run
+    results, measured = list[SlideResult](), dict[str, Any](metrics={})
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
         bundle.check_gives(inner.config.prediction.slide_score)
@@ -62,18 +57,24 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
         claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
         measured, results = measure(inner, predictions, slides, cohort)
+        shown = predictions.run
+    elif out_of_fold:
+        results = out_of_fold.results
+    if out_of_fold:
+        measured |= {"metrics": out_of_fold.metrics | measured["metrics"], OUT_OF_FOLD: out_of_fold.place}
     record_training(
         job,
         tracker,
         bundle=bundle,
         history=history,
         cohort=cohort,
-        name=predictions.run if predictions else None,
+        name=shown,
         results=results,
         metrics=measured["metrics"],
     )
-    _note_record(job, tracker, run)
-    answer = {"run": run, "bundle": place, "epochs": len(history.rows)}
+    note_record(job, tracker, run)
+    extent = {"folds": len(bundle.heads)} if out_of_fold else {"epochs": len(history.rows)}
+    answer = {"run": run, "bundle": place, **extent}
     return answer | (predictions.paths(job) if predictions else {}) | measured
 
 
@@ -85,67 +86,11 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         TrainingError: If there is nothing to train on, or the loss is not finite.
         StorageError: If the store cannot be written.
     """
-    spec = open_encoder(job)
-    trained_encoder(job.config, spec, job.store)  # what cannot be trained is refused before hours of tiling
-    claim = Claim(job, spec, cohort, job.config.training.run, "train")
-    claim.check()
-    check_workers(job)
-    used = cohort.of_split("train", "val")
-    prepared = prepare(job, used, spec, with_labels=True, learns=True)
-    check_classes(prepared, cohort)
-    run = claim.take(prepared)
-    check_owner(job.store, job.config.prediction.run or run, owner=run)
-    artifacts = job.store.path("mlflow-artifacts")
-    tags = {**job_tags("train"), **code_tags()}
-    tracker.start(run, artifacts=artifacts, resume=read_record_id(job, run), tags=tags)
-    _note_record(job, tracker, run)
-    tracker.log_params(job.config, **{"data.fingerprint": cohort.fingerprint, "encoder.digest": spec.digest})
-    tracker.log_data(data_of(cohort, job.config), context="training")
-    config = announce(job, prepared, cohort)
-    with system_metrics(tracker, is_wanted=job.config.tracking.system_metrics):
-        history = fit(job, config, run, spec, tracker)
-    learner = new_learner(config, spec, job.store, device=torch.device("cpu"))
-    is_best = job.config.training.patience > 0
-    load_checkpoint(job.store, run, learner, best=is_best)
-    chosen = history.best_epoch if is_best else len(history.rows) - 1
-    row = history.rows[chosen]
-    num_scored = sum(map(_is_scored, prepared.entries))
-    aim = job.config.training.threshold_aim
-    job.console.note(describe_thresholds(row, num_slides=num_scored, noun=cohort.noun, aim=aim))
-    temperatures, wanted = temperatures_of(row, READ_OUTS), job.config.prediction
-    if wanted.calibrated and wanted.slide_score not in temperatures:
-        job.console.note(
-            f"prediction.calibrated: validation gave no temperature of {wanted.slide_score}; not calibrated"
-        )
-    bundle = Bundle(
-        run=run,
-        config=job.config,
-        head=learner.eval_model.head,
-        encoder_state=encoder_state(spec, job.store, trained=learner.eval_model.encoder),
-        patch_threshold=threshold_of(row, "patch"),
-        slide_thresholds={name: threshold_of(row, name) for name in READ_OUTS},
-        temperatures=temperatures,
-        reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
-        usual_patches=usual_patches([entry.num_patches for entry in prepared.entries if entry.split == "train"]),
-        evidence=PatchEvidence.in_row(row),
-        metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
-    )
+    begun = begin(job, cohort, tracker)
+    trained = train_network(job, begun, tracker)
+    num_scored = sum(entry.split == "val" and is_labelled(entry) for entry in begun.prepared.entries)
+    note_thresholds(job, trained.row, num_slides=num_scored, noun=cohort.noun)
+    metrics = {"epoch": trained.epoch, "epochs": len(trained.history.rows), "last": trained.row}
+    bundle = make_bundle(job, begun.run, begun, [trained], trained.row, metrics=metrics)
     record = save_bundle(job.store, bundle)
-    return replace(bundle, digest=record.digest), history
-
-
-def _reach(job: Job, entries: Sequence[BagEntry], normaliser: Normaliser) -> float | None:
-    """Measure how far some training slides lie from their mean; None where their embeddings are not kept."""
-    learned = [] if job.config.encoder.trainable else [entry for entry in entries if entry.split == "train"]
-    sources = (open_source(job.store, entry)[0] for entry in sampled(learned))
-    return reach_of(normaliser, sources, seed=job.config.training.seed)
-
-
-def _is_scored(entry: BagEntry) -> bool:
-    return entry.split == "val" and entry.label is not None and not entry.is_pseudo
-
-
-def _note_record(job: Job, tracker: Tracker, run: str) -> None:
-    """Note which MLflow run goes on when this one does; it may have opened late."""
-    if tracker.run_id is not None:
-        write_record_id(job.store, run, tracker.run_id)
+    return replace(bundle, digest=record.digest), trained.history

@@ -42,13 +42,13 @@ def record_training(
         job: The training job.
         tracker: Its run.
         bundle: The trained model.
-        history: Metrics of every epoch.
+        history: Metrics of every epoch; of folds, each has a run of its own.
         cohort: The manifest.
         name: Of the predictions of held-out slides, None if there are none.
         results: The held-out slides, those to look at first on top.
         metrics: Of them, by split.
     """
-    step = len(history.rows) - 1
+    step = max(0, len(history.rows) - 1)
     tracker.flush()  # files do not wait: whether MLflow answers is worth finding out now
     if num_lacked := tracker.sync(history.rows):
         logger.info("MLflow lacked the metrics of %d epoch(s); they are recorded now", num_lacked)
@@ -57,7 +57,9 @@ def record_training(
     tracker.log_metrics({**bundle.slide_thresholds, "patch": bundle.patch_threshold}, step=step, group="threshold")
     tracker.set_tags({DIGEST: bundle.digest})
     intervals = job.store.read_json(f"{predictions_folder(name)}/{INTERVALS}") if name and metrics else {}
-    title = f"**Training** of the bundle `{bundle.run}`, {len(history.rows)} epochs"
+    folds = len(bundle.heads)
+    extent = f"{folds} folds" if folds > 1 else f"{len(history.rows)} epochs"
+    title = f"**Training** of the bundle `{bundle.run}`, {extent}"
     verdicts, command = verdict_lines(metrics, intervals), command_of("train", job.config)
     tracker.set_tags(describe_run(title, data_of(cohort, job.config), verdicts, command))
     with tempfile.TemporaryDirectory(prefix="distmil-") as folder:
