@@ -123,6 +123,12 @@ def measure_bags(bags: Sequence[Bag], scores: Sequence[BagScores]) -> Row:
     return measure([bag.label or 0 for bag in bags], scores, [bag.label_N for bag in bags], patches)
 
 
+def measure_val(cohort: Cohort, scores: Sequence[BagScores]) -> Row:
+    """Return the measures of val's bags against the truth."""
+    cells = [cohort.cells[bag.slide_id] for bag in cohort.val]
+    return measure([bag.label or 0 for bag in cohort.val], scores, [c.label for c in cells], [c.patch for c in cells])
+
+
 def _own(bags: Sequence[Bag], setting: Setting, seed: int) -> list[Bag]:
     """Return what a row trains on."""
     views = setting.overrides.get("encoder.views", 0)
@@ -137,9 +143,7 @@ def run_on_val(cohort: Cohort, setting: Setting, seed: int) -> Row:
     learner, config = train(_own(cohort.train, setting, seed), config)
     seconds = time.perf_counter() - started
     scores = [score(learner, bag, config) for bag in cohort.val]
-    cells = [cohort.cells[bag.slide_id] for bag in cohort.val]
-    found = measure([bag.label or 0 for bag in cohort.val], scores, [c.label for c in cells], [c.patch for c in cells])
-    return found | {"seconds": seconds}
+    return measure_val(cohort, scores) | {"seconds": seconds}
 
 
 def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:

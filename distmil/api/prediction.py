@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from distmil.api.engine import open_encoder
 from distmil.bags.source import EmbeddingSource
 from distmil.cohort import Slide
 from distmil.encoders.embedder import embed_patches
-from distmil.encoders.registry import Encoder, load_carried
+from distmil.encoders.registry import Encoder
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, UnreadableSlide
 from distmil.inference.bundle import Bundle
 from distmil.inference.predictor import reading_of
@@ -39,11 +40,14 @@ def predict_slide(
     tissue_path: str | Path | None = None,
     slide_score: str = "bag",
     device: str | None = None,
+    engine: str = "auto",
+    precision: str = "auto",
 ) -> SlidePrediction:
     """Tile, embed and score one slide in this process, with the settings of the bundle.
 
-    The job ``predict`` with ``encoder.engine=torch encoder.precision=fp32`` gives the same scores, number for number,
-    on the same kind of device; its faster engines give nearly the same. Nothing is written.
+    The encoder is computed by the engine that the job ``predict`` takes in the bundle's store, so that both give the
+    same scores, number for number, on the same kind of machine. A bundle that lies in no store has none; its encoder is
+    computed by torch in fp32, which gives nearly the same. Nothing is written.
 
     Args:
         bundle: The model, of ``distmil.load_bundle``; its network moves to the device.
@@ -53,12 +57,16 @@ def predict_slide(
         tissue_path: A mask or outlines of tissue to take in place of detected tissue.
         slide_score: The read-out that becomes ``probability``: ``bag``, ``max``, ``topk_mean`` or ``regions``.
         device: A torch device such as ``cpu`` or ``cuda``; default: the GPU where there is one.
+        engine: As the key ``encoder.engine``: ``auto``, ``torch``, ``openvino`` or ``compile``. But for ``auto``, and
+            for ``torch`` in fp32, it must have been chosen in the bundle's store, by a job with the same two keys.
+        precision: As the key ``encoder.precision``: ``auto``, ``fp32``, ``bf16``, ``fp16`` or ``int8``.
 
     Raises:
         SlideError: If the slide cannot be used: it is missing, unreadable, too small, too coarse, without tissue or
             without resolution.
         BundleError: If the bundle's network does not take what its encoder gives.
         ConfigError: If an argument is out of range.
+        EncoderError: If the engine was not chosen in the bundle's store, or is not installed.
     """
     if not isinstance(bundle, Bundle):
         raise ConfigError(f"bundle = {bundle!r:.100}: expected an opened bundle; see distmil.load_bundle")
@@ -68,9 +76,9 @@ def predict_slide(
     bundle.check_reads_slides()
     slide = _slide(path, mpp=mpp, slide_id=slide_id, tissue_path=tissue_path)
     place, config = torch_device(device), bundle.config
-    encoder = load_carried(config.encoder.name, bundle.encoder_state, device=str(place))
+    encoder, batch_size = open_encoder(bundle, engine=engine, precision=precision, device=str(place))
     found = _plan(slide, bundle)
-    source = _embed(slide, found, bundle, encoder)
+    source = _embed(slide, found, bundle, encoder, batch_size=batch_size)
     _check_width(bundle, source)
     scores = score_bag(
         [head.to(place) for head in bundle.heads],
@@ -152,7 +160,7 @@ def _plan(slide: Slide, bundle: Bundle) -> TilingPlan:
         raise NoResolution(f"{reason}; give mpp=, um per level-0 pixel") from error
 
 
-def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) -> EmbeddingSource:
+def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder, *, batch_size: int) -> EmbeddingSource:
     """Cut and embed every patch of a planned slide, in the shards of the job. Raises: SlideError."""
     tiling, size = bundle.config.tiling, (found.info["width_px"], found.info["height_px"])
     parts = []
@@ -163,7 +171,7 @@ def _embed(slide: Slide, found: TilingPlan, bundle: Bundle, encoder: Encoder) ->
         decode = partial(seen_images, image=image, reading=found.reading, config=tiling)
         for start in range(0, found.grid.num_rows, tiling.chunk_patches):
             grid = found.grid.slice(start, tiling.chunk_patches)
-            parts.append(embed_patches(grid, encoder, batch_size=bundle.config.encoder.patches_per_pass, decode=decode))
+            parts.append(embed_patches(grid, encoder, batch_size=batch_size, decode=decode))
     return EmbeddingSource(parts)
 
 

@@ -19,7 +19,7 @@ class FeaturesConfig(Section):
         default="auto", json_schema_extra=PER_JOB
     )
     """Tool whose files they are; auto: by the content of each file."""
-    export_layout: Literal["clam", "trident", "stamp", "slide2vec"] = Field(
+    export_layout: Literal["clam", "trident", "stamp", "slide2vec", "lazyslide"] = Field(
         default="trident", json_schema_extra=PER_JOB
     )
     """Tool that `export_features` writes for."""

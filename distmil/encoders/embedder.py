@@ -36,6 +36,13 @@ def embeddings_folder(config: Config, spec: EncoderSpec, *, view: int = 0) -> st
     return f"embeddings/{fingerprint(values)}"
 
 
+def patches_per_pass(config: Config, spec: EncoderSpec) -> int:
+    """Return the patches per forward pass: as configured, else as measured with the engine."""
+    if config.encoder.batch_size == "auto" and spec.engines:
+        return min(choice.batch_size for choice in spec.engines)
+    return config.encoder.patches_per_pass
+
+
 @dataclass(frozen=True)
 class SlideEmbedder:
     """Makes the embedding shards of one tiled slide: of its patches, or of a view of them with shifted stains."""
@@ -59,10 +66,8 @@ class SlideEmbedder:
 
     @property
     def batch_size(self) -> int:
-        """Return the patches per forward pass: as configured, else as measured with the engine."""
-        if self.config.encoder.batch_size == "auto" and self.spec.engines:
-            return min(choice.batch_size for choice in self.spec.engines)
-        return self.config.encoder.patches_per_pass
+        """Return the patches per forward pass."""
+        return patches_per_pass(self.config, self.spec)
 
     def key(self) -> dict[str, Any]:
         """Name everything but the configuration that the embeddings depend on."""

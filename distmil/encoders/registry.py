@@ -118,6 +118,11 @@ def load_carried(
     return encoder
 
 
+def carried_spec(name: str, state: "Mapping[str, Tensor] | None") -> EncoderSpec:
+    """Describe an encoder whose weights a bundle carries; None: the texture encoder, which has none."""
+    return stored_spec(name, f"v{TEXTURE_VERSION}" if state is None else _loading().digest_of(name, state))
+
+
 def stored_spec(name: str, digest: str) -> EncoderSpec:
     """Describe an encoder whose weights are in the store, by what ``EncoderSpec.identity`` says of it.
 

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING
 from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from distmil.features.exporter import SlideTable, export_slide
+    from distmil.features.exporter import export_slide
     from distmil.features.finding import FeatureFolder, open_folder
     from distmil.features.importer import SlideImporter
+    from distmil.features.slide_table import SlideTable
 
 __all__ = ["FeatureFolder", "SlideImporter", "SlideTable", "export_slide", "open_folder"]
 

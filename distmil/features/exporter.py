@@ -8,7 +8,6 @@ import io
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,9 @@ from numpy.typing import NDArray
 
 from distmil.config.features import FeaturesConfig
 from distmil.errors import ConfigError, NoResolution, StorageError
+from distmil.features.lazyslide import check_spatial_data, write_spatial_data
 from distmil.features.slide2vec import NOTE, files_of_tiles
+from distmil.features.slide_table import SlideTable
 from distmil.storage.local_files import write_outside
 
 Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any], int | None]]
@@ -26,37 +27,12 @@ Columns = Mapping[str, tuple[NDArray[Any], Mapping[str, Any], int | None]]
 _CLAM_CHUNK = 32
 
 
-@dataclass(frozen=True)
-class SlideTable:
-    """The embeddings of a slide, as they are exported."""
-
-    slide_id: str
-    x_N: NDArray[np.int32]
-    y_N: NDArray[np.int32]
-    embedding_NE: NDArray[np.float16]
-    tissue_N: NDArray[np.float32]
-    """Share of tissue of each patch."""
-    extent_px: int
-    """Patch edge in level-0 pixels."""
-    patch_px: int
-    size: tuple[int, int]
-    """Slide (width, height) in level-0 pixels."""
-    mpp: float | None
-    """Um per level-0 pixel."""
-    encoder: str
-    stride_px: int | None = None
-    """Distance of patches, in their own pixels; None where it is not known: taken as their edge."""
-
-    @property
-    def patch_mpp(self) -> float | None:
-        """Compute um per pixel of the patches."""
-        return self.mpp and self.mpp * self.extent_px / self.patch_px
-
-
 def check_export(config: FeaturesConfig) -> None:
-    """Refuse an export without a folder. Raises: ConfigError."""
+    """Refuse an export without a folder, or without its libraries. Raises: ConfigError."""
     if config.export_folder is None or "://" in config.export_folder:
         raise ConfigError(f"features.export_folder = {config.export_folder!r}: set it to a folder to write into")
+    if config.export_layout == "lazyslide":
+        check_spatial_data()
 
 
 def export_slide(table: SlideTable, folder: Path, *, layout: str, stamp_version: str) -> Path:
@@ -71,6 +47,8 @@ def export_slide(table: SlideTable, folder: Path, *, layout: str, stamp_version:
             return _clam(table, folder)
         if layout == "trident":
             return _trident(table, folder)
+        if layout == "lazyslide":
+            return write_spatial_data(table, folder)
         return _stamp(table, folder, stamp_version) if layout == "stamp" else _slide2vec(table, folder)
     except OSError as error:
         raise StorageError(f"features.export_folder cannot be written: {error.strerror or error}") from error

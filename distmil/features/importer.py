@@ -30,6 +30,10 @@ from distmil.storage.store import Committed, Store
 from distmil.tiling.shards import GRID_FILE, patches_folder
 
 FORMAT_VERSION = 1
+GRID_BYTES = 28
+"""Of a patch's places and tissue in the grid and beside its embedding."""
+_ID_BYTES = 4
+"""Of the length of an id, in each of the two."""
 _STATED = ("encoder", "edge_px", "patch_mpp", "extent_px", "layout")
 
 
@@ -39,6 +43,22 @@ class Imported:
 
     patches: Record
     embeddings: Record
+    is_touched: bool = False
+    """The files have another time or size, and the content that was imported."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What an import would make of a slide."""
+
+    layout: str
+    num_patches: int
+    num_bytes: int
+    """That are still to be written."""
+    mpp: float | None
+    """Um per level-0 pixel of the slide."""
+    doubts: tuple[str, ...]
+    is_done: bool
 
 
 @dataclass(frozen=True)
@@ -75,6 +95,13 @@ class SlideImporter:
 
     def finished(self) -> Imported | None:
         """Return the records if they are of these files as they are now: by size and time, else by content."""
+        found = self.find()
+        if found is not None and found.is_touched:
+            self.store.write_record(self.embeddings.record_name, found.embeddings)
+        return found
+
+    def find(self) -> Imported | None:
+        """Find the records as ``finished`` does, and write nothing."""
         made, grid = self.embeddings.read(), self.patches.read()
         if made is None or grid is None or made.key.get("patches") != grid.digest or not made.ok:
             return None
@@ -89,8 +116,23 @@ class SlideImporter:
         except (OSError, KeyError):
             return None
         made = replace(made, key={**made.key, "source": {**made.key["source"], **version}})  # copied, or touched
-        self.store.write_record(self.embeddings.record_name, made)
-        return Imported(grid, made)
+        return Imported(grid, made, is_touched=True)
+
+    def plan(self) -> Planned:
+        """Say what ``make`` would do. It checks all but the values of the features, and writes nothing.
+
+        Raises:
+            SlideError: If they cannot be used.
+            OSError: If the file is gone.
+        """
+        if (found := self.find()) is not None:
+            info, rows = found.embeddings.info, found.embeddings.rows
+            return Planned(info["layout"], rows, 0, info["mpp"], tuple(found.patches.info["doubts"]), is_done=True)
+        facts = read_facts(self.slide, self.config)
+        with self.file.opened(self.config.features) as contents:
+            placed, header = self._placed(contents, facts), contents.header
+        num_bytes = len(placed.x_N) * (2 * header.dimension + GRID_BYTES + 2 * (_ID_BYTES + len(self.slide.slide_id)))
+        return Planned(header.layout, len(placed.x_N), num_bytes, placed.mpp, facts.doubts, is_done=False)
 
     def make(self) -> Imported:
         """Check the features, and commit the grid and the embeddings.
@@ -102,9 +144,7 @@ class SlideImporter:
         source = self._source()
         facts = read_facts(self.slide, self.config)
         with self.file.opened(self.config.features) as contents:
-            check_header(contents.header, self.config)
-            placed = place(contents, facts, self.config.features)
-            check_resolution(placed, self.config.tiling.mpp)
+            placed = self._placed(contents, facts)
             patches = self._commit_grid(contents, placed, facts)
             parts = self._write_shards(contents, placed)
         if self.file.version() != {name: source[name] for name in ("size_bytes", "mtime_ns")}:
@@ -114,6 +154,13 @@ class SlideImporter:
         record = self.embeddings.commit(key, parts=parts, info=info)
         self.store.keep_only(self.embeddings.folder, {self.embeddings.file, *(part.name for part in parts)})
         return Imported(patches, record)
+
+    def _placed(self, contents: Contents, facts: SlideFacts) -> PlacedFeatures:
+        """Place the features on their slide. Raises: SlideError if they contradict the slide or the cohort."""
+        check_header(contents.header, self.config)
+        placed = place(contents, facts, self.config.features)
+        check_resolution(placed, self.config.tiling.mpp)
+        return placed
 
     def _source(self) -> dict[str, Any]:
         return {**self.file.version(), "sha256": self.file.sha256()}

@@ -35,7 +35,7 @@ from distmil.inference.bundle_files import (
     usual_patches_in,
     wrong,
 )
-from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_folder, find_bundle
+from distmil.inference.bundle_place import BUNDLE_VERSION, FIRST_VERSION, bundle_folder, find_bundle, home_of
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.thresholds import DEFAULT_THRESHOLD
 from distmil.models.network import Network
@@ -80,6 +80,8 @@ class Bundle:
     metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """Of the epoch whose weights these are."""
     format_version: int = BUNDLE_VERSION
+    home: str | None = field(default=None, repr=False)
+    """Root of the store that it was loaded from; None where it is in no store."""
 
     @property
     def embedding_dim(self) -> int:
@@ -228,6 +230,7 @@ def _load(found: Store, record: Record) -> Bundle:
         digest=files.digest(),
         metrics=metrics,
         format_version=files.version,
+        home=home_of(found),
     )
 
 

@@ -57,6 +57,13 @@ def find_bundle(place: str, store: Store, *, key: str) -> Store:
     return Store(folder)
 
 
+def home_of(bundle: Store) -> str | None:
+    """Return the root of the store that holds a bundle's folder under ``models/``; None where it lies elsewhere."""
+    base, mark, options = bundle.root.partition("?") if "://" in bundle.root else (bundle.root, "", "")
+    home, _, name = base.rstrip("/").rpartition("/")[0].rpartition("/")
+    return f"{home or '/'}{mark}{options}" if name == MODELS else None
+
+
 def bundle_digest(record: Record, read: Callable[[str], Any]) -> str:
     """Hash everything that predictions depend on.
 

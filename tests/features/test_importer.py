@@ -19,6 +19,7 @@ from distmil.labels.tables import SlideLabeller
 from tests.support.feature_files import random_features, write_stamp, write_trident
 from tests.support.scale import cases
 from tests.support.slides import save_pyramid, tissue_image
+from tests.support.tiles import contents
 
 
 @pytest.fixture
@@ -41,6 +42,35 @@ def bag_of(importer, record, labels=None):
     table, part = (labels.table_name, labels.finished().parts[0]) if labels else (None, None)
     entry = BagEntry(record.name, 1, "train", False, folder, tuple(record.parts), table, labels_part=part)
     return open_bag(importer.store, entry, num_classes=2, form="class")
+
+
+def test_a_plan_says_what_the_import_makes_and_writes_nothing(store, tmp_path):
+    rng = np.random.default_rng(5)
+    for number in range(cases(5, full=100)):
+        places = np.array([[256 * i, 256 * (i % 7)] for i in range(700)])
+        width = int(rng.integers(1, 200))
+        made = random_features(rng, slide_id=f"s{number}" * int(rng.integers(1, 6)), xy=places, patch_px=256,
+                               features=rng.normal(size=(700, width)), extent_px=256, overlap_px=0, mpp=0.5,
+                               size=(190_000, 2000))  # fmt: skip
+        slide = Slide(made.slide_id, "", mpp=made.mpp)
+        folder = write_trident(made, tmp_path / str(number))
+        importer = importer_of(folder, store, slide, tiling={"chunk_patches": 1024})
+        before = contents(store.root)
+        planned = importer.plan()
+        assert contents(store.root) == before
+        found = importer.make()
+        written = sum(map(len, contents(store.root).values())) - sum(map(len, before.values()))
+        assert planned.num_bytes == pytest.approx(written, rel=0.1, abs=12_000)  # of headers and records
+        assert (planned.layout, planned.num_patches, planned.is_done) == ("trident", found.embeddings.rows, False)
+        assert (planned.mpp, planned.doubts) == (found.patches.info["mpp"], tuple(found.patches.info["doubts"]))
+        for file in importer.file.files:  # as after a copy
+            os.utime(file, ns=(1, 1))
+        before = contents(store.root)
+        again = importer.plan()
+        assert contents(store.root) == before
+        assert (again.num_patches, again.num_bytes, again.is_done) == (700, 0, True)
+        assert importer.finished() is not None
+        assert contents(store.root) != before
 
 
 def test_grids_and_embeddings_are_those_of_the_file(store, tmp_path):

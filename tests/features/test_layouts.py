@@ -1,6 +1,7 @@
 """Files of every layout, as their tools write them and as distmil writes them, against what was put in."""
 
 import json
+import sys
 from pathlib import Path
 
 import h5py
@@ -10,9 +11,12 @@ import torch
 
 from distmil.cohort import Slide
 from distmil.config.features import FeaturesConfig
-from distmil.features.exporter import SlideTable, export_slide
+from distmil.errors import ConfigError
+from distmil.features.exporter import check_export, export_slide
 from distmil.features.finding import open_folder
 from distmil.features.grid import SlideFacts, as_half, place
+from distmil.features.lazyslide import _factor
+from distmil.features.slide_table import SlideTable
 from tests.support.feature_files import (
     LAYOUTS,
     Made,
@@ -64,9 +68,11 @@ def test_files_of_other_tools_are_read(layout, tmp_path):
         check(made, read(write(made, tmp_path / str(number), layout), made), layout=layout)
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", [*LAYOUTS, "lazyslide"])
 def test_what_is_exported_is_what_other_tools_expect(layout, tmp_path):
     """Written by distmil, read back by what the tools' own readers take, and by distmil."""
+    if layout == "lazyslide":
+        pytest.importorskip("spatialdata")
     rng = np.random.default_rng(2)
     for number in range(CASES):
         made = random_features(rng, slide_id=f"s{number}")
@@ -77,7 +83,8 @@ def test_what_is_exported_is_what_other_tools_expect(layout, tmp_path):
         )  # fmt: skip
         root = tmp_path / str(number)
         path = export_slide(table, root, layout=layout, stamp_version="2.4.0")
-        {"clam": as_clam, "trident": as_trident, "stamp": as_stamp, "slide2vec": as_slide2vec}[layout](path, made)
+        {"clam": as_clam, "trident": as_trident, "stamp": as_stamp, "slide2vec": as_slide2vec,
+         "lazyslide": as_lazyslide}[layout](path, made)  # fmt: skip
         header, placed, half_NE = read(root if layout in {"clam", "slide2vec"} else path.parent, made)
         assert np.array_equal(np.stack([placed.x_N, placed.y_N], axis=1), made.xy)
         assert (placed.extent_px, header.layout) == (made.extent_px, layout)
@@ -97,6 +104,39 @@ def as_clam(path: Path, made: Made) -> None:
     tensor = torch.load(path.parents[1] / "pt_files" / f"{made.slide_id}.pt", weights_only=True)
     assert tensor.dtype == torch.float32
     assert np.array_equal(tensor.numpy(), made.features.astype(np.float16).astype(np.float32))
+
+
+def as_lazyslide(path: Path, made: Made) -> None:
+    """``wsidata.open_wsi`` reads these, by spatialdata; what is there already is replaced."""
+    import spatialdata  # noqa: PLC0415  # an extra
+
+    found = spatialdata.read_zarr(path)
+    tiles, table = found.shapes["tiles"], found.tables[f"{made.encoder}_tiles"]
+    assert np.array_equal(table.X, made.features.astype(np.float16).astype(np.float32))
+    assert np.array_equal(tiles[["x", "y"]].to_numpy()[table.obs["tile_id"]], made.xy)
+    bounds = tiles.geometry.bounds.to_numpy()
+    assert np.array_equal(bounds, np.concatenate([made.xy, made.xy + made.extent_px], axis=1))
+    assert set(table.obs["library_id"]) == {"tiles"}
+    spec, slide = found.attrs["tile_spec"]["tiles"], found.attrs["slide_properties"]
+    assert int(spec["width"] * spec["base_downsample"]) == made.extent_px
+    assert int(spec["stride_width"] * spec["base_downsample"]) == made.extent_px * (
+        made.patch_px - made.overlap_px
+    ) // (made.patch_px)
+    assert tuple(slide["shape"][::-1]) == made.size
+
+
+def test_the_edge_of_a_tile_for_lazyslide_is_cut_off_to_the_extent():
+    """Its reader multiplies and cuts off: 7 * (61 / 7) is 60.999..."""
+    rng = np.random.default_rng(6)
+    for patch_px, extent_px in [(7, 61), *rng.integers(1, 20_000, (cases(500, full=20_000), 2)).tolist()]:
+        assert int(patch_px * _factor(extent_px, patch_px)) == extent_px
+
+
+def test_without_spatialdata_an_export_for_lazyslide_is_refused_ahead(monkeypatch):
+    config = FeaturesConfig(export_folder="out", export_layout="lazyslide")
+    monkeypatch.setitem(sys.modules, "spatialdata", None)
+    with pytest.raises(ConfigError, match=r"'lazyslide': its zarr is written by spatialdata.*'distmil\[lazyslide\]'"):
+        check_export(config)
 
 
 def as_trident(path: Path, made: Made) -> None:

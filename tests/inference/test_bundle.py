@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from distmil.config.loading import build_config, per_job_keys
 from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError
 from distmil.inference.bundle import Bundle, bundle_values, load_bundle, save_bundle, with_bundle
+from distmil.inference.bundle_place import home_of
 from distmil.models.network import DualNetwork
 from distmil.models.regions import PatchEvidence
 from distmil.storage.records import Part, Record
@@ -36,6 +38,21 @@ def make_bundle(**encoder: str) -> Bundle:
     head = DualNetwork(config.model, embedding_dim=5, num_classes=3).eval()
     state = {"conv1.weight": torch.ones(2, 3)} if encoder else None
     return Bundle("run", config, (head,), state, 0.3, THRESHOLDS, metrics={"last": {"val_slide_auc": None}})
+
+
+@pytest.mark.parametrize(
+    ("folder", "home"),
+    [
+        ("/data/home/models/first", "/data/home"),
+        ("/models/first", "/"),
+        ("s3://bucket/models/first", "s3://bucket"),
+        ("gs://bucket/a/models/first?region=eu/models/x", "gs://bucket/a?region=eu/models/x"),
+        ("/data/models/what?/first", None),
+        ("/data/first", None),
+    ],
+)
+def test_a_bundle_knows_the_store_that_it_lies_in(folder: str, home: str | None) -> None:
+    assert home_of(SimpleNamespace(root=folder)) == home  # type: ignore[arg-type]
 
 
 def test_a_bundle_comes_back_as_it_was(store: Store) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 
+import h5py
 import numpy as np
 import pytest
 
@@ -90,6 +91,29 @@ def test_one_tools_features_become_anothers(local_ray, tmp_path):
     assert sorted(path.name for path in (out / "uni_v1").iterdir()) == [f"s{i}.h5" for i in range(4)]
     back = run_here(tmp_path / "b", "import_features", given[0], f"features.folder={out}")
     assert (back.answer["num_patches"], back.answer["layouts"], back.answer["encoder"]) == (80, ["stamp"], "uni_v1")
+
+
+def test_a_dry_run_of_an_import_says_what_comes_in_and_what_does_not(tmp_path):
+    manifest, folder = cohort(tmp_path / "f", num_slides=5)
+    (folder / "s1.h5").unlink()
+    with h5py.File(folder / "s2.h5", "a") as file:
+        file["coords"][3] = (9_000_000, 0)
+    home = tmp_path / "home"
+    given = (f"cohort.manifest={manifest}", f"features.folder={folder}", "--dry-run")
+    done = run_here(home, "import_features", *given, "tiling.max_bad_fraction=0.5")
+    assert done.code == 0, done.err
+    assert {name: done.answer[name] for name in ("dry_run", "layouts", "num_patches", "done", "slides")} == {
+        "dry_run": True, "layouts": ["trident"], "num_patches": 60, "done": 0,
+        "slides": {"ok": 3, "missing": 1, "unreadable": 1},
+    }  # fmt: skip
+    assert 60 * WIDTH * 2 < done.answer["bytes"] < 10_000
+    for words in ("trident", "3 slides", "60 patches", "features of uni_v1, 6 wide at 0.5 um/px", "are free",
+                  "no file of features.folder is named as the slide's id", "(9000000, 0)"):  # fmt: skip
+        assert words in done.err
+    assert not (home / "embeddings").exists()
+    assert not (home / "patches").exists()
+    refused = run_here(home, "import_features", *given)
+    assert (refused.code, "2 of 5 slides cannot be used (1 missing, 1 unreadable)" in refused.err) == (1, True)
 
 
 @pytest.mark.parametrize(

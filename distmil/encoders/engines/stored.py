@@ -151,7 +151,23 @@ def load_engine(spec: EncoderSpec, store: Store, *, patch_px: int, device: str) 
         StorageError: If its weights or its quantised model are damaged or gone.
         EncoderError: If the engine is not installed.
     """
-    encoder = load_encoder(spec, store, device=device)
+    return with_engines_of(load_encoder(spec, store, device=device), spec, store, patch_px=patch_px, device=device)
+
+
+def with_engines_of(encoder: Encoder, spec: EncoderSpec, store: Store | None, *, patch_px: int, device: str) -> Encoder:
+    """Have a loaded encoder computed by the engine of its spec.
+
+    Args:
+        encoder: The encoder, on the device.
+        spec: Names the engine of each network; none: torch in fp32.
+        store: Where quantised models are; None: none is needed.
+        patch_px: Edge of the patches.
+        device: Where torch computes.
+
+    Raises:
+        StorageError: If a quantised model is damaged or gone.
+        EncoderError: If the engine is not installed.
+    """
     if spec.weights_file is None:
         return encoder
     build, parts = _module("selection").build_engine, _module("parts")
@@ -165,9 +181,9 @@ def load_engine(spec: EncoderSpec, store: Store, *, patch_px: int, device: str) 
     return made
 
 
-def _stored_model(store: Store, digest: str | None) -> bytes | None:
+def _stored_model(store: Store | None, digest: str | None) -> bytes | None:
     """Read a quantised model, if an engine has one. Raises: StorageError if it is damaged or gone."""
-    if digest is None:
+    if digest is None or store is None:
         return None
     name = model_file(digest)
     try:

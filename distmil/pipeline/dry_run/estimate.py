@@ -13,6 +13,7 @@ from distmil.cohort import Cohort, Slide, read_cohort
 from distmil.demo.cohort import make_cohort
 from distmil.errors import ConfigError
 from distmil.pace import in_words
+from distmil.pipeline.dry_run import importing
 from distmil.pipeline.dry_run.pretraining import pretrain_stage
 from distmil.pipeline.job import Job, open_cohort
 from distmil.preflight.amounts import file_sizes
@@ -56,13 +57,16 @@ def run(job: Job, name: str, module: str) -> dict[str, Any]:
         name: The job's name.
         module: The job's module, whose imports are the measure of a start here.
 
-    Raises:
-        ConfigError: If the job works on features of other tools, or exports.
+    Raises: ConfigError if the job exports, or works on features of other tools but to import them.
     """
     if name in {"export", "view"}:
         raise ConfigError(f"--dry-run estimates work of hours, and {name} takes seconds a slide; leave it out")
+    if name == "import_features":
+        return importing.run(job)
     if job.config.features.folder is not None or name.endswith("_features"):
-        raise ConfigError("--dry-run estimates work on slides, not on features of other tools; leave it out")
+        raise ConfigError(
+            "--dry-run estimates work on slides; with features only import_features has one; leave it out"
+        )
     started = idle_clock()
     importlib.import_module(module)
     start_s = idle_clock() - started

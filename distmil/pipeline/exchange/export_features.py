@@ -11,7 +11,8 @@ from distmil.config.root import Config
 from distmil.defects import attempt
 from distmil.encoders.embedder import embeddings_folder
 from distmil.encoders.registry import EncoderSpec
-from distmil.features.exporter import SlideTable, encoder_word, export_slide
+from distmil.features.exporter import encoder_word, export_slide
+from distmil.features.slide_table import SlideTable
 from distmil.pipeline.cluster import check_gpus, map_slides
 from distmil.pipeline.embed import tile_and_embed
 from distmil.pipeline.exchange.imports import import_slides, patches_of

@@ -7,20 +7,15 @@ from typing import Any, NamedTuple, TypeVar
 import ray
 import ray.data
 from ray import cloudpickle
-from ray.data._internal.execution.backpressure_policy import (
-    ENABLED_BACKPRESSURE_POLICIES,
-    ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY,
-)
-from ray.data._internal.execution.backpressure_policy.backpressure_policy import BackpressurePolicy
 
 from distmil.errors import StorageError
 from distmil.pipeline import cluster
 from distmil.pipeline.cluster import RowWorker, actor_pool, numbered, start_ray
+from distmil.pipeline.streaming.waiting import let_few_wait
 
 WAITING_PER_ACTOR = 8
 """Items for each actor of the second pool that may wait before the first pool is held back."""
 LEAST_WAITING = 64
-_WAITING = "distmil.most_waiting"
 
 Item = TypeVar("Item")
 
@@ -116,28 +111,8 @@ def _context(*, most_waiting: int) -> ray.data.DataContext:
     """Describe the execution: each row goes on by itself, and few wait between the pools."""
     context = ray.data.DataContext.get_current().copy()
     context.target_max_block_size = 1
-    policies = [*ENABLED_BACKPRESSURE_POLICIES, _FewWaiting]
-    context.set_config(ENABLED_BACKPRESSURE_POLICIES_CONFIG_KEY, policies)
-    context.set_config(_WAITING, most_waiting)
+    let_few_wait(context, most=most_waiting)
     return context
-
-
-class _FewWaiting(BackpressurePolicy):  # type: ignore[misc]  # Ray is not typed there
-    """Holds a stage back while more than so many of its rows wait for the next one.
-
-    Ray's own policies look at bytes. Rows here are a hundred bytes, so that a million of them would come to wait, and
-    their entries fill the driver's memory.
-    """
-
-    def can_add_input(self, op: Any) -> bool:
-        """Return whether a stage may begin another row."""
-        most = self._data_context.get_config(_WAITING)
-        waiting = sum(
-            self._topology[after].total_enqueued_input_blocks()
-            for after in op.output_dependencies
-            if after in self._topology
-        )
-        return bool(waiting <= most)
 
 
 class _First(RowWorker):
