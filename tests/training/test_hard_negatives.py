@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from distmil.bags.bag import Bag
 from distmil.bags.sampler import Step
+from distmil.bags.source import EmbeddingSource
 from distmil.config.root import Config
 from distmil.models.network import Network
 from distmil.training.step import take_step
 from distmil.training.workers import Group
-from tests.support.bags import make_bag, small_config
+from tests.support.bags import EMBEDDING, make_bag, small_config
 from tests.support.scale import cases
 from tests.support.thread_group import run_as_group
 from tests.training.test_step import still_learner
@@ -140,3 +141,27 @@ def test_only_slides_that_a_person_called_negative_give_hard_negatives() -> None
     with_them, without = (outcome(one, others, step, Group(), classes=2) for one in (config, plain))
     assert_same(with_them, without)
     assert Step([0], {}, NOTHING, NOTHING).count_hard(everything, plain.bags) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_bag_of_a_million_patches_is_exact_in_chunks_and_over_workers(label: int) -> None:
+    """Its top-K patches lie in chunks of several workers; in fp64, so that sums of a million terms can be compared."""
+    count = 1_000_000
+    generator = np.random.default_rng(label)
+    bag = make_bag(label, size=40)
+    labels = np.full(count, -1, np.int8)
+    big = replace(bag, source=EmbeddingSource([generator.normal(size=(count, EMBEDDING)).astype(np.float16)]),
+                  label_N=labels, target_NC=np.full((count, 2), np.nan, np.float32), places=None)  # fmt: skip
+    bags = [big, make_bag(1, size=30)]
+    step = Step([0], {}, np.array([1, 1]), np.array([0, 20]))
+    sections = {"hard_negatives": True, "top_k": 50_000, "top_k_share": 0.01}
+    whole = small_config(bags={**sections, "patches_per_step": count}, training={"clip_norm": 1e6})
+    cut = small_config(bags={**sections, "patches_per_step": 65_536}, training={"clip_norm": 1e6})
+    one_pass = outcome(whole, bags, step, Group(), classes=2)
+    assert step.count_hard(bags, whole.bags) == (10_000 if label == 0 else 0)
+    for size in (1, 3):
+        in_chunks = partial(outcome, cut, bags, replace(step, is_chunked=True), classes=2)
+        for found in run_as_group(size, in_chunks):
+            assert found[0] == pytest.approx(one_pass[0], rel=1e-9)
+            assert float((found[1] - one_pass[1]).abs().max()) <= 1e-9 * float(one_pass[1].abs().max())
