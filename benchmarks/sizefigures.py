@@ -194,7 +194,7 @@ LESION_SLIDE = 2400
 
 def draw(rows: Rows, path: Path) -> None:
     """Draw AUC against the size of the slide, one line a method, with a band of one standard deviation over seeds."""
-    figure, axis = plt.subplots(figsize=(7.5, 4.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
     for (name, read_out), (colour, style, marker) in DRAWN.items():
         runs = rows.get(name)
         if not runs:
