@@ -47,6 +47,7 @@ from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.evaluation.metrics import PATCH_SCORES, auc, average_precision
 from distmil.inference.scoring import NETWORK_READ_OUTS, BagScores, score_bag
+from distmil.models.regions import ScoreGrid, fit_evidence
 from distmil.training.learner import Learner
 from tests.support.data import PCAM_COHORT
 
@@ -58,6 +59,9 @@ COLUMNS = [
 ]
 NUM_DRAWS = 2000
 ROWS = {"table": TABLE, "narrow": NARROW_TABLE, "folds": FOLDS, "stains": STAINS, "recipes": RECIPES}
+
+REGIONS = "slide_auc_regions"
+"""Of folds alone: its evidence is fitted on the other folds' slides, and the table has none to spare."""
 
 Row = dict[str, Any]
 Figures = dict[str, dict[str, Any]]
@@ -151,6 +155,7 @@ def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
     config = build_config(nest({**setting.overrides, "training.seed": seed}))
     judged: list[Bag] = []
     scores: list[BagScores] = []
+    fold_of: list[int] = []
     started = time.perf_counter()
     for learning, judging in folds(cohort.train):
         bags, kept = [cohort.train[i] for i in learning], []
@@ -160,7 +165,23 @@ def run_on_folds(cohort: Cohort, setting: Setting, seed: int) -> Row:
         learner, active = train(_own(bags, setting, seed), config, kept)
         judged += [cohort.train[i] for i in judging]
         scores += [score(learner, cohort.train[i], active) for i in judging]
-    return measure_bags(judged, scores) | {"seconds": time.perf_counter() - started}
+        fold_of += [len(set(fold_of))] * len(judging)
+    found = measure_bags(judged, scores) | {REGIONS: auc_of_regions(judged, scores, fold_of)}
+    return found | {"seconds": time.perf_counter() - started}
+
+
+def auc_of_regions(bags: Sequence[Bag], scores: Sequence[BagScores], fold_of: Sequence[int]) -> float:
+    """Compute the slide AUC of the read-out ``regions`` over all folds, each with the evidence of the other folds."""
+    grids = [ScoreGrid.of(one.fused_N, bag.places) for one, bag in zip(scores, bags, strict=True) if bag.places]
+    is_positive, found = [bool(bag.label) for bag in bags], {}
+    for fold in sorted(set(fold_of)):
+        others = [i for i, other in enumerate(fold_of) if other != fold]
+        evidence = fit_evidence([grids[i] for i in others], [is_positive[i] for i in others], lambda mine: [mine])
+        if evidence is None:
+            return float("nan")
+        found |= {i: grids[i].log_mean_ratio(evidence) for i, own in enumerate(fold_of) if own == fold}
+    value = auc(is_positive, [found[i] for i in range(len(bags))])
+    return float("nan") if value is None else value
 
 
 def run_on_stains(cohort: Cohort, groups: Groups, setting: Setting, seed: int) -> Row:
@@ -217,7 +238,8 @@ def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace)
     print(
         f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
     )
-    print("| | " + " | ".join(COLUMNS) + " | seconds |\n|" + "---|" * (len(COLUMNS) + 2), flush=True)
+    columns = [*COLUMNS, *([] if kind in {"table", "narrow", "stains"} else [REGIONS]), "seconds"]
+    print("| | " + " | ".join(columns) + " |\n|" + "---|" * (len(columns) + 1), flush=True)
     tasks = [(kind, setting, seed) for setting in settings for seed in range(options.seeds)]
     begun: Figures = {}
     context = multiprocessing.get_context("spawn")
@@ -227,8 +249,7 @@ def run_all(kind: str, settings: Sequence[Setting], options: argparse.Namespace)
             for column, value in row.items():
                 rows.setdefault(column, []).append(value)
             if len(rows["seconds"]) == options.seeds:
-                print(f"| {name} | " + " | ".join(spread(rows[column]) for column in [*COLUMNS, "seconds"]) + " |",
-                      flush=True)  # fmt: skip
+                print(f"| {name} | " + " | ".join(spread(rows[column]) for column in columns) + " |", flush=True)
                 found[name] = {"made_from": made_from[name], **rows}
                 if options.out:
                     options.out.write_text(json.dumps(found, indent=1))

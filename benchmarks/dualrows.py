@@ -10,6 +10,7 @@ CHOSEN = {"bags.sample": 100, "encoder.views": VIEWS}
 """What differs from the defaults in the table: chosen by patch AP on folds and stain groups inside train."""
 NARROW = {"model.feature_dim": 256, "model.attention_dim": 128, "model.dropout": 0.5, "bags.sample": 100}
 """A network of half the width, which trains in half the time: what all other rows are made with."""
+HARD = {"bags.hard_negatives": True}
 WEAK = {"losses.patch": 0.0, "losses.attention": 0.0}
 QUARTER, TENTH = 0.25, 0.1
 
@@ -45,6 +46,7 @@ def rows_of(base: dict[str, Any]) -> list[Setting]:
         ("a quarter: L1 + L2 + L4", QUARTER, {"losses.topk": 0.0}),
         *((f"dual, {share:.0%} annotated", share, {}) for share in (TENTH, QUARTER, 0.5, 1.0)),
         *((f"patches only, {share:.0%} annotated", share, {"model.name": "patches"}) for share in (QUARTER, 1.0)),
+        *((f"hard negatives, {share:.0%} annotated", share, HARD) for share in (QUARTER, 1.0)),
     ]  # fmt: skip
     return [Setting(name, share, {**base, **overrides}) for name, share, overrides in rows]
 
@@ -112,6 +114,9 @@ _PLAIN_PAIRS = (
 )
 PAIRS = (
     *_PLAIN_PAIRS,
+    *((name, hard, column)
+      for name, hard in ((_QUARTER, "hard negatives, 25% annotated"), (_FULL, "hard negatives, 100% annotated"))
+      for column in ("patch_ap_probability", "patch_auc_attention", "slide_auc_bag")),
     ("a quarter: L1 + L2 + L3", _QUARTER, "patch_auc_attention"),
     ("a quarter: L1 + L2 + L3", _QUARTER, "patch_ap_probability"),
     *((f"{one}, stain views", f"{other}, stain views", column) for one, other, column in _PLAIN_PAIRS),

@@ -115,6 +115,11 @@ class Bag:
         """Choose the patches without shifted stains, 0, or one of their views, from 1 on."""
         return self.views[view - 1] if view else self.source
 
+    @property
+    def is_surely_negative(self) -> bool:
+        """Whether a person said that no patch holds target."""
+        return self.label == 0 and not self.is_pseudo
+
     @cached_property
     def is_known_N(self) -> NDArray[np.bool_]:
         """Mark the patches that have a label."""

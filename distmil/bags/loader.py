@@ -46,6 +46,8 @@ class Batch:
     """Of the slide bags."""
     label_B: Tensor
     """Of the slide bags."""
+    is_hard_B: Tensor
+    """Slide bags whose top-K patches are hard negatives."""
     target_NC: Tensor
     has_target: bool
     """Whether any patch of the mixed bag holds target."""
@@ -59,7 +61,7 @@ class Batch:
     def tensors(self) -> list[Tensor]:
         """List the tensors on the device."""
         top_k = [self.top_k.place_K, self.top_k.bag_K]
-        return [self.patches, self.layout.bag_T, *top_k, self.label_B, self.target_NC]
+        return [self.patches, self.layout.bag_T, *top_k, self.label_B, self.is_hard_B, self.target_NC]
 
 
 def load_batch(
@@ -97,11 +99,13 @@ def load_batch(
         target_NC = np.concatenate([bags[i].target_NC[patches] for i, patches in drawn])
         lengths.append(len(target_NC))
     layout = BagLayout.of(lengths, device)
+    is_hard_B = np.array([config.hard_negatives and bags[i].is_surely_negative for i in slides], np.bool_)
     return Batch(
         patches=pack(picks, device),
         layout=layout,
         top_k=layout.top_k(config.top_k, share=config.top_k_share, num_bags=len(slides)),
         label_B=on_device(np.array([bags[i].label or 0 for i in slides], np.int64), device),
+        is_hard_B=on_device(is_hard_B, device),
         target_NC=on_device(target_NC, device),
         has_target=bool((target_NC[:, 0] < 1).any()),
     )

@@ -15,6 +15,7 @@ from distmil.bags.bag import Bag
 from distmil.bags.patch_pool import PatchPool, draw_evenly
 from distmil.bags.source import Indices, PatchSource
 from distmil.config.learning import BagsConfig
+from distmil.models.layout import top_k_size
 
 MIXED = -1
 """Stands for the mixed bag among bag indices."""
@@ -37,6 +38,13 @@ class Step:
     def source(self, bags: Sequence[Bag], index: int) -> PatchSource:
         """Return where a bag's patches come from in this step."""
         return bags[index].seen(self.views.get(index, 0))
+
+    def count_hard(self, bags: Sequence[Bag], config: BagsConfig) -> int:
+        """Count the hard negatives of the whole group: the top-K patches of negative slides, where they are wanted."""
+        if not config.hard_negatives:
+            return 0
+        lengths = (len(self.samples.get(i, range(len(bags[i])))) for i in self.bags if bags[i].is_surely_negative)
+        return sum(top_k_size(length, config.top_k, share=config.top_k_share) for length in lengths)
 
     def share(self, rank: int, size: int, lengths: Mapping[int, int]) -> list[int]:
         """List the bags that a worker takes whole, and MIXED for the mixed bag; the load is even."""

@@ -29,6 +29,9 @@ class BagsConfig(Section):
     """Largest share of a bag that its top-K patches may make up; 1: no limit but the bag."""
     mixed_bag_loss: bool = False
     """Apply the bag loss to the mixed bag too."""
+    hard_negatives: bool = False
+    """Apply L1 and L4 to the top-K patches of negative slides too, beside the mixed bag's patches: each of them is
+    certainly negative, however high its attention. Pseudo-labelled slides give none. See ``bags.top_k``."""
     slides_per_step: int = Field(default=4, ge=1, le=65_536)
     """Most slide bags in a step."""
     patches_per_step: int = Field(default=32_768, ge=16, le=100_000_000)

@@ -8,14 +8,13 @@ from numpy.typing import NDArray
 
 from distmil.exporting.frame import Frame
 from distmil.exporting.scores import ScoredPatches
+from distmil.slides.grid import grid_step
 from distmil.visualization.score_grid import score_grid
 
 MAX_EDGE_PX = 4096
 """Longest edge of a map for which a reduction is chosen; QuPath shows larger images as pyramids alone."""
-_FAR = 4
-"""Times the smallest gap between corners from which the number of steps in a gap is not certain."""
-_LEAST_STEP = 0.25
-"""Share of a patch's edge: corners nearer to each other do not lie on one grid."""
+_FINEST = 0.25
+"""Share of a patch's edge: corners nearer to each other have no pixel each."""
 
 Grid = NDArray[np.float32]
 
@@ -66,23 +65,10 @@ def pyramid(grid: Grid, *, tile_px: int) -> list[Grid]:
     return levels
 
 
-def grid_step(patches: ScoredPatches) -> float:
-    """Find the distance of neighbouring patches in level-0 pixels, to a fraction of a pixel: corners are rounded.
-
-    It is the largest number of which the gaps between corners are multiples. Where the corners lie on no common grid,
-    or there is one patch alone, it is the patch's edge.
-    """
+def step_of(patches: ScoredPatches) -> float:
+    """Find the distance of neighbouring patches in level-0 pixels; where they lie on no grid, the patch's edge."""
     edge = float(patches.extent_N.min())
-    gap_K = np.concatenate([np.diff(np.unique(corner_N)) for corner_N in (patches.x_N, patches.y_N)])
-    if not len(gap_K):
-        return edge
-    near_K = gap_K[gap_K <= _FAR * gap_K.min()]
-    for parts in range(1, 1 + int(near_K.min() / (_LEAST_STEP * edge))):
-        step = near_K.min() / parts
-        steps_K = np.rint(near_K / step)
-        if (np.abs(near_K - steps_K * step) <= 1 + steps_K / parts).all():  # the least gap may be a pixel off, too
-            return float(near_K.sum() / steps_K.sum())
-    return edge
+    return grid_step(patches.x_N, patches.y_N, edge=edge, finest=_FINEST) or edge
 
 
 def values_of(patches: ScoredPatches, name: str, frame: Frame, *, step: float) -> Grid:
@@ -95,7 +81,7 @@ def values_of(patches: ScoredPatches, name: str, frame: Frame, *, step: float) -
         patches: In level-0 pixels of the slide.
         name: The score.
         frame: What the map shows.
-        step: Level-0 pixels per pixel of the map; see ``grid_step``.
+        step: Level-0 pixels per pixel of the map; see ``step_of``.
     """
     width, height = frame.map_size(step)
     column_N, row_N = _cells(patches.x_N, frame.x, step), _cells(patches.y_N, frame.y, step)

@@ -18,7 +18,7 @@ from distmil.exporting.geojson import (
     patch_features,
     region_features,
 )
-from distmil.exporting.maps import choose_downsample, grid_step, map_of, pyramid, values_of
+from distmil.exporting.maps import choose_downsample, map_of, pyramid, step_of, values_of
 from distmil.exporting.regions import Region, find_regions
 from distmil.exporting.scores import ScoredPatches
 from distmil.exporting.tiff import TILE_PX, encode_colours, encode_values
@@ -97,7 +97,7 @@ class SlideExport:
 
     def ome(self) -> Files:
         """Write the scores as they are, a pixel a patch and a channel a score."""
-        step = grid_step(self.patches)
+        step = step_of(self.patches)
         maps = {name: values_of(self.patches, name, self.frame, step=step) for name in self.names}
         return {f"{self.slide_id}_scores.ome.tif": encode_values(maps, um_per_px=self.mpp and self.mpp * step)}
 

@@ -20,6 +20,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
+from distmil.slides.grid import grid_step
+
 Floats: TypeAlias = NDArray[np.float64]
 Gather: TypeAlias = Callable[[Any], Sequence[Any]]
 """From this worker's values to those of all workers."""
@@ -30,8 +32,8 @@ SLOPES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.3, 1.7)
 FITTED_SLIDES = 100
 """Most slides of a class that the evidence is fitted on."""
 _LEAST = 1e-7
-_FINEST = 8
-"""Patches nearer than an eighth of their edge lie on no common grid."""
+_FINEST = 1 / 8
+"""Share of a patch's edge: patches nearer to each other lie on no common grid."""
 
 
 @dataclass(frozen=True)
@@ -177,13 +179,11 @@ def fitted_slides(is_positive: Sequence[bool]) -> set[int]:
 
 
 def _cells(edge_N: NDArray[np.int32], extent_px: int) -> tuple[NDArray[np.int64], int]:
-    """Number the cells of a grid's axis; beside them, how many cells apart patches no longer overlap."""
-    gap = np.ediff1d(np.unique(edge_N)).astype(np.float64)
-    if not len(gap):
-        return np.zeros(len(edge_N), np.int64), 1
-    is_grid = gap.min() * _FINEST >= extent_px
-    # a stride need not be a whole number of level-0 pixels: the mean is nearer to it than any one gap
-    step = float(gap.sum() / np.round(gap / gap.min()).sum()) if is_grid else float(extent_px)
+    """Number the cells of a grid's axis; beside them, how many cells apart patches no longer overlap.
+
+    Each axis has a step of its own. Patches on no grid lie in cells of a patch's edge.
+    """
+    step = grid_step(edge_N, edge=extent_px, finest=_FINEST) or extent_px
     return np.round((edge_N - edge_N.min()) / step).astype(np.int64), max(1, round(extent_px / step))
 
 

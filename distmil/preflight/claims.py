@@ -24,24 +24,25 @@ def run_id(job: str, name: str | None) -> str | None:
     return f"{PRETRAINING}{name}" if job == "pretrain" and name else name
 
 
-_LATER = {"training.threshold_aim": YOUDEN, "training.folds": 0}
+_LATER = {"training.threshold_aim": YOUDEN, "training.folds": 0, "bags.hard_negatives": False}
 """Settings that count where they are not the default, which earlier versions did not have."""
 
 
 def settings_of(config: Config, classes: Sequence[str]) -> dict[str, Any]:
     """List every setting but the encoder's weights that a training depends on, dotted."""
     per_job = per_job_keys()
-    return {
+    settings = {
         **{f"{section}.{key}": value for section in ("labels", "bags", "model", "losses")
            for key, value in getattr(config, section).model_dump().items() if f"{section}.{key}" not in per_job},
         **{f"training.{key}": value for key, value in config.training.identity().items()},
         "encoder.trainable": config.encoder.trainable,
         "encoder.views": config.encoder.views,
         **(_fine_tuning(config.encoder) if config.encoder.trainable else {}),
-        **{key: value for key, default in _LATER.items() if (value := config.flat()[key]) != default},
+        **{key: config.flat()[key] for key in _LATER},
         "tiling": config.tiling.identity(),
         "cohort.classes": list(classes),
     }  # fmt: skip
+    return {key: value for key, value in settings.items() if key not in _LATER or value != _LATER[key]}
 
 
 def _fine_tuning(encoder: EncoderConfig) -> dict[str, Any]:

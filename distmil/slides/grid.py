@@ -7,6 +7,7 @@ drift. Tuples are (x, y) and (width, height) in level-0 pixels unless a name say
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,8 @@ Box = tuple[int, int, int, int]
 FACTORS = (2, 4)
 """Whole-number reductions of a level that count as a resolution of their own."""
 _ROUNDING = 1e-9
+_FAR = 4
+"""Times the smallest gap between corners from which the number of steps in a gap is not certain."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,31 @@ def _covering(start: int, stop: int, edge: int, stride: float) -> list[int]:
         first += 1
         found.append(round(first * stride))
     return found
+
+
+def grid_step(*corners: NDArray[np.integer[Any]], edge: float, finest: float) -> float | None:
+    """Find the step of the grid that corners lie on, to a fraction of a pixel: corners are rounded.
+
+    It is the largest number of which the gaps between corners are multiples.
+
+    Args:
+        corners: Along each axis that shares the step, in level-0 pixels, in any order.
+        edge: Of a patch.
+        finest: Smallest step of a grid as a share of the edge.
+
+    Returns:
+        None where the corners lie on no common grid, where its step would be finer, or where no axis has a gap.
+    """
+    gap_K = np.concatenate([np.diff(np.unique(corner_N)) for corner_N in corners]).astype(np.float64)
+    if not len(gap_K):
+        return None
+    near_K = gap_K[gap_K <= _FAR * gap_K.min()]
+    for parts in range(1, 1 + int(near_K.min() / (finest * edge))):
+        step = near_K.min() / parts
+        steps_K = np.rint(near_K / step)
+        if (np.abs(near_K - steps_K * step) <= 1 + steps_K / parts).all():  # the least gap may be a pixel off, too
+            return float(near_K.sum() / steps_K.sum())
+    return None
 
 
 def snapped(box: Box, *, tile: tuple[float, float], size: tuple[int, int]) -> Box:

@@ -23,7 +23,7 @@ from distmil.models.layout import by_attention, top_k_size
 from distmil.models.pooling import PooledPart
 from distmil.models.tensors import widen
 from distmil.training.learner import Learner
-from distmil.training.losses import LossSettings, topk_losses
+from distmil.training.losses import LossSettings, hard_losses, topk_losses
 from distmil.training.workers import Workers
 
 
@@ -57,14 +57,14 @@ class ChunkedBag:
         weights, found = self._aim.config.losses, {}
         head = self._learner.head
         is_pooled = bool(weights.bag) and not head.bag_loss_on_patches
-        if is_pooled or weights.topk:
+        if is_pooled or weights.topk or self._aim.has_hard_negatives:
             part, attention_T = self._first_pass()
         if is_pooled:
             found["bag"] = self._pooled(part)
         elif weights.bag:
             found["bag"] = self._each_patch()
-        if weights.topk:
-            found["topk"] = self._topk(attention_T)
+        if weights.topk or self._aim.has_hard_negatives:
+            found |= self._top_patches(attention_T)
         return found
 
     def _forward(self, index: int, patches: Tensor) -> tuple[Tensor, Tensor]:
@@ -126,8 +126,8 @@ class ChunkedBag:
             total = total + loss.detach()
         return total
 
-    def _topk(self, attention_T: Tensor) -> Tensor:
-        """Send back the loss of the whole bag's top-K patches, as far as they are this worker's."""
+    def _top_patches(self, attention_T: Tensor) -> dict[str, Tensor]:
+        """Send back the losses of the whole bag's top-K patches, as far as they are this worker's."""
         aim, learner = self._aim, self._learner
         k = top_k_size(self._count, aim.config.bags.top_k, share=aim.config.bags.top_k_share)
         best = by_attention(attention_T)[:k].cpu()
@@ -136,15 +136,19 @@ class ChunkedBag:
         start, stop = self._start, self._start + len(attention_T)
         own = np.array([place for _, place in chosen if start <= place < stop], np.int64)
         if not len(own):
-            return torch.zeros((), device=learner.device)
+            return {}
         patches = pack([(self._source, own if self._sample is None else self._sample[own])], learner.device)
         feature_KF, attention_K = self._forward(len(self._pieces), patches)
-        bag_K = self._one_bag(attention_K)
-        loss = topk_losses(learner.head, feature_KF, attention_K, bag_K=bag_K, label_B=self._label_B, aim=aim) * (
-            len(own) / k
-        )
-        (aim.config.losses.topk * loss).backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        found, bag_K = {}, self._one_bag(attention_K)
+        if aim.config.losses.topk:
+            loss = topk_losses(learner.head, feature_KF, attention_K, bag_K=bag_K, label_B=self._label_B, aim=aim)
+            found["topk"] = loss * (len(own) / k)
+        if aim.has_hard_negatives:
+            is_hard_K = torch.ones_like(bag_K, dtype=torch.bool)
+            found |= hard_losses(learner.head, feature_KF, attention_K, is_hard_K=is_hard_K, aim=aim)
+        _, loss = aim.weigh(found)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in found.items()}
 
     def _one_bag(self, attention_T: Tensor) -> Tensor:
         return torch.zeros(len(attention_T), dtype=torch.int64, device=attention_T.device)

@@ -89,12 +89,13 @@ class StepGraphs:
         patches, *others = batch.tensors
         if self._patches is None or len(self._patches) < len(patches):
             self._patches = torch.empty_like(patches)  # graphs of smaller batches keep the buffer that they read
-        bag_T, place_K, bag_K, label_B, target_NC = (torch.empty_like(tensor) for tensor in others)
+        bag_T, place_K, bag_K, label_B, is_hard_B, target_NC = (torch.empty_like(tensor) for tensor in others)
         return replace(
             batch,
             patches=self._patches[: len(patches)],
             layout=replace(batch.layout, bag_T=bag_T),
             top_k=TopK(place_K, bag_K),
             label_B=label_B,
+            is_hard_B=is_hard_B,
             target_NC=target_NC,
         )

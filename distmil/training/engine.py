@@ -71,7 +71,7 @@ def _loaded(
     workers: Workers,
 ) -> Iterator[tuple[Step, Batch | None]]:
     """Yield an epoch's steps with this worker's share, drawn and read while the steps before are computed."""
-    with_mixed, with_slides = uses_patch_labels(config), bool(config.losses.bag or config.losses.topk)
+    with_mixed, with_slides = uses_patch_labels(config), uses_slides(config)
 
     def load(numbered: tuple[int, Sequence[int]]) -> tuple[Step, Batch | None]:
         step = planner.step(epoch, *numbered, with_mixed=with_mixed, with_slides=with_slides)
@@ -102,6 +102,13 @@ def class_weights(config: Config, planner: StepPlanner) -> Tensor | None:
 def uses_patch_labels(config: Config) -> bool:
     """Check whether a loss looks at mixed bags."""
     return bool(config.losses.patch or config.losses.attention or (config.losses.bag and config.bags.mixed_bag_loss))
+
+
+def uses_slides(config: Config) -> bool:
+    """Check whether a loss looks at slide bags."""
+    weights = config.losses
+    has_hard_negatives = config.bags.hard_negatives and (weights.patch or weights.attention)
+    return bool(weights.bag or weights.topk or has_hard_negatives)
 
 
 def active_config(config: Config, planner: StepPlanner) -> tuple[Config, list[str]]:

@@ -30,7 +30,14 @@ class LossSettings:
     num_bags: int
     """Slides, and the mixed bag where the bag loss is on it as well."""
     num_mixed: int
+    num_hard: int = 0
+    """Hard negatives of the slides."""
     class_weight_C: Tensor | None = None
+
+    @property
+    def has_hard_negatives(self) -> bool:
+        """Whether L1 or L4 is on patches of slides."""
+        return bool(self.num_hard and (self.config.losses.patch or self.config.losses.attention))
 
     def of_slides(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
         """Return the sum of slide losses by class weight, each a share of the workers' mean."""
@@ -56,7 +63,7 @@ def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: LossSe
     found = {}
     nothing = batch.layout.bag_T.new_empty(0)
     chosen, bag_K = nothing, nothing
-    if num_slides and weights.topk:
+    if num_slides and (weights.topk or aim.has_hard_negatives):
         chosen, bag_K = top_k_patches(attention_T, batch.layout.bag_T, batch.top_k), batch.top_k.bag_K
     first, stop = len(feature_TF) - num_mixed, len(feature_TF)
     single = torch.cat([chosen, torch.arange(first, stop, device=nothing.device)])
@@ -65,10 +72,13 @@ def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: LossSe
     attention_K, attention_N = attention_T.index_select(0, single).split(sizes)  # the gradient of indexing would sort
     if weights.bag and (num_slides or aim.config.bags.mixed_bag_loss):
         found["bag"] = bag_losses(head, feature_TF, attention_T, batch, aim)
-    if len(chosen):
+    if len(chosen) and weights.topk:
         found["topk"] = topk_losses(head, feature_KF, attention_K, bag_K=bag_K, label_B=batch.label_B, aim=aim)
-    if len(batch.target_NC):
-        found |= mixed_losses(head, feature_NF, attention_N, batch.target_NC, aim)
+    if num_mixed:
+        found |= labelled_losses(head, feature_NF, attention_N, batch.target_NC, aim)
+    if len(chosen) and aim.has_hard_negatives:
+        hard = hard_losses(head, feature_KF, attention_K, is_hard_K=batch.is_hard_B[bag_K], aim=aim)
+        found |= {name: value + found[name] if name in found else value for name, value in hard.items()}
     return found
 
 
@@ -104,15 +114,34 @@ def topk_losses(
     return aim.of_slides(losses.topk_loss(logits_KC, bag_K, label_B), label_B)
 
 
-def mixed_losses(
-    head: Network, feature_NF: Tensor, attention_N: Tensor, target_NC: Tensor, aim: LossSettings
+def hard_losses(
+    head: Network, feature_KF: Tensor, attention_K: Tensor, *, is_hard_K: Tensor, aim: LossSettings
 ) -> dict[str, Tensor]:
-    """Return the active losses of the mixed bag's patches: L1 and L4."""
-    weights, found = aim.config.losses, {}
-    positive_N = 1 - target_NC[:, 0]
+    """Return L1 and L4 of the top-K patches of negative slides, whose target is class 0.
+
+    The patches of other slides are masked: a step's sizes on a GPU do not depend on how many slides are negative.
+    """
+    target_KC = torch.zeros(len(feature_KF), head.classifier.out_features, device=feature_KF.device)
+    target_KC[:, 0] = 1
+    return labelled_losses(head, feature_KF, attention_K, target_KC, aim, is_counted_N=is_hard_K)
+
+
+def labelled_losses(
+    head: Network,
+    feature_NF: Tensor,
+    attention_N: Tensor,
+    target_NC: Tensor,
+    aim: LossSettings,
+    *,
+    is_counted_N: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Return the active losses of single labelled patches: L1 and L4."""
+    weights, each = aim.config.losses, {}
     logits_NC = head.patch_logits(feature_NF, attention_N)
     if weights.patch:
-        found["patch"] = losses.patch_loss(logits_NC, target_NC).sum() / aim.num_mixed
+        each["patch"] = losses.patch_loss(logits_NC, target_NC)
     if weights.attention:
-        found["attention"] = losses.attention_loss(attention_N, logits_NC, positive_N).sum() / aim.num_mixed
-    return found
+        each["attention"] = losses.attention_loss(attention_N, logits_NC, 1 - target_NC[:, 0])
+    if is_counted_N is not None:
+        each = {name: loss_N * is_counted_N for name, loss_N in each.items()}
+    return {name: loss_N.sum() / (aim.num_mixed + aim.num_hard) for name, loss_N in each.items()}

@@ -76,8 +76,9 @@ def take_step(
         class_weight_C: Weight of a slide of each class; None: 1.
     """
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
+    num_hard = step.count_hard(bags, config.bags)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
-    aim = LossSettings(config, num_slides, num_bags, num_mixed, class_weight_C)
+    aim = LossSettings(config, num_slides, num_bags, num_mixed, num_hard, class_weight_C)
     batch = batch or load_batch(bags, step, share_of(step, bags, workers), config.bags, learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
@@ -92,7 +93,7 @@ def take_step(
         if graphs is None or step.is_chunked:  # a chunked bag has left gradients to add to
             numbers = work(batch)
         else:
-            constants = (num_slides, num_bags, num_mixed, *(getattr(config.losses, name) for name in LOSSES))
+            constants = (num_slides, num_bags, num_mixed, num_hard, *(getattr(config.losses, name) for name in LOSSES))
             numbers = graphs.run(work, batch, learner.parameters, constants)
         if numbers is not None:
             values += numbers

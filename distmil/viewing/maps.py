@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from distmil.exporting.frame import Frame
-from distmil.exporting.maps import grid_step, values_of
+from distmil.exporting.maps import step_of, values_of
 from distmil.exporting.scores import ScoredPatches
 
 
@@ -22,7 +22,7 @@ class ValueMaps:
     @cached_property
     def step(self) -> float:
         """Level-0 pixels per pixel of the maps."""
-        return grid_step(self.patches)
+        return step_of(self.patches)
 
     @property
     def corner(self) -> tuple[int, int]:

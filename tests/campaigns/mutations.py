@@ -107,6 +107,10 @@ MUTATIONS = (
         "np.random.default_rng([self._seed, epoch])", "np.random.default_rng([epoch])", "bags/test_bag.py",
     ),
     Mutation(
+        "slides that a model called negative give hard negatives", "bags",
+        "return self.label == 0 and not self.is_pseudo", "return self.label == 0", "training/test_hard_negatives.py",
+    ),
+    Mutation(
         "dropout of both passes is drawn apart", "training",
         "torch.manual_seed(mix_seed(self.steps_done, *values))", "torch.seed()", "training/test_step.py",
     ),

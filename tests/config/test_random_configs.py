@@ -36,8 +36,9 @@ def draw(generator: np.random.Generator) -> tuple[Config, list[Bag]]:
         "bags": {
             "mixed": one("per_class", "per_slide", "pooled"), "n": one(2, 5, 16), "k_positive": one(1, 6),
             "k_negative": one(1, 10), "top_k": one(1, 3, 100), "top_k_share": one(0.01, 0.1, 1.0),
-            "mixed_bag_loss": one(False, True), "slides_per_step": one(1, 2, 5), "patches_per_step": one(16, 64, 1000),
-            "sample": one(0, 5), "oversample": one(1.0, 3.0), "paired": one(False, True),
+            "mixed_bag_loss": one(False, True), "hard_negatives": one(False, True),
+            "slides_per_step": one(1, 2, 5), "patches_per_step": one(16, 64, 1000), "sample": one(0, 5),
+            "oversample": one(1.0, 3.0), "paired": one(False, True),
         },
         "model": {
             "name": one(*["dual"] * 6, "attention", "gated_attention", "max", "mean", "instance", "patches"),

@@ -10,7 +10,7 @@ from defusedxml import ElementTree
 from matplotlib import colormaps
 
 from distmil.exporting.frame import Frame, frame_of
-from distmil.exporting.maps import choose_downsample, grid_step, map_of
+from distmil.exporting.maps import choose_downsample, map_of, step_of
 from distmil.exporting.slide_export import SlideExport
 from tests.support.scale import cases
 from tests.support.scored import ScoredCase, random_case
@@ -110,7 +110,7 @@ def test_the_map_at_a_patch_is_the_tables_value(seed: int) -> None:
 def test_value_maps_hold_the_tables_numbers_a_pixel_a_patch(seed: int, tmp_path: Path) -> None:
     case = random_case(seed, extent=(40, 300), columns=int(10 + seed % 60))
     export = export_of(case, names=["probability", "fused"])
-    frame, step = export.frame, grid_step(case.patches)
+    frame, step = export.frame, step_of(case.patches)
     assert step == pytest.approx(case.stride, abs=1) or step == case.extent_px
     (content,) = export.ome().values()
     (tmp_path / "v.ome.tif").write_bytes(content)
@@ -144,7 +144,7 @@ def test_patches_of_no_common_grid_share_pixels() -> None:
     x = np.random.default_rng(0).integers(0, case.size[0], case.table.num_rows).astype(np.int32)
     table = case.table.set_column(1, "x", [x])
     patches = ScoredCase(case.size, None, 1, case.stride, case.extent_px, case.classes, table).patches
-    assert grid_step(patches) == case.extent_px
+    assert step_of(patches) == case.extent_px
 
 
 def test_the_same_content_gives_the_same_bytes_and_names_no_machine() -> None:

@@ -68,6 +68,22 @@ def test_features_on_no_common_grid_are_scored_all_the_same(seed):
     assert 0 <= score <= 1
 
 
+def test_an_eighth_of_an_edge_is_a_grid_and_less_is_none():
+    """Patches in steps of a ninth lie in cells of an edge, where the highest stands for all of them."""
+    fused = np.array([0.2] * 8 + [0.9])
+    for parts, apart in ((8, 8), (9, 1)):
+        x = np.arange(9, dtype=np.int32) * (720 // parts)
+        grids = ScoreGrid.of(fused, Places(x, np.zeros(9, np.int32), 720)).logits
+        assert len(grids) == apart
+    assert sorted(grids[0].ravel()) == pytest.approx(np.log([0.2 / 0.8, 0.9 / 0.1]))
+
+
+def test_columns_two_and_three_steps_apart_are_no_neighbours():
+    x = np.array([0, 200, 500], np.int32)
+    (grid,) = ScoreGrid.of(np.full(3, 0.5), Places(x, np.zeros(3, np.int32), 100)).logits
+    assert np.flatnonzero(~np.isnan(grid[0])).tolist() == [0, 2, 5]
+
+
 def test_scores_of_0_and_1_stay_finite():
     places = places_of([(0, 0), (0, 1)], stride=100, extent_px=100)
     for fused in ([0.0, 0.0], [1.0, 1.0], [0.0, 1.0]):

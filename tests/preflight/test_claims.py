@@ -1,9 +1,12 @@
 """A run's name is compared with its settings before anything heavy is imported."""
 
+from itertools import groupby
+
 import pytest
 
 from distmil.cohort import Cohort
 from distmil.config.loading import build_config
+from distmil.config.root import Config
 from distmil.encoders.registry import EncoderSpec
 from distmil.errors import ConfigError
 from distmil.pipeline.job import Job
@@ -60,12 +63,38 @@ def test_a_damaged_claim_is_left_to_the_job(store: Store) -> None:
     check_claim(build_config({"training": {"run": "r"}}), CLASSES, store, job="train")
 
 
-def test_another_aim_of_the_thresholds_is_another_run_and_claims_without_one_stay_good():
-    plain, aimed = (
-        settings_of(build_config({"training": {"threshold_aim": aim}}), ["a", "b"])
-        for aim in ("youden", "specificity=0.9")
-    )
-    assert "training.threshold_aim" not in plain  # as in claims of earlier versions
-    assert changes(aimed, plain) == ["training.threshold_aim: 'youden' then, 'specificity=0.9' now"]
-    assert changes(plain, aimed) == ["training.threshold_aim: 'specificity=0.9' then, 'youden' now"]
-    assert changes(aimed, aimed) == changes(plain, plain) == []
+@pytest.mark.parametrize(
+    ("key", "default", "other"),
+    [
+        ("training.threshold_aim", "youden", "specificity=0.9"),
+        ("training.folds", 0, 5),
+        ("bags.hard_negatives", False, True),
+    ],
+)
+def test_a_setting_that_came_later_is_another_run_and_claims_without_it_stay_good(key, default, other):
+    section, _, name = key.partition(".")
+    plain, changed = (settings_of(build_config({section: {name: value}}), ["a", "b"]) for value in (default, other))
+    assert key not in plain  # as in claims of earlier versions
+    assert changes(changed, plain) == [f"{key}: {default!r} then, {other!r} now"]
+    assert changes(plain, changed) == [f"{key}: {other!r} then, {default!r} now"]
+    assert changes(changed, changed) == changes(plain, plain) == []
+
+
+def test_the_claims_of_earlier_versions_hold_every_setting_that_a_claim_has_today():
+    """A new setting would end every earlier run: it belongs among those that came later."""
+    found = sorted(settings_of(Config(), ["a", "b"]))
+    assert {section: " ".join(key.partition(".")[2] for key in keys) for section, keys in groupby(found, _section)} == {
+        "bags": "k_negative k_positive mixed mixed_bag_loss n oversample paired patches_per_step sample slides_per_step "
+        "top_k top_k_share",
+        "cohort": "classes",
+        "encoder": "trainable views",
+        "labels": "form groups negative_below origin positive_at",
+        "losses": "attention bag class_weights patch ramp topk",
+        "model": "attention_dim dropout feature_dim input_dropout name patch_feature topk_detach topk_feature",
+        "tiling": "",
+        "training": "clip_norm ema encoder_lr epochs lr patience schedule seed select_by warmup_steps weight_decay",
+    }
+
+
+def _section(key: str) -> str:
+    return key.partition(".")[0]

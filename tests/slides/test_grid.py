@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from distmil.errors import TooCoarse, TooSmall
-from distmil.slides.grid import lay_grid, plan_read
+from distmil.slides.grid import grid_step, lay_grid, plan_read
+from tests.support.scale import cases
 
 WIDE = (1003, 517)
 FRACTIONAL = 224 * 0.5 / 0.243  # a 0.243 um/px scanner at 0.5: 460.9...
@@ -173,3 +174,39 @@ def test_what_is_read_is_what_is_covered():
         assert plan.read_px * downsamples[plan.level] == pytest.approx(plan.extent_px, abs=downsamples[plan.level])
         assert plan.read_px >= 224
         assert plan.mpp == pytest.approx(wanted, rel=max(tolerance, 0.005))
+
+
+@pytest.mark.parametrize("seed", range(cases(100, full=2000)))
+def test_the_step_of_a_grid_is_found_from_some_of_its_corners(seed):
+    """Steps of fractions of a pixel, holes, and both axes together or one alone."""
+    rng = np.random.default_rng(seed)
+    edge = float(rng.integers(80, 900))
+    stride = edge * rng.uniform(0.3, 1.2)
+    start = rng.uniform(0, 5000)
+    kept = np.sort(rng.choice(60, size=40, replace=False))
+    x, y = (np.rint(start + stride * cells).astype(np.int32) for cells in (kept, np.arange(7)))
+    for corners in ((rng.permutation(x),), (x, y)):
+        step = grid_step(*corners, edge=edge, finest=0.25)
+        assert step == pytest.approx(stride, abs=2 / 30)
+        assert np.abs((x - x.min()) / step - (kept - kept[0])).max() < 0.5
+
+
+def test_gaps_of_two_and_of_three_steps_have_a_step_of_one():
+    assert grid_step(np.array([0, 200, 500]), edge=100, finest=0.25) == 100
+
+
+@pytest.mark.parametrize("finest", [0.25, 0.125])
+def test_a_finer_step_than_the_caller_takes_is_no_grid(finest):
+    for share, is_grid in ((1.1 * finest, True), (0.9 * finest, False)):
+        corner = np.arange(30) * round(1000 * share)
+        assert grid_step(corner, edge=1000, finest=finest) == (round(1000 * share) if is_grid else None)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_corners_strewn_at_random_lie_on_no_grid(seed):
+    x, y = np.random.default_rng(seed).integers(0, 20_000, size=(2, 200))
+    assert grid_step(x, y, edge=512, finest=0.125) is None
+
+
+def test_one_corner_has_no_step():
+    assert grid_step(np.array([7]), np.array([3, 3]), edge=512, finest=0.25) is None

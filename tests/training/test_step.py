@@ -78,6 +78,7 @@ TWO_LEVELS: dict[str, tuple[Any, Any]] = {
     "mixed_bag_loss": (False, True),
     "classes": (2, 3),
     "workers": (2, 3),
+    "hard_negatives": (False, True),
 }
 RUNS = 16
 MASKS = sorted(range(1, RUNS), key=lambda mask: (mask.bit_count() % 2 == 0, mask))
@@ -132,7 +133,8 @@ def make_case(seed: int, name: str, levels: dict[str, Any]) -> Case:
                 for key in ("patch", "bag", "topk", "attention")}
         | {"class_weights": levels["class_weights"]},
         bags={"top_k": int(generator.integers(1, 12)), "patches_per_step": 16,
-              "mixed_bag_loss": name == "dual" and levels["mixed_bag_loss"]},
+              "mixed_bag_loss": name == "dual" and levels["mixed_bag_loss"],
+              "hard_negatives": levels["hard_negatives"]},
         training={"seed": seed, "clip_norm": 1e6},
     )  # fmt: skip
     bags = [make_bag(i, classes=classes, size=int(generator.integers(17, 300))) for i in range(4)]
@@ -172,7 +174,8 @@ def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int)
     for drawn in BLOCKS[block]:
         case, seed = make_case(*drawn), drawn[0]
         config, step = case.config, case.step
-        config = config.model_copy(update={"bags": config.bags.model_copy(update={"mixed_bag_loss": False})})
+        plain = {"mixed_bag_loss": False, "hard_negatives": False}
+        config = config.model_copy(update={"bags": config.bags.model_copy(update=plain)})
         slides = np.random.default_rng(seed).permutation(4)[: 2 + seed % 3].tolist()
         learns = bool(config.losses.bag or config.losses.topk)
         run = partial(outcome, config, case.bags, workers=Workers(), classes=case.classes, dtype=torch.float64)
@@ -223,7 +226,8 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         found.append(outcome(config, bags, step, Workers(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
         aim = LossSettings(config, 1, 1, 0)
-        drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, workers=Workers(r, 3)) for r in range(3)]
+        made = partial(ChunkedBag, learner, bags[1].source, None, label=1, aim=aim)
+        drawn = [made(workers=Workers(rank, 3)) for rank in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
         assert_equal(found[0], other)
