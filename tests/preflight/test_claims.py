@@ -84,8 +84,8 @@ def test_the_claims_of_earlier_versions_hold_every_setting_that_a_claim_has_toda
     """A new setting would end every earlier run: it belongs among those that came later."""
     found = sorted(settings_of(Config(), ["a", "b"]))
     assert {section: " ".join(key.partition(".")[2] for key in keys) for section, keys in groupby(found, _section)} == {
-        "bags": "k_negative k_positive mixed mixed_bag_loss n oversample paired patches_per_step sample slides_per_step "
-        "top_k top_k_share",
+        "bags": "k_negative k_positive mixed mixed_bag_loss n oversample paired patches_per_step sample "
+        "slides_per_step top_k top_k_share",
         "cohort": "classes",
         "encoder": "trainable views",
         "labels": "form groups negative_below origin positive_at",

@@ -18,7 +18,7 @@ from distmil.training.step import take_step
 from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bag, small_config
 from tests.support.scale import cases
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 from tests.training.test_step import still_learner
 
 NOTHING = np.empty(0, np.int64)
@@ -104,12 +104,12 @@ def test_the_losses_are_those_written_out_packed_in_chunks_and_over_workers(bloc
         expected, num_hard = written_out(head, config, bags, step)
         assert step.count_hard(bags, config.bags) == num_hard
         assert {name: one_pass[0][name] for name in expected} == pytest.approx(expected, rel=1e-9)
-        for result in run_as_group(1 + seed % 3, partial(outcome, config, bags, step, classes=classes)):
+        for result in run_as_workers(1 + seed % 3, partial(outcome, config, bags, step, classes=classes)):
             assert_same(one_pass, result)
         alone = replace(step, bags=step.bags[:1])
         one_pass = outcome(config, bags, alone, Workers(), classes=classes)
         in_chunks = partial(outcome, config, bags, replace(alone, is_chunked=True), classes=classes)
-        for result in run_as_group(1 + seed % 3, in_chunks):
+        for result in run_as_workers(1 + seed % 3, in_chunks):
             assert_same(one_pass, result)
 
 
@@ -164,6 +164,6 @@ def test_a_bag_of_a_million_patches_is_exact_in_chunks_and_over_workers(label: i
     assert step.count_hard(bags, whole.bags) == (10_000 if label == 0 else 0)
     for size in (1, 3):
         in_chunks = partial(outcome, cut, bags, replace(step, is_chunked=True), classes=2)
-        for found in run_as_group(size, in_chunks):
+        for found in run_as_workers(size, in_chunks):
             assert found[0] == pytest.approx(one_pass[0], rel=1e-9)
             assert float((found[1] - one_pass[1]).abs().max()) <= 1e-9 * float(one_pass[1].abs().max())
