@@ -51,6 +51,9 @@ class ViewConfig(Section):
     """Columns of the manifest that the list of slides shows too. patient_id names people; paths are never shown."""
     num_top: int = Field(default=24, ge=1, le=200)
     """Top patches of a slide."""
+    drawn: str | None = None
+    """Folder for the outlines that are drawn in the page, and for the manifest that names them; null: beside the
+    manifest, with its name and `_drawn`. They are drawn only where `view.host` is this machine."""
     export: str | None = None
     """Folder that takes the viewer as plain files, for any file server; null: it is served here."""
     export_px: int | None = Field(default=8192, ge=256)

@@ -6,7 +6,8 @@
     slide-<id>/tiles/<level>/<column>_<row>.jpg
     slide-<id>/maps/<score>.png
     slide-<id>/top/<rank>.jpg
-    slide-<id>/regions.geojson, outlines.geojson
+    slide-<id>/regions.geojson
+    slide-<id>/outlines.geojson                 what people drew, which the page can save
 
 An id may be "..", which is why it never stands alone between two slashes.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.viewing.slide_list import Listed, first_look
-from distmil.viewing.slide_view import SCORES, SlideView
+from distmil.viewing.slide_view import SCORES, Saved, SlideView
 
 MAX_OPEN = 8
 """Slides that are kept open."""
@@ -30,6 +31,7 @@ _TILE = re.compile(rf"slide-{_ID}/tiles/(?P<level>{_NUMBER})/(?P<column>{_NUMBER
 _MAP = re.compile(rf"slide-{_ID}/maps/(?P<score>[a-z_]+)\.png")
 _TOP = re.compile(rf"slide-{_ID}/top/(?P<rank>{_NUMBER})\.jpg")
 _FILE = re.compile(rf"slide-{_ID}/(?P<name>slide\.json|regions\.geojson|outlines\.geojson)")
+_OUTLINES = re.compile(rf"slide-{_ID}/outlines\.geojson")
 _KINDS = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json", "geojson": "application/geo+json"}
 
 
@@ -66,6 +68,24 @@ class Library:
         """
         data = self._data(address)
         return None if data is None else Answer(data, _KINDS[address.rpartition(".")[2]])
+
+    def save(self, address: str, data: bytes, *, over: int) -> Saved | None:
+        """Save what was drawn; None where nothing can be saved.
+
+        Args:
+            address: Of a slide's outlines.
+            data: What the page sends.
+            over: The version that it was drawn over.
+
+        Raises:
+            AnnotationError: If the outlines are refused.
+            StaleDrawing: If another version is the newest.
+            SlideError: If the slide cannot be shown.
+            OSError: If a file cannot be written.
+        """
+        found = _OUTLINES.fullmatch(address)
+        view = self.view(found["slide_id"]) if found else None
+        return view.save(data, over) if view and view.save else None
 
     def view(self, slide_id: str) -> SlideView | None:
         """Open a slide, and close the one that was not looked at for longest; None where it is not listed."""

@@ -15,7 +15,9 @@ from distmil.pipeline.export.choice import choose_run, choose_slides
 from distmil.pipeline.export.slide import Place, SlideFiles
 from distmil.pipeline.export.source import check_target, make_source, threshold_of
 from distmil.pipeline.job import Job, bundle_place, open_cohort
+from distmil.pipeline.view.drawn import Desk
 from distmil.storage.records import Record
+from distmil.viewing.drawing import EXCLUDE, Drawing
 from distmil.viewing.library import Library
 from distmil.viewing.slide_list import Listed
 from distmil.viewing.slide_view import SCORES, SlideView
@@ -34,6 +36,10 @@ class Shelf:
     run: str
     """Name of the predictions."""
     chosen: Mapping[str, tuple[Slide, Record]]
+    desk: Desk | None = None
+    """Where outlines are drawn; None: nothing can be drawn."""
+    is_open: bool = False
+    """The page may save outlines."""
 
     @property
     def config(self) -> Config:
@@ -53,8 +59,14 @@ class Shelf:
             "threshold": threshold_of(self.config, self.bundle),
             "scores": list(SCORES),
             "colours": {name: colour(steps, colours=name).tolist() for name in COLOURS},
+            "draw": self._pens() if self.is_open else None,
             "max_px": self.config.view.export_px if self.config.view.export else None,
         }
+
+    def _pens(self) -> list[str]:
+        """List what an outline may be: the classes, targets first, and what is carved out."""
+        normal, *targets = self.bundle.classes
+        return [*targets, normal, EXCLUDE]
 
     def _listed(self, slide: Slide, record: Record) -> Listed:
         label = "" if slide.label is None or slide.is_pseudo else self.cohort.classes[slide.label]
@@ -77,25 +89,38 @@ class Shelf:
         source = make_source(self.job, self.bundle, self.cohort, slide, record, with_pictures=False)
         place = Place(self.job.store, f"{predictions_folder(self.run)}/view")  # nothing is written there
         files = SlideFiles(source, self.config, self.job.store, self.run, place)
-        reader = self.config.tiling.reader
+        reader, desk = self.config.tiling.reader, self.desk
         return SlideView(
             files.content,
             lambda: SlideTiles(slide.path, reader=reader),
-            files.outlines,
+            (lambda: desk.drawing(source)) if desk else Drawing,
             source.reading.words(),
             num_top=self.config.view.num_top,
+            save=(lambda data, over: desk.save(source, data, over=over)) if desk and self.is_open else None,
         )
 
 
-def open_shelf(job: Job) -> Shelf:
-    """Find the predictions that are shown. Raises: ConfigError, BundleError, ManifestError, StorageError."""
+def open_shelf(job: Job, *, is_open: bool = False) -> Shelf:
+    """Find the predictions that are shown.
+
+    Args:
+        job: The job.
+        is_open: The page may save outlines, where the cohort has a manifest.
+
+    Raises:
+        ConfigError: If there is nothing to show.
+        BundleError: If there is no such bundle.
+        ManifestError: If the manifest cannot be used.
+        StorageError: If the store does not answer.
+    """
     bundle = load_bundle(bundle_place(job), job.store)
     inner = replace(job, config=_as_export(with_bundle(job.config, bundle)))
     cohort = open_cohort(inner, needs_labels=False, needs_splits=False)
     check_target(inner.config, bundle)
     name = choose_run(job, bundle)
     chosen = {slide.slide_id: (slide, record) for slide, record in choose_slides(job, cohort, name)}
-    return Shelf(inner, bundle, cohort, name, chosen)
+    desk = Desk.of(inner.config, job.store, bundle.classes, job.console.note)
+    return Shelf(inner, bundle, cohort, name, chosen, desk, is_open=is_open and desk is not None)
 
 
 def _as_export(config: Config) -> Config:
