@@ -5,18 +5,22 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
 from distmil.config.shown import ExportConfig
+from distmil.errors import StorageError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.export.choice import choose_run, choose_slides
-from distmil.pipeline.export.slide import Place, SlideFiles
+from distmil.pipeline.export.slide import Place, SlideFiles, Source
 from distmil.pipeline.export.source import check_target, make_source, threshold_of
 from distmil.pipeline.job import Job, bundle_place, open_cohort
 from distmil.pipeline.view.drawn import Desk
-from distmil.storage.records import Record
+from distmil.storage.records import Part, Record
+from distmil.tiling.overview import decode_overview
+from distmil.tiling.shards import patches_folder
 from distmil.viewing.drawing import EXCLUDE, Drawing
 from distmil.viewing.library import Library
 from distmil.viewing.slide_list import Listed
@@ -92,12 +96,21 @@ class Shelf:
         reader, desk = self.config.tiling.reader, self.desk
         return SlideView(
             files.content,
-            lambda: SlideTiles(slide.path, reader=reader),
+            lambda: SlideTiles(slide.path, reader=reader, picture=lambda: self._picture(source)),
             (lambda: desk.drawing(source)) if desk else Drawing,
             source.reading.words(),
             num_top=self.config.view.num_top,
             save=(lambda data, over: desk.save(source, data, over=over)) if desk and self.is_open else None,
         )
+
+    def _picture(self, source: Source) -> NDArray[np.uint8] | None:
+        """Read the small picture that is kept beside a slide's patches, None where there is none or it is damaged."""
+        info, place = source.tiled.info, f"{patches_folder(self.config.tiling)}/{source.slide.slide_id}"
+        try:
+            parts = [self.job.store.read_part(place, Part(**part)) for part in info.get("pictures", [])]
+            return decode_overview(*parts)[0] if parts else None
+        except StorageError:
+            return None
 
 
 def open_shelf(job: Job, *, is_open: bool = False) -> Shelf:
