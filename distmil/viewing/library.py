@@ -8,6 +8,7 @@
     slide-<id>/top/<rank>.jpg
     slide-<id>/regions.geojson
     slide-<id>/outlines.geojson                 what people drew, which the page can save
+    beside/...                                  the same of another run, but for what does not depend on it
 
 An id may be "..", which is why it never stands alone between two slashes.
 """
@@ -23,6 +24,7 @@ from typing import Any
 from distmil.viewing.slide_list import Listed, first_look
 from distmil.viewing.slide_view import SCORES, Saved, SlideView
 
+BESIDE = "beside/"
 MAX_OPEN = 8
 """Slides that are kept open."""
 _ID = "(?P<slide_id>[A-Za-z0-9._-]{1,128})"
@@ -53,6 +55,8 @@ class Library:
     listed: Sequence[Listed]
     make: Callable[[str], SlideView]
     """Makes the view of a listed slide. Raises: SlideError, StorageError."""
+    beside: "Library | None" = None
+    """Another run on the same slides."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _views: OrderedDict[str, SlideView] = field(default_factory=OrderedDict)
 
@@ -101,6 +105,8 @@ class Library:
             return view
 
     def _data(self, address: str) -> bytes | None:
+        if self.beside is not None and address.startswith(BESIDE):
+            return self.beside._data(address.removeprefix(BESIDE))
         if address == "run.json":
             return _json(self.run)
         if address == "slides.json":

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from distmil.cohort import Cohort, Slide
 from distmil.config.root import Config
 from distmil.config.shown import ExportConfig
-from distmil.errors import StorageError
+from distmil.errors import BadInput, StorageError
 from distmil.inference.bundle import Bundle, load_bundle, with_bundle
 from distmil.inference.tables import predictions_folder
 from distmil.pipeline.export.choice import choose_run, choose_slides
@@ -44,6 +44,8 @@ class Shelf:
     """Where outlines are drawn; None: nothing can be drawn."""
     is_open: bool = False
     """The page may save outlines."""
+    beside: "Shelf | None" = None
+    """Another run on the same slides."""
 
     @property
     def config(self) -> Config:
@@ -52,7 +54,8 @@ class Shelf:
 
     def library(self) -> Library:
         """Make what the viewer answers from."""
-        return Library(self._run(), [self._listed(*item) for item in self.chosen.values()], self._view)
+        listed = [self._listed(*item) for item in self.chosen.values()]
+        return Library(self._run(), listed, self._view, self.beside.library() if self.beside else None)
 
     def _run(self) -> dict[str, Any]:
         steps = np.linspace(0, 1, 256, dtype=np.float32)
@@ -63,6 +66,7 @@ class Shelf:
             "threshold": threshold_of(self.config, self.bundle),
             "scores": list(SCORES),
             "colours": {name: colour(steps, colours=name).tolist() for name in COLOURS},
+            "beside": self.beside.run if self.beside else None,
             "draw": self._pens() if self.is_open else None,
             "max_px": self.config.view.export_px if self.config.view.export else None,
         }
@@ -133,7 +137,25 @@ def open_shelf(job: Job, *, is_open: bool = False) -> Shelf:
     name = choose_run(job, bundle)
     chosen = {slide.slide_id: (slide, record) for slide, record in choose_slides(job, cohort, name)}
     desk = Desk.of(inner.config, job.store, bundle.classes, job.console.note)
-    return Shelf(inner, bundle, cohort, name, chosen, desk, is_open=is_open and desk is not None)
+    is_open = is_open and desk is not None
+    return Shelf(inner, bundle, cohort, name, chosen, desk, is_open=is_open, beside=_open_beside(job))
+
+
+def _open_beside(job: Job) -> Shelf | None:
+    """Find the predictions beside, None where none are asked for. Raises: BadInput, StorageError."""
+    config, view = job.config, job.config.view
+    if view.beside_model is None and view.beside_run is None:
+        return None
+    asked = {"model": view.beside_model or config.prediction.model, "run": view.beside_run}
+    update = {
+        "prediction": config.prediction.model_copy(update=asked),
+        "view": view.model_copy(update={"beside_model": None, "beside_run": None}),
+    }
+    try:
+        return open_shelf(replace(job, config=config.model_copy(update=update)))
+    except BadInput as error:
+        words = str(error).replace("prediction.model", "view.beside_model")
+        raise type(error)(words.replace("prediction.run", "view.beside_run")) from error
 
 
 def _as_export(config: Config) -> Config:

@@ -16,7 +16,8 @@ export function outlinesOf(collection) {
 export class Drawing {
   constructor(collection) {
     const { version = 0, complete = false, refusal = "" } = collection.distmil ?? {};
-    Object.assign(this, { version, refusal, past: [], selected: null });
+    const unread = collection.error ?? "";
+    Object.assign(this, { version, refusal: refusal || unread, unread, past: [], selected: null });
     this.now = { outlines: outlinesOf(collection), complete };
     this.base = this.now; // what is saved
   }

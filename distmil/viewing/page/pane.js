@@ -22,6 +22,10 @@ export class Pane {
       gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
     });
     this.overlay = new Overlay(this.viewer);
+    this.wanted = null; // the place that was gone to, which holds when the pane's size changes, until the slide is moved
+    const again = () => { if (this.wanted) this.goTo(this.wanted); };
+    this.viewer.addHandler("after-resize", () => requestAnimationFrame(again)); // OpenSeadragon zooms after its event
+    for (const event of ["canvas-press", "canvas-scroll", "canvas-pinch"]) this.viewer.addHandler(event, () => { this.wanted = null; });
   }
 
   folder(slideId) {
@@ -32,6 +36,7 @@ export class Pane {
   async open(slideId, at, opened = () => {}) {
     const mine = ++this.turn;
     Object.assign(this.overlay, { map: null, lines: [], box: null });
+    this.wanted = null;
     [this.slide, this.maps, this.outlines, this.paths] = [null, {}, {}, {}];
     const slide = await read(`${this.folder(slideId)}/slide.json`);
     if (mine !== this.turn) return false;
@@ -76,6 +81,7 @@ export class Pane {
   goTo([x, y, zoom]) {
     const image = this.viewer.world.getItemAt(0);
     if (!image) return;
+    this.wanted = [x, y, zoom];
     this.viewer.viewport.zoomTo(image.imageToViewportZoom(zoom), null, true);
     this.viewer.viewport.panTo(image.imageToViewportCoordinates(new OpenSeadragon.Point(x, y)), true);
   }
@@ -134,6 +140,17 @@ export class Pane {
     this.overlay.draw();
   }
 
+  /** Show all of the slide. */
+  home() {
+    this.wanted = null;
+    this.viewer.viewport.goHome();
+  }
+
+  zoomBy(factor) {
+    this.wanted = null;
+    this.viewer.viewport.zoomBy(factor);
+  }
+
   jump(patch) {
     this.overlay.box = patch;
     const half = patch.extent_px / 2;
@@ -142,17 +159,16 @@ export class Pane {
   }
 }
 
-/** Let two panes show the same place, whichever is moved. */
+/** Let two panes show the same place: the one under the pointer leads, the first where it is elsewhere. */
 export function bind(one, other) {
-  let isFollowing = false;
+  let leader = one;
   const follow = (from, to) => from.viewer.addHandler("update-viewport", () => {
     const [here, there] = [from.place(), to.place()];
-    if (isFollowing || !here || !there || from.slide?.slide_id !== to.slide?.slide_id) return;
-    if (here.every((value, i) => Math.abs(value - there[i]) <= 1e-6 * Math.max(1, Math.abs(value)))) return;
-    isFollowing = true;
-    to.goTo(here);
-    isFollowing = false;
+    if (leader !== from || !here || !there || from.slide?.slide_id !== to.slide?.slide_id) return;
+    if (here.some((value, i) => Math.abs(value - there[i]) > 1e-6 * Math.max(1, Math.abs(value)))) to.goTo(here);
   });
   follow(one, other);
   follow(other, one);
+  other.element.addEventListener("pointerenter", () => { leader = other; });
+  other.element.addEventListener("pointerleave", () => { leader = one; });
 }

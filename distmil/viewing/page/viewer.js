@@ -8,8 +8,8 @@ import { chosen, filtersOf, verdict } from "./slides.js";
 const $ = (id) => document.getElementById(id);
 const state = { slide: "", map: "fused", opacity: 0.5, from: 0, colours: "jet", regions: true, drawn: true, beside: false, at: null };
 const pane = new Pane($("zoom"), { hasNavigator: window.innerWidth > 700 });
-const panel = new DrawPanel(pane, { changed: () => pane.paintOutlines(state) });
 let run, slides, beside = null, others = [], shown = [];
+const panel = new DrawPanel(pane, { changed: () => { pane.paintOutlines(state); sayOutlines(); } });
 window.view = { state, pane, panel, viewer: pane.viewer, overlay: pane.overlay }; // for whoever tests or scripts the page
 
 const names = () => ["none", ...run.scores];
@@ -28,6 +28,7 @@ async function openSlide(slideId) {
   state.slide = slideId;
   panel.take(slideId, null);
   list();
+  showPanes();
   const { at } = state;
   try {
     if (!await pane.open(slideId, at, () => { state.at = null; writeAddress(); })) return;
@@ -39,9 +40,11 @@ async function openSlide(slideId) {
   }
 }
 
+const showPanes = () => $("panes").classList.toggle("two", Boolean(beside && state.beside));
+
 /** Open the other run's prediction of the slide on the right. */
 async function openBeside() {
-  $("zoom").parentElement.classList.toggle("two", Boolean(beside && state.beside));
+  showPanes();
   if (!beside || !state.beside) return;
   const other = others.find((one) => one.slide_id === state.slide);
   $("beside-words").textContent = `${beside.run.name}: ${other ? verdict(other) : `no prediction of ${state.slide}`}`;
@@ -63,9 +66,14 @@ async function showOutlines() {
   const { slide } = pane;
   const [, drawn] = [await pane.readOutlines("regions", "regions"), await pane.readOutlines("drawn", "outlines")];
   if (pane.slide !== slide || !drawn) return;
-  panel.take(slide.slide_id, drawn.error ? { ...drawn, distmil: { refusal: drawn.error } } : drawn);
-  const failed = drawn.error ? `; outlines cannot be read: ${drawn.error}` : "";
-  $("outlines").textContent = `${pane.outlines.regions.length} predicted regions, ${pane.outlines.drawn.length} drawn outlines${failed}`;
+  panel.take(slide.slide_id, drawn);
+}
+
+function sayOutlines() {
+  const { regions, drawn } = pane.outlines;
+  const count = (found, words) => `${found.length} ${words}${found.length === 1 ? "" : "s"}`;
+  const failed = panel.drawing?.unread ? `; they cannot be read: ${panel.drawing.unread}` : "";
+  $("outlines").textContent = regions && drawn ? `${count(regions, "predicted region")}, ${count(drawn, "drawn outline")}${failed}` : "";
 }
 
 function jump(rank) {
@@ -108,9 +116,9 @@ function step(by) {
 }
 
 const KEYS = {
-  n: () => step(1), p: () => step(-1), h: () => pane.viewer.viewport.goHome(), "?": () => { $("keys").open = !$("keys").open; },
+  n: () => step(1), p: () => step(-1), h: () => pane.home(), "?": () => { $("keys").open = !$("keys").open; },
   r: () => change({ regions: !state.regions }), d: () => change({ drawn: !state.drawn }), c: () => beside && change({ beside: !state.beside }),
-  "+": () => pane.viewer.viewport.zoomBy(1.5), "-": () => pane.viewer.viewport.zoomBy(1 / 1.5),
+  "+": () => pane.zoomBy(1.5), "-": () => pane.zoomBy(1 / 1.5),
   t: () => pane.slide && jump((topRank() + 1) % pane.slide.top.length), "/": () => $("search").focus(),
 };
 
@@ -161,6 +169,7 @@ async function start() {
     beside = new Pane($("beside-zoom"), { prefix: "beside/" });
     [beside.run, others] = await Promise.all([read("beside/run.json"), read("beside/slides.json")]);
     bind(pane, beside);
+    beside.viewer.addHandler("animation-finish", writeAddress);
     window.view.beside = beside;
     $("beside-label").hidden = false;
     $("beside-name").textContent = run.beside;
