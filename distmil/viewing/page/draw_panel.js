@@ -14,7 +14,7 @@ const HELP = {
 
 export class DrawPanel {
   constructor(pane, { changed }) {
-    Object.assign(this, { pane, changed, drafts: new Map(), slideId: "", said: null });
+    Object.assign(this, { pane, changed, drafts: new Map(), slideId: "", said: null, isOpen: false });
     this.pencil = new Pencil(pane.overlay, {
       regions: () => pane.outlines.regions ?? [], name: () => $("class").value, changed: () => this.show(),
     });
@@ -23,7 +23,9 @@ export class DrawPanel {
   get drawing() { return this.pencil.drawing; }
   get hasUnsaved() { return [...this.drafts.values()].some((one) => one.isChanged); }
 
+  /** Let people draw: only where what they draw can be saved. */
   start(names) {
+    this.isOpen = true;
     $("draw").hidden = false;
     $("modes").append(...Object.entries(MODES).map(([mode, words]) => {
       const button = Object.assign(document.createElement("button"), { textContent: words, title: HELP[mode] });
@@ -133,7 +135,7 @@ export class DrawPanel {
   /** Answer a key; returns whether it was one of drawing. */
   press(key, isControl) {
     const { pencil, drawing } = this;
-    if (!drawing || drawing.refusal) return false;
+    if (!this.isOpen || !drawing || drawing.refusal) return false;
     const mode = { e: "edit", o: "corners", f: "freehand", a: "accept" }[key];
     if (isControl) {
       if (key !== "z") return false;

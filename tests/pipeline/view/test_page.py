@@ -187,6 +187,14 @@ def test_the_slide_is_zoomed_by_keys_buttons_and_wheel(page: Page) -> None:
     assert page.run("document.getElementById('keys').open")
 
 
+def test_nothing_is_drawn_where_nothing_can_be_saved(page: Page) -> None:
+    page.wait("view.panel.drawing")
+    for key in "ofea":
+        page.press(key)
+        assert page.run("view.panel.pencil.mode") == "look"
+    assert page.run("document.getElementById('draw').hidden")
+
+
 def test_the_list_is_searched_and_sorted(page: Page) -> None:
     ids = "[...document.querySelectorAll('#slides button')].map((one) => one.dataset.slide)"
     enter(page, "sort", "name")
