@@ -1,10 +1,15 @@
 """Tiles a second and milliseconds a tile of the viewer's server, with several clients at once.
 
     python -m benchmarks.viewing SLIDE [--clients 8] [--seconds 5]
+    python -m benchmarks.viewing SLIDE --patches 150000
 
 The server runs in a process of its own; the clients are threads of this one, each with one connection, which ask for
 random tiles. Untouched: tiles of the finest level that the slide's file has as they are. Resampled: those of the levels
 between the file's own. A slide without JPEG tiles has no untouched ones.
+
+With ``--patches`` the slide gets that many scored patches, and what its first view takes is measured: from opening the
+slide to the description, a map, the regions and the tiles of a screen of 1600 x 900 px. A slide that is not there is
+made, 100,000 px wide and high.
 """
 
 import argparse
@@ -16,11 +21,25 @@ import re
 import statistics
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from benchmarks.exporting import make_table
+from benchmarks.slidemaking import make_giant
+from distmil.exporting.frame import frame_of
+from distmil.exporting.scores import scored_patches
+from distmil.exporting.slide_export import SlideExport
+from distmil.slides.reader import open_slide
+from distmil.tiling.overview import MAX_PX
+from distmil.viewing.drawing import Drawing
 from distmil.viewing.library import Library
 from distmil.viewing.slide_list import Listed
+from distmil.viewing.slide_view import SlideView
 from distmil.viewing.tiles import SlideTiles
+
+GIANT_PX = 100_000
 
 
 class _Bare:
@@ -107,12 +126,50 @@ def cpu_of(path: str) -> dict[str, float]:
     return found
 
 
+def first_view(path: Path, num_patches: int) -> dict[str, float]:
+    """Return seconds, of one thread's processor time, until a slide is on the screen for the first time."""
+    make_giant(path, edge_px=GIANT_PX)
+    with open_slide(path) as image:
+        size = image.size
+    height = round(MAX_PX * size[1] / size[0])
+    picture = np.full((height, MAX_PX, 3), 240, np.uint8)  # as large as that which tiling leaves beside the patches
+    table = make_table(min(size), num_patches)
+    start, took = time.process_time(), {"patches": float(table.num_rows)}
+
+    def lap(name: str) -> None:
+        took[name] = round(time.process_time() - start - sum(took.values()) + took["patches"], 3)
+
+    patches = scored_patches(table, abnormal="positive")
+    export = SlideExport("s", patches, frame_of(size, None, origin="slide"), 0.25, 0.75)
+    view = SlideView(export, lambda: SlideTiles(str(path), picture=lambda: picture), Drawing, "")
+    view.describe()
+    lap("describe_s")
+    view.maps.png("fused")
+    lap("map_s")
+    zoom, num_tiles = view.tiles.zoom, 0
+    for level in range(zoom.num_levels):
+        if max(zoom.level_size(level)) > 1600:
+            break
+        if max(zoom.level_size(level)) > MAX_PX:
+            lap("first_tiles_s")
+        columns, rows = zoom.num_tiles(level)
+        num_tiles += sum(view.tiles.tile(level, i, j) is not None for i in range(columns) for j in range(rows))
+    lap("sharp_tiles_s")
+    view.regions()
+    lap("regions_s")
+    return took | {"tiles": num_tiles, "regions": len(export.regions)}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("slide")
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=5.0)
+    parser.add_argument("--patches", type=int)
     given = parser.parse_args()
+    if given.patches:
+        print(json.dumps(first_view(Path(given.slide), given.patches)), flush=True)
+        return
     print(json.dumps({"cpu_ms_per_tile": cpu_of(given.slide)}), flush=True)
     ours, theirs = multiprocessing.Pipe()
     server = multiprocessing.get_context("spawn").Process(target=_serve, args=(given.slide, theirs), daemon=True)

@@ -4,6 +4,7 @@ The class of a feature is QuPath's ``classification`` (a string, or an object wi
 feature of the file has one, it is the first of ``CLASS_PROPERTIES`` that any feature has. QuPath's object ``name`` is a
 remark wherever the file has any class. A file whose features have other texts only is refused, because what
 they say may be the class. An outline that crosses itself encloses every loop it makes (no even-odd holes).
+A collection that distmil's viewer wrote states where its (0, 0) is, under ``ABOUT``.
 """
 
 import json
@@ -16,6 +17,8 @@ from distmil.errors import AnnotationError
 
 CLASS_PROPERTIES = ("class", "class_name", "className", "label", "type", "category", "group", "name")
 """Properties that may hold the class, the first that a file has wins."""
+ABOUT = "distmil"
+"""Member of a collection: ``corner`` is the level-0 (x, y) of the file's (0, 0)."""
 
 _REMARKS = frozenset(
     (
@@ -65,6 +68,10 @@ def read_geojson(content: bytes, outlines: Outlines) -> None:
         where = place or type(error).__name__
         raise AnnotationError(f"the annotation: malformed JSON ({where}); export the GeoJSON again") from error
     del content
+    about = found.get(ABOUT) if isinstance(found, dict) else None
+    if isinstance(about, dict) and "corner" in about:
+        x, y = to_points([about["corner"]])[0].tolist()
+        outlines.corner = (x, y)
     features = [feature for item in (found if isinstance(found, list) else [found]) for feature in _features(item, 0)]
     if any(feature.is_qupath for feature in features):
         outlines.writer = "qupath"

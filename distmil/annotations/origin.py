@@ -48,7 +48,8 @@ def place(
 
     Args:
         annotation: Outlines as the file has them; a mask image always covers the whole slide.
-        origin: ``slide``, ``bounds``, or ``auto``: by the writer, and by which one fits the tissue.
+        origin: ``slide``, ``bounds``, or ``auto``: by the writer, and by which one fits the tissue. A file that states
+            its corner needs none of them.
         bounds: The scanned area, if the slide states one.
         slide_size: Level-0 size of the slide, (width, height).
         tissue: Where tissue is, for ``auto``.
@@ -56,17 +57,13 @@ def place(
     Returns:
         The annotation, and a doubt, "" if there is none.
     """
+    if annotation.corner is not None:
+        return replace(_moved(annotation, annotation.corner), corner=None), ""
     if bounds is None or bounds[:2] == (0, 0) or origin == "slide":
         return annotation, ""
     if not annotation.regions:
         return annotation, _mask_doubt(annotation.mask, bounds)
-    moved = replace(
-        annotation,
-        regions={
-            group: shapely.transform(region, lambda point_N2: point_N2 + np.array(bounds[:2], dtype=np.float64))
-            for group, region in annotation.regions.items()
-        },
-    )
+    moved = _moved(annotation, bounds[:2])
     if origin == "bounds":
         return moved, ""
     is_cropped = bounds[2] != slide_size[0] and bounds[3] != slide_size[1]
@@ -77,6 +74,16 @@ def place(
     is_doubted = not is_clear or bool(written and written != found)
     doubt = _doubt(chosen, written, found if is_clear else "", numbers, bounds) if is_doubted else ""
     return (moved if chosen == "bounds" else annotation), doubt
+
+
+def _moved(annotation: Annotation, corner: tuple[float, float]) -> Annotation:
+    """Move outlines whose (0, 0) is at a level-0 place."""
+    by_2 = np.array(corner, dtype=np.float64)
+    regions = {
+        group: shapely.transform(region, lambda point_N2: point_N2 + by_2)
+        for group, region in annotation.regions.items()
+    }
+    return replace(annotation, regions=regions)
 
 
 def _mask_doubt(mask: NDArray[np.uint8] | None, bounds: Bounds) -> str:

@@ -52,6 +52,8 @@ class Annotation:
     """Program that wrote the file: ``qupath`` or ``asap``, "" = unknown."""
     class_property: str = ""
     """GeoJSON property that the groups were read from, "" where that is the one that QuPath writes."""
+    corner: tuple[float, float] | None = None
+    """Level-0 place of the file's (0, 0) as the file itself states it, None where it does not."""
 
     @property
     def num_dropped(self) -> int:
@@ -80,6 +82,7 @@ class Outlines:
     def __init__(self) -> None:
         self.writer = ""
         self.class_property = ""
+        self.corner: tuple[float, float] | None = None
         self._parts: dict[str, list[BaseGeometry]] = {}
         self._num_repaired = 0
         self._dropped: Counter[str] = Counter()
@@ -113,6 +116,7 @@ class Outlines:
             dropped=dict(self._dropped),
             writer=self.writer,
             class_property=self.class_property,
+            corner=self.corner,
         )
 
 

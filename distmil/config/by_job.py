@@ -76,8 +76,8 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "predict": (_MANIFEST, _ROOT, "prediction.model", *_PREDICT, "tiling.default_mpp", "training.use_gpu"),
     "export": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "export.formats", "export.scores",
                "export.slides", "export.out", "export.threshold", "export.origin"),
-    "view": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "view.port", "view.show", "view.export",
-             "view.export_px", "export.slides", "export.threshold"),
+    "view": (_MANIFEST, _ROOT, "prediction.model", "prediction.run", "view.port", "view.show", "view.drawn",
+             "view.export", "export.slides", "export.threshold"),
 }  # fmt: skip
 """The ten keys that most users of a job set, in the order of interest."""
 EXAMPLES: Mapping[str, str] = {

@@ -51,6 +51,14 @@ class ViewConfig(Section):
     """Columns of the manifest that the list of slides shows too. patient_id names people; paths are never shown."""
     num_top: int = Field(default=24, ge=1, le=200)
     """Top patches of a slide."""
+    beside_model: str | None = None
+    """Another bundle, by its folder or its run, whose predictions are shown beside the first; null: the bundle of
+    `prediction.model`, where `view.beside_run` is set."""
+    beside_run: str | None = None
+    """Name of the predictions beside; null: the only ones of `view.beside_model`."""
+    drawn: str | None = None
+    """Folder for the outlines that are drawn in the page, and for the manifest that names them; null: beside the
+    manifest, with its name and `_drawn`. They are drawn only where `view.host` is this machine."""
     export: str | None = None
     """Folder that takes the viewer as plain files, for any file server; null: it is served here."""
     export_px: int | None = Field(default=8192, ge=256)

@@ -7,12 +7,13 @@ what QuPath shows. Measurement maps need objects of the type tile or detection.
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import shapely
 
+from distmil.annotations.geojson import ABOUT
 from distmil.exporting.frame import Frame
 from distmil.exporting.regions import Region, has_area, patch_boxes, patch_id
 from distmil.exporting.scores import ScoredPatches
@@ -24,6 +25,8 @@ PREFIX = "distmil: "
 """Of the names of measurements."""
 _COLOURS = ((200, 0, 0), (0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0))
 """Of the classes in their order; after red those of Okabe and Ito, which colour-blind eyes tell apart."""
+_GREY = (120, 120, 120)
+"""Of what is no class."""
 
 Feature = dict[str, Any]
 
@@ -82,10 +85,35 @@ def patch_features(
         yield _feature(patch_id(slide_id, patches, i, name="patch"), [ring], properties)
 
 
-def encode_features(features: Iterable[Feature]) -> bytes:
-    """Encode features as one collection, a line each: the same bytes for the same features."""
+def outline_feature(
+    identity: str, name: str, rings: Sequence[Sequence[Sequence[float]]], frame: Frame, *, classes: Sequence[str]
+) -> Feature:
+    """Write an outline that a person drew as an annotation.
+
+    Args:
+        identity: A UUID.
+        name: Its class, "" = none.
+        rings: The outer ring, then its holes: closed, (x, y) in level-0 pixels of the slide.
+        frame: Its corner becomes (0, 0).
+        classes: Names of the classes, for their colours.
+    """
+    properties: dict[str, Any] = {"objectType": "annotation"}
+    if name:
+        properties["classification"] = _classification(name, classes)
+    moved = [[[round(x - frame.x, 2), round(y - frame.y, 2)] for x, y in ring] for ring in rings]
+    return _feature(identity, moved, properties)
+
+
+def encode_features(features: Iterable[Feature], *, about: Mapping[str, Any] | None = None) -> bytes:
+    """Encode features as one collection, a line each: the same bytes for the same features.
+
+    Args:
+        features: The features.
+        about: What the collection says of itself on its first line; other programs pass over it.
+    """
     lines = ",\n".join(json.dumps(feature, separators=(",", ":"), allow_nan=False) for feature in features)
-    return f'{{"type":"FeatureCollection","features":[\n{lines}\n]}}\n'.encode()
+    said = "" if about is None else f'"{ABOUT}":{json.dumps(about, separators=(",", ":"), allow_nan=False)},'
+    return f'{{"type":"FeatureCollection",{said}"features":[\n{lines}\n]}}\n'.encode()
 
 
 def pack(data: bytes) -> bytes:
@@ -99,7 +127,8 @@ def _feature(identity: str, rings: list[Any], properties: dict[str, Any]) -> Fea
 
 
 def _classification(name: str, classes: Sequence[str]) -> dict[str, Any]:
-    return {"name": name, "color": list(_COLOURS[classes.index(name) % len(_COLOURS)])}
+    colour = _COLOURS[classes.index(name) % len(_COLOURS)] if name in classes else _GREY
+    return {"name": name, "color": list(colour)}
 
 
 def _points(ring: shapely.LinearRing, frame: Frame) -> list[list[float]]:

@@ -117,7 +117,8 @@ class TileLevel(SlideImage):
 
     def __init__(self, path: Path, place: LevelPlace, *, table: TileTable, size: tuple[int, int]) -> None:
         self._place = place
-        self._table = table
+        self.table = table
+        """Where its tiles stand in the file."""
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._header: Header | None = None
         width, height = table.tile_size
@@ -137,7 +138,7 @@ class TileLevel(SlideImage):
     def _read(self, x: int, y: int, *, level: int, width: int, height: int) -> NDArray[np.uint8]:
         """Read a region of the level after its reduction; the pixels hold until the next call."""
         left, top = round(x / self.downsamples[0]), round(y / self.downsamples[0])
-        wide, high = (edge // self._place.reduction for edge in self._table.tile_size)
+        wide, high = (edge // self._place.reduction for edge in self.table.tile_size)
         first, last = left // wide, (left + width - 1) // wide
         if first == last and top // high == (top + height - 1) // high:
             tile = self._tile(top // high, first)
@@ -160,12 +161,12 @@ class TileLevel(SlideImage):
             baseline JPEG that ends as it should; then its pixels are to be read.
         """
         left, top = round(x / self.downsamples[0]), round(y / self.downsamples[0])
-        if self._place.reduction != 1 or self._table.tile_size != (edge_px, edge_px):
+        if self._place.reduction != 1 or self.table.tile_size != (edge_px, edge_px):
             return None
         (row, above), (column, before) = divmod(top, edge_px), divmod(left, edge_px)
-        width, height = self._table.size
+        width, height = self.table.size
         is_inside = min(left, top) >= 0 and left + edge_px <= width and top + edge_px <= height
-        if above or before or not is_inside or self._table.byte_counts[row, column] == 0:
+        if above or before or not is_inside or self.table.byte_counts[row, column] == 0:
             return None
         data = self._compressed(row, column)
         try:
@@ -185,8 +186,8 @@ class TileLevel(SlideImage):
 
     def _compressed(self, row: int, column: int) -> bytes:
         """Read a tile as the file holds it. Raises: UnreadableSlide if the file ends before it, OSError."""
-        count = int(self._table.byte_counts[row, column])
-        data = os.pread(self._file, count, int(self._table.offsets[row, column]))
+        count = int(self.table.byte_counts[row, column])
+        data = os.pread(self._file, count, int(self.table.offsets[row, column]))
         if len(data) != count:
             raise UnreadableSlide(f"the slide's file ends inside its tile {column}, {row}")
         return data
@@ -194,7 +195,7 @@ class TileLevel(SlideImage):
     def _header_of(self, data: bytes) -> Header:
         """Parse a tile's header; the headers of one slide are mostly the same bytes."""
         if self._header is None or not data.startswith(self._header.stored):
-            self._header = read_header(data, tables=self._table.tables, colours=self._table.colours)
+            self._header = read_header(data, tables=self.table.tables, colours=self.table.colours)
         return self._header
 
     def _tile(self, row: int, column: int) -> NDArray[np.uint8]:
@@ -209,7 +210,7 @@ class TileLevel(SlideImage):
         return np.asarray(self._kept[slot])
 
     def _decode(self, row: int, column: int, *, out: NDArray[np.uint8]) -> None:
-        table, reduction = self._table, self._place.reduction
+        table, reduction = self.table, self._place.reduction
         rows, columns = table.offsets.shape
         if not (0 <= row < rows and 0 <= column < columns) or table.byte_counts[row, column] == 0:
             out[:] = 255

@@ -104,6 +104,23 @@ def write_outside(target: Path, data: bytes) -> Path:
     return target
 
 
+def write_new(target: Path, data: bytes) -> None:
+    """Write a file outside the store into a folder, under a name that nothing has yet: whole, or not at all.
+
+    Raises:
+        FileExistsError: If the name is taken.
+        OSError: If it cannot be written.
+    """
+    part = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        with part.open("xb") as file:
+            file.write(data)
+            os.fsync(file.fileno())
+        os.link(part, target)  # unlike a rename it never takes the place of another file
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def walk_folder(folder: Path, *, is_deep: bool) -> list[tuple[str, int, float]]:
     """List the files in a folder, or below it too.
 

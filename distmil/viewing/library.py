@@ -6,7 +6,9 @@
     slide-<id>/tiles/<level>/<column>_<row>.jpg
     slide-<id>/maps/<score>.png
     slide-<id>/top/<rank>.jpg
-    slide-<id>/regions.geojson, outlines.geojson
+    slide-<id>/regions.geojson
+    slide-<id>/outlines.geojson                 what people drew, which the page can save
+    beside/...                                  the same of another run, but for what does not depend on it
 
 An id may be "..", which is why it never stands alone between two slashes.
 """
@@ -20,8 +22,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distmil.viewing.slide_list import Listed, first_look
-from distmil.viewing.slide_view import SCORES, SlideView
+from distmil.viewing.slide_view import SCORES, Saved, SlideView
 
+BESIDE = "beside/"
 MAX_OPEN = 8
 """Slides that are kept open."""
 _ID = "(?P<slide_id>[A-Za-z0-9._-]{1,128})"
@@ -30,6 +33,7 @@ _TILE = re.compile(rf"slide-{_ID}/tiles/(?P<level>{_NUMBER})/(?P<column>{_NUMBER
 _MAP = re.compile(rf"slide-{_ID}/maps/(?P<score>[a-z_]+)\.png")
 _TOP = re.compile(rf"slide-{_ID}/top/(?P<rank>{_NUMBER})\.jpg")
 _FILE = re.compile(rf"slide-{_ID}/(?P<name>slide\.json|regions\.geojson|outlines\.geojson)")
+_OUTLINES = re.compile(rf"slide-{_ID}/outlines\.geojson")
 _KINDS = {"jpg": "image/jpeg", "png": "image/png", "json": "application/json", "geojson": "application/geo+json"}
 
 
@@ -51,6 +55,8 @@ class Library:
     listed: Sequence[Listed]
     make: Callable[[str], SlideView]
     """Makes the view of a listed slide. Raises: SlideError, StorageError."""
+    beside: "Library | None" = None
+    """Another run on the same slides."""
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _views: OrderedDict[str, SlideView] = field(default_factory=OrderedDict)
 
@@ -67,6 +73,24 @@ class Library:
         data = self._data(address)
         return None if data is None else Answer(data, _KINDS[address.rpartition(".")[2]])
 
+    def save(self, address: str, data: bytes, *, over: int) -> Saved | None:
+        """Save what was drawn; None where nothing can be saved.
+
+        Args:
+            address: Of a slide's outlines.
+            data: What the page sends.
+            over: The version that it was drawn over.
+
+        Raises:
+            AnnotationError: If the outlines are refused.
+            StaleDrawing: If another version is the newest.
+            SlideError: If the slide cannot be shown.
+            OSError: If a file cannot be written.
+        """
+        found = _OUTLINES.fullmatch(address)
+        view = self.view(found["slide_id"]) if found else None
+        return view.save(data, over) if view and view.save else None
+
     def view(self, slide_id: str) -> SlideView | None:
         """Open a slide, and close the one that was not looked at for longest; None where it is not listed."""
         if all(slide.slide_id != slide_id for slide in self.listed):
@@ -81,6 +105,8 @@ class Library:
             return view
 
     def _data(self, address: str) -> bytes | None:
+        if self.beside is not None and address.startswith(BESIDE):
+            return self.beside._data(address.removeprefix(BESIDE))
         if address == "run.json":
             return _json(self.run)
         if address == "slides.json":

@@ -2,11 +2,13 @@
 
 from importlib import resources
 
+_MODULES = (
+    "viewer.js", "address.js", "draw_panel.js", "drawing.js", "geometry.js", "overlay.js", "pane.js", "panel.js",
+    "pencil.js", "slides.js",
+)  # fmt: skip
 PAGE = {
     "index.html": "text/html; charset=utf-8",
-    "viewer.js": "text/javascript; charset=utf-8",
-    "slides.js": "text/javascript; charset=utf-8",
-    "overlay.js": "text/javascript; charset=utf-8",
+    **dict.fromkeys(_MODULES, "text/javascript; charset=utf-8"),
     "viewer.css": "text/css; charset=utf-8",
     "openseadragon.min.js": "text/javascript; charset=utf-8",
     "openseadragon.LICENSE.txt": "text/plain; charset=utf-8",

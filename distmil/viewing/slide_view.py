@@ -1,24 +1,33 @@
 """What the viewer shows of one slide, all from its saved predictions."""
 
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
-import shapely
 
-from distmil.annotations.outlines import Annotation
 from distmil.exporting.slide_export import SlideExport
 from distmil.slides import jpeg
 from distmil.slides.image import resize
+from distmil.viewing.drawing import Drawing, to_page
 from distmil.viewing.maps import ValueMaps
 from distmil.viewing.tiles import QUALITY, SlideTiles
 
 SCORES = ("fused", "probability", "attention", "agreement")
 """The maps, in the viewer's order."""
 THUMBNAIL_PX = 128
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What the page is told of a drawing that was saved."""
+
+    version: int
+    manifest: str
+    """The manifest that names it: its folder's and its own name."""
+    doubts: list[str]
+    """What the next training will not accept of it."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +38,13 @@ class SlideView:
     """Its frame is the whole slide."""
     open_tiles: Callable[[], SlideTiles]
     """Opens the slide when a tile is first asked for. Raises: SlideError."""
-    annotation: Callable[[], Annotation | None]
+    drawing: Callable[[], Drawing]
     """Reads what people drew. Raises: SlideError, OSError."""
     words: str
     """The prediction in a sentence."""
     num_top: int = 24
+    save: Callable[[bytes, int], Saved] | None = None
+    """Saves what the page sends over a version; None where nothing can be drawn."""
 
     @cached_property
     def tiles(self) -> SlideTiles:
@@ -91,15 +102,4 @@ class SlideView:
 
     def outlines(self) -> bytes:
         """Write what people drew as GeoJSON in level-0 pixels. Raises: SlideError, OSError."""
-        found = self.annotation()
-        return outlines_geojson(found)
-
-
-def outlines_geojson(annotation: Annotation | None) -> bytes:
-    """Write the outlines of an annotation as GeoJSON, a feature a group."""
-    groups: Sequence[tuple[str, Any]] = [] if annotation is None else list(annotation.regions.items())
-    features = [
-        {"type": "Feature", "geometry": json.loads(shapely.to_geojson(region)), "properties": {"name": name}}
-        for name, region in groups
-    ]
-    return json.dumps({"type": "FeatureCollection", "features": features}).encode()
+        return to_page(self.drawing())

@@ -1,10 +1,10 @@
 """The viewer as plain files, for any file server: what the server would answer, written down."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from distmil.viewing.library import Library
+from distmil.viewing.library import BESIDE, Library
 from distmil.viewing.page_files import PAGE, page_file
 from distmil.viewing.slide_view import SCORES, SlideView
 
@@ -20,13 +20,16 @@ def write_page(library: Library, folder: Path, *, only: Collection[str]) -> None
     Raises:
         OSError: If the folder cannot be written.
     """
-    library = replace(library, listed=[slide for slide in library.listed if slide.slide_id in only])
     for name in PAGE:
         _write(folder / name, page_file(name))
-    for name in ("run.json", "slides.json"):
-        answer = library.answer(name)
-        assert answer is not None
-        _write(folder / name, answer.data)
+    for part, prefix in ((library, ""), (library.beside, BESIDE)):
+        if part is None:
+            continue
+        kept = replace(part, listed=[slide for slide in part.listed if slide.slide_id in only], beside=None)
+        for name in ("run.json", "slides.json"):
+            answer = kept.answer(name)
+            assert answer is not None
+            _write(folder / prefix / name, answer.data)
 
 
 def write_slide(library: Library, slide_id: str, folder: Path, *, max_px: int | None) -> int:
@@ -47,11 +50,19 @@ def write_slide(library: Library, slide_id: str, folder: Path, *, max_px: int | 
     tiles = list(_tiles(view, max_px=max_px))
     names = ["regions.geojson", "outlines.geojson", *(f"maps/{score}.png" for score in SCORES)]
     names += [f"top/{rank}.jpg" for rank in range(len(view.top()))]
-    for name in (*tiles, *names, "slide.json"):  # the description last: a slide that has it is whole
+    _write_files(library, slide_id, [*tiles, *names], folder)
+    if library.beside and any(slide.slide_id == slide_id for slide in library.beside.listed):
+        names = ["regions.geojson", *(f"maps/{score}.png" for score in SCORES)]
+        _write_files(library.beside, slide_id, names, folder / BESIDE)
+    return len(tiles)
+
+
+def _write_files(library: Library, slide_id: str, names: Iterable[str], folder: Path) -> None:
+    """Write files of a slide, the description last: a slide that has it is whole."""
+    for name in (*names, "slide.json"):
         answer = library.answer(f"slide-{slide_id}/{name}")
         assert answer is not None, name
         _write(folder / f"slide-{slide_id}" / name, answer.data)
-    return len(tiles)
 
 
 def finest_level(view: SlideView, *, max_px: int | None) -> int:

@@ -75,8 +75,28 @@ class Page:
         raise AssertionError(f"never true: {script}; errors: {self.errors}")
 
     def press(self, key: str) -> None:
-        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        text = {"text": key} if len(key) == 1 else {}
+        self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+
+    def drag(self, *places: tuple[float, float]) -> None:
+        """Press the mouse at the first place, move it over the others, and let it go at the last."""
+        self._mouse("mouseMoved", places[0])
+        self._mouse("mousePressed", places[0])
+        for place in places[1:]:
+            self._mouse("mouseMoved", place)
+        self._mouse("mouseReleased", places[-1])
+
+    def click(self, place: tuple[float, float], *, count: int = 1) -> None:
+        for number in range(1, count + 1):
+            self._mouse("mouseMoved", place)
+            self._mouse("mousePressed", place, number)
+            self._mouse("mouseReleased", place, number)
+
+    def _mouse(self, kind: str, place: tuple[float, float], count: int = 1) -> None:
+        button = "none" if kind == "mouseMoved" else "left"
+        x, y = place
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, clickCount=count)
 
     def screenshot(self, path: Path | None = None) -> bytes:
         data = base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])

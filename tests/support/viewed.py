@@ -12,10 +12,10 @@ from distmil.viewing.server import bind, serve
 from tests.support.predicted import Predicted
 
 
-def job_of(predicted: Predicted, **view: Any) -> Job:
+def job_of(predicted: Predicted, *, run: str | None = None, **view: Any) -> Job:
     """Make the job `view` of these predictions."""
     config = build_config(
-        {"cohort": {"manifest": str(predicted.manifest)}, "prediction": {"model": "a-run"}, "view": view}
+        {"cohort": {"manifest": str(predicted.manifest)}, "prediction": {"model": "a-run", "run": run}, "view": view}
     )
     return Job(config, predicted.store)
 

@@ -1,16 +1,13 @@
-import json
-
 import cv2
 import numpy as np
 import pytest
-import shapely
 
-from distmil.annotations.outlines import Annotation
 from distmil.exporting.frame import Frame
 from distmil.exporting.slide_export import SlideExport
+from distmil.viewing.drawing import Drawing
 from distmil.viewing.maps import ValueMaps
 from distmil.viewing.slide_list import Listed, first_look
-from distmil.viewing.slide_view import SlideView, outlines_geojson
+from distmil.viewing.slide_view import SlideView
 from tests.support.scale import cases
 from tests.support.scored import random_case
 
@@ -43,18 +40,9 @@ def test_a_maps_pixel_has_the_value_of_the_table(seed: int) -> None:
 def test_top_patches_have_the_highest_fused_scores(seed: int) -> None:
     case = random_case(seed)
     export = SlideExport("s", case.patches, Frame(0, 0, *case.size), case.mpp, 0.5)
-    top = SlideView(export, _none, lambda: None, "", num_top=5).top()
+    top = SlideView(export, _none, Drawing, "", num_top=5).top()
     by_place = {(row["x"], row["y"]): row["fused"] for row in case.table.to_pylist()}
     assert [by_place[one["x"], one["y"]] for one in top] == sorted(by_place.values(), reverse=True)[:5]
-
-
-def test_outlines_keep_groups_and_holes() -> None:
-    ring = shapely.box(10, 20, 110, 60).difference(shapely.box(30, 30, 50, 50))
-    found = json.loads(outlines_geojson(Annotation({"Tumor": ring, "": shapely.box(0, 0, 5, 3)})))
-    names = [feature["properties"]["name"] for feature in found["features"]]
-    assert names == ["Tumor", ""]
-    assert shapely.from_geojson(json.dumps(found["features"][0]["geometry"])).equals(ring)
-    assert json.loads(outlines_geojson(None))["features"] == []
 
 
 def test_sure_mistakes_come_first() -> None:

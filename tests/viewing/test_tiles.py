@@ -1,6 +1,8 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 import pytest
@@ -116,6 +118,85 @@ def test_the_slides_own_tiles_go_out_untouched(photometric: int, has_tables: boo
     finest = tiles.zoom.num_levels - 1
     assert untouched == {(finest, i, j) for i in range(4) for j in range(4)} | {(finest - 2, 0, 0)}
     tiles.close()
+
+
+@pytest.mark.parametrize("seed", range(cases(12, full=300)))
+def test_tiles_of_a_jpeg_slide_look_like_the_means_of_its_pixels(seed: int, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed)
+    edge = int(rng.choice([128, 240, 256]))
+    size = (int(rng.integers(300, 2300)), int(rng.integers(200, 1300)))
+    smooth = cv2.GaussianBlur(tissue_image(size, seed=seed), (0, 0), 8)  # noise would be lost in the tile's own JPEG
+    path = save_jpeg_tiff(
+        tmp_path / "s.tif", smooth, tile=(edge, edge),
+        downsamples=((1,), (1, 2), (1, 4))[rng.integers(3)], photometric=int(rng.choice([YCBCR, RGB])), quality=95,
+    )  # fmt: skip
+    tiles = SlideTiles(str(path))
+    white = np.full((size[1] + 300, size[0] + 300, 3), 255, np.uint8)  # a tile that hangs over has white in it
+    white[: size[1], : size[0]] = np.asarray(openslide.OpenSlide(path).read_region((0, 0), 0, size))[..., :3]
+    for level in range(tiles.zoom.num_levels - 1):
+        factor = tiles.zoom.downsample(level)
+        columns, rows = tiles.zoom.num_tiles(level)
+        column, row = int(rng.integers(columns)), int(rng.integers(rows))
+        box, data = tiles.zoom.box(level, column, row), tiles.tile(level, column, row)
+        assert box is not None
+        assert data is not None
+        made = jpeg.decode(data).astype(float)
+        assert made.shape == (box.height, box.width, 3)
+        wide, high = size[0] // factor - box.x, size[1] // factor - box.y
+        wide, high = min(wide, box.width), min(high, box.height)
+        part = white[box.y * factor : (box.y + high) * factor, box.x * factor : (box.x + wide) * factor]
+        expected = part.reshape(high, factor, wide, factor, 3).mean(axis=(1, 3))
+        if min(high, wide) > 16:
+            assert np.abs(made[:high, :wide] - expected)[:-8, :-8].mean() < 2  # at the slide's edge JPEG blurs white
+    tiles.close()
+
+
+def test_levels_that_are_far_coarser_than_the_file_come_from_the_kept_picture(tmp_path: Path) -> None:
+    path = save_jpeg_tiff(tmp_path / "s.tif", tissue_image((4300, 2050), seed=1), tile=(128, 128))
+    red = np.full((143, 300, 3), (200, 10, 10), np.uint8)
+    tiles = SlideTiles(str(path), picture=lambda: red)
+    plain = SlideTiles(str(path))
+
+    def is_red(level: int) -> bool:
+        data = tiles.tile(level, 0, 0)
+        assert data is not None
+        return bool(np.abs(jpeg.decode(data).astype(int) - (200, 10, 10)).max() < 12)
+
+    # the coarsest levels are 68, 135, 269 and 538 px wide; the picture has 300 px
+    assert [tiles.zoom.downsample(level) for level in range(tiles.zoom.num_levels)] == [64, 32, 16, 8, 4, 2, 1]
+    assert [is_red(level) for level in range(7)] == [*[True] * 3, *[False] * 4]
+    sizes = [[jpeg.decode(one.tile(0, 0, 0) or b"").shape for one in (tiles, plain)] for _ in range(2)]
+    assert sizes[0][0] == sizes[0][1]
+
+
+def test_a_tile_is_made_once_and_a_bounded_number_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save_jpeg_tiff(tmp_path / "s.tif", tissue_image((2300, 1300), seed=1), tile=(128, 128))
+    tiles = SlideTiles(str(path))
+    made = []
+    make = tiles._make
+    monkeypatch.setattr(tiles, "_make", lambda *place: made.append(place[0]) or make(*place))
+    level = tiles.zoom.num_levels - 2
+    places = [(level, i, j) for i in range(9) for j in range(5)]
+    first = [tiles.tile(*place) for place in places]
+    assert [tiles.tile(*place) for place in places] == first
+    assert len(made) == len(places)
+    limit = sum(len(tile or b"") for tile in first) // 2
+    monkeypatch.setattr("distmil.viewing.tiles._MAX_KEPT_BYTES", limit)
+    assert [tiles.tile(*place) for place in places[::-1]][::-1] == first
+    tiles.tile(level - 1, 0, 0)
+    assert sum(map(len, tiles._made.values())) == tiles._made_bytes <= limit
+    assert tiles.tile(*places[0]) == first[0]
+    tiles.close()
+
+
+def test_threads_get_the_same_tiles(tmp_path: Path) -> None:
+    path = save_jpeg_tiff(tmp_path / "s.tif", tissue_image((2300, 1300), seed=1), tile=(128, 128))
+    places = [(level, i, j) for level in range(4) for i in range(8) for j in range(4)]
+    alone = SlideTiles(str(path))
+    expected = [alone.tile(*place) for place in places]
+    shared = SlideTiles(str(path))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda place: shared.tile(*place), places)) == expected
 
 
 def test_tiles_that_the_slide_does_not_have(tmp_path: Path) -> None:

@@ -21,8 +21,8 @@ def run(job: Job) -> dict[str, Any]:
     """
     if job.config.view.export is None:
         _check_server()
-    shelf = open_shelf(job)
-    return _serve(job, shelf) if job.config.view.export is None else _export(job, shelf)
+        return _serve(job)
+    return _export(job, open_shelf(job))
 
 
 def _check_server() -> None:
@@ -33,11 +33,12 @@ def _check_server() -> None:
                           "view.export=FOLDER")  # fmt: skip
 
 
-def _serve(job: Job, shelf: Shelf) -> dict[str, Any]:
+def _serve(job: Job) -> dict[str, Any]:
     """Serve until interrupted."""
     from distmil.viewing.server import LOOPBACK, bind, serve  # noqa: PLC0415 (the web server is an extra)
 
     view = job.config.view
+    shelf = open_shelf(job, is_open=view.host in LOOPBACK)
     listener = bind(view.host, view.port)
     port = listener.getsockname()[1]
     address = f"http://{f'[{view.host}]' if ':' in view.host else view.host}:{port}/"
@@ -45,6 +46,7 @@ def _serve(job: Job, shelf: Shelf) -> dict[str, Any]:
     job.console.note(
         f"{len(shelf.chosen)} {noun}s of the predictions {shelf.run} are shown at {address}; end with Ctrl-C"
     )
+    _tell_drawn(job, shelf)
     if view.host not in LOOPBACK:
         job.console.note(
             f"view.host = {view.host}: everyone who reaches this address sees the {noun}s, without a password"
@@ -61,6 +63,18 @@ def _serve(job: Job, shelf: Shelf) -> dict[str, Any]:
         thread.join()
         listener.close()
     raise StorageError("the web server ended by itself; its message stands above")
+
+
+def _tell_drawn(job: Job, shelf: Shelf) -> None:
+    """Say where outlines are saved, and write their manifest again, which may have been left behind by a crash."""
+    if shelf.desk is None or not shelf.is_open:
+        return
+    job.console.note(f"outlines that are drawn in the page are saved in {shelf.desk.files.folder}; train with them by "
+                     f"{shelf.desk.key}")  # fmt: skip
+    try:
+        shelf.desk.files.write_manifest()
+    except OSError as error:
+        job.console.note(f"view.drawn: the manifest of the drawn outlines cannot be written ({error.strerror})")
 
 
 def _export(job: Job, shelf: Shelf) -> dict[str, Any]:

@@ -25,19 +25,6 @@ export function colourMap(values, { width, height }, { table, from }) {
   return { canvas, shown };
 }
 
-/** Make the paths of a GeoJSON's outlines. */
-export function pathOf(collection) {
-  const path = new Path2D();
-  for (const { geometry } of collection.features) {
-    const parts = geometry.type === "Polygon" ? [geometry.coordinates] : geometry.coordinates;
-    for (const ring of parts.flat()) {
-      ring.forEach(([x, y], i) => (i ? path.lineTo(x, y) : path.moveTo(x, y)));
-      path.closePath();
-    }
-  }
-  return path;
-}
-
 /** A canvas over the slide that is drawn again whenever the view moves. */
 export class Overlay {
   constructor(viewer) {
@@ -45,6 +32,7 @@ export class Overlay {
     this.map = null; // { canvas, x, y, step, opacity }
     this.lines = []; // { path, dash }
     this.box = null; // a patch that is pointed out: { x, y, extent_px }
+    this.painters = []; // functions that draw over all of it: (context, { px, stroke, seen })
     this.canvas = document.createElement("canvas");
     this.canvas.className = "overlay";
     viewer.canvas.append(this.canvas);
@@ -79,6 +67,10 @@ export class Overlay {
       path.rect(this.box.x, this.box.y, this.box.extent_px, this.box.extent_px);
       strokeTwice(context, path, [], (2 * sharp) / scale);
     }
+    const px = sharp / scale;
+    const seen = [0, 0, width, height].map((edge, i) => (edge - [place.x, place.y][i % 2] * sharp) / scale);
+    const stroke = (path, dash, weight = 1) => strokeTwice(context, path, dash, weight * px);
+    for (const paint of this.painters) paint(context, { px, stroke, seen });
   }
 
   drawMap(context) {

@@ -1,231 +1,109 @@
 // The page: it keeps one state, shows it, and writes it into the address, which is the permanent link to the view.
-import { Overlay, colourMap, pathOf, readMap } from "./overlay.js";
+import { FLAGS, readView, writeView } from "./address.js";
+import { DrawPanel } from "./draw_panel.js";
+import { Pane, bind, read } from "./pane.js";
+import { fill, markTop, offerMaps, showControls, showList, showProblem, showSlide, topRank } from "./panel.js";
 import { chosen, filtersOf, verdict } from "./slides.js";
 
 const $ = (id) => document.getElementById(id);
-const state = { slide: "", map: "fused", opacity: 0.5, from: 0, colours: "jet", regions: true, drawn: true, at: null };
-let run, slides, shown = [], slide, maps = {}, paths = {}, turn = 0;
+const state = { slide: "", map: "fused", opacity: 0.5, from: 0, colours: "jet", regions: true, drawn: true, beside: false, at: null };
+const pane = new Pane($("zoom"), { hasNavigator: window.innerWidth > 700 });
+let run, slides, beside = null, others = [], shown = [];
+const panel = new DrawPanel(pane, { changed: () => { pane.paintOutlines(state); sayOutlines(); } });
+window.view = { state, pane, panel, viewer: pane.viewer, overlay: pane.overlay }; // for whoever tests or scripts the page
 
-const viewer = OpenSeadragon({
-  element: $("zoom"), drawer: "canvas", showNavigationControl: false, showNavigator: window.innerWidth > 700,
-  navigatorPosition: "BOTTOM_RIGHT", maxZoomPixelRatio: 4, animationTime: 0.4, imageSmoothingEnabled: true,
-  gestureSettingsMouse: { clickToZoom: false, dblClickToZoom: true },
-});
-const overlay = new Overlay(viewer);
-window.view = { viewer, overlay, state }; // for whoever tests or scripts the page
-
-const read = async (address) => {
-  const answer = await fetch(address);
-  if (!answer.ok) throw new Error((await answer.text()).trim());
-  return answer.json();
-};
-const folder = () => `slide-${state.slide}`;
-
-// The address
-
-function readAddress() {
-  const values = new URLSearchParams(location.hash.slice(1));
-  const number = (name, low, high, otherwise) => {
-    const value = Number.parseFloat(values.get(name));
-    return Number.isFinite(value) ? Math.min(high, Math.max(low, value)) : otherwise;
-  };
-  const wanted = { slide: values.get("slide") ?? "" };
-  wanted.map = values.get("map") ?? state.map;
-  wanted.opacity = number("opacity", 0, 1, state.opacity);
-  wanted.from = number("from", 0, 1, state.from);
-  wanted.colours = values.get("colours") in run.colours ? values.get("colours") : state.colours;
-  for (const name of ["regions", "drawn"]) wanted[name] = values.has(name) ? values.get(name) === "1" : state[name];
-  const at = ["x", "y", "zoom"].map((name) => number(name, -1e9, 1e9, null));
-  wanted.at = at.includes(null) || at[2] <= 0 ? null : at;
-  return wanted;
-}
+const names = () => ["none", ...run.scores];
+const panes = () => (state.beside && beside ? [pane, beside] : [pane]);
 
 function writeAddress() {
-  const values = new URLSearchParams({ slide: state.slide, map: state.map, opacity: state.opacity, from: state.from,
-    colours: state.colours, regions: Number(state.regions), drawn: Number(state.drawn) });
-  const image = viewer.world.getItemAt(0);
-  if (image) {
-    const centre = image.viewportToImageCoordinates(viewer.viewport.getCenter(true));
-    const zoom = image.viewportToImageZoom(viewer.viewport.getZoom(true));
-    Object.entries({ x: centre.x.toFixed(1), y: centre.y.toFixed(1), zoom: zoom.toPrecision(4) })
-      .forEach(([name, value]) => values.set(name, value));
-  }
-  history.replaceState(null, "", `#${values}`);
-  $("link").href = `#${values}`;
+  const hash = writeView(state, pane.place());
+  history.replaceState(null, "", hash);
+  $("link").href = hash;
 }
 
 // The slide
 
-function source() {
-  const count = slide.num_levels;
-  const longest = Math.max(slide.width, slide.height);
-  const finest = () => {
-    let level = count - 1;
-    while (run.max_px && level > 0 && Math.ceil(longest / 2 ** (count - 1 - level)) > run.max_px) level -= 1;
-    return level;
-  };
-  const last = finest();
-  return {
-    width: slide.width, height: slide.height, tileSize: slide.tile_px, minLevel: 0, maxLevel: count - 1,
-    getTileUrl: (level, x, y) => `slide-${slide.slide_id}/tiles/${level}/${x}_${y}.jpg`,
-    tileExists: (level, x, y) => {
-      const factor = 2 ** (count - 1 - level) * slide.tile_px;
-      return level <= last && x >= 0 && y >= 0 && x < Math.ceil(slide.width / factor) && y < Math.ceil(slide.height / factor);
-    },
-  };
-}
-
-function goTo([x, y, zoom]) {
-  const image = viewer.world.getItemAt(0);
-  viewer.viewport.zoomTo(image.imageToViewportZoom(zoom), null, true);
-  viewer.viewport.panTo(image.imageToViewportCoordinates(new OpenSeadragon.Point(x, y)), true);
-}
-
 async function openSlide(slideId) {
-  const mine = ++turn;
-  if (!slides.some((one) => one.slide_id === slideId)) return problem(`There is no slide ${slideId} in this run.`);
+  if (!slides.some((one) => one.slide_id === slideId)) return showProblem(`There is no slide ${slideId} in this run.`);
   state.slide = slideId;
-  Object.assign(overlay, { map: null, lines: [], box: null });
-  [maps, paths] = [{}, {}];
-  showList();
+  panel.take(slideId, null);
+  list();
+  showPanes();
+  const { at } = state;
   try {
-    const found = await read(`${folder()}/slide.json`);
-    if (mine !== turn) return;
-    slide = found;
-    problem("");
-    const at = state.at;
-    viewer.addOnceHandler("open", () => { if (at) goTo(at); state.at = null; writeAddress(); });
-    viewer.open(source());
-    showSlide();
-    await Promise.all([showMap(), showOutlines()]);
+    if (!await pane.open(slideId, at, () => { state.at = null; writeAddress(); })) return;
+    showProblem("");
+    showSlide(pane.slide, pane.folder(slideId), jump);
+    await Promise.all([showMap(), showOutlines(), openBeside()]);
   } catch (error) {
-    if (mine === turn) { viewer.close(); problem(`${slideId}: ${error.message}`); }
+    if (state.slide === slideId) { pane.close(); showProblem(`${slideId}: ${error.message}`); }
   }
 }
 
-function problem(text) {
-  $("problem").textContent = text;
-  $("problem").hidden = !text;
+const showPanes = () => $("panes").classList.toggle("two", Boolean(beside && state.beside));
+
+/** Open the other run's prediction of the slide on the right. */
+async function openBeside() {
+  showPanes();
+  if (!beside || !state.beside) return;
+  const other = others.find((one) => one.slide_id === state.slide);
+  $("beside-words").textContent = `${beside.run.name}: ${other ? verdict(other) : `no prediction of ${state.slide}`}`;
+  if (!other) return beside.close();
+  if (beside.slide?.slide_id !== state.slide && !await beside.open(state.slide, null, () => beside.goTo(pane.place()))) return;
+  await Promise.all([beside.showMap(state), beside.readOutlines("regions", "regions")]);
+  beside.paintOutlines(state);
+}
+
+async function showMap() {
+  await Promise.all(panes().map((one) => one.slide && one.showMap(state)));
+  const counted = pane.slide && state.map !== "none";
+  $("shown").textContent = counted
+    ? `${pane.shownPatches} of ${pane.slide.num_patches} patches have a value of ${state.map} from ${state.from.toFixed(2)}.`
+    : "No map is shown.";
+}
+
+async function showOutlines() {
+  const { slide } = pane;
+  const [, drawn] = [await pane.readOutlines("regions", "regions"), await pane.readOutlines("drawn", "outlines")];
+  if (pane.slide !== slide || !drawn) return;
+  panel.take(slide.slide_id, drawn);
+}
+
+function sayOutlines() {
+  const { regions, drawn } = pane.outlines;
+  const count = (found, words) => `${found.length} ${words}${found.length === 1 ? "" : "s"}`;
+  const failed = panel.drawing?.unread ? `; they cannot be read: ${panel.drawing.unread}` : "";
+  $("outlines").textContent = regions && drawn ? `${count(regions, "predicted region")}, ${count(drawn, "drawn outline")}${failed}` : "";
+}
+
+function jump(rank) {
+  pane.jump(pane.slide.top[rank]);
+  markTop(rank);
 }
 
 // What is shown
 
-function showList() {
+function list() {
   shown = chosen(slides, { search: $("search").value, filter: $("filter").value, sort: $("sort").value });
-  $("count").textContent = `${shown.length} of ${slides.length} ${run.noun}s`;
-  $("slides").replaceChildren(...shown.map((one) => {
-    const button = Object.assign(document.createElement("button"), { textContent: one.slide_id });
-    const words = Object.assign(document.createElement("small"), { textContent: [verdict(one), ...Object.values(one.extra)].join(", ") });
-    words.classList.toggle("wrong", Boolean(one.label) && one.label !== one.predicted);
-    button.append(words);
-    button.dataset.slide = one.slide_id;
-    button.setAttribute("aria-current", String(one.slide_id === state.slide));
-    button.addEventListener("click", () => openSlide(one.slide_id));
-    const row = document.createElement("li");
-    row.append(button);
-    return row;
-  }));
-}
-
-function showSlide() {
-  $("name").textContent = slide.slide_id;
-  $("words").textContent = slide.words;
-  $("numbers").textContent = `${slide.num_abnormal} of ${slide.num_patches} patches have a probability from ${slide.threshold.toFixed(2)}.`;
-  $("top").replaceChildren(...slide.top.map((patch, rank) => {
-    const button = document.createElement("button");
-    const words = `patch ${rank + 1}: ${slide.map.scores.map((name) => `${name} ${patch[name].toFixed(2)}`).join(", ")}`;
-    button.title = words;
-    const image = Object.assign(document.createElement("img"), { src: `${folder()}/top/${rank}.jpg`, alt: words, loading: "lazy" });
-    button.append(image, patch.fused.toFixed(2));
-    button.addEventListener("click", () => jump(rank));
-    const row = document.createElement("li");
-    row.append(button);
-    return row;
-  }));
-}
-
-function jump(rank) {
-  const patch = slide.top[rank];
-  overlay.box = patch;
-  const half = patch.extent_px / 2;
-  const zoom = Math.min(1, $("zoom").clientWidth / (4 * patch.extent_px));
-  goTo([patch.x + half, patch.y + half, zoom]);
-  document.querySelectorAll("#top button").forEach((button, i) => button.setAttribute("aria-current", String(i === rank)));
-  overlay.draw();
-}
-
-async function showMap() {
-  const mine = turn;
-  if (state.map !== "none" && !(state.map in maps)) {
-    const values = await readMap(`${folder()}/maps/${state.map}.png`, slide.map);
-    if (mine !== turn) return;
-    maps[state.map] = values;
-  }
-  paintMap();
-}
-
-function paintMap() {
-  const values = maps[state.map];
-  overlay.map = null;
-  $("shown").textContent = "No map is shown.";
-  if (values) {
-    const { canvas, shown: count } = colourMap(values, slide.map, { table: run.colours[state.colours], from: state.from });
-    overlay.map = { canvas, ...slide.map, opacity: state.opacity };
-    $("shown").textContent = `${count} of ${slide.num_patches} patches have a value of ${state.map} from ${state.from.toFixed(2)}.`;
-  }
-  overlay.draw();
-}
-
-async function showOutlines() {
-  const mine = turn;
-  for (const [name, file] of [["regions", "regions"], ["drawn", "outlines"]]) {
-    const found = await read(`${folder()}/${file}.geojson`).catch((error) => ({ features: [], error: error.message }));
-    if (mine !== turn) return;
-    paths[name] = { path: pathOf(found), count: found.features.length, error: found.error };
-  }
-  const failed = paths.drawn.error ? `; outlines cannot be read: ${paths.drawn.error}` : "";
-  $("outlines").textContent = `${paths.regions.count} predicted regions, ${paths.drawn.count} groups of drawn outlines${failed}`;
-  paintOutlines();
-}
-
-function paintOutlines() {
-  overlay.lines = [["regions", []], ["drawn", [8, 6]]]
-    .filter(([name]) => state[name] && paths[name])
-    .map(([name, dash]) => ({ path: paths[name].path, dash }));
-  overlay.draw();
-}
-
-function showControls() {
-  for (const name of ["opacity", "from"]) {
-    $(name).value = state[name];
-    $(`${name}-says`).textContent = state[name].toFixed(2);
-  }
-  $("colours").value = state.colours;
-  for (const name of ["regions", "drawn"]) $(name).checked = state[name];
-  document.querySelectorAll("#maps input").forEach((input) => { input.checked = input.value === state.map; });
-  const bar = $("bar").getContext("2d");
-  const picture = new ImageData(256, 1);
-  run.colours[state.colours].forEach((colour, i) => picture.data.set([...colour, 255], 4 * i));
-  bar.putImageData(picture, 0, 0);
+  showList(shown, { total: slides.length, noun: run.noun, current: state.slide, open: openSlide });
 }
 
 /** Change the state, and show it. Only a map that was not shown before asks the server for anything. */
 async function change(values) {
   Object.assign(state, values);
-  showControls();
+  showControls(state, run.colours);
   writeAddress();
-  paintOutlines();
-  if (slide) await showMap();
+  panes().forEach((one) => one.paintOutlines(state));
+  if ("beside" in values) await openBeside();
+  if (pane.slide) await showMap();
 }
 
 function sayUnder(position) {
-  const image = viewer.world.getItemAt(0);
-  if (!image || !slide) return;
+  const image = pane.viewer.world.getItemAt(0);
+  if (!image || !pane.slide) return;
   const { x, y } = image.viewerElementToImageCoordinates(position);
-  const [column, row] = [(x - slide.map.x) / slide.map.step, (y - slide.map.y) / slide.map.step].map(Math.floor);
-  const isInside = column >= 0 && row >= 0 && column < slide.map.width && row < slide.map.height;
-  const value = isInside ? maps[state.map]?.[row * slide.map.width + column] : undefined;
-  const words = value === undefined || value < 0 ? "" : `, ${state.map} ${(value / 255).toFixed(2)}`;
+  const values = panes().map((one) => one.slide?.slide_id === state.slide && one.valueAt(state.map, x, y)).filter(Number.isFinite);
+  const words = values.length ? `, ${state.map} ${values.map((value) => value.toFixed(2)).join(" and ")}` : "";
   $("under").textContent = `x ${Math.round(x)}, y ${Math.round(y)} px${words}`;
 }
 
@@ -237,66 +115,71 @@ function step(by) {
   if (next) openSlide(next.slide_id);
 }
 
+const KEYS = {
+  n: () => step(1), p: () => step(-1), h: () => pane.home(), "?": () => { $("keys").open = !$("keys").open; },
+  r: () => change({ regions: !state.regions }), d: () => change({ drawn: !state.drawn }), c: () => beside && change({ beside: !state.beside }),
+  "+": () => pane.zoomBy(1.5), "-": () => pane.zoomBy(1 / 1.5),
+  t: () => pane.slide && jump((topRank() + 1) % pane.slide.top.length), "/": () => $("search").focus(),
+};
+
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || /INPUT|SELECT/.test(event.target.tagName) && event.target.type !== "checkbox") return;
-  const names = ["none", ...(slide?.map.scores ?? [])];
-  const rank = [...document.querySelectorAll("#top button")].findIndex((one) => one.getAttribute("aria-current") === "true");
-  const keys = {
-    n: () => step(1), p: () => step(-1), r: () => change({ regions: !state.regions }), d: () => change({ drawn: !state.drawn }),
-    h: () => viewer.viewport.goHome(), "+": () => viewer.viewport.zoomBy(1.5), "-": () => viewer.viewport.zoomBy(1 / 1.5),
-    t: () => slide && jump((rank + 1) % slide.top.length), "/": () => $("search").focus(),
-    ...Object.fromEntries(names.map((name, i) => [String(i), () => change({ map: name })])),
-  };
-  if (!(event.key in keys)) return;
+  const isTyping = /INPUT|SELECT/.test(event.target.tagName) && !/checkbox|radio|range/.test(event.target.type);
+  if (event.altKey || isTyping) return;
+  const isControl = event.ctrlKey || event.metaKey;
+  const map = /^\d$/.test(event.key) && names()[event.key];
+  if (panel.press(event.key, isControl)) event.preventDefault();
+  else if (isControl) return;
+  else if (map) change({ map });
+  else if (event.key in KEYS) KEYS[event.key]();
+  else return;
   event.preventDefault();
   event.stopPropagation();
-  keys[event.key]();
 }
 
 function wire() {
-  for (const name of ["search", "filter", "sort"]) $(name).addEventListener("input", showList);
+  for (const name of ["search", "filter", "sort"]) $(name).addEventListener("input", list);
   for (const name of ["opacity", "from"]) $(name).addEventListener("input", () => change({ [name]: $(name).valueAsNumber }));
   $("colours").addEventListener("input", () => change({ colours: $("colours").value }));
-  for (const name of ["regions", "drawn"]) $(name).addEventListener("input", () => change({ [name]: $(name).checked }));
-  $("in").addEventListener("click", () => viewer.viewport.zoomBy(1.5));
-  $("out").addEventListener("click", () => viewer.viewport.zoomBy(1 / 1.5));
-  $("home").addEventListener("click", () => viewer.viewport.goHome());
+  for (const name of FLAGS) $(name).addEventListener("input", () => change({ [name]: $(name).checked }));
+  for (const [id, key] of [["in", "+"], ["out", "-"], ["home", "h"]]) $(id).addEventListener("click", KEYS[key]);
   window.addEventListener("keydown", press, true);
-  viewer.addHandler("animation-finish", writeAddress);
+  pane.viewer.addHandler("animation-finish", writeAddress);
   $("zoom").addEventListener("pointermove", (event) => {
     const box = $("zoom").getBoundingClientRect();
     sayUnder(new OpenSeadragon.Point(event.clientX - box.left, event.clientY - box.top));
   });
   window.addEventListener("hashchange", () => { // an address that was typed or followed
-    const wanted = readAddress();
+    const wanted = readView(location.hash, state, Object.keys(run.colours));
     const isOther = wanted.slide !== state.slide;
-    Object.assign(state, wanted);
-    showControls();
+    if (!isOther && wanted.at) pane.goTo(wanted.at);
+    change(wanted);
     if (isOther) openSlide(wanted.slide);
-    else { if (wanted.at) goTo(wanted.at); paintOutlines(); showMap(); }
   });
 }
 
 async function start() {
   [run, slides] = await Promise.all([read("run.json"), read("slides.json")]);
+  pane.run = run;
   document.title = `${run.name}: distmil view`;
   $("run").textContent = run.name;
-  const option = ([value, text]) => Object.assign(document.createElement("option"), { value, textContent: text });
-  $("filter").append(...filtersOf(slides, run.classes).map(option));
-  $("colours").append(...Object.keys(run.colours).map((name) => option([name, name])));
-  $("maps").append(...["none", ...run.scores].map((name, i) => {
-    const label = document.createElement("label");
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "map", value: name });
-    input.addEventListener("input", () => change({ map: name }));
-    label.append(input, ` ${name} (key ${i})`);
-    return label;
-  }));
-  Object.assign(state, readAddress());
-  if (state.map !== "none" && !run.scores.includes(state.map)) state.map = "fused";
+  fill("filter", filtersOf(slides, run.classes));
+  fill("colours", Object.keys(run.colours).map((name) => [name, name]));
+  offerMaps(names(), (map) => change({ map }));
+  if (run.beside) {
+    beside = new Pane($("beside-zoom"), { prefix: "beside/" });
+    [beside.run, others] = await Promise.all([read("beside/run.json"), read("beside/slides.json")]);
+    bind(pane, beside);
+    beside.viewer.addHandler("animation-finish", writeAddress);
+    window.view.beside = beside;
+    $("beside-label").hidden = false;
+    $("beside-name").textContent = run.beside;
+  }
+  if (run.draw) panel.start(run.draw);
+  Object.assign(state, readView(location.hash, state, Object.keys(run.colours)));
+  if (!names().includes(state.map)) state.map = "fused";
   wire();
-  showControls();
-  showList();
+  showControls(state, run.colours);
   await openSlide(state.slide || slides[0].slide_id);
 }
 
-start().catch((error) => problem(`The page cannot be shown: ${error.message}`));
+start().catch((error) => showProblem(`The page cannot be shown: ${error.message}`));

@@ -149,6 +149,52 @@ def test_a_top_patch_is_jumped_to_and_the_link_leads_back(page: Page, shown: Sho
     assert state == ["probability", 0.25, name]
 
 
+def test_every_layer_is_shown_and_hidden(page: Page) -> None:
+    page.press("r")
+    bare = slide_area(page)
+    page.press("r")
+    with_regions = slide_area(page)
+    assert np.abs(with_regions - bare).max() > 20
+    seen = []
+    for key, name in enumerate(("none", "fused", "probability", "attention", "agreement")):
+        page.press(str(key))
+        words = "No map is shown" if name == "none" else f"value of {name}"
+        page.wait(f"document.getElementById('shown').textContent.includes({words!r})")
+        seen.append(slide_area(page))
+    for one, other in itertools.combinations(seen, 2):
+        assert np.abs(one - other).max() > 20
+    page.requests.clear()
+    page.press("1")
+    np.testing.assert_array_equal(slide_area(page), seen[1])
+    assert page.requests == []  # it was shown before
+    assert page.errors == []
+
+
+def test_the_slide_is_zoomed_by_keys_buttons_and_wheel(page: Page) -> None:
+    zoom = "view.viewer.viewport.getZoom()"
+    whole = page.run(zoom)
+    page.press("+")
+    assert page.run(zoom) == pytest.approx(1.5 * whole)
+    page.run("document.getElementById('in').click()")
+    assert page.run(zoom) == pytest.approx(2.25 * whole)
+    page.press("-")
+    assert page.run(zoom) == pytest.approx(1.5 * whole)
+    page.call("Input.dispatchMouseEvent", type="mouseWheel", x=600, y=400, deltaX=0, deltaY=-120)
+    page.wait(f"{zoom} > {1.51 * whole}")
+    page.press("h")
+    page.wait(f"Math.abs({zoom} - {whole}) < 1e-6")
+    page.press("?")
+    assert page.run("document.getElementById('keys').open")
+
+
+def test_nothing_is_drawn_where_nothing_can_be_saved(page: Page) -> None:
+    page.wait("view.panel.drawing")
+    for key in "ofea":
+        page.press(key)
+        assert page.run("view.panel.pencil.mode") == "look"
+    assert page.run("document.getElementById('draw').hidden")
+
+
 def test_the_list_is_searched_and_sorted(page: Page) -> None:
     ids = "[...document.querySelectorAll('#slides button')].map((one) => one.dataset.slide)"
     enter(page, "sort", "name")
