@@ -15,6 +15,7 @@ from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import check_owner, claim_question, make_question
 from distmil.inference.scoring import READ_OUTS
 from distmil.inference.shift import reach_of, sampled, usual_patches
+from distmil.inference.tables import predictions_folder
 from distmil.inference.thresholds import describe_thresholds, temperatures_of, threshold_of
 from distmil.models.normaliser import Normaliser
 from distmil.models.regions import PatchEvidence
@@ -22,12 +23,13 @@ from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
-from distmil.pipeline.results import show_record
+from distmil.pipeline.results import show_record, write_report
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
 from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
 from distmil.recording.data import data_of
 from distmil.recording.description import job_tags
+from distmil.reporting.run_charts import Course
 from distmil.tracking.provenance import code_tags
 from distmil.tracking.server import closing_run, resolve_uri
 from distmil.tracking.system_metrics import system_metrics
@@ -55,20 +57,25 @@ def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
     run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
     slides = cohort.held_out(job.config.prediction.split)
     predictions, results, measured = None, list[SlideResult](), dict[str, Any](metrics={})
+    name = job.config.prediction.run or run
+    if slides:
+        bundle.check_gives(job.config.prediction.slide_score)
+    claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
+    courses = {"": Course(history.rows, bundle.metrics["epoch"])}
     if slides:
         inner = replace(job, config=with_bundle(job.config, bundle))
-        bundle.check_gives(inner.config.prediction.slide_score)
-        name = job.config.prediction.run or run
-        claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
         predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
-        measured, results = measure(inner, predictions, slides, cohort)
+        measured, results = measure(inner, predictions, slides, cohort, bundle, courses=courses)
+    else:
+        folder = predictions_folder(name)
+        measured["report"] = write_report(job, folder, bundle, cohort, results=[], found={}, courses=courses)
     record_training(
         job,
         tracker,
         bundle=bundle,
         history=history,
         cohort=cohort,
-        name=predictions.run if predictions else None,
+        name=name,
         results=results,
         metrics=measured["metrics"],
     )
@@ -128,7 +135,7 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
         reach=_reach(job, prepared.entries, learner.eval_model.head.normaliser),
         usual_patches=usual_patches([entry.num_patches for entry in prepared.entries if entry.split == "train"]),
         evidence=PatchEvidence.in_row(row),
-        metrics={"epoch": chosen, "epochs": len(history.rows), "last": row},
+        metrics={"epoch": chosen, "epochs": len(history.rows), "last": row, "threshold_aim": aim},
     )
     record = save_bundle(job.store, bundle)
     return replace(bundle, digest=record.digest), history
