@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
+import numpy as np
+
 from distmil.evaluation.comparison import Comparison
 from distmil.evaluation.slide_results import WRONG, SlideResult
 from distmil.evaluation.words import Table
@@ -68,12 +70,13 @@ class ComparisonPage:
         labels = sorted({result.label for result in ours.values()}, key=lambda label: (label != self.normal, label))
         for series, label in enumerate(labels):
             own = [name for name, result in ours.items() if result.label == label]
-            path = plane.dots([ours[i].probability for i in own], [theirs[i].probability for i in own], series=series)
+            across, up = (np.array([run[name].probability for name in own], float) for run in (ours, theirs))
+            path = plane.dots(across, up, series=series)
             marks.append(Mark(path, look("dot", series)))
             keys.append(dot_key(series, f"labelled {label}"))
-        across, up = f"threshold of {one.first}", f"threshold of {one.other}"
-        marks += [Mark(plane.line([at, at], [0, 1]), "line s4", across) for at in _thresholds(ours)]
-        marks += [Mark(plane.line([0, 1], [at, at]), "line s4", up) for at in _thresholds(theirs)]
+        words = [f"threshold of {name}" for name in (one.first, one.other)]
+        marks += [Mark(plane.line([at, at], [0, 1]), "line s4", words[0]) for at in _thresholds(ours)]
+        marks += [Mark(plane.line([0, 1], [at, at]), "line s4", words[1]) for at in _thresholds(theirs)]
         marks += [self._ring(plane, row) for row in one.changed[:MOST_CHANGED]]
         if one.changed:
             keys.append(Key("ring", "predicted otherwise", shape((13, 7), 0, radius=RING)))

@@ -64,7 +64,8 @@ def precision_recall(is_positive_S: ArrayLike, score_S: ArrayLike, bootstrap: Bo
     positive = np.asarray(is_positive_S, bool)
     (found_T, false_T), (found_TD, false_TD) = counted
     precision_T = _precision(found_T[1:] * positive.sum(), false_T[1:] * (~positive).sum())
-    corners = np.repeat(found_T, 2)[1:-1], np.repeat(precision_T, 2)
+    num = int(np.argmax(found_T == 1))  # later thresholds find nothing more
+    corners = np.repeat(found_T[: num + 1], 2)[1:-1], np.repeat(precision_T[:num], 2)
     number_2D = [bootstrap.sums(chosen, bootstrap.patient_S) for chosen in (positive, ~positive)]
     precision_TD = _precision(found_TD[1:] * number_2D[0], false_TD[1:] * number_2D[1])
     return Curve(*_thinned(*corners), *_step_edges(found_TD[1:], precision_TD, bootstrap))

@@ -52,6 +52,8 @@ def small_picture(png: bytes) -> bytes:
 def within_frame(image: Image.Image) -> Image.Image:
     """Cut out what the grey frame of a map encloses; the whole image where there is no frame."""
     is_frame = (np.asarray(image) == FRAME).all(axis=2)
+    if not is_frame.any():
+        return image
     counts = [is_frame.sum(axis=axis) for axis in (1, 0)]
     rows, columns = (np.flatnonzero(count > count.max() / 2) for count in counts)
     if min(rows[-1] - rows[0], columns[-1] - columns[0]) < 2:

@@ -9,7 +9,7 @@ from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult
-from distmil.evaluation.words import Table, metric_tables
+from distmil.evaluation.words import Rows, Table, metric_tables
 from distmil.inference.tables import GROUPS
 from distmil.inference.thresholds import YOUDEN, aim_in_words
 from distmil.reporting.gallery import choose_slides, small_picture
@@ -129,7 +129,7 @@ class RunReport:
 class Cell(NamedTuple):
     """A number of slides of a label with a prediction."""
 
-    count: int
+    slides: int
     share: float
     """Of the slides with that label."""
     is_right: bool
@@ -172,7 +172,7 @@ def threshold_table(thresholds: Thresholds, *, noun: str = "slide") -> Table:
     last, aim = thresholds.chosen.get("last") or {}, thresholds.chosen.get("threshold_aim")
     epoch = thresholds.chosen.get("epoch")
     where = "validation" + (f", epoch {epoch + 1}" if isinstance(epoch, int) else "")
-    rows = []
+    rows: Rows = []
     for name, value in [*thresholds.slides.items(), ("patch", thresholds.patch)]:
         own = YOUDEN if name == "patch" else aim
         words = "aim not recorded" if own is None else f"by {aim_in_words(own).partition(',')[0]}"

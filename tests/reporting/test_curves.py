@@ -30,6 +30,7 @@ def test_the_area_under_each_curve_is_the_metric():
         steps = np.diff(curve.x_T) * curve.y_T[1:]  # level between the corners, so that either end would do
         assert steps.sum() == pytest.approx(average_precision_score(truth, score), abs=1e-12)
         assert (np.diff(curve.x_T) * np.diff(curve.y_T) == 0).all()
+        assert (curve.x_T[-2] < 1, curve.x_T[-1]) == (True, 1)
 
 
 def plain_bands(truth, score, patients, weight_PD):

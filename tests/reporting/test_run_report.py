@@ -165,7 +165,7 @@ def test_more_classes_have_a_confusion_of_all():
     assert [label for label, _ in rows] == classes
     for label, cells in rows:
         total = sum(one.label == label for one in judged)
-        assert sum(cell.count for cell in cells) == total
+        assert sum(cell.slides for cell in cells) == total
         assert math.isclose(sum(cell.share for cell in cells), bool(total))
         assert [cell.is_right for cell in cells] == [name == label for name in classes]
     assert report.to_html().decode().count("predicted b</th>") == 2
