@@ -2,7 +2,7 @@
 
 import csv
 import io
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -19,12 +19,16 @@ from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import from_csv, slide_results, to_csv
 from distmil.evaluation.words import counts_to_look_at, metric_tables
 from distmil.inference.scoring import READ_OUTS
-from distmil.inference.tables import delete_derived
+from distmil.inference.tables import delete_derived, write_slide_table
 from distmil.pipeline.job import Job
-from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_evaluations, write_results
+from distmil.pipeline.results import MAX_SHOWN, show_metrics, write_evaluations, write_report, write_results
+from distmil.reporting.run_charts import Course
 from distmil.storage.records import Record
 from distmil.storage.store import Store
 from tests.evaluation.test_intervals import some_rows
+from tests.inference.test_mlflow_model import make_bundle
+from tests.reporting.test_run_report import a_png
+from tests.support.bags import small_config
 from tests.support.scale import cases
 
 CLASSES = ["normal", "tumour"]
@@ -168,3 +172,49 @@ def test_long_tables_are_files_that_the_terminal_names(tmp_path):
     assert not (folder / "groups.csv").exists()  # of another evaluation
     delete_derived(job.store, "run")
     assert list(folder.iterdir()) == []
+
+
+def a_bundle(**values):
+    made = make_bundle()
+    classes = {"cohort": {"classes": CLASSES}}
+    last = {"val_threshold_bag": 0.37}
+    return replace(made, config=small_config(**classes), metrics={"epoch": 3, "last": last, **values})
+
+
+def test_a_report_lies_beside_its_predictions_and_goes_with_another_table(tmp_path):
+    rng = np.random.default_rng(4)
+    job, stream = a_job(tmp_path)
+    scores = some_rows(rng, 12)
+    options = {"slide_score": "bag", "threshold": 0.5}
+    found = Evaluation(
+        summarise(scores, **options) | at_threshold(scores, **options),
+        {},
+        {"slides": 12, "patients": 12, "positive_slides": 6},
+    )
+    cohort, rows = a_cohort(rng, 12)
+    results = write(job, cohort, rows)
+    folder = tmp_path / "predictions/run"
+
+    def made(bundle):
+        values = {"results": results, "found": {"val": found}, "courses": {"": Course([{"loss": 0.5}], 0)}}
+        return write_report(job, "predictions/run", bundle, cohort, **values)
+
+    place = made(a_bundle(threshold_aim="specificity=0.9"))
+    assert place == str(folder / "report.html")
+    assert f"report: {place}" in stream.getvalue()
+    page = (folder / "report.html").read_text()
+    assert f'<data value="{found.metrics["slide_auc"]}">' in page
+    assert "chosen on validation, epoch 4, by specificity of at least 0.9" in page
+    assert cohort.fingerprint in page
+    assert "data:image" not in page
+    write_slide_table(job.store, "run", list(rows.values()), CLASSES)
+    assert not (folder / "report.html").exists()
+    job.store.write("predictions/run/maps/s001_fused.png", a_png())
+    made(a_bundle())
+    assert (folder / "report.html").read_text().count("data:image") == 1
+    first = (folder / "report.html").read_bytes()
+    write_slide_table(job.store, "run", list(rows.values()), CLASSES)  # the same table
+    assert (folder / "report.html").read_bytes() == first
+    other = {**rows["s003"], "predicted": "tumour", "probability": 0.91}
+    write_slide_table(job.store, "run", list((rows | {"s003": other}).values()), CLASSES)
+    assert not (folder / "report.html").exists()

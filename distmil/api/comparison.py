@@ -12,10 +12,12 @@ from distmil.console import Console, set_up_logging
 from distmil.errors import ConfigError
 from distmil.evaluation.comparison import Comparison, compare, judged_results
 from distmil.evaluation.slide_results import WRONG, SlideResult, rows_to_csv
+from distmil.reporting.comparison_page import ComparisonPage
 from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 
 MAX_SHOWN = 20
+PAGE = "comparison.html"
 _EPILOG = """Exit codes: 0 done, 1 failed, 2 bad input. The last line on stdout is JSON.
 
 Each run is compared with the first one, on the slides that have a label. The runs must be of the same slides."""
@@ -43,6 +45,9 @@ def _parser(description: str | None, program: str) -> argparse.ArgumentParser:
         "words", metavar="RUN", nargs="+", help="folders under predictions/, and section.key=value such as storage.root"
     )
     parser.add_argument("--split", choices=("train", "val", "test"), help="compare the slides of this split only")
+    parser.add_argument(
+        "--viewer", metavar="URL", help="the page links slides to `distmil view` here (default: http://127.0.0.1:8765/)"
+    )
     parser.add_argument("--config", metavar="FILE.yaml", help="the jobs' configuration file")
     return parser
 
@@ -56,9 +61,12 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     store = Store(resolve_root(config.storage.root))
     console.note(f"storage: {store.root}")
     runs = {name: _slides(name, store.root, options.split) for name in names}
-    found = compare(runs, normal=normal_class(runs, config.cohort.classes))
+    viewer = viewer_address(options.viewer or f"http://{config.view.host}:{config.view.port}/")
+    normal = normal_class(runs, config.cohort.classes)
+    found = compare(runs, normal=normal)
     folder = f"comparisons/{'--'.join(names)}"
-    first = judged_results(runs[names[0]]).values()
+    judged = {name: judged_results(results) for name, results in runs.items()}
+    first = judged[names[0]].values()
     about = f"{len(first)} slides of {len({result.patient_id for result in first})} patients"
     for one in found:
         _show(one, console, about)
@@ -66,17 +74,23 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
         name: [{"run": one.other, "against": one.first, **row} for one in found for row in getattr(one, part)]
         for name, part in (("differences.csv", "rows"), ("changed.csv", "changed"))
     }
+    store.delete(f"{folder}/{PAGE}")  # no page of other tables
     for name, rows in files.items():
         store.delete(f"{folder}/{name}")
         if rows:
             store.write(f"{folder}/{name}", rows_to_csv(rows))
+    split = f", split {options.split}" if options.split else ""
+    page = ComparisonPage(f"{about}{split}", found, judged, normal, viewer)
+    store.write(f"{folder}/{PAGE}", page.to_html())
     console.note(f"tables: {store.path(folder)}")
+    console.note(f"page: {store.path(f'{folder}/{PAGE}')}")
     return {
         "job": "compare",
         "storage": store.root,
         "slides": len(first),
         "comparisons": [asdict(one) for one in found],
         "folder": store.path(folder),
+        "page": store.path(f"{folder}/{PAGE}"),
     }
 
 
@@ -86,6 +100,14 @@ def _slides(name: str, root: str, split: str | None) -> list[SlideResult]:
     if not results:
         raise ConfigError(f"--split {split}: {name} has no slide of it")
     return results
+
+
+def viewer_address(text: str) -> str:
+    """Check the viewer's address, and take off what follows a number sign. Raises: ConfigError."""
+    address = text.partition("#")[0]
+    if not address.startswith(("http://", "https://")):
+        raise ConfigError(f"--viewer {text}: expected an address such as http://127.0.0.1:8765/")
+    return address
 
 
 def normal_class(runs: Mapping[str, Sequence[SlideResult]], classes: Sequence[str]) -> str:

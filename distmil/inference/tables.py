@@ -19,6 +19,8 @@ METRICS, INTERVALS, RESULTS = "metrics.json", "intervals.json", "slides.csv"
 FROC, RELIABILITY, GROUPS = "froc.csv", "reliability.csv", "groups.csv"
 """Tables of an evaluation that are too long for a terminal: the lesion FROC's points, the bins of probabilities, and
 metrics by site and class."""
+REPORT = "report.html"
+"""The page of a training or an evaluation. It shows maps too, and goes before one of them is made again."""
 
 Row = dict[str, Any]
 
@@ -114,7 +116,7 @@ def write_slide_table(store: Store, run: str, rows: Sequence[Row], classes: Sequ
 
 def delete_derived(store: Store, run: str) -> None:
     """Delete what was made of the slide predictions."""
-    for name in (METRICS, INTERVALS, RESULTS, FROC, RELIABILITY, GROUPS):
+    for name in (REPORT, METRICS, INTERVALS, RESULTS, FROC, RELIABILITY, GROUPS):
         store.delete(f"{predictions_folder(run)}/{name}")
 
 

@@ -17,7 +17,7 @@ STAGES = ("patches", "embeddings", "labels", "outlines")
 """Folders that are named by the fingerprint of their settings."""
 RAY = ("ray-train", "ray-tune")
 ENCODERS = "encoders"
-KINDS = ("models", "predictions", "searches", "checkpoints", *STAGES, ENCODERS, "reports", *RAY)
+KINDS = ("models", "predictions", "comparisons", "searches", "checkpoints", *STAGES, ENCODERS, "reports", *RAY)
 """Folders under the root whose items can be removed, in the order of the tables."""
 BUSY_S = 3600.0
 """What was written within this time may belong to a job that works now."""
@@ -26,6 +26,8 @@ _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 _WEIGHTS = re.compile(r"[a-z0-9_]+-[0-9a-f]{16}\.safetensors")
 _TEMPORARY = re.compile(r"\..+\.tmp-.+-\d+-[0-9a-f]{8}")
 _NAME = re.compile(NAME_PATTERN)
+_NAMES = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*--[A-Za-z0-9._-]+")
+"""Of the runs of a comparison."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ def _sorted(walked: Mapping[str, Sequence[FoundFile]], loose: Sequence[FoundFile
 def is_item(name: str) -> bool:
     """Whether distmil itself makes items of such a name."""
     kind, _, rest = name.partition("/")
-    pattern = _FINGERPRINT if kind in STAGES else _WEIGHTS if kind == ENCODERS else _NAME
-    return kind in KINDS and pattern.fullmatch(rest) is not None
+    patterns = {**dict.fromkeys(STAGES, _FINGERPRINT), ENCODERS: _WEIGHTS, "comparisons": _NAMES}
+    return kind in KINDS and patterns.get(kind, _NAME).fullmatch(rest) is not None
 
 
 def is_left_over(file: FoundFile, now_s: float) -> bool:

@@ -61,7 +61,10 @@ class References:
         """Read what every result says. Raises: StorageError if the store does not answer."""
         self._each(self._run, "checkpoints")
         self._each(self._bundle, "models")
-        for kind, reader in (("predictions", self._prediction), ("searches", self._search), ("reports", self._report)):
+        for kind, reader in (
+            ("predictions", self._prediction), ("searches", self._search), ("reports", self._report),
+            ("comparisons", self._comparison),
+        ):  # fmt: skip
             self._each(reader, kind)
         return self.found
 
@@ -184,6 +187,11 @@ class References:
         recipe = recipe_of_report(_get(summary, "settings") or {})
         words = f"tiling report: {patches_words(recipe.config.tiling)}" if recipe else "tiling report"
         return Reference(words, slides, recipe=recipe)
+
+    def _comparison(self, item: Item) -> Reference:
+        """Name the runs of a comparison, by its name; it needs no other file."""
+        first, _, others = item.short.partition("--")
+        return Reference(f"comparison of {others.replace('--', ' and ')} with {first}")
 
     def json(self, item: Item, name: str) -> Any:
         """Read a JSON file, without its checksum; None if it is absent or damaged.

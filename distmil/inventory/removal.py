@@ -13,10 +13,20 @@ from distmil.storage.store import RECORD_FILE, Store
 
 UNUSED = "unused"
 """In place of a name: everything that nothing refers to."""
-_ORDER = ("predictions", "searches", "checkpoints", "models", "labels", "outlines", "embeddings", "patches")
+_ORDER = (
+    "comparisons",
+    "predictions",
+    "searches",
+    "checkpoints",
+    "models",
+    "labels",
+    "outlines",
+    "embeddings",
+    "patches",
+)
 _RECORDS = {"owner.json", RECORD_FILE, "latest.json", "slides.json", "result.json"}
 """They go first. A job that works on a run finds its ``owner.json`` gone, and stops."""
-_TABLES = {"slides.parquet", "slides.csv", "summary.html", "report.md", "best.yaml"}
+_TABLES = {"slides.parquet", "slides.csv", "summary.html", "report.html", "comparison.html", "report.md", "best.yaml"}
 _LAST = {("checkpoints", "run.json"), ("predictions", "question.json")}
 """Which settings a run has, and which question is answered: a folder with nothing else is one that was just begun."""
 _BATCH = 256

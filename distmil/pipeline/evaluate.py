@@ -1,6 +1,7 @@
 """Metrics of a bundle on slides whose labels are known."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from distmil.cohort import Cohort, Slide
@@ -8,12 +9,14 @@ from distmil.evaluation.lesions import known_lesions
 from distmil.evaluation.predictions import Rules, evaluate_predictions
 from distmil.evaluation.slide_results import SlideResult
 from distmil.evaluation.words import counts_to_look_at
-from distmil.inference.tables import METRICS
+from distmil.inference.bundle import Bundle
+from distmil.inference.tables import METRICS, REPORT
 from distmil.pipeline.cluster import check_gpus
 from distmil.pipeline.job import Job, bundle_place, check_any, open_cohort
 from distmil.pipeline.predict import Predictions, claim_output, open_bundle, predict_slides
-from distmil.pipeline.results import show_metrics, show_record, write_evaluations, write_results
+from distmil.pipeline.results import show_metrics, show_record, write_evaluations, write_report, write_results
 from distmil.recording.prediction import PredictionRecord
+from distmil.reporting.run_charts import Course
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -26,28 +29,38 @@ def run(job: Job) -> dict[str, Any]:
     record = PredictionRecord.of("evaluate", job.config, job.store, name)
     with record.opened(inner.config, bundle, cohort, slides):
         made = predict_slides(inner, cohort, slides, bundle, place=bundle_place(job), run=name, with_labels=True)
-        measured, results = measure(inner, made, slides, cohort)
+        measured, results = measure(inner, made, slides, cohort, bundle)
         record.complete(results, measured["metrics"])
     show_record(job, record.tracker)
     return {"run": name, **made.paths(job), **measured, "tracking": record.tracker.place}
 
 
 def measure(
-    job: Job, made: Predictions, slides: Sequence[Slide], cohort: Cohort, *, split: str | None = None
+    job: Job,
+    made: Predictions,
+    slides: Sequence[Slide],
+    cohort: Cohort,
+    bundle: Bundle,
+    *,
+    courses: Mapping[str, Course] = MappingProxyType({}),
+    split: str | None = None,
 ) -> tuple[dict[str, Any], list[SlideResult]]:
-    """Measure predictions by split, show the metrics and the slides, and write them beside the predictions.
+    """Measure predictions by split, show metrics and slides, and write them and a report beside the predictions.
 
     Args:
-        job: Its configuration holds the bundle's settings.
+        job: Its configuration has the bundle's settings.
         made: The predictions.
-        slides: Those that were predicted.
+        slides: The slides of the job.
         cohort: The manifest.
+        bundle: The model.
+        courses: Epochs of each training that made it, by name; none in an evaluation.
         split: What all slides are measured as; None: each as its own split.
 
     Returns:
-        For the job's JSON line, metrics by split, their file, and how many slides are wrong or in doubt; every slide
-        with what became of it.
+        For the job's JSON line, metrics by split, their file, that of the report, and how many slides are wrong or in
+        doubt; every slide with what became of it.
     """
+    job.store.delete(f"{made.folder}/{REPORT}")  # of an earlier evaluation
     rules = Rules(
         classes=cohort.classes,
         slide_score=job.config.prediction.slide_score,
@@ -76,5 +89,6 @@ def measure(
     metrics = {name: evaluation.metrics for name, evaluation in found.items()}
     write_evaluations(job, made.folder, found)
     results = write_results(job, made.folder, made.rows, slides, cohort, threshold=made.shown_threshold)
-    file = job.store.path(f"{made.folder}/{METRICS}")
-    return {"metrics": metrics, "metrics_file": file, **counts_to_look_at(results)}, results
+    report = write_report(job, made.folder, bundle, cohort, results=results, found=found, courses=courses)
+    files = {"metrics_file": job.store.path(f"{made.folder}/{METRICS}"), "report": report}
+    return {"metrics": metrics, **files, **counts_to_look_at(results)}, results

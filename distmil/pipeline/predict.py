@@ -28,7 +28,7 @@ from distmil.inference.predictor import (
 )
 from distmil.inference.question import claim_question, default_name, make_question
 from distmil.inference.shift import shift_doubts, size_doubts
-from distmil.inference.tables import RESULTS, Row, predictions_folder, write_slide_table
+from distmil.inference.tables import REPORT, RESULTS, Row, predictions_folder, write_slide_table
 from distmil.labels.slide_outlines import annotation_version
 from distmil.pipeline.cluster import check_gpus, map_slides, wants_gpu
 from distmil.pipeline.exchange.settle import check_bundle, check_settings
@@ -232,6 +232,7 @@ def _predict_all(
     if damaged := sum(found.is_damaged for _, found in looked):
         job.console.note(f"predictions of {damaged} {noun}s are gone or damaged, and are made again")
     if todo:
+        job.store.delete(f"{predictions_folder(run)}/{REPORT}")
         job.console.note(f"predicting {len(todo)} {noun}{'s' * (len(todo) != 1)} ({len(looked) - len(todo)} are done)")
         is_gpu = wants_gpu(job.config)
         arguments = {

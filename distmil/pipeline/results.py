@@ -1,4 +1,4 @@
-"""A prediction's results for people: metrics with their intervals, and the slides to look at first."""
+"""A prediction's results for people: metrics with their intervals, the slides to look at first, and the report."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -7,8 +7,12 @@ from distmil.cohort import Cohort, Slide
 from distmil.evaluation.predictions import Evaluation
 from distmil.evaluation.slide_results import SlideResult, rows_to_csv, slide_results, to_csv
 from distmil.evaluation.words import Table, metric_tables, slide_table
-from distmil.inference.tables import FROC, GROUPS, INTERVALS, METRICS, RELIABILITY, RESULTS, Row
+from distmil.inference.bundle import Bundle
+from distmil.inference.tables import FROC, GROUPS, INTERVALS, METRICS, RELIABILITY, REPORT, RESULTS, Row
 from distmil.pipeline.job import Job
+from distmil.recording.data import data_of
+from distmil.reporting.run_charts import Course
+from distmil.reporting.run_report import RunReport, Thresholds
 from distmil.tracking.links import record_lines
 from distmil.tracking.tracker import Tracker
 
@@ -68,6 +72,53 @@ def write_evaluations(job: Job, folder: str, found: Mapping[str, Evaluation]) ->
             job.store.delete(f"{folder}/{name}")  # of an earlier evaluation
     if written:
         job.console.note(f"more of the metrics: {', '.join(written)} in {job.store.path(folder)}")
+
+
+def write_report(
+    job: Job,
+    folder: str,
+    bundle: Bundle,
+    cohort: Cohort,
+    *,
+    results: Sequence[SlideResult],
+    found: Mapping[str, Evaluation],
+    courses: Mapping[str, Course],
+) -> str:
+    """Write the page of a training or an evaluation, name it, and return its place.
+
+    Args:
+        job: Its configuration has the bundle's settings.
+        folder: Of the predictions, in the store.
+        bundle: The model.
+        cohort: The manifest.
+        results: Every slide of the job.
+        found: Evaluations by split.
+        courses: Epochs of each training by name; none in an evaluation.
+    """
+    data, maps = data_of(cohort, job.config), set(job.store.names(f"{folder}/maps"))
+
+    def picture(slide_id: str) -> bytes | None:
+        name = f"{slide_id}_fused.png"
+        return job.store.read(f"{folder}/maps/{name}") if name in maps and job.config.prediction.maps else None
+
+    report = RunReport(
+        job="train" if courses else "evaluate",
+        bundle=bundle.run,
+        slides=cohort.slides,
+        classes=cohort.classes,
+        data=(data.name, data.digest),
+        config=job.config,
+        thresholds=Thresholds(bundle.slide_thresholds, bundle.patch_threshold, bundle.temperatures, bundle.metrics),
+        noun=job.outcomes.noun,
+        results=results,
+        evaluations=found,
+        courses=courses,
+        picture=picture,
+    )
+    job.store.write(f"{folder}/{REPORT}", report.to_html())
+    place = job.store.path(f"{folder}/{REPORT}")
+    job.console.note(f"report: {place}")
+    return place
 
 
 def _show_slides(job: Job, results: Sequence[SlideResult]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from distmil.evaluation.slide_results import SlideResult, to_csv
-from distmil.inference.tables import FROC, INTERVALS, METRICS, RELIABILITY, RESULTS, predictions_folder
+from distmil.inference.tables import FROC, INTERVALS, METRICS, RELIABILITY, REPORT, RESULTS, predictions_folder
 from distmil.storage.store import Store
 from distmil.tracking.artifacts import log_once
 from distmil.tracking.tracker import Tracker
@@ -27,17 +27,18 @@ def log_results(
         store: Where the predictions are.
         run: Their name.
         results: The slides, those to look at first on top.
-        shows_slides: Record what has a slide's id too: ``slides.csv`` and the sheets of maps.
+        shows_slides: Record what has a slide's id too: ``slides.csv``, the report, and the sheets of maps.
     """
     if not tracker.is_recording:
         return
     folder = predictions_folder(run)
     there = set(store.names(folder))
     with tempfile.TemporaryDirectory(prefix="distmil-") as scratch:
-        for name in (METRICS, INTERVALS, FROC, RELIABILITY):  # GROUPS names sites
+        names = (METRICS, INTERVALS, FROC, RELIABILITY, *([REPORT] if shows_slides else []))  # GROUPS names sites
+        for name in names:
             if name in there:
                 Path(scratch, name).write_bytes(store.read(f"{folder}/{name}"))
-        if shows_slides:
+        if shows_slides and results:
             Path(scratch, RESULTS).write_bytes(to_csv(results, without=PRIVATE_COLUMNS))
         if any(Path(scratch).iterdir()):
             tracker.log_artifact(Path(scratch), "results")

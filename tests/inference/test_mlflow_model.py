@@ -353,6 +353,7 @@ def test_maps_can_be_left_out_of_the_record(tracker, saved, tmp_path, monkeypatc
     bundle = make_bundle()
     save_bundle(job.store, bundle)
     job.store.write("predictions/a-run/maps/s1_sheet.png", b"PNG")
+    job.store.write("predictions/a-run/report.html", b"<html>")
     results = [SlideResult("s1", "ok", probability=0.9)]
     record_training(
         job, tracker, bundle=bundle, history=History([{"loss": 0.7}]), cohort=COHORT, name="a-run", results=results,
@@ -361,6 +362,8 @@ def test_maps_can_be_left_out_of_the_record(tracker, saved, tmp_path, monkeypatc
     tracker.finish("FINISHED")
     kept = {item.path for item in MlflowClient(tracker.uri).list_artifacts(tracker.run_id)}
     assert kept == {"bundle", "config.yaml", *(["maps", "results"] if is_wanted else [])}
+    shown = {item.path for item in MlflowClient(tracker.uri).list_artifacts(tracker.run_id, "results")}
+    assert shown == ({"results/report.html", "results/slides.csv"} if is_wanted else set())
 
 
 def test_an_export_that_fails_is_said_and_stops_nothing(tracker, tmp_path, caplog, monkeypatch):

@@ -15,7 +15,7 @@ from distmil.errors import ConfigError
 from distmil.inference.bundle import bundle_values
 from distmil.inference.bundle_files import BundleFiles
 from distmil.inference.question import claim_question, make_question
-from distmil.inventory.removal import UNUSED, plan_removal
+from distmil.inventory.removal import UNUSED, in_order, plan_removal, remove
 from distmil.inventory.settings import Recipe, patches_words
 from distmil.inventory.survey import Inventory, survey
 from distmil.inventory.wording import age_in_words, lines, sentences, size_in_words
@@ -122,6 +122,28 @@ def test_a_bundle_whose_run_is_gone_keeps_the_embeddings_that_may_be_its_own(emp
     empty.store.write_json("models/gone/config.json", {"config": bundle_values(config)})
     Committed(empty.store, "models/gone", "gone").commit({"format_version": 2})
     assert unused(look(empty)) == {other, "embeddings/0123456789ab"}
+
+
+def test_a_comparison_is_named_kept_and_removed_by_its_name(empty: RandomStore) -> None:
+    store = empty.store
+    for name in ("a--b", "a--b--c"):
+        for file in ("comparison.html", "differences.csv"):
+            store.write(f"comparisons/{name}/{file}", b"x" * 500)
+    store.write("comparisons/mine/notes.txt", b"mine")
+    found = look(empty)
+    assert {name: (entry.words, entry.item.size_bytes) for name, entry in found.entries.items()} == {
+        "comparisons/a--b": ("comparison of b with a", 1000),
+        "comparisons/a--b--c": ("comparison of b and c with a", 1000),
+    }
+    assert list(found.others) == ["comparisons/mine"]
+    assert unused(found) == set()
+    plan = plan_removal(found, ["comparisons/a--b"])
+    (entry,) = plan.entries
+    assert in_order(entry.item, entry.item.files)[2] == ["comparisons/a--b/comparison.html"]
+    removed, left = remove(store, plan, now_s=NOW_S, note=lambda _: None)
+    assert ([item.name for item in removed], left) == (["comparisons/a--b"], [])
+    assert not store.exists("comparisons/a--b")
+    assert store.exists("comparisons/a--b--c/comparison.html")
 
 
 def test_half_made_things_are_called_so(empty: RandomStore) -> None:

@@ -63,6 +63,13 @@ def test_the_main_job_leaves_a_bundle_metrics_and_maps(home: Path, trained: Done
     metrics = answer["metrics"]["val"]
     assert json.loads(Path(answer["metrics_file"]).read_text()) == answer["metrics"]
     assert Path(answer["metrics_file"]).parent == Path(answer["predictions"])
+    report = Path(answer["report"])
+    assert report == Path(answer["predictions"]) / "report.html"
+    assert f"report: {report}" in trained.err
+    page = report.read_text()
+    assert f'<data value="{metrics["slide_auc"]}">' in page
+    assert all(words in page for words in ("Training report", "Parts of the training loss", "data:image/jpeg"))
+    assert str(home) not in page
     assert 0 <= metrics["slide_auc"] <= 1
     assert math.isfinite(metrics["slide_loss"])
     slides = pq.read_table(Path(answer["predictions"]) / "slides.parquet").to_pylist()
@@ -200,6 +207,10 @@ def test_evaluate_agrees_with_the_main_job(home: Path, trained: Done) -> None:
     done = evaluate(home)
     assert done.code == 0, done.err
     assert done.answer["metrics"]["val"] == pytest.approx(trained.answer["metrics"]["val"])
+    page = Path(done.answer["report"]).read_text()
+    assert f'<data value="{done.answer["metrics"]["val"]["slide_auc"]}">' in page
+    assert "Evaluation report" in page
+    assert "data:image" not in page  # without maps
     run = MlflowClient(done.answer["tracking"]["uri"]).get_run(done.answer["tracking"]["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.tags["mlflow.parentRunId"] == trained.answer["tracking"]["run_id"]
@@ -252,8 +263,8 @@ def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: 
     assert {name for name in made if name.startswith("patches/")} == {f"patches/{plain[0]}.parquet"}
     for name in made - {f"records/maps/{annotated}.json"}:
         if not name.endswith(
-            ("slides.json", "metrics.json", "slides.csv", "mlflow-evaluate.json")
-        ):  # the last holds paths
+            ("slides.json", "metrics.json", "slides.csv", "mlflow-evaluate.json", "report.html")
+        ):  # of which two hold paths, and the page is that of an evaluation
             assert (folder / name).read_bytes() == (home / "predictions/small" / name).read_bytes(), name
     assert again.answer["metrics"] == trained.answer["metrics"]
     edited = changes(copy, before)  # of the outline its labels alone

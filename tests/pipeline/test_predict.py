@@ -1,20 +1,26 @@
 """What becomes of slides that have no scores: they are left out, counted and named, and the others stay."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
 
 from distmil.bags.bag import BagEntry
+from distmil.cohort import Slide
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.errors import BundleError, ConfigError, ManifestError, TooManyBadSlides
 from distmil.inference.bundle import save_bundle
+from distmil.inference.predictor import Finished, SlidePredictor
+from distmil.pipeline import predict
 from distmil.pipeline.job import Job, bundle_place, check_input, open_cohort
 from distmil.pipeline.predict import _without_failed, open_bundle, predict_slides
 from distmil.pipeline.prepare import Prepared
 from distmil.storage.records import Record
 from tests.inference.test_bundle import make_old
 from tests.inference.test_mlflow_model import make_bundle
+
+INFO = {"shift": None, "num_patches": 5}
 
 
 def prepared(count):
@@ -69,6 +75,26 @@ def test_a_bundle_without_the_temperature_that_is_asked_for_is_refused(store):
     ):
         open_bundle(Job(build_config({"prediction": asked}), store))
     open_bundle(Job(build_config({"prediction": {**asked, "slide_score": "max"}}), store))
+
+
+def test_a_report_goes_before_a_map_that_it_shows_is_made_again(store, monkeypatch):
+    """Such as with other outlines: the slides' table may stay as it is."""
+
+    def end(*_arguments, **_options):
+        assert not store.exists("predictions/r/report.html")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict, "map_slides", end)
+    monkeypatch.setattr(predict, "wants_gpu", lambda _config: False)
+    monkeypatch.setattr(SlidePredictor, "find", lambda self: Finished(Record("s0", {}, info=INFO), self.maps_there))
+    job = Job(build_config({"prediction": {"maps": True}}), store)
+    slides = [Slide("s0", "")]
+    for maps in (Record("s0", {}, info={"doubts": []}), None):
+        monkeypatch.setattr(SlidePredictor, "maps_there", maps, raising=False)
+        store.write("predictions/r/report.html", b"a page")
+        with contextlib.nullcontext() if maps else pytest.raises(KeyboardInterrupt):
+            predict._predict_all(job, prepared(1), slides, make_bundle(), place="", run="r")
+        assert store.exists("predictions/r/report.html") == (maps is not None)
 
 
 def labelled(folder, label):

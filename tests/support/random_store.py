@@ -191,6 +191,11 @@ class RandomStore:
                 Committed(store, folder, slide, f"records/{slide}.json").commit({"parts": scored}, parts=[part])
             _ = self.users[folder]
             self._note(folder, [*shared, name])
+        if self.rng.random() < 0.3:
+            pages = f"comparisons/{run}-answer-0--{run}-answer-1"
+            for file in ("comparison.html", "differences.csv"):
+                store.write(f"{pages}/{file}", self.rng.randbytes(20))
+            _ = self.users[pages]
 
     def _note(self, user: str, used: Sequence[str]) -> None:
         for name in used:

@@ -31,6 +31,7 @@ from distmil.pipeline.training.network import (
     open_record,
     train_network,
 )
+from distmil.reporting.run_charts import Course
 from distmil.search.folds import patient_folds
 from distmil.tracking.server import closing_run
 from distmil.tracking.tracker import Tracker
@@ -50,6 +51,8 @@ class OutOfFold:
     place: str
     results: list[SlideResult]
     metrics: dict[str, Any]
+    courses: dict[str, Course]
+    """Epochs of each fold."""
 
 
 def cross_validate(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, OutOfFold]:
@@ -75,8 +78,10 @@ def cross_validate(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, 
         folds.save(folds.run(fold), [one], row, {"epoch": one.epoch, "epochs": len(one.history.rows), "last": one.row})
         for fold, one in enumerate(trained)
     ]
-    bundle = folds.save(begun.run, trained, row, {"folds": [dict(one.metrics) for one in bundles], "last": row})
-    return bundle, folds.predict(bundle, bundles)
+    about = {"folds": [dict(one.metrics) for one in bundles], "last": row}
+    bundle = folds.save(begun.run, trained, row, {**about, "threshold_aim": job.config.training.threshold_aim})
+    courses = {f"fold {i}": Course(one.history.rows, one.epoch) for i, one in enumerate(trained, 1)}
+    return bundle, folds.predict(bundle, bundles, courses)
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class _Folds:
         bundle = make_bundle(self.job, run, self.begun, trained, row, metrics=metrics)
         return replace(bundle, digest=save_bundle(self.job.store, bundle).digest)
 
-    def predict(self, bundle: Bundle, bundles: Sequence[Bundle]) -> OutOfFold:
+    def predict(self, bundle: Bundle, bundles: Sequence[Bundle], courses: dict[str, Course]) -> OutOfFold:
         """Predict every fold by its own bundle, and measure all slides together."""
         job = replace(self.job, config=with_bundle(self.job.config, bundle))
         bundle.check_gives(job.config.prediction.slide_score)
@@ -141,8 +146,8 @@ class _Folds:
             for ids, one in zip(self.held, bundles, strict=True)
         ]
         made = predict_out_of_fold(job, self.cohort, parts, bundle, run=name)
-        measured, results = measure(job, made, slides, self.cohort, split=OUT_OF_FOLD)
-        return OutOfFold(name, job.store.path(made.folder), results, measured["metrics"])
+        measured, results = measure(job, made, slides, self.cohort, bundle, courses=courses, split=OUT_OF_FOLD)
+        return OutOfFold(name, job.store.path(made.folder), results, measured["metrics"], courses)
 
 
 def _moved(one: S, held: set[str]) -> S:

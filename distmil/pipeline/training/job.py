@@ -1,5 +1,6 @@
 """The main job: prepare the slides, train, save the bundle, predict, evaluate, keep the record."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +9,12 @@ from distmil.evaluation.slide_results import SlideResult
 from distmil.inference.bundle import Bundle, save_bundle, with_bundle
 from distmil.inference.bundle_place import bundle_folder
 from distmil.inference.question import claim_question, make_question
+from distmil.inference.tables import predictions_folder
 from distmil.pipeline.evaluate import measure
 from distmil.pipeline.job import Job, open_cohort
 from distmil.pipeline.predict import predict_slides
-from distmil.pipeline.results import show_record
-from distmil.pipeline.training.folds import OUT_OF_FOLD, cross_validate
+from distmil.pipeline.results import show_record, write_report
+from distmil.pipeline.training.folds import OUT_OF_FOLD, OutOfFold, cross_validate
 from distmil.pipeline.training.network import (
     begin,
     is_labelled,
@@ -22,6 +24,7 @@ from distmil.pipeline.training.network import (
     train_network,
 )
 from distmil.pipeline.training.record import record_training
+from distmil.reporting.run_charts import Course
 from distmil.tracking.server import closing_run, resolve_uri
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import History
@@ -41,41 +44,56 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _run(job: Job, cohort: Cohort, tracker: Tracker) -> dict[str, Any]:
-    out_of_fold, history = None, History()
+    history, out_of_fold = History(), None
     if job.config.training.folds:
         bundle, out_of_fold = cross_validate(job, cohort, tracker)
+        courses = out_of_fold.courses
     else:
         bundle, history = train(job, cohort, tracker)
-    run, place = bundle.run, job.store.path(bundle_folder(bundle.run))
-    slides = cohort.held_out(job.config.prediction.split)
-    predictions, shown = None, None if out_of_fold is None else out_of_fold.run
-    results, measured = list[SlideResult](), dict[str, Any](metrics={})
-    if slides:
-        inner = replace(job, config=with_bundle(job.config, bundle))
-        bundle.check_gives(inner.config.prediction.slide_score)
-        name = job.config.prediction.run or run
-        claim_question(job.store, name, make_question(bundle.digest, slides), owner=run)
-        predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
-        measured, results = measure(inner, predictions, slides, cohort)
-        shown = predictions.run
-    elif out_of_fold:
-        results = out_of_fold.results
-    if out_of_fold:
-        measured |= {"metrics": out_of_fold.metrics | measured["metrics"], OUT_OF_FOLD: out_of_fold.place}
+        courses = {"": Course(history.rows, bundle.metrics["epoch"])}
+    run = bundle.run
+    name, results, answer = _predict(job, cohort, bundle, out_of_fold, courses=courses)
     record_training(
         job,
         tracker,
         bundle=bundle,
         history=history,
         cohort=cohort,
-        name=shown,
+        name=name,
         results=results,
-        metrics=measured["metrics"],
+        metrics=answer["metrics"],
     )
     note_record(job, tracker, run)
     extent = {"folds": len(bundle.heads)} if out_of_fold else {"epochs": len(history.rows)}
-    answer = {"run": run, "bundle": place, **extent}
-    return answer | (predictions.paths(job) if predictions else {}) | measured
+    return {"run": run, "bundle": job.store.path(bundle_folder(run)), **extent, **answer}
+
+
+def _predict(
+    job: Job, cohort: Cohort, bundle: Bundle, out_of_fold: OutOfFold | None, *, courses: Mapping[str, Course]
+) -> tuple[str, list[SlideResult], dict[str, Any]]:
+    """Predict and measure the slides that are held out, where there are any.
+
+    Returns:
+        The name of the predictions, the slides with what became of them, and what the job's JSON line says of them.
+    """
+    slides, place = cohort.held_out(job.config.prediction.split), job.store.path(bundle_folder(bundle.run))
+    measured: dict[str, Any] = {"metrics": {}}
+    if out_of_fold:
+        measured = {"metrics": out_of_fold.metrics, OUT_OF_FOLD: out_of_fold.place}
+        if not slides:
+            return out_of_fold.run, out_of_fold.results, measured
+    name = job.config.prediction.run or bundle.run
+    if slides:
+        bundle.check_gives(job.config.prediction.slide_score)
+    claim_question(job.store, name, make_question(bundle.digest, slides), owner=bundle.run)
+    if not slides:
+        report = write_report(job, predictions_folder(name), bundle, cohort, results=[], found={}, courses=courses)
+        return name, [], {**measured, "report": report}
+    inner = replace(job, config=with_bundle(job.config, bundle))
+    predictions = predict_slides(inner, cohort, slides, bundle, place=place, run=name, with_labels=True)
+    found, results = measure(inner, predictions, slides, cohort, bundle, courses=courses)
+    metrics = {"metrics": {**measured["metrics"], **found["metrics"]}}
+    return name, results, {**predictions.paths(job), **measured, **found, **metrics}
 
 
 def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
@@ -90,7 +108,12 @@ def train(job: Job, cohort: Cohort, tracker: Tracker) -> tuple[Bundle, History]:
     trained = train_network(job, begun, tracker)
     num_scored = sum(entry.split == "val" and is_labelled(entry) for entry in begun.prepared.entries)
     note_thresholds(job, trained.row, num_slides=num_scored, noun=cohort.noun)
-    metrics = {"epoch": trained.epoch, "epochs": len(trained.history.rows), "last": trained.row}
+    metrics = {
+        "epoch": trained.epoch,
+        "epochs": len(trained.history.rows),
+        "last": trained.row,
+        "threshold_aim": job.config.training.threshold_aim,
+    }
     bundle = make_bundle(job, begun.run, begun, [trained], trained.row, metrics=metrics)
     record = save_bundle(job.store, bundle)
     return replace(bundle, digest=record.digest), trained.history
