@@ -54,7 +54,7 @@ OWNERS = {
     "sklearn": {"evaluation.metrics", "search.folds"},
     "h5py": {"features.hdf5", "features.exporter"},
     "zarr": {"features.lazyslide"},
-    "defusedxml": {"annotations.asap"},
+    "defusedxml": {"annotations.parsing"},
     "simplejpeg": {"slides.jpeg", "demo.cohort"},
     "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort", "exporting.tiff"},
 }

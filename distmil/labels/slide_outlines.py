@@ -56,7 +56,7 @@ def annotation_version(slide: Slide) -> str | None:
 def groups_of(config: Config) -> dict[str, int]:
     """Return the class of each annotation group. Raises: ConfigError if ``labels.groups`` names an unknown class."""
     try:
-        return resolve_groups(config.cohort.classes, config.labels.groups)
+        return resolve_groups(config.cohort.classes, config.labels.groups, preset=config.labels.preset)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -68,6 +68,7 @@ def outlines_folder(config: Config) -> str:
         "groups": sorted(groups_of(config)),
         "patches": patches_folder(config.tiling),
         "format_version": FORMAT_VERSION,
+        **{name: value for name in ("scale", "affine") if (value := getattr(config.labels, name)) is not None},
     }
     return f"outlines/{fingerprint(values)}"
 
@@ -137,8 +138,12 @@ class SlideOutlines:
         request = {
             "path": path,
             "slide_path": self.slide.path,
+            "slide_id": self.slide.slide_id,
+            "mpp": info.get("mpp"),
             "size": [info["width_px"], info["height_px"]],
             "origin": self.config.labels.origin,
+            "outline_scale": self.config.labels.scale,
+            "affine": self.config.labels.affine,
             "tissue": self._write_tissue(folder),
             "scale": info.get("picture_scale"),
             "known": sorted(groups_of(self.config)),
