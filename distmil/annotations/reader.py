@@ -50,6 +50,8 @@ JSON: Sequence[Format] = (darwin, camelyon, coco, geojson)
 TEXT: Sequence[Format] = (yolo, patch_table)
 
 TOO_MUCH_MEMORY = "the annotation takes more memory than may be used; export it with fewer marks"
+READS = 2
+"""Raised when the reader takes files that it refused: what it refused before is tried again."""
 MAX_FILE_BYTES = 256 * 2**20
 """Largest file that is read, unpacked."""
 MAX_TEXT_BYTES = 64 * 2**20

@@ -17,7 +17,7 @@ import numpy as np
 
 from distmil.annotations.arrow_file import decode_annotation
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import annotation_checksum
+from distmil.annotations.reader import READS, annotation_checksum
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.errors import AnnotationError, ConfigError
@@ -115,6 +115,8 @@ class SlideOutlines:
 
     def _is_usable(self, record: Record) -> bool:
         """Return whether a commit is whole, or a failure that more time would not mend."""
+        if not record.ok and record.info.get("reads", 1) < READS:
+            return False
         if record.info.get("limit_s", self.config.labels.timeout_s) < self.config.labels.timeout_s:
             return False
         return self.committed.is_whole(record)
@@ -125,6 +127,7 @@ class SlideOutlines:
             out = Path(folder) / "outlines"
             answer, info = self._ask(path, folder, str(out))
             if "error" in answer:
+                info = {**info, "reads": READS}
                 record = self.committed.commit(key, status=AnnotationError.status, error=answer["error"], info=info)
             else:
                 name = f"{self.slide.slide_id}.arrow"

@@ -47,12 +47,16 @@ def _fine_tuning(encoder: EncoderConfig) -> dict[str, Any]:
 
 def pretraining_settings(config: Config) -> dict[str, Any]:
     """List every setting but the encoder's weights that a pre-training depends on, dotted."""
-    settings = config.pretraining.identity()
+    settings, per_job = config.pretraining.identity(), per_job_keys()
     of_part = {"last": ("trained_blocks",), "lora": ("lora_rank",)}.get(config.pretraining.trained, ())
     return {
         **{f"pretraining.{key}": value for key, value in settings.items()},
         **{f"encoder.{key}": getattr(config.encoder, key) for key in (*of_part, "layer_decay")},
-        **{f"labels.{key}": value for key, value in config.labels.identity().items()},
+        **{
+            f"labels.{key}": value
+            for key, value in config.labels.model_dump().items()
+            if f"labels.{key}" not in per_job and key != "form"
+        },
         "tiling": config.tiling.identity(),
         "cohort.classes": list(config.cohort.classes),
     }

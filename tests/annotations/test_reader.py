@@ -12,8 +12,13 @@ import tifffile
 from PIL import Image
 
 from distmil.annotations import masks, reader
+from distmil.annotations.arrow_file import decode_annotation, encode_annotation
+from distmil.annotations.coverage import mask_shares
+from distmil.annotations.origin import place
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import read_annotation
+from distmil.annotations.reader import read_annotation, read_for
+from distmil.annotations.slide_facts import SlideFacts
+from distmil.annotations.tissue_file import read_tissue
 from distmil.errors import AnnotationError
 from tests.support.data import DATA
 
@@ -570,6 +575,29 @@ def test_a_stack_of_masks_is_refused(tmp_path, values):
     tifffile.imwrite(tmp_path / "mask.tif", np.stack([values, values]), photometric="minisblack")
     with pytest.raises(AnnotationError, match="several images of 70 x 40 px; expected one"):
         read_annotation(tmp_path / "mask.tif", slide_size=SLIDE)
+
+
+def test_a_mask_of_the_scanned_area_covers_that_area(tmp_path):
+    bounds = (100, 60, 480, 120)  # of other proportions than the slide
+    values = np.zeros((30, 120), np.uint8)
+    values[:5, 10:20] = 1  # level-0 x 140 to 180, y 60 to 80
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    found = read_for(tmp_path / "mask.png", SlideFacts(SLIDE, bounds=bounds))
+    assert (found.mask_scale, found.mask_corner) == ((4, 4), (100, 60))
+    assert found.doubts[0].startswith("annotation: its mask has the proportions of the scanned area (480 x 120 px from")
+    placed, doubt = place(found, origin="auto", bounds=bounds, slide_size=SLIDE, tissue=None)
+    assert (placed, doubt) == (found, "")
+    x, y = (np.array(one, np.int32) for one in ((140, 130, 0), (60, 50, 0)))
+    share = mask_shares(found.mask > 0, scale=found.mask_scale, corner=found.mask_corner, x=x, y=y,
+                        extent_px=np.full(3, 20, np.int32))  # fmt: skip
+    assert share.tolist() == [1, 0.25, 0]
+    with pytest.raises(AnnotationError, match="the mask is 120 x 30 px and the slide 700 x 400 px"):
+        read_annotation(tmp_path / "mask.png", slide_size=SLIDE)
+    stored = decode_annotation(encode_annotation(found))
+    assert (stored.mask_scale, stored.mask_corner) == ((4, 4), (100, 60))
+    tissue, _ = read_tissue(tmp_path / "mask.png", slide_size=SLIDE, shape=(40, 70), scale=10, bounds=bounds)
+    assert np.argwhere(tissue).min(axis=0).tolist() == [6, 14]
+    assert np.argwhere(tissue).max(axis=0).tolist() == [7, 17]
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask.tif"])

@@ -202,7 +202,7 @@ def test_a_bad_annotation_can_leave_the_slides_own_label(labeller, tmp_path):
     assert (record.status, record.info["unknown"], record.info["positive"]) == ("ok", 32, 0)
     assert table_of(kept)["label"].null_count == 32
     (doubt,) = record.info["doubts"]
-    assert doubt.startswith("its annotation cannot be used, and its label alone counts: the annotation is neither XML")
+    assert doubt.startswith("its annotation cannot be used, and its label alone counts: the annotation is in none")
     assert kept.finished() == record
 
 
