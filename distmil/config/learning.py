@@ -1,5 +1,6 @@
 """The typed configuration of learning: patch labels, bags, network, losses, training."""
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -25,7 +26,7 @@ class LabelsConfig(Section):
     scale: float | None = Field(default=None, gt=0, le=1e6)
     """Level-0 pixels per unit of the outlines' coordinates, such as 4 for outlines drawn on a picture of a quarter of
     the size; default: by the picture's size where the file states it, else 1."""
-    affine: list[float] | None = Field(default=None, min_length=6, max_length=6)
+    affine: list[float] | None = None
     """a, b, c, d, e, f: x' = a x + b y + c and y' = d x + e y + f bring outlines to level-0 pixels, after the scale."""
     origin: Literal["auto", "slide", "bounds"] = "auto"
     """Where (0, 0) of outlines is. slide: the slide's corner; bounds: the corner of the scanned area (OpenSlide's
@@ -44,6 +45,8 @@ class LabelsConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        if self.affine is not None and (len(self.affine) != 6 or not all(map(math.isfinite, self.affine))):
+            raise ValueError(f"labels.affine = {self.affine}: expected 6 finite numbers, a to f")
         if self.affine and not self.affine[0] * self.affine[4] - self.affine[1] * self.affine[3]:
             raise ValueError("labels.affine: a e - b d is 0, so that it maps every outline to a line")
         if self.negative_below is not None and self.negative_below > self.positive_at:

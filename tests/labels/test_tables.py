@@ -244,3 +244,12 @@ def test_the_refusal_of_many_reasons_still_names_every_slide():
     text = str(bad_annotations({f"s{i}": words for i, words in enumerate(letters)}, noun="slide"))
     assert len(text.splitlines()) < 60
     assert all(re.search(rf"\bs{i}\b", text) for i in range(120))
+
+
+def test_fields_that_earlier_versions_did_not_have_change_no_folder_unless_they_are_set():
+    folders = {labels_folder(config()), labels_folder(config(labels={"positive_at": 0.0}))}
+    assert len(folders) == 1
+    assert not {"preset", "scale", "affine"} & config().labels.identity().keys()
+    later = [{"preset": "qupath"}, {"scale": 2.0}, {"affine": [1.0, 0.0, 5.0, 0.0, 1.0, 0.0]}]
+    folders |= {labels_folder(config(labels=labels)) for labels in later}
+    assert len(folders) == 4
