@@ -73,8 +73,9 @@ def read_tissue(
             f"the tissue file marks no tissue, {where}; expected areas in level-0 pixels of this slide, or a mask "
             "image of it: check that the file belongs to the slide, or leave it out to have tissue detected"
         )
-    left_out = f"tissue file: {annotation.dropped_text}" if annotation.dropped_text else ""
-    return mask, tuple(text for text in (doubt.replace("annotation:", "tissue file:", 1), left_out) if text)
+    left_out = f"annotation: {annotation.dropped_text}" if annotation.dropped_text else ""
+    texts = (*annotation.doubts, doubt, left_out)
+    return mask, tuple(text.replace("annotation:", "tissue file:", 1) for text in texts if text)
 
 
 def _painted(annotation: Annotation, *, shape: tuple[int, int], scale: float) -> Mask:

@@ -595,7 +595,8 @@ def test_a_mask_of_the_scanned_area_covers_that_area(tmp_path):
         read_annotation(tmp_path / "mask.png", slide_size=SLIDE)
     stored = decode_annotation(encode_annotation(found))
     assert (stored.mask_scale, stored.mask_corner) == ((4, 4), (100, 60))
-    tissue, _ = read_tissue(tmp_path / "mask.png", slide_size=SLIDE, shape=(40, 70), scale=10, bounds=bounds)
+    tissue, doubts = read_tissue(tmp_path / "mask.png", slide_size=SLIDE, shape=(40, 70), scale=10, bounds=bounds)
+    assert doubts[0].startswith("tissue file: its mask has the proportions of the scanned area")
     assert np.argwhere(tissue).min(axis=0).tolist() == [6, 14]
     assert np.argwhere(tissue).max(axis=0).tolist() == [7, 17]
 

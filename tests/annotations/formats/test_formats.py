@@ -14,6 +14,7 @@ from distmil.errors import AnnotationError
 from distmil.labels.rules import LabelRule, label_patches, resolve_groups
 from tests.support.annotation_files import CENTRE_NM, PIXEL_NM, SIZE, WRITERS
 from tests.support.data import DATA
+from tests.support.scale import cases
 
 FACTS = SlideFacts(SIZE, mpp=0.5, names=("s1", "0042.jpg"), look_up_scanner=lambda: ScannerFrame(CENTRE_NM, PIXEL_NM))
 GROUPS = resolve_groups(("negative", "positive"), {"0": "positive", "1": "exclude"})
@@ -123,6 +124,23 @@ def test_a_cropped_origin(tmp_path, writer):
         rows, columns = np.nonzero(share)
         assert (columns.min() * EXTENT, rows.min() * EXTENT) == (100 + dx, 60 + dy)
         assert area(share) == AREA
+
+
+@every_format
+def test_random_outlines_are_the_same_in_every_format(tmp_path, writer):
+    for seed in range(cases(10, full=200)):
+        rng = np.random.default_rng(seed)
+        outlines, expected = [], shapely.Polygon()
+        for _ in range(rng.integers(1, 5)):
+            turn = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(5, 30)))
+            reach = np.outer(rng.uniform(20, 120) * rng.uniform(0.5, 1, len(turn)), [1, 1])
+            ring = rng.uniform(0, SIZE) + reach * np.column_stack([np.cos(turn), np.sin(turn)])
+            if shapely.Polygon(ring.round(2)).is_valid:
+                outlines.append(("Tumor", ring.round(2).tolist()))
+                expected = expected.union(shapely.Polygon(ring.round(2)))
+        region = read(WRITERS[writer](outlines), tmp_path).regions.get("0" if writer == "yolo" else "Tumor", expected)
+        # NDPA counts in whole nanometres, a 250th of a pixel
+        assert region.symmetric_difference(expected).area <= 5e-3 * expected.length + 1e-6
 
 
 @every_format
