@@ -61,7 +61,7 @@ OWNERS = {
     "spatialdata": {"features.lazyslide"},
     "anndata": {"features.lazyslide"},
     "geopandas": {"features.lazyslide"},
-    "defusedxml": {"annotations.asap"},
+    "defusedxml": {"annotations.parsing"},
     "simplejpeg": {"slides.jpeg", "demo.cohort"},
     "tifffile": {"slides.tiff_pages", "slides.jpeg_tiles", "annotations.masks", "demo.cohort", "exporting.tiff"},
 }

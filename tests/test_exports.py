@@ -15,6 +15,7 @@ PACKAGES = sorted(
 INTERNAL = [
     f"distmil.{name}"
     for name in (
+        "annotations.formats",
         "api",
         "command",
         "demo",

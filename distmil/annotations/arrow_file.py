@@ -17,6 +17,7 @@ def encode_annotation(annotation: Annotation) -> bytes:
     """Encode an annotation as an Arrow file."""
     about: dict[str, Any] = {
         "mask_scale": annotation.mask_scale,
+        "mask_corner": annotation.mask_corner,
         "num_repaired": annotation.num_repaired,
         "dropped": dict(annotation.dropped),
         "writer": annotation.writer,
@@ -45,4 +46,5 @@ def decode_annotation(data: bytes) -> Annotation:
     masks = [np.frombuffer(content, np.uint8) for group, content in rows if group is None]
     regions = {group: shapely.from_wkb(content) for group, content in rows if group is not None}
     mask = np.asarray(cv2.imdecode(masks[0], cv2.IMREAD_UNCHANGED), np.uint8) if masks else None
-    return Annotation(**{**about, "mask_scale": tuple(about["mask_scale"])}, regions=regions, mask=mask)
+    pairs = {key: tuple(about[key]) for key in ("mask_scale", "mask_corner") if key in about}  # older ones lack one
+    return Annotation(**{**about, **pairs}, regions=regions, mask=mask)

@@ -72,6 +72,7 @@ def mask_shares(
     x: NDArray[np.int32],
     y: NDArray[np.int32],
     extent_px: NDArray[np.int32],
+    corner: tuple[float, float] = (0.0, 0.0),
 ) -> NDArray[np.float64]:
     """Return which share of every patch the marked mask pixels cover; what lies beyond the mask is not marked.
 
@@ -84,13 +85,15 @@ def mask_shares(
         x: Left edge of the patches, N.
         y: Top edge, N.
         extent_px: Edge length, N, positive.
+        corner: Where the mask's corner is, level-0 (x, y).
     """
     height, width = is_marked.shape
     integral = np.zeros((height + 1, width + 1), dtype=np.int32)
     np.cumsum(is_marked, axis=0, dtype=np.int32, out=integral[1:, 1:])
     np.cumsum(integral[1:, 1:], axis=1, out=integral[1:, 1:])
-    left, right = (np.clip(edge / scale[0], 0, width) for edge in (x, x + extent_px.astype(np.int64)))
-    top, bottom = (np.clip(edge / scale[1], 0, height) for edge in (y, y + extent_px.astype(np.int64)))
+    edges_px = extent_px.astype(np.int64)
+    left, right = (np.clip((edge - corner[0]) / scale[0], 0, width) for edge in (x, x + edges_px))
+    top, bottom = (np.clip((edge - corner[1]) / scale[1], 0, height) for edge in (y, y + edges_px))
     marked = _lookup(integral, bottom, right) - _lookup(integral, top, right)
     marked -= _lookup(integral, bottom, left) - _lookup(integral, top, left)
     return np.clip(marked * (scale[0] * scale[1]) / extent_px.astype(np.float64) ** 2, 0.0, 1.0)

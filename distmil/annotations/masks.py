@@ -1,11 +1,14 @@
 """Mask images: a PNG or TIFF whose pixel values say what is marked, at any size in proportion to the slide.
 
+A mask in proportion to the scanned area alone (OpenSlide's bounds) covers that area.
 Value 0 is not marked; ``distmil.labels.rules`` decides about the other values. A palette image counts by its indices,
 and values above 255 are kept as 255. Of a tiled pyramid the finest level within ``MAX_MASK_PX`` is read.
 """
 
+import contextlib
 import itertools
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +17,47 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from distmil.annotations.outlines import Annotation
+from distmil.annotations.slide_facts import Bounds, Size, SlideFacts
 from distmil.errors import AnnotationError
 from distmil.slides.tiff_pages import EndlessPages, every_page
 
 MAX_MASK_PX = 89_478_485
 """Most pixels a mask may have: Pillow's own default limit against decompression bombs, which stays on."""
 
-Size = tuple[int, int]
 _LOSSY = {6, 7, 34892, 33007}
 """TIFF compressions whose pixels are not the ones that were written: the JPEG family."""
 
 
-def read_mask(path: Path, *, slide_size: Size) -> tuple[NDArray[np.uint8], tuple[float, float]]:
-    """Read a mask image.
+class _OtherProportions(AnnotationError):
+    """The mask is not in the slide's proportions."""
 
-    Args:
-        path: A PNG or TIFF file.
-        slide_size: Level-0 size of the slide, (width, height).
 
-    Returns:
-        The values, height x width, and the level-0 pixels per mask pixel, (x, y).
+def read_mask(path: Path, *, slide: SlideFacts) -> Annotation:
+    """Read a mask image, a PNG or TIFF file.
 
     Raises:
         AnnotationError: If the image cannot be decoded, has colours, fractions or negative values, is larger than
             ``MAX_MASK_PX``, or is not in the slide's proportions.
     """
     try:
+        return _mask(path, (0, 0, *slide.size))
+    except _OtherProportions:
+        bounds = slide.bounds
+        if bounds is None:
+            raise
+        with contextlib.suppress(_OtherProportions):
+            return replace(_mask(path, bounds), doubts=(_scanned_area(bounds),))
+        raise
+
+
+def _mask(path: Path, frame: Bounds) -> Annotation:
+    """Read a mask of a rectangle of the slide."""
+    size = (frame[2], frame[3])
+    try:
         with path.open("rb") as file:
             read = _read_tiff if file.read(2) in {b"II", b"MM"} else _read_with_pillow
-        pixels, has_alpha = read(path, slide_size)
+        pixels, has_alpha = read(path, size)
     except AnnotationError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
@@ -52,7 +67,15 @@ def read_mask(path: Path, *, slide_size: Size) -> tuple[NDArray[np.uint8], tuple
             f"the mask cannot be decoded ({type(error).__name__}); save it again as a PNG or as an uncompressed TIFF"
         ) from error
     values = _grey(pixels, has_alpha=has_alpha)
-    return values, mask_scale((values.shape[1], values.shape[0]), slide_size)
+    scale = mask_scale((values.shape[1], values.shape[0]), size)
+    return Annotation({}, mask=values, mask_scale=scale, mask_corner=(float(frame[0]), float(frame[1])))
+
+
+def _scanned_area(bounds: Bounds) -> str:
+    return (
+        f"annotation: its mask has the proportions of the scanned area ({bounds[2]} x {bounds[3]} px from "
+        f"({bounds[0]}, {bounds[1]})), not those of the slide, and is taken as one of that area"
+    )
 
 
 def mask_scale(mask_size: Size, slide_size: Size) -> tuple[float, float]:
@@ -102,7 +125,7 @@ def _choose_page(file: tifffile.TiffFile, slide_size: Size) -> tuple[int | None,
     except EndlessPages as error:
         raise AnnotationError(f"the mask {error}") from error
     sizes = [(page.imagewidth, page.imagelength) for _, page in pages]
-    fitting = [i for i, size in enumerate(sizes) if _fits(size, slide_size)]
+    fitting = [i for i, size in enumerate(sizes) if fits(size, slide_size)]
     if not fitting:
         _check_size(sizes[0], slide_size)
     small = [i for i in fitting if sizes[i][0] * sizes[i][1] <= MAX_MASK_PX]
@@ -139,8 +162,8 @@ def _grey(pixels: NDArray[Any], *, has_alpha: bool) -> NDArray[np.uint8]:
 
 
 def _check_size(mask_size: Size, slide_size: Size) -> None:
-    if not _fits(mask_size, slide_size):
-        raise AnnotationError(
+    if not fits(mask_size, slide_size):
+        raise _OtherProportions(
             f"the mask is {_text(mask_size)} px and the slide {_text(slide_size)} px, which are different "
             "proportions; expected a mask of the whole slide at any scale: check that it belongs to this slide"
         )
@@ -148,7 +171,7 @@ def _check_size(mask_size: Size, slide_size: Size) -> None:
         raise _too_large()
 
 
-def _fits(mask_size: Size, slide_size: Size) -> bool:
+def fits(mask_size: Size, slide_size: Size) -> bool:
     """Say whether the proportions agree within one mask pixel."""
     (width, height), (slide_width, slide_height) = mask_size, slide_size
     return (

@@ -1,4 +1,6 @@
-"""Where (0, 0) of outlines is: the slide's corner, or the corner of the area that was scanned.
+"""From a file's coordinates to level-0 pixels: scale, affine map, and where (0, 0) of outlines is.
+
+(0, 0) is the slide's corner, or the corner of the area that was scanned.
 
 Some formats (MIRAX, Leica SCN) state the scanned area as OpenSlide's bounds. Where these are smaller than the slide in
 both directions, QuPath crops the slide to them and counts from their corner; ASAP and HALO do not.
@@ -13,17 +15,19 @@ import shapely
 from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
+from distmil.annotations.masks import fits, mask_scale
 from distmil.annotations.outlines import Annotation
 from distmil.annotations.raster import rasterised
-
-Bounds = tuple[int, int, int, int]
-"""x, y, width and height of the scanned area in level-0 pixels."""
+from distmil.annotations.slide_facts import Bounds, Size
+from distmil.errors import AnnotationError
 
 _CLEAR = 0.2
 """Difference of the shares of the outlines' area on tissue from which tissue decides."""
 _OUTSIDE = 0.01
 """Share of the outlines' area that may lie outside the slide."""
-_EXPECTED = {"qupath": "bounds", "asap": "slide"}
+_EXPECTED = {"qupath": "bounds", "asap": "slide", "halo": "slide", "imagescope": "slide"}
+_ABSOLUTE = {"ndpa", "patch table", "yolo"}
+"""Writers whose coordinates are the slide's own."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,57 @@ class Tissue:
     """H x W, True = tissue."""
     scale: float
     """Level-0 pixels per pixel of the mask."""
+
+
+def scaled(
+    annotation: Annotation,
+    *,
+    slide_size: Size,
+    bounds: Bounds | None = None,
+    scale: float | None = None,
+    affine: Sequence[float] | None = None,
+) -> Annotation:
+    """Bring outlines to the size of level 0; a mask image already is.
+
+    Args:
+        annotation: Outlines as the file has them.
+        slide_size: Level-0 size of the slide, (width, height).
+        bounds: The scanned area, if the slide states one.
+        scale: Level-0 pixels per unit of the outlines; None: by the image's size that the file states, else 1.
+        affine: a, b, c, d, e, f of x' = a x + b y + c and y' = d x + e y + f, applied after the scale.
+
+    Raises:
+        AnnotationError: If the file states an image of other proportions than the slide's and the scanned area's.
+    """
+    if not annotation.regions:
+        return annotation
+    (across, down), doubt = ((scale, scale), "") if scale else _stated_scale(annotation.drawn_on, slide_size, bounds)
+    a, b, c, d, e, f = affine or (1, 0, 0, 0, 1, 0)
+    matrix_23 = np.array([(a * across, b * down, c), (d * across, e * down, f)])
+    if (matrix_23 == [(1, 0, 0), (0, 1, 0)]).all():
+        return annotation
+    regions = {
+        group: shapely.transform(region, lambda point_N2: point_N2 @ matrix_23[:, :2].T + matrix_23[:, 2])
+        for group, region in annotation.regions.items()
+    }
+    return replace(annotation, regions=regions, doubts=(*annotation.doubts, *([doubt] if doubt else [])))
+
+
+def _stated_scale(drawn_on: Size | None, slide_size: Size, bounds: Bounds | None) -> tuple[tuple[float, float], str]:
+    """Find the scale by the image that was drawn on, and a doubt where it is another one than the slide."""
+    area = (bounds[2], bounds[3]) if bounds else slide_size
+    if drawn_on is None or drawn_on in {slide_size, area}:
+        return (1.0, 1.0), ""
+    size = next((size for size in (slide_size, area) if fits(drawn_on, size)), None)
+    shown = f"{drawn_on[0]} x {drawn_on[1]} px"
+    if size is None:
+        raise AnnotationError(
+            f"the annotation: its outlines were drawn on an image of {shown}, and the slide has {slide_size[0]} x "
+            f"{slide_size[1]} px, which are different proportions; check that it belongs to this slide, or set "
+            "labels.scale"
+        )
+    scale = mask_scale(drawn_on, size)
+    return scale, f"annotation: its outlines were drawn on an image of {shown}, and are scaled by {scale[0]:.4g}"
 
 
 def place(
@@ -59,10 +114,10 @@ def place(
     """
     if annotation.corner is not None:
         return replace(_moved(annotation, annotation.corner), corner=None), ""
-    if bounds is None or bounds[:2] == (0, 0) or origin == "slide":
+    if bounds is None or bounds[:2] == (0, 0) or origin == "slide" or annotation.writer in _ABSOLUTE:
         return annotation, ""
     if not annotation.regions:
-        return annotation, _mask_doubt(annotation.mask, bounds)
+        return annotation, "" if any(annotation.mask_corner) else _mask_doubt(annotation.mask, bounds)
     moved = _moved(annotation, bounds[:2])
     if origin == "bounds":
         return moved, ""

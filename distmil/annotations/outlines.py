@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from distmil.annotations.coverage import polygonal, united
+from distmil.annotations.slide_facts import Size
 from distmil.errors import AnnotationError
 
 MAX_COORDINATE = 2.0**31
@@ -20,7 +22,8 @@ MAX_DEPTH = 100
 """Most levels of features in features, or of elements in elements."""
 
 NO_AREA = "outlines without an area"
-LINES, POINTS = "lines", "points"
+LINES, POINTS, OTHERS = "lines", "points", "other marks"
+CARVED, LOOSE_HOLES = "carved-out outlines", "holes without an outline"
 _KINDS = {
     LINES: "line",
     POINTS: "point",
@@ -29,9 +32,15 @@ _KINDS = {
     "cells": "cell",
     "tiles": "tile",
     "TMA cores": "TMA core",
-    "other marks": "other mark",
+    OTHERS: "other mark",
+    CARVED: "carved-out outline",
+    LOOSE_HOLES: "hole without an outline",
 }
+_OBJECTS = {"detections", "cells", "tiles", "TMA cores", OTHERS}
+_CORNERS = 360
+"""Corners of an ellipse, which lose a 20,000th of its area."""
 _SAMPLED_EDGES = 64
+_INDEX = "class index "
 
 
 @dataclass(frozen=True)
@@ -49,11 +58,17 @@ class Annotation:
     dropped: Mapping[str, int] = field(default_factory=dict)
     """Kind -> number of the marks that were left out: lines, points, detections, cells, tiles."""
     writer: str = ""
-    """Program that wrote the file: ``qupath`` or ``asap``, "" = unknown."""
+    """Program that wrote the file, such as ``qupath`` or ``asap``, "" = unknown."""
     class_property: str = ""
     """GeoJSON property that the groups were read from, "" where that is the one that QuPath writes."""
     corner: tuple[float, float] | None = None
     """Level-0 place of the file's (0, 0) as the file itself states it, None where it does not."""
+    mask_corner: tuple[float, float] = (0.0, 0.0)
+    """Where the mask's corner is in level-0 pixels."""
+    drawn_on: Size | None = None
+    """Size of the image that the outlines were drawn on, where the file states it."""
+    doubts: tuple[str, ...] = ()
+    """What a person should know of how the file was read."""
 
     @property
     def num_dropped(self) -> int:
@@ -70,7 +85,7 @@ class Annotation:
         reasons = []
         if any(self.dropped.get(kind) for kind in (LINES, POINTS)):
             reasons.append("lines and points have no area")
-        if set(self.dropped) - {LINES, POINTS, NO_AREA}:
+        if set(self.dropped) & _OBJECTS:
             reasons.append("only objects of the type annotation count")
         why = f" ({'; '.join(reasons)})" if reasons else ""
         return f"{named} {'were' if self.num_dropped > 1 else 'was'} left out{why}"
@@ -83,16 +98,73 @@ class Outlines:
         self.writer = ""
         self.class_property = ""
         self.corner: tuple[float, float] | None = None
+        self.drawn_on: Size | None = None
+        self.doubts: list[str] = []
         self._parts: dict[str, list[BaseGeometry]] = {}
+        self._holes: dict[str, list[BaseGeometry]] = {}
         self._num_repaired = 0
         self._dropped: Counter[str] = Counter()
 
     def add(self, group: str, rings: Sequence[NDArray[np.float64]]) -> None:
         """Add one polygon: its outer ring, then its holes, each N x 2. Raises: AnnotationError."""
+        polygon = self._valid(rings)
+        if polygon is not None:
+            self._parts.setdefault(group, []).append(polygon)
+
+    def add_even_odd(self, group: str, rings: Sequence[NDArray[np.float64]]) -> None:
+        """Add the area that an odd number of the rings encloses. Raises: AnnotationError."""
+        found = [polygon for ring in rings if (polygon := self._valid([ring])) is not None]
+        self.add_area(
+            group,
+            polygonal(reduce(shapely.symmetric_difference, found, shapely.Polygon())),
+            is_new=bool(found) or not rings,
+        )
+
+    def add_area(self, group: str, area: BaseGeometry, *, is_new: bool = True) -> None:
+        """Add a valid area; an empty one is dropped, and counted unless it was counted before."""
+        if area.area > 0:
+            self._parts.setdefault(group, []).append(area)
+        elif is_new:
+            self.drop(NO_AREA)
+
+    def add_or_carve(self, group: str, ring: NDArray[np.float64], *, is_hole: bool) -> None:
+        """Add what a ring encloses, or take it out of all outlines of its group. Raises: AnnotationError."""
+        polygon = self._valid([ring])
+        if polygon is not None:
+            (self._holes if is_hole else self._parts).setdefault(group, []).append(polygon)
+
+    def drop(self, kind: str) -> None:
+        """Count a mark that encloses nothing or is not an annotation."""
+        self._dropped[kind] += 1
+
+    def gathered(self) -> Annotation:
+        """Unite the areas of each group, without what is carved out of it."""
+        regions = {group: united(parts) for group, parts in self._parts.items()}
+        for group, holes in self._holes.items():
+            if group not in regions:
+                self._dropped[LOOSE_HOLES] += len(holes)
+                continue
+            regions[group] = polygonal(shapely.difference(regions[group], united(holes)))
+            if regions[group].area == 0:
+                del regions[group]
+                self._dropped[CARVED] += len(self._parts[group])
+        return Annotation(
+            regions,
+            num_repaired=self._num_repaired,
+            dropped=dict(self._dropped),
+            writer=self.writer,
+            class_property=self.class_property,
+            corner=self.corner,
+            drawn_on=self.drawn_on,
+            doubts=tuple(self.doubts),
+        )
+
+    def _valid(self, rings: Sequence[NDArray[np.float64]]) -> BaseGeometry | None:
+        """Make one polygon valid, None if it has no area. Raises: AnnotationError."""
         shell, *holes = rings if len(rings) else [np.empty((0, 2))]
         if _num_distinct(shell) < 3:
             self.drop(NO_AREA)
-            return
+            return None
         polygon = shapely.Polygon(shell, [hole for hole in holes if _num_distinct(hole) >= 3])
         is_valid = polygon.is_valid
         if not is_valid:
@@ -100,24 +172,38 @@ class Outlines:
             polygon = polygonal(shapely.make_valid(polygon, method="structure", keep_collapsed=False))
         if polygon.area == 0:
             self.drop(NO_AREA)
-            return
+            return None
         self._num_repaired += not is_valid
-        self._parts.setdefault(group, []).append(polygon)
+        return polygon
 
-    def drop(self, kind: str) -> None:
-        """Count a mark that encloses nothing or is not an annotation."""
-        self._dropped[kind] += 1
 
-    def gathered(self) -> Annotation:
-        """Unite the areas of each group."""
-        return Annotation(
-            {group: united(parts) for group, parts in self._parts.items()},
-            num_repaired=self._num_repaired,
-            dropped=dict(self._dropped),
-            writer=self.writer,
-            class_property=self.class_property,
-            corner=self.corner,
-        )
+def rectangle(point_N2: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the corners of the box around points."""
+    if not len(point_N2):
+        return point_N2
+    (left, top), (right, bottom) = point_N2.min(axis=0), point_N2.max(axis=0)
+    return np.array([(left, top), (right, top), (right, bottom), (left, bottom)])
+
+
+def ellipse(point_N2: NDArray[np.float64], *, turn: float = 0.0) -> NDArray[np.float64]:
+    """Return the corners of the ellipse in the box around points, turned around its centre by radians."""
+    if not len(point_N2):
+        return point_N2
+    low, high = point_N2.min(axis=0), point_N2.max(axis=0)
+    angle = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
+    x, y = np.cos(angle) * (high - low)[0] / 2, np.sin(angle) * (high - low)[1] / 2
+    turned = np.stack([x * np.cos(turn) - y * np.sin(turn), x * np.sin(turn) + y * np.cos(turn)], axis=1)
+    return np.asarray((low + high) / 2 + turned)
+
+
+def index_group(index: int) -> str:
+    """Name the group of what a file marks by the index of a class."""
+    return f"{_INDEX}{index}"
+
+
+def is_index_group(name: str) -> bool:
+    """Say whether ``index_group`` made a name."""
+    return name.startswith(_INDEX)
 
 
 def to_points(values: Sequence[Any]) -> NDArray[np.float64]:
@@ -130,6 +216,14 @@ def to_points(values: Sequence[Any]) -> NDArray[np.float64]:
     if len(wrong):
         raise _no_coordinate(f"value {wrong[0]}")
     return point_N2
+
+
+def to_size(width: Any, height: Any) -> Size | None:
+    """Convert the size of an image, numbers or texts, to pixels; None where it is none."""
+    texts = [str(edge).strip() for edge in (width, height)]
+    if not all(text.isascii() and text.isdigit() and len(text) < 10 and int(text) for text in texts):
+        return None
+    return int(texts[0]), int(texts[1])
 
 
 def _no_coordinate(found: str) -> AnnotationError:
@@ -173,15 +267,3 @@ def _num_crossed(
 
     is_split = side(start, end, start_E2) * side(start, end, end_E2) < 0
     return int((is_split & (side(start_E2, end_E2, start) * side(start_E2, end_E2, end) < 0)).sum())
-
-
-def convert_hint(kind: str, shapes: str, *, more: str = "") -> str:
-    """Say how the boxes or outlines of another format become GeoJSON, in a line of Python.
-
-    Args:
-        kind: The format.
-        shapes: A comprehension of shapely areas in pixels.
-        more: What else to know of the comprehension.
-    """
-    line = f"file.write(shapely.to_geojson(shapely.union_all([{shapes}])))"
-    return f"it looks like {kind}: convert it to a GeoJSON file for each image, in Python {line}{more}"

@@ -1,4 +1,4 @@
-"""What people marked on a slide: outlines from ASAP XML or GeoJSON, or a mask image, in level-0 pixels.
+"""What people marked on a slide, in any of the formats: outlines, or a mask image, as the file has them.
 
 A file is recognised by its content, not by its extension. GeoJSON may be packed by gzip or zip, as QuPath writes it.
 Only an AnnotationError leaves the reader, whatever the file holds. Messages name neither the file nor its content.
@@ -6,50 +6,87 @@ Only an AnnotationError leaves the reader, whatever the file holds. Messages nam
 
 import gzip
 import hashlib
-import re
 import stat
 import zipfile
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
-from distmil.annotations.asap import read_asap
-from distmil.annotations.geojson import read_geojson
+from distmil.annotations.formats import (
+    asap,
+    camelyon,
+    coco,
+    darwin,
+    geojson,
+    halo,
+    imagescope,
+    ndpa,
+    patch_table,
+    voc,
+    yolo,
+)
 from distmil.annotations.masks import read_mask
-from distmil.annotations.outlines import Annotation, Outlines, convert_hint
+from distmil.annotations.outlines import Annotation, Outlines
+from distmil.annotations.parsing import XmlDocument, name_of, parse_json
+from distmil.annotations.slide_facts import Size, SlideFacts
 from distmil.errors import AnnotationError
 
+
+class Format(Protocol):
+    """The face of every module of ``distmil.annotations.formats``."""
+
+    NAME: str
+
+    def matches(self, content: Any, /) -> bool:
+        """Say whether content is in this format."""
+
+    def read(self, content: Any, slide: SlideFacts, outlines: Outlines, /) -> None:
+        """Gather the outlines of content that matches. Raises: AnnotationError."""
+
+
+XML: Sequence[Format] = (asap, halo, imagescope, ndpa, voc)
+JSON: Sequence[Format] = (darwin, camelyon, coco, geojson)
+TEXT: Sequence[Format] = (yolo, patch_table)
+
 TOO_MUCH_MEMORY = "the annotation takes more memory than may be used; export it with fewer marks"
-SUPPORTED = "ASAP XML, GeoJSON (also .gz and .zip) and mask images (PNG, TIFF)"
+READS = 2
+"""Raised when the reader takes files that it refused: what it refused before is tried again."""
 MAX_FILE_BYTES = 256 * 2**20
-"""Largest GeoJSON file that is read, unpacked."""
+"""Largest file that is read, unpacked."""
+MAX_TEXT_BYTES = 64 * 2**20
+"""Largest text file that is read."""
 MAX_HASHED_BYTES = 4 * 2**30
 """A larger file is identified by its size and time."""
 
 _IMAGES = (b"\x89PNG", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_BYTE_ORDER_MARKS = {b"\xef\xbb\xbf": "utf-8-sig", b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16"}
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _PACKED = (".geojson", ".json")
-_YOLO = re.compile(rb"\d+(?:\s+[01]?\.?\d+(?:e-\d+)?){4,}")
-"""A line of it: a class, then the box's centre and size, or corners, as shares of the image."""
-_YOLO_HINT = convert_hint(
-    "YOLO text",
-    "shapely.box((x - w / 2) * W, (y - h / 2) * H, (x + w / 2) * W, (y + h / 2) * H) for _, x, y, w, h in boxes",
-    more=", where W and H are the image's width and height",
+_LABELME = (
+    "it looks like LabelMe JSON: convert it to a GeoJSON file for each image, in Python "
+    "file.write(shapely.to_geojson(shapely.union_all([shapely.Polygon(shape['points']) for shape in shapes]))), with "
+    "shapely.box(*p, *q) for a rectangle of the points p, q"
 )
 
 
-def read_annotation(path: Path, *, slide_size: tuple[int, int]) -> Annotation:
-    """Read one annotation file.
+def read_annotation(path: Path, *, slide_size: Size) -> Annotation:
+    """Read one annotation file of a slide of which no more than its size is known; see ``read_for``."""
+    return read_for(path, SlideFacts(slide_size))
+
+
+def read_for(path: Path, slide: SlideFacts) -> Annotation:
+    """Read one annotation file, in the coordinates that it has.
 
     Args:
         path: The file; its name never appears in messages.
-        slide_size: Level-0 size of the slide, (width, height).
+        slide: The slide that it is about.
 
     Raises:
         AnnotationError: If the file cannot be read as one of the supported formats.
     """
     try:
-        return _read(path, slide_size)
+        return _read(path, slide)
     except AnnotationError:
         raise
     except OSError as error:
@@ -79,7 +116,7 @@ def annotation_checksum(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, slide_size: tuple[int, int]) -> Annotation:
+def _read(path: Path, slide: SlideFacts) -> Annotation:
     if not stat.S_ISREG(path.stat().st_mode):
         raise AnnotationError("the annotation is not a regular file (a folder, a pipe or a device); give a file")
     with path.open("rb") as file:
@@ -87,20 +124,50 @@ def _read(path: Path, slide_size: tuple[int, int]) -> Annotation:
     if not head.strip():
         raise AnnotationError("the annotation file is empty; export it again or leave it out")
     if head.startswith(_IMAGES):
-        mask, scale = read_mask(path, slide_size=slide_size)
-        return Annotation({}, mask=mask, mask_scale=scale)
+        return read_mask(path, slide=slide)
     content = _content(path, head)
     outlines = Outlines()
     start = _first_character(content[:4096])
     if start == b"<":
-        read_asap(content, outlines)
+        document = XmlDocument(content)
+        _chosen(XML, document, f"XML that starts with <{document.root[:40]}>").read(document, slide, outlines)
     elif start in {b"{", b"["}:
-        read_geojson(content, outlines)
-    elif _YOLO.fullmatch(content[:4096].partition(b"\n")[0].strip()):
-        raise AnnotationError(f"the annotation: {_YOLO_HINT}")
+        value = parse_json(content)
+        hint = f"; {_LABELME}" if isinstance(value, dict) and "shapes" in value else ""
+        _chosen(JSON, value, f"JSON that holds {name_of(value)}{hint}").read(value, slide, outlines)
     else:
-        raise AnnotationError(f"the annotation is neither XML, JSON, PNG nor TIFF; supported are {SUPPORTED}")
+        text = _decoded(content)
+        _chosen(TEXT, text, "text" if text else "neither XML, JSON, text, PNG nor TIFF").read(text, slide, outlines)
     return outlines.gathered()
+
+
+def _chosen(formats: Sequence[Format], content: Any, what: str) -> Format:
+    """Find the format of content. Raises: AnnotationError, naming what was tried, if it is in none."""
+    for one in formats:
+        if one.matches(content):
+            return one
+    tried = ", ".join(one.NAME for one in (*XML, *JSON, *TEXT))
+    raise AnnotationError(
+        f"the annotation is in none of the formats that are read: it is {what}; tried were {tried}, and mask images "
+        "(PNG, TIFF)"
+    )
+
+
+def _decoded(content: bytes) -> str:
+    """Decode text, "" if it is none. Raises: AnnotationError if there is too much of it."""
+    encoding = next((name for mark, name in _BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        return ""
+    if "\0" in text[:4096]:
+        return ""
+    if len(content) > MAX_TEXT_BYTES:
+        raise AnnotationError(
+            f"the annotation: {len(content)} bytes of text, more than the {MAX_TEXT_BYTES} that are read; split it by "
+            "slide"
+        )
+    return text
 
 
 def _content(path: Path, head: bytes) -> bytes:

@@ -14,16 +14,19 @@ from numpy.typing import NDArray
 from shapely.geometry.base import BaseGeometry
 
 from distmil.annotations.coverage import mask_shares, polygon_shares, polygonal, united
-from distmil.annotations.outlines import Annotation
+from distmil.annotations.outlines import Annotation, index_group
+from distmil.annotations.slide_facts import Size
 from distmil.errors import AnnotationError
 
 TOUCH = 1e-6
 """Smallest covered share that counts: an outline that runs along a patch's edge does not mark the neighbour."""
 _SLIVER_PX2 = 1e-6
 
-Size = tuple[int, int]
+EXCLUDE, IGNORE, NOTHING = -1, -2, -3
+"""Meanings of a group that is no class: a carve-out, an area about which nothing is known, and no mark at all."""
+
 Cover = tuple[NDArray[np.float64], NDArray[np.bool_]]
-"""Per patch the share of every class (N x C, column 0: marked normal), and whether unmapped groups touch it (N)."""
+"""Per patch the share of every class (N x C, column 0: marked normal), and whether an unclear area touches it (N)."""
 
 
 class Grid(NamedTuple):
@@ -64,6 +67,10 @@ class MarkedRegions(ABC):
         """Refuse regions that cannot belong to this slide and these classes."""
 
     @abstractmethod
+    def num_outside(self, slide_size: Size) -> int:
+        """Count the outlines that lie wholly outside the slide."""
+
+    @abstractmethod
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
         """Compute what covers each patch."""
 
@@ -83,9 +90,7 @@ def value_key(name: str) -> str | None:
     return f"mask value {int(text)}" if text.isascii() and text.isdigit() else None
 
 
-def read_regions(
-    annotation: Annotation, *, values: Mapping[str, int | None], exclude: int, num_classes: int
-) -> MarkedRegions:
+def read_regions(annotation: Annotation, *, values: Mapping[str, int | None], num_classes: int) -> MarkedRegions:
     """Sort an annotation by the meaning of its groups; the groups of a mask are its values.
 
     Outlines without a group are targets only where the file has no group at all. Beside groups, and unless ``values``
@@ -94,19 +99,25 @@ def read_regions(
 
     Args:
         annotation: The content of the file.
-        values: Group, or ``value_key`` of a mask's value, -> class index, ``exclude``, or None for unmapped; case does
-            not matter.
-        exclude: The value that stands for a carve-out.
+        values: Group, or ``value_key`` of a mask's value, -> class index, ``EXCLUDE``, ``IGNORE``, ``NOTHING``, or None
+            for unmapped; case does not matter.
         num_classes: Number of classes, normal included.
 
     Raises:
         AnnotationError: If a value of the mask means nothing.
     """
-    meaning = {group_key(name): value for name, value in values.items()}
+    meaning: dict[str, int | None] = {index_group(index): index for index in (IGNORE, *range(num_classes))}
+    meaning |= {group_key(name): value for name, value in values.items()}
     if annotation.mask is not None:
         found = _mask_meaning(annotation.mask, meaning, num_classes=num_classes)
         targets = tuple(str(value) for value, given in found.items() if given > 0)
-        return MaskRegions(mask=annotation.mask, scale=annotation.mask_scale, meaning=found, target_groups=targets)
+        return MaskRegions(
+            mask=annotation.mask,
+            scale=annotation.mask_scale,
+            corner=annotation.mask_corner,
+            meaning=found,
+            target_groups=targets,
+        )
     grouped = {name: region for name, region in annotation.regions.items() if group_key(name)}
     loose = [region for name, region in annotation.regions.items() if not group_key(name)]
     is_loose_target = bool(loose) and not grouped and num_classes == 2 and meaning.get("") is None
@@ -118,7 +129,6 @@ def read_regions(
     return _outline_regions(
         grouped,
         meaning,
-        exclude=exclude,
         apart=apart,
         target_groups=tuple(name for name in grouped if (meaning.get(group_key(name)) or 0) > 0),
         is_loose_target=is_loose_target,
@@ -131,21 +141,20 @@ def _outline_regions(
     regions: Mapping[str, BaseGeometry],
     meaning: Mapping[str, int | None],
     *,
-    exclude: int,
     apart: Sequence[BaseGeometry],
     **about: Any,
 ) -> "OutlineRegions":
-    """Sort outlines by meaning, targets without what is carved out, marked normal, or of a later class."""
+    """Sort outlines by meaning, targets without what is carved out, ignored, marked normal, or of a later class."""
     by_value: dict[int | None, list[BaseGeometry]] = {}
     unmapped = []
     for name, region in regions.items():
         value = meaning.get(group_key(name))
         by_value.setdefault(value, []).append(region)
         unmapped += [name] if value is None else []
-    carved = united(by_value.pop(exclude, []))
-    unclear = united([*by_value.pop(None, []), *apart])
-    normal = united(by_value.pop(0, []))
-    taken = [carved, normal]
+    by_value.pop(NOTHING, None)
+    carved, ignored, normal = (united(by_value.pop(value, [])) for value in (EXCLUDE, IGNORE, 0))
+    unclear = united([*by_value.pop(None, []), *apart, ignored])
+    taken = [carved, ignored, normal]
     targets = {}
     for value in sorted((value for value in by_value if value is not None), reverse=True):
         target = united(by_value[value])
@@ -153,7 +162,7 @@ def _outline_regions(
         taken.append(target)
     return OutlineRegions(
         targets={value: target for value, target in targets.items() if target.area > _SLIVER_PX2},
-        normal=_without(normal, [carved]),
+        normal=_without(normal, [carved, ignored]),
         unclear=unclear,
         unmapped=tuple(unmapped),
         num_mapped=len(regions) - len(unmapped),
@@ -233,6 +242,12 @@ class OutlineRegions(MarkedRegions):
                 "scale and that the file belongs to it"
             )
 
+    def num_outside(self, slide_size: Size) -> int:
+        """Count the outlines that lie wholly outside the slide."""
+        parts = shapely.get_parts(np.asarray([self.normal, self.unclear, *self.targets.values()]))
+        left, top, right, bottom = shapely.bounds(parts[~shapely.is_empty(parts)]).reshape(-1, 4).T
+        return int(((left >= slide_size[0]) | (top >= slide_size[1]) | (right <= 0) | (bottom <= 0)).sum())
+
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
         """Compute what covers each patch; what lies beyond the slide's edge covers nothing."""
         x, y, extent_px = grid
@@ -251,8 +266,9 @@ class MaskRegions(MarkedRegions):
 
     mask: NDArray[np.uint8]
     scale: tuple[float, float]
+    corner: tuple[float, float] = (0.0, 0.0)
     meaning: Mapping[int, int]
-    """Value -> class, or a negative number for a carve-out."""
+    """Value -> class, ``EXCLUDE``, ``IGNORE`` or ``NOTHING``."""
 
     @property
     def has_target(self) -> bool:
@@ -264,12 +280,19 @@ class MaskRegions(MarkedRegions):
         if any(given >= num_classes for given in self.meaning.values()):
             raise ValueError(f"{slide_id}: a value maps to class {max(self.meaning.values())} of {num_classes}")
 
+    def num_outside(self, slide_size: Size) -> int:
+        """Count nothing: a mask has no outlines."""
+        return 0
+
     def cover(self, grid: Grid, *, num_classes: int, slide_size: Size) -> Cover:
         """Compute what covers each patch; a value that means nothing else is not marked."""
-        x, y, extent_px = grid
-        share_NC = np.zeros((len(x), num_classes))
-        for given in sorted(set(self.meaning.values())):
-            if given >= 0:
-                is_marked = np.isin(self.mask, [value for value, one in self.meaning.items() if one == given])
-                share_NC[:, given] = mask_shares(is_marked, scale=self.scale, x=x, y=y, extent_px=extent_px)
-        return share_NC, np.zeros(len(x), dtype=np.bool_)
+        share_NC = np.zeros((len(grid.x), num_classes))
+        is_unclear_N = np.zeros(len(grid.x), dtype=np.bool_)
+        for given in sorted(set(self.meaning.values()) - {EXCLUDE, NOTHING}):
+            is_marked = np.isin(self.mask, [value for value, one in self.meaning.items() if one == given])
+            share_N = mask_shares(is_marked, scale=self.scale, corner=self.corner, **grid._asdict())
+            if given == IGNORE:
+                is_unclear_N = share_N >= TOUCH
+            else:
+                share_NC[:, given] = share_N
+        return share_NC, is_unclear_N

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from distmil.annotations import origin
 from distmil.annotations.outlines import Annotation
 from distmil.annotations.raster import inside, rasterised
-from distmil.annotations.reader import read_annotation
+from distmil.annotations.reader import read_for
 from distmil.annotations.regions import group_key
+from distmil.annotations.slide_facts import Bounds, SlideFacts
 from distmil.errors import AnnotationError
 from distmil.slides.tissue import detect_tissue
 
@@ -34,7 +35,7 @@ def read_tissue(
     slide_size: tuple[int, int],
     shape: tuple[int, int],
     scale: float,
-    bounds: origin.Bounds | None = None,
+    bounds: Bounds | None = None,
     picture: NDArray[np.uint8] | None = None,
 ) -> tuple[Mask, tuple[str, ...]]:
     """Read a tissue mask, H x W, True = tissue.
@@ -56,7 +57,9 @@ def read_tissue(
     Raises:
         AnnotationError: If the file cannot be read, marks nothing, or marks nothing on the slide.
     """
-    annotation = read_annotation(path, slide_size=slide_size)
+    annotation = origin.scaled(
+        read_for(path, SlideFacts(slide_size, bounds=bounds)), slide_size=slide_size, bounds=bounds
+    )
     if annotation.mask is not None:
         mask, doubt = _resampled(annotation, shape=shape, scale=scale), ""
         where = "every value of it is 0"
@@ -70,8 +73,9 @@ def read_tissue(
             f"the tissue file marks no tissue, {where}; expected areas in level-0 pixels of this slide, or a mask "
             "image of it: check that the file belongs to the slide, or leave it out to have tissue detected"
         )
-    left_out = f"tissue file: {annotation.dropped_text}" if annotation.dropped_text else ""
-    return mask, tuple(text for text in (doubt.replace("annotation:", "tissue file:", 1), left_out) if text)
+    left_out = f"annotation: {annotation.dropped_text}" if annotation.dropped_text else ""
+    texts = (*annotation.doubts, doubt, left_out)
+    return mask, tuple(text.replace("annotation:", "tissue file:", 1) for text in texts if text)
 
 
 def _painted(annotation: Annotation, *, shape: tuple[int, int], scale: float) -> Mask:
@@ -105,10 +109,14 @@ def _resampled(annotation: Annotation, *, shape: tuple[int, int], scale: float) 
     across, down = (ratio / scale for ratio in annotation.mask_scale)
     size = tuple(max(1, min(edge, round(edge * ratio))) for edge, ratio in ((width, across), (height, down)))
     halves = cv2.resize(marked * 255, size, interpolation=cv2.INTER_AREA) >= 128
-    rows = ((np.arange(shape[0]) + 0.5) / down * halves.shape[0] / height).astype(np.intp)
-    columns = ((np.arange(shape[1]) + 0.5) / across * halves.shape[1] / width).astype(np.intp)
-    mask = np.pad(halves, ((0, 1), (0, 1)))[np.minimum(rows, size[1])][:, np.minimum(columns, size[0])]
+    left, top = (edge / scale for edge in annotation.mask_corner)
+    rows = np.floor((np.arange(shape[0]) + 0.5 - top) / down * halves.shape[0] / height).astype(np.intp)
+    columns = np.floor((np.arange(shape[1]) + 0.5 - left) / across * halves.shape[1] / width).astype(np.intp)
+    rows, columns = (np.clip(index, -1, edge) for index, edge in ((rows, size[1]), (columns, size[0])))
+    mask = np.pad(halves, ((0, 1), (0, 1)))[rows][:, columns]  # -1 and the edge: beside the mask
     if not mask.any():  # marks smaller than half a pixel each
         row, column = np.nonzero(marked)
-        mask[inside(row + 0.5, down, shape[0]), inside(column + 0.5, across, shape[1])] = True
+        mask[inside(row + 0.5 + top / down, down, shape[0]), inside(column + 0.5 + left / across, across, shape[1])] = (
+            True
+        )
     return np.asarray(mask)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 from distmil.exports import lazy_exports
 
 if TYPE_CHECKING:
-    from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+    from distmil.config.data import CohortConfig, EncoderConfig, StorageConfig, TilingConfig
     from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
-    from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
+    from distmil.config.learning import BagsConfig, LabelsConfig, LossesConfig, ModelConfig, TrainingConfig
     from distmil.config.loading import build_config, load_config
     from distmil.config.root import Config, fingerprint
 

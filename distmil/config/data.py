@@ -1,4 +1,4 @@
-"""The typed configuration from slides to embeddings: cohort, storage, tiles, patch labels, encoder."""
+"""The typed configuration from slides to embeddings: cohort, storage, tiles, encoder."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -128,38 +128,6 @@ class TilingConfig(Section):
         """Return the fields that decide the patches; ``image`` was the only way to store them before it had a name."""
         values = super().identity()
         return values if self.store != "image" else {name: values[name] for name in values if name != "store"}
-
-
-class LabelsConfig(Section):
-    """How an annotation becomes patch labels."""
-
-    positive_at: Fraction = 0.0
-    """Covered share from which a patch is positive; 0 = any overlap."""
-    negative_below: float | None = Field(default=None, gt=0, le=1)
-    """Covered share below which a patch is negative, unknown between the two; default: positive_at."""
-    form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
-    """Train on the class, or on the covered share as a soft target."""
-    groups: dict[str, str] = Field(default_factory=dict)
-    """Annotation group name, or value of a mask (`"2"`), -> class name, or `exclude` for carve-outs; added to the
-    built-in names, which it may replace. `none` stands for outlines without a group."""
-    origin: Literal["auto", "slide", "bounds"] = "auto"
-    """Where (0, 0) of outlines is. slide: the slide's corner; bounds: the corner of the scanned area (OpenSlide's
-    bounds), as QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by the fit to the
-    tissue."""
-    on_bad_annotation: Literal["skip", "label_only", "fail"] = Field(default="skip", json_schema_extra=PER_JOB)
-    """What an annotation that cannot be used does to its slide. skip: leaves it out; label_only: keeps it with its own
-    label, as a slide without annotation, and a doubt; fail: ends the job, which names all of them."""
-    timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
-    """Seconds after which an annotation that is not read yet is given up, and its slide with it."""
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.negative_below is not None and self.negative_below > self.positive_at:
-            raise ValueError(
-                f"labels.negative_below = {self.negative_below}: expected at most labels.positive_at, "
-                f"which is {self.positive_at}"
-            )
-        return self
 
 
 class EncoderConfig(Section):

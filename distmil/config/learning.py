@@ -1,11 +1,62 @@
-"""The typed configuration of learning: bags, network, losses, training."""
+"""The typed configuration of learning: patch labels, bags, network, losses, training."""
 
+import math
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from distmil.config.section import NAME_PATTERN, NO_IDENTITY, Section, Weight
+from distmil.config.section import NAME_PATTERN, NO_IDENTITY, PER_JOB, Fraction, Section, Weight
+
+
+class LabelsConfig(Section):
+    """How an annotation becomes patch labels."""
+
+    positive_at: Fraction = 0.0
+    """Covered share from which a patch is positive; 0 = any overlap."""
+    negative_below: float | None = Field(default=None, gt=0, le=1)
+    """Covered share below which a patch is negative, unknown between the two; default: positive_at."""
+    form: Literal["class", "fraction"] = Field(default="class", json_schema_extra=NO_IDENTITY)
+    """Train on the class, or on the covered share as a soft target."""
+    groups: dict[str, str] = Field(default_factory=dict)
+    """Annotation group name, or value of a mask (`"2"`), -> class name, `exclude` for carve-outs, `ignore` for areas
+    about which nothing is known, or `nothing` for outlines that mark nothing; added to the built-in names and those of
+    `labels.preset`, which it may replace. `none` stands for outlines without a group."""
+    preset: Literal["camelyon16", "camelyon17", "qupath"] | None = None
+    """What the group names of a data set, or the standard classes of a program, mean."""
+    scale: float | None = Field(default=None, gt=0, le=1e6)
+    """Level-0 pixels per unit of the outlines' coordinates, such as 4 for outlines drawn on a picture of a quarter of
+    the size; default: by the picture's size where the file states it, else 1."""
+    affine: list[float] | None = None
+    """a, b, c, d, e, f: x' = a x + b y + c and y' = d x + e y + f bring outlines to level-0 pixels, after the scale."""
+    origin: Literal["auto", "slide", "bounds"] = "auto"
+    """Where (0, 0) of outlines is. slide: the slide's corner; bounds: the corner of the scanned area (OpenSlide's
+    bounds), as QuPath counts on MIRAX and Leica slides; auto: by the program that wrote them and by the fit to the
+    tissue."""
+    on_bad_annotation: Literal["skip", "label_only", "fail"] = Field(default="skip", json_schema_extra=PER_JOB)
+    """What an annotation that cannot be used does to its slide. skip: leaves it out; label_only: keeps it with its own
+    label, as a slide without annotation, and a doubt; fail: ends the job, which names all of them."""
+    timeout_s: int = Field(default=300, ge=1, le=86_400, json_schema_extra=PER_JOB)
+    """Seconds after which an annotation that is not read yet is given up, and its slide with it."""
+
+    def identity(self) -> dict[str, Any]:
+        """Return what decides labels; fields that earlier versions did not have count only where they are set."""
+        later = {"preset", "scale", "affine"}
+        return {key: value for key, value in super().identity().items() if key not in later or value is not None}
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.affine is not None and (len(self.affine) != 6 or not all(map(math.isfinite, self.affine))):
+            raise ValueError(f"labels.affine = {self.affine}: expected 6 finite numbers, a to f")
+        if self.affine and not self.affine[0] * self.affine[4] - self.affine[1] * self.affine[3]:
+            raise ValueError("labels.affine: a e - b d is 0, so that it maps every outline to a line")
+        if self.negative_below is not None and self.negative_below > self.positive_at:
+            raise ValueError(
+                f"labels.negative_below = {self.negative_below}: expected at most labels.positive_at, "
+                f"which is {self.positive_at}"
+            )
+        return self
+
 
 MAX_FOLDS = 100
 

@@ -11,10 +11,10 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from distmil.config.data import CohortConfig, EncoderConfig, LabelsConfig, StorageConfig, TilingConfig
+from distmil.config.data import CohortConfig, EncoderConfig, StorageConfig, TilingConfig
 from distmil.config.features import FeaturesConfig
 from distmil.config.jobs import PredictionConfig, SearchConfig, TrackingConfig
-from distmil.config.learning import BagsConfig, LossesConfig, ModelConfig, TrainingConfig
+from distmil.config.learning import BagsConfig, LabelsConfig, LossesConfig, ModelConfig, TrainingConfig
 from distmil.config.pretraining import PretrainingConfig
 from distmil.config.section import Section
 from distmil.config.shown import ExportConfig, ViewConfig

@@ -18,7 +18,6 @@ from distmil.annotations.regions import MarkedRegions, MaskRegions, OutlineRegio
 from distmil.cohort import Slide
 from distmil.config.root import Config
 from distmil.errors import AnnotationError
-from distmil.labels.rules import EXCLUDE
 from distmil.labels.slide_outlines import SlideOutlines, groups_of
 from distmil.storage.records import Record
 from distmil.storage.store import Store
@@ -88,7 +87,7 @@ def known_lesions(slide: Slide, config: Config, store: Store, patches: Record) -
         if read is None:
             return None
         number = len(config.cohort.classes)
-        regions = read_regions(read.annotation, values=groups_of(config), exclude=EXCLUDE, num_classes=number)
+        regions = read_regions(read.annotation, values=groups_of(config), num_classes=number)
     except (AnnotationError, OSError):  # labels.on_bad_annotation has said what becomes of the slide
         return None
     return lesions_of(regions, mpp=patches.info["mpp"])
@@ -188,4 +187,5 @@ def _raster_of_mask(regions: MaskRegions, pixel_px: float) -> tuple[Mask | None,
         end = min(int(found[-1]) + 1, is_target.shape[axis])
         marked = np.logical_or.reduceat(marked[:end] if axis == 0 else marked[:, :end], start, axis=axis)
         corner.append(first * pixel_px)
-    return marked, (float(corner[1]), float(corner[0]))
+    left, top = regions.corner
+    return marked, (left + float(corner[1]), top + float(corner[0]))

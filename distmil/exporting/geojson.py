@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import shapely
 
-from distmil.annotations.geojson import ABOUT
+from distmil.annotations.formats.geojson import ABOUT
 from distmil.exporting.frame import Frame
 from distmil.exporting.regions import Region, has_area, patch_boxes, patch_id
 from distmil.exporting.scores import ScoredPatches

@@ -3,6 +3,7 @@
 import contextlib
 import resource
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import shapely
 from distmil.annotations import origin
 from distmil.annotations.arrow_file import encode_annotation
 from distmil.annotations.coverage import united
-from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import TOO_MUCH_MEMORY, read_annotation
+from distmil.annotations.outlines import Annotation, is_index_group
+from distmil.annotations.reader import TOO_MUCH_MEMORY, read_for
 from distmil.annotations.regions import group_key
+from distmil.annotations.slide_facts import Bounds, ScannerFrame, SlideFacts
 from distmil.errors import AnnotationError, SlideError
 
 MEMORY_BYTES = 4 * 2**30
@@ -27,20 +29,27 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
     Args:
         request: ``path`` and ``slide_path``; ``size`` of the slide; ``bounds``, absent where nobody looked yet;
             ``origin``; ``tissue``: file of the tissue mask, or None, and its ``scale``; ``known``: the groups with a
-            meaning; ``out``: file that the outlines are written to.
+            meaning; ``out``: file that the outlines are written to. Where they are known ``mpp`` and ``slide_id``;
+            where they are set ``outline_scale`` and ``affine``.
 
     Returns:
         ``error``, or the ``unknown`` group names and ``doubts``.
     """
     _limit_memory()
-    size = (request["size"][0], request["size"][1])
+    slide = _facts(request)
     try:
-        annotation = read_annotation(Path(request["path"]), slide_size=size)
+        annotation = origin.scaled(
+            read_for(Path(request["path"]), slide),
+            slide_size=slide.size,
+            bounds=slide.bounds,
+            scale=request.get("outline_scale"),
+            affine=request.get("affine"),
+        )
         placed, doubt = origin.place(
             annotation,
             origin=request["origin"],
-            bounds=_bounds(request),
-            slide_size=size,
+            bounds=slide.bounds,
+            slide_size=slide.size,
             tissue=origin.Tissue(np.load(request["tissue"]), request["scale"]) if request["tissue"] else None,
         )
         kept, unknown = _without_names(placed, set(request["known"]))
@@ -51,7 +60,7 @@ def work(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": TOO_MUCH_MEMORY}
     except shapely.errors.GEOSException:
         return {"error": "the annotation: its outlines cannot be moved to the slide; simplify them"}
-    return {"unknown": unknown, "doubts": [doubt] if doubt else []}
+    return {"unknown": unknown, "doubts": [*annotation.doubts, *([doubt] if doubt else [])]}
 
 
 def _without_names(annotation: Annotation, known: set[str]) -> tuple[Annotation, list[str]]:
@@ -59,7 +68,8 @@ def _without_names(annotation: Annotation, known: set[str]) -> tuple[Annotation,
     sign = "?"
     while any(name.startswith(sign) for name in known):
         sign += "?"
-    unknown = [name for name in annotation.regions if group_key(name) and group_key(name) not in known]
+    known = known | {name for name in annotation.regions if is_index_group(name)} | {""}
+    unknown = [name for name in annotation.regions if group_key(name) not in known]
     names = {name: f"{sign}{number}" for number, name in enumerate(unknown, start=1)}
     parts: dict[str, list[Any]] = {}
     for name, region in annotation.regions.items():
@@ -69,7 +79,19 @@ def _without_names(annotation: Annotation, known: set[str]) -> tuple[Annotation,
     return Annotation(**{**vars(annotation), "regions": regions}), shown
 
 
-def _bounds(request: dict[str, Any]) -> origin.Bounds | None:
+def _facts(request: dict[str, Any]) -> SlideFacts:
+    """Gather what is known of the slide."""
+    names = (request.get("slide_id", ""), Path(request["slide_path"]).name)
+    return SlideFacts(
+        (request["size"][0], request["size"][1]),
+        mpp=request.get("mpp"),
+        bounds=_bounds(request),
+        names=tuple(name for name in names if name),
+        look_up_scanner=partial(_scanner, request["slide_path"]),
+    )
+
+
+def _bounds(request: dict[str, Any]) -> Bounds | None:
     """Return the slide's bounds, looked up in its file where an older record does not hold them."""
     if "bounds" not in request:
         from distmil.slides.reader import read_bounds  # noqa: PLC0415  # a machine that only labels may lack OpenSlide
@@ -80,6 +102,17 @@ def _bounds(request: dict[str, Any]) -> origin.Bounds | None:
             return None
     found = request["bounds"]
     return (found[0], found[1], found[2], found[3]) if found else None
+
+
+def _scanner(slide_path: str) -> ScannerFrame | None:
+    """Return where a Hamamatsu scanner counts from; None where the slide's file does not say it, or is gone."""
+    from distmil.slides.reader import read_scanner_frame  # noqa: PLC0415  # as above
+
+    try:
+        found = read_scanner_frame(slide_path)
+    except SlideError:
+        return None
+    return found and ScannerFrame(*found)
 
 
 def _limit_memory() -> None:

@@ -13,13 +13,21 @@ import shapely
 from numpy.typing import NDArray
 
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.regions import TOUCH, Grid, MarkedRegions, group_key, read_regions, value_key
+from distmil.annotations.regions import (
+    EXCLUDE,
+    IGNORE,
+    NOTHING,
+    TOUCH,
+    Grid,
+    MarkedRegions,
+    group_key,
+    read_regions,
+    value_key,
+)
 from distmil.errors import AnnotationError
 
 UNKNOWN = -1
 """The label of a patch that nothing is known about."""
-EXCLUDE = -1
-"""The group value of a carve-out: no target, but not marked normal either."""
 NORMAL_AT = 0.999
 """Share of a patch that must be marked normal for it to be negative where the annotation is incomplete."""
 _ROUNDING = 1e-9
@@ -27,6 +35,19 @@ _ROUNDING = 1e-9
 _TARGET_NAMES = ("tumor", "tumour", "_0", "_1", "metastases", "metastasis", "lesion", "cancer")
 _CARVE_OUT_NAMES = ("_2", "exclusion", "exclude")
 _NORMAL_NAMES = ("normal", "negative")
+_NO_CLASS = {"exclude": EXCLUDE, "ignore": IGNORE, "nothing": NOTHING}
+_TARGET = 1
+PRESETS: Mapping[str, Mapping[str, int]] = {
+    "camelyon16": dict.fromkeys(("tumor", "_0", "_1"), _TARGET) | {"_2": EXCLUDE, "exclusion": EXCLUDE},
+    "camelyon17": {"metastases": _TARGET, "normal": EXCLUDE},
+    "qupath": {
+        "tumor": _TARGET,
+        **dict.fromkeys(("stroma", "immune cells", "other"), 0),
+        **dict.fromkeys(("necrosis", "ignore*"), IGNORE),
+        "region*": NOTHING,
+    },
+}
+"""What the groups of a data set or program mean, where the classes are normal and one target."""
 
 
 @dataclass(frozen=True)
@@ -89,22 +110,29 @@ def default_groups(classes: Sequence[str]) -> dict[str, int]:
     return groups | {group_key(name): index for index, name in enumerate(classes)}
 
 
-def resolve_groups(classes: Sequence[str], configured: Mapping[str, str]) -> dict[str, int]:
-    """Lay a user's ``labels.groups`` over the defaults.
+def resolve_groups(
+    classes: Sequence[str], configured: Mapping[str, str], *, preset: str | None = None
+) -> dict[str, int]:
+    """Lay a preset, and a user's ``labels.groups`` on top of it, over the defaults.
 
     Args:
         classes: Class names, normal first.
-        configured: Group name, or value of a mask, -> class name or ``exclude``, both in any case; "none" or ""
-            stands for ungrouped.
+        configured: Group name, or value of a mask, -> class name, ``exclude``, ``ignore`` or ``nothing``, all in any
+            case; "none" or "" stands for ungrouped.
+        preset: A name of ``PRESETS``; its target and normal groups mean something where there are two classes.
 
     Raises:
         ValueError: Naming a key whose value is not a class.
     """
-    values = {"exclude": EXCLUDE} | {group_key(name): index for index, name in enumerate(classes)}
+    own = {group_key(name): index for index, name in enumerate(classes)}
+    values = _NO_CLASS | own
     groups = default_groups(classes)
+    for name, meaning in PRESETS[preset].items() if preset else ():
+        if name not in own and (meaning < 0 or len(classes) == 2):
+            groups[name] = meaning
     for name, value in configured.items():
         if group_key(value) not in values:
-            choices = ", ".join([*classes, "exclude"])
+            choices = ", ".join([*classes, *_NO_CLASS])
             raise ValueError(f"labels.groups.{name}: {value!r} is not a class; expected one of {choices}")
         groups |= dict.fromkeys({group_key(name), value_key(name) or group_key(name)}, values[group_key(value)])
     return groups
@@ -134,7 +162,8 @@ def label_patches(
         slide_label: The slide's class.
         num_classes: Number of classes, normal included.
         annotation_complete: True where every target of the slide is marked.
-        groups: Group name -> class index, ``EXCLUDE``, or None for unmapped; see ``resolve_groups``.
+        groups: Group name -> class index, ``EXCLUDE``, ``IGNORE``, ``NOTHING``, or None for unmapped; see
+            ``resolve_groups``.
         rule: How much of a patch the target must cover.
         slide_id: For messages.
         slide_size: Level-0 size, (width, height).
@@ -149,7 +178,7 @@ def label_patches(
         labels = _normal(len(grid.x), num_classes) if slide_label == 0 else _unknown(len(grid.x), num_classes)
         return LabelledPatches(labels)
     try:
-        regions = read_regions(annotation, values=groups, exclude=EXCLUDE, num_classes=num_classes)
+        regions = read_regions(annotation, values=groups, num_classes=num_classes)
         if slide_label == 0:
             _check_negative(regions, slide_id)
             labels, is_missed = _normal(len(grid.x), num_classes), False
@@ -163,11 +192,11 @@ def label_patches(
         raise AnnotationError(
             f"{slide_id}: the outlines cannot be laid over the patches; simplify them, or use a mask image"
         ) from error
-    doubts = tuple(_doubts(annotation, regions))
+    doubts = tuple(_doubts(annotation, regions, slide_size))
     return LabelledPatches(labels, annotation.num_repaired, annotation.num_dropped, regions.unmapped, is_missed, doubts)
 
 
-def _doubts(annotation: Annotation, regions: MarkedRegions) -> Iterator[str]:
+def _doubts(annotation: Annotation, regions: MarkedRegions, slide_size: tuple[int, int]) -> Iterator[str]:
     """Yield what a person should know; group names without a known meaning may name people and are only counted."""
     if annotation.dropped_text:
         yield f"annotation: {annotation.dropped_text}"
@@ -184,6 +213,11 @@ def _doubts(annotation: Annotation, regions: MarkedRegions) -> Iterator[str]:
         yield (
             f"annotation: patches in {regions.num_apart} outlines without a class are unknown, because other outlines "
             "have one; `labels.groups.none` says what they are"
+        )
+    if number := regions.num_outside(slide_size):
+        yield (
+            f"annotation: {number} of its outlines lie outside the slide and mark nothing; labels.origin and "
+            "labels.scale say how its coordinates are meant"
         )
     if regions.unmapped:
         yield (
@@ -213,7 +247,9 @@ def _check_positive(
             f"{slide_id}: the annotation's {what}{loose}{where}; `labels.groups` maps names to classes (or to exclude)"
         )
     if is_complete and not regions.has_target:
-        left_out = f" ({annotation.dropped_text})" if annotation.dropped_text else ""
+        carved = "what it marks as target is carved out or ignored again" if regions.target_groups else ""
+        why = "; ".join(text for text in (carved, annotation.dropped_text) if text)
+        left_out = f" ({why})" if why else ""
         raise AnnotationError(
             f"{slide_id}: the slide is labelled {slide_label} and annotation_complete is true, but the annotation "
             f"marks no target{left_out}; correct the label, or set annotation_complete to false"

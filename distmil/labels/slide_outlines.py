@@ -17,7 +17,7 @@ import numpy as np
 
 from distmil.annotations.arrow_file import decode_annotation
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import annotation_checksum
+from distmil.annotations.reader import READS, annotation_checksum
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
 from distmil.errors import AnnotationError, ConfigError
@@ -56,7 +56,7 @@ def annotation_version(slide: Slide) -> str | None:
 def groups_of(config: Config) -> dict[str, int]:
     """Return the class of each annotation group. Raises: ConfigError if ``labels.groups`` names an unknown class."""
     try:
-        return resolve_groups(config.cohort.classes, config.labels.groups)
+        return resolve_groups(config.cohort.classes, config.labels.groups, preset=config.labels.preset)
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
@@ -68,6 +68,7 @@ def outlines_folder(config: Config) -> str:
         "groups": sorted(groups_of(config)),
         "patches": patches_folder(config.tiling),
         "format_version": FORMAT_VERSION,
+        **{name: value for name in ("scale", "affine") if (value := getattr(config.labels, name)) is not None},
     }
     return f"outlines/{fingerprint(values)}"
 
@@ -114,6 +115,8 @@ class SlideOutlines:
 
     def _is_usable(self, record: Record) -> bool:
         """Return whether a commit is whole, or a failure that more time would not mend."""
+        if not record.ok and record.info.get("reads", 1) < READS:
+            return False
         if record.info.get("limit_s", self.config.labels.timeout_s) < self.config.labels.timeout_s:
             return False
         return self.committed.is_whole(record)
@@ -124,6 +127,7 @@ class SlideOutlines:
             out = Path(folder) / "outlines"
             answer, info = self._ask(path, folder, str(out))
             if "error" in answer:
+                info = {**info, "reads": READS}
                 record = self.committed.commit(key, status=AnnotationError.status, error=answer["error"], info=info)
             else:
                 name = f"{self.slide.slide_id}.arrow"
@@ -137,8 +141,12 @@ class SlideOutlines:
         request = {
             "path": path,
             "slide_path": self.slide.path,
+            "slide_id": self.slide.slide_id,
+            "mpp": info.get("mpp"),
             "size": [info["width_px"], info["height_px"]],
             "origin": self.config.labels.origin,
+            "outline_scale": self.config.labels.scale,
+            "affine": self.config.labels.affine,
             "tissue": self._write_tissue(folder),
             "scale": info.get("picture_scale"),
             "known": sorted(groups_of(self.config)),

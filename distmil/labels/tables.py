@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from distmil.annotations.reader import annotation_checksum
+from distmil.annotations.reader import READS, annotation_checksum
 from distmil.annotations.regions import Grid
 from distmil.cohort import Slide
 from distmil.config.root import Config, fingerprint
@@ -80,6 +80,9 @@ class SlideLabeller:
 
     def _fits(self, record: Record) -> bool:
         """Tell whether a record treats an annotation that cannot be used as ``labels.on_bad_annotation`` wants it."""
+        was_bad = record.status == AnnotationError.status or UNUSABLE in record.info
+        if was_bad and record.info.get("reads", 1) < READS:
+            return False
         wants_label = self.config.labels.on_bad_annotation == "label_only"
         if record.status == AnnotationError.status:
             return not wants_label
@@ -101,11 +104,11 @@ class SlideLabeller:
             made = self.labels(found)
         except AnnotationError as error:
             if self.config.labels.on_bad_annotation != "label_only":
-                info = reason_info(Reason(key="labels.on_bad_annotation", value="label_only"))
+                info = reason_info(Reason(key="labels.on_bad_annotation", value="label_only")) | {"reads": READS}
                 return self.committed.commit(key, status=error.status, error=str(error), info=info)
             text = str(error).removeprefix(f"{self.slide.slide_id}: ")
             doubt = f"its annotation cannot be used, and its label alone counts: {text}"
-            return self._commit(key, self.labels(None), {UNUSABLE: text, "doubts": [doubt]})
+            return self._commit(key, self.labels(None), {UNUSABLE: text, "doubts": [doubt], "reads": READS})
         except OSError as error:
             return Record(self.slide.slide_id, key, status="missing", error=f"annotation: {error.strerror or error}")
         return self._commit(key, made, {"doubts": [*(found.doubts if found else ()), *made.doubts]})

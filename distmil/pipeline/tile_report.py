@@ -104,8 +104,8 @@ def say_unknown_groups(job: Job, names: Collection[str]) -> None:
         classes = ", ".join(job.config.cohort.classes)
         job.console.note(
             f"annotations: groups {shown} are not in labels.groups; patches that they touch are unknown. Say which "
-            f"class each is ({classes} or exclude): {example} (the names are said once, when the annotation is read, "
-            "and never stored)"
+            f"class each is ({classes}, exclude, ignore or nothing): {example} (the names are said once, when the "
+            "annotation is read, and never stored)"
         )
 
 

@@ -24,7 +24,14 @@ def run_id(job: str, name: str | None) -> str | None:
     return f"{PRETRAINING}{name}" if job == "pretrain" and name else name
 
 
-_LATER = {"training.threshold_aim": YOUDEN, "training.folds": 0, "bags.hard_negatives": False}
+_LATER = {
+    "training.threshold_aim": YOUDEN,
+    "training.folds": 0,
+    "bags.hard_negatives": False,
+    "labels.preset": None,
+    "labels.scale": None,
+    "labels.affine": None,
+}
 """Settings that count where they are not the default, which earlier versions did not have."""
 
 

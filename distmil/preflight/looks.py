@@ -127,9 +127,13 @@ class _Looker:
         request = {
             "path": look.slide.annotation_path,
             "slide_path": look.slide.path,
+            "slide_id": look.slide.slide_id,
+            "mpp": look.mpp,
             "size": size,
             "bounds": bounds,
             "origin": self._config.labels.origin,
+            "outline_scale": self._config.labels.scale,
+            "affine": self._config.labels.affine,
             "tissue": None,
             "scale": None,
             "known": sorted(groups_of(self._config)),

@@ -41,6 +41,8 @@ class SlideImage(ABC):
     """It is a PNG, JPEG or BMP: an ordinary picture as a rule, without glass around what it shows."""
     bounds: tuple[int, int, int, int] | None = None
     """(x, y, width, height) of the scanned area, None where the file states none."""
+    scanner_frame: tuple[tuple[float, float], tuple[float, float]] | None = None
+    """Of a Hamamatsu slide: offset of its centre from the glass's centre, and pixel size, both (x, y) in nm."""
 
     def read(self, x: int, y: int, *, width: int, height: int, level: int = 0) -> NDArray[np.uint8]:
         """Read a region as RGB, height x width x 3; white where the file has nothing.

@@ -4,7 +4,8 @@ Only technical properties are ever read: size, levels, resolution, vendor. Label
 Messages never hold a file's name, which may name a person.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,7 @@ class WholeSlide(SlideImage):
         self.level_sizes: tuple[tuple[int, int], ...] = tuple(self._handle.level_dimensions)
         self.vendor = properties.get(openslide.PROPERTY_NAME_VENDOR, "unknown")
         self.bounds = _bounds([properties.get(f"openslide.bounds-{name}") for name in ("x", "y", "width", "height")])
+        self.scanner_frame = _scanner_frame(properties)
         self.resolution = self._resolution(pages)
         self.mpp = self.resolution.mpp
         level_0 = page_doubts(pages, size=self.size) if self.vendor == _GENERIC else []
@@ -177,6 +179,33 @@ def read_bounds(path: str | Path) -> tuple[int, int, int, int] | None:
     """Read the scanned area of a slide; see ``SlideImage.bounds``. Raises: SlideError."""
     with open_slide(path) as image:
         return image.bounds
+
+
+def read_scanner_frame(path: str | Path) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Read where a Hamamatsu slide's image lies on the glass.
+
+    Returns:
+        Offset of the image's centre from the glass's centre, and the size of a level-0 pixel, both (x, y) in nm; None
+        where the file does not state them.
+
+    Raises:
+        SlideError: If the file cannot be opened.
+    """
+    with open_slide(path, is_known=True) as image:
+        return image.scanner_frame
+
+
+def _scanner_frame(properties: Mapping[str, str]) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """Parse what ``read_scanner_frame`` returns."""
+    try:
+        x, y = (float(properties[f"hamamatsu.{axis}OffsetFromSlideCentre"]) for axis in "XY")
+        across, down = (
+            float(properties[name]) * 1000 for name in (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+        )
+    except (KeyError, ValueError):
+        return None
+    is_right = all(map(math.isfinite, (x, y, across, down))) and across > 0 and down > 0
+    return ((x, y), (across, down)) if is_right else None
 
 
 def _bounds(texts: Sequence[str | None]) -> tuple[int, int, int, int] | None:

@@ -9,9 +9,12 @@ from typing import Any
 
 import shapely
 
-from distmil.annotations.geojson import ABOUT, read_geojson
+from distmil.annotations.formats import geojson
+from distmil.annotations.formats.geojson import ABOUT
 from distmil.annotations.outlines import MAX_COORDINATE, Annotation, Outlines
+from distmil.annotations.parsing import parse_json
 from distmil.annotations.regions import group_key
+from distmil.annotations.slide_facts import SlideFacts
 from distmil.errors import AnnotationError
 from distmil.exporting.frame import Frame
 from distmil.exporting.geojson import encode_features, outline_feature
@@ -151,7 +154,7 @@ def to_file(drawing: Drawing, slide_id: str, frame: Frame, *, classes: Sequence[
 def check_file(data: bytes) -> Annotation:
     """Read a file as labels will read it. Raises: AnnotationError."""
     outlines = Outlines()
-    read_geojson(data, outlines)
+    geojson.read(parse_json(data), SlideFacts((int(MAX_COORDINATE), int(MAX_COORDINATE))), outlines)
     return outlines.gathered()
 
 

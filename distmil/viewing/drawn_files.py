@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distmil.annotations.geojson import ABOUT
+from distmil.annotations.formats.geojson import ABOUT
 from distmil.cohort.annotated import Drawn, annotated_manifest
 from distmil.config.data import CohortConfig
 from distmil.errors import ConfigError, DistmilError

@@ -12,8 +12,13 @@ import tifffile
 from PIL import Image
 
 from distmil.annotations import masks, reader
+from distmil.annotations.arrow_file import decode_annotation, encode_annotation
+from distmil.annotations.coverage import mask_shares
+from distmil.annotations.origin import place
 from distmil.annotations.outlines import Annotation
-from distmil.annotations.reader import read_annotation
+from distmil.annotations.reader import read_annotation, read_for
+from distmil.annotations.slide_facts import SlideFacts
+from distmil.annotations.tissue_file import read_tissue
 from distmil.errors import AnnotationError
 from tests.support.data import DATA
 
@@ -316,45 +321,47 @@ def test_real_qupath_file():
     assert (found.class_property, found.writer) == ("name", "qupath")
 
 
-# --- boxes of other formats
+# --- formats that are not read
 
-VOC = "<annotation><object><bndbox><xmin>20</xmin><ymin>30</ymin></bndbox></object></annotation>"
-YOLO = "0 0.035 0.3 0.03 0.3\n"
-COCO = {"images": [{"id": 1}], "categories": [], "annotations": [{"image_id": 1, "bbox": [20, 30, 30, 60]}]}
 LABELME = {"version": "5.0", "shapes": [{"label": "car", "points": [[20, 30], [50, 30], [50, 90], [20, 90]]}]}
 
 
-@pytest.mark.parametrize(
-    ("content", "kind", "names"),
-    [
-        (VOC, "Pascal VOC XML", {"boxes": [(20, 30, 50, 90)]}),
-        (YOLO, "YOLO text", {"boxes": [[float(text) for text in YOLO.split()]], "W": 1000, "H": 200}),
-        (COCO, "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
-        ({"annotations": [], "categories": []}, "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
-        ([{"image_id": 1, "bbox": [20, 30, 30, 60]}], "COCO JSON", {"boxes": [(20, 30, 30, 60)]}),
-        (LABELME, "LabelMe JSON", {"shapes": LABELME["shapes"]}),
-    ],
-)
-def test_boxes_of_another_format_are_named_with_a_line_of_python_that_converts_them(read, content, kind, names):
-    with pytest.raises(AnnotationError, match=f"it looks like {kind}: convert it to a GeoJSON file") as caught:
-        read(content)
+def test_labelme_is_named_with_a_line_of_python_that_converts_it(read):
+    with pytest.raises(AnnotationError, match="it looks like LabelMe JSON: convert it to a GeoJSON file") as caught:
+        read(LABELME)
     line = str(caught.value).partition("in Python ")[2].partition(")))")[0] + ")))"
     file = io.StringIO()
-    exec(line, {"shapely": shapely, "file": file, **names})  # the message's own line
+    exec(line, {"shapely": shapely, "file": file, "shapes": LABELME["shapes"]})  # the message's own line
     (region,) = read(file.getvalue()).regions.values()
     assert region.bounds == pytest.approx((20, 30, 50, 90))
     assert region.area == pytest.approx(30 * 60)
 
 
-@pytest.mark.parametrize("text", ["0.5 0.5", "12 hello", "1 2 3", "a 0.5 0.5 0.5 0.5"])
-def test_other_texts_are_no_boxes(read, text):
-    with pytest.raises(AnnotationError, match="neither XML, JSON, PNG nor TIFF"):
+@pytest.mark.parametrize("text", ["hello", "0.5 0.5", "12 hello", "1 2 3", "a 0.5 0.5 0.5 0.5", "x,y\n1,2\n"])
+def test_text_in_no_format_gets_a_list_of_what_was_tried(read, text):
+    with pytest.raises(
+        AnnotationError, match="in none of the formats that are read: it is text; tried were "
+    ) as caught:
         read(text)
+    for name in (
+        "ASAP XML",
+        "HALO XML",
+        "Aperio",
+        "NDPA",
+        "VOC",
+        "Darwin",
+        "CAMELYON",
+        "COCO",
+        "GeoJSON",
+        "YOLO",
+        "CSV",
+    ):
+        assert name in str(caught.value)
 
 
 # --- files that cannot be used
 
-NO_GEOJSON = "the JSON is no GeoJSON: an object instead of a FeatureCollection, Feature or geometry; export it"
+NO_FORMAT = "in none of the formats that are read: it is "
 BILLION_LAUGHS = (
     '<!DOCTYPE lolz [<!ENTITY lol "lol"><!ENTITY lol2 "&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;&lol;">]>'
     "<ASAP_Annotations>&lol2;</ASAP_Annotations>"
@@ -366,17 +373,13 @@ BILLION_LAUGHS = (
     [
         (b"", "the annotation file is empty; export it again"),
         (b" \n", "the annotation file is empty"),
-        (b"hello", "neither XML, JSON, PNG nor TIFF; supported are ASAP XML"),
-        (b"\xff\xd8\xff\xe0 JFIF", "neither XML, JSON, PNG nor TIFF"),
-        (asap(("Polygon", "T", SQUARE))[:-25], "malformed XML .*; export it from ASAP again"),
+        (b"hello", NO_FORMAT + "text; tried were ASAP XML, HALO XML, "),
+        (b"\xff\xd8\xff\xe0 JFIF", NO_FORMAT + "neither XML, JSON, text, PNG nor TIFF; tried"),
+        (asap(("Polygon", "T", SQUARE))[:-25], "malformed XML .*; export it again"),
         ('<?xml version="1.0" encoding="klingon"?><a/>', "malformed XML"),
         (BILLION_LAUGHS, "the XML declares entities, which are refused"),
-        (
-            "<annotations><ndpviewstate/>",
-            "starts with <annotations>, expected <ASAP_Annotations>; .*NDPA",
-        ),
-        ("<Annotations MicronsPerPixel='0.5'/>", "starts with <Annotations>, expected <ASAP_Annotations>; .*Aperio"),
-        ("<svg/>", "starts with <svg>, expected <ASAP_Annotations>; convert it"),
+        ("<annotations><ndpviewstate/>", "malformed XML"),
+        ("<svg/>", NO_FORMAT + "XML that starts with <svg>; tried"),
         (
             asap(("Polygon", "Tumor", [("ten", 0)])),
             "coordinate of an outline is no level-0 pixel .not two numbers",
@@ -386,16 +389,12 @@ BILLION_LAUGHS = (
         (asap(("Polygon", "T", [(1e300, 0)])), "coordinate .* no level-0 pixel .*e.300"),
         (asap(("Polygon", "T", [(1, 2)])).replace('X="1"', ""), "coordinate .* no level-0 pixel .not two numbers"),
         (asap(("Polygon", "T", SQUARE)).replace('Order="1"', 'Order="b"'), "the Order of a Coordinate is no number"),
-        ('{"type": "Feature", ', "malformed JSON .*; export the GeoJSON again"),
+        ('{"type": "Feature", ', "malformed JSON .*; export it again"),
         (b'{"type": "\xff"}', "malformed JSON"),
         ("[" * 100_000, "malformed JSON"),
-        (
-            {"schema_ref": "x", "annotations": []},
-            "no GeoJSON: an object instead .*Darwin V7",
-        ),
-        ({"positive": [], "negative": []}, "no GeoJSON: .*CAMELYON16 JSON"),
-        ([1, 2], "no GeoJSON: a number instead of a FeatureCollection, Feature or geometry"),
-        ({}, NO_GEOJSON),
+        ([1, 2], NO_FORMAT + "JSON that holds a list; tried"),
+        ({}, NO_FORMAT + "JSON that holds an object; tried"),
+        ([feature(None), 3], "GeoJSON holds a number instead of a FeatureCollection, Feature or geometry"),
         ({"type": "Topology"}, "a geometry is none of GeoJSON's types; expected Polygon, MultiPolygon"),
         (feature({"type": "Circle"}), "a geometry is none of GeoJSON's types"),
         ({"type": "FeatureCollection"}, "'features' in the GeoJSON is absent or null, expected a list"),
@@ -422,20 +421,6 @@ def test_outlines_have_a_size_cap(read, monkeypatch):
     monkeypatch.setattr(reader, "MAX_FILE_BYTES", 50)
     with pytest.raises(AnnotationError, match=r"holds more than the 50 bytes that are read; .*without detections"):
         read(asap(("Polygon", "T", SQUARE)))
-
-
-@needs_data
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("103S.json", "Darwin V7"),
-        ("annotations_mixed.ndpa", "Hamamatsu NDPA"),
-        ("annotations_malformed.ndpa", "Hamamatsu NDPA"),
-    ],
-)
-def test_real_files_of_other_programs_are_refused_by_name(name, message):
-    with pytest.raises(AnnotationError, match=f"^the annotation: .*{message}"):
-        read_annotation(DATA / "annotation_formats" / name, slide_size=C16_SLIDE)
 
 
 # --- masks
@@ -590,6 +575,30 @@ def test_a_stack_of_masks_is_refused(tmp_path, values):
     tifffile.imwrite(tmp_path / "mask.tif", np.stack([values, values]), photometric="minisblack")
     with pytest.raises(AnnotationError, match="several images of 70 x 40 px; expected one"):
         read_annotation(tmp_path / "mask.tif", slide_size=SLIDE)
+
+
+def test_a_mask_of_the_scanned_area_covers_that_area(tmp_path):
+    bounds = (100, 60, 480, 120)  # of other proportions than the slide
+    values = np.zeros((30, 120), np.uint8)
+    values[:5, 10:20] = 1  # level-0 x 140 to 180, y 60 to 80
+    Image.fromarray(values).save(tmp_path / "mask.png")
+    found = read_for(tmp_path / "mask.png", SlideFacts(SLIDE, bounds=bounds))
+    assert (found.mask_scale, found.mask_corner) == ((4, 4), (100, 60))
+    assert found.doubts[0].startswith("annotation: its mask has the proportions of the scanned area (480 x 120 px from")
+    placed, doubt = place(found, origin="auto", bounds=bounds, slide_size=SLIDE, tissue=None)
+    assert (placed, doubt) == (found, "")
+    x, y = (np.array(one, np.int32) for one in ((140, 130, 0), (60, 50, 0)))
+    share = mask_shares(found.mask > 0, scale=found.mask_scale, corner=found.mask_corner, x=x, y=y,
+                        extent_px=np.full(3, 20, np.int32))  # fmt: skip
+    assert share.tolist() == [1, 0.25, 0]
+    with pytest.raises(AnnotationError, match="the mask is 120 x 30 px and the slide 700 x 400 px"):
+        read_annotation(tmp_path / "mask.png", slide_size=SLIDE)
+    stored = decode_annotation(encode_annotation(found))
+    assert (stored.mask_scale, stored.mask_corner) == ((4, 4), (100, 60))
+    tissue, doubts = read_tissue(tmp_path / "mask.png", slide_size=SLIDE, shape=(40, 70), scale=10, bounds=bounds)
+    assert doubts[0].startswith("tissue file: its mask has the proportions of the scanned area")
+    assert np.argwhere(tissue).min(axis=0).tolist() == [6, 14]
+    assert np.argwhere(tissue).max(axis=0).tolist() == [7, 17]
 
 
 @pytest.mark.parametrize("name", ["mask.png", "mask.tif"])

@@ -1,6 +1,7 @@
 """Patch labels: exact covered shares, three states, and what an annotation may not contradict."""
 
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,8 +12,18 @@ from distmil.annotations.coverage import mask_shares, polygon_shares
 from distmil.annotations.outlines import Annotation
 from distmil.annotations.reader import read_annotation
 from distmil.annotations.regions import Grid
+from distmil.config.learning import LabelsConfig
 from distmil.errors import AnnotationError
-from distmil.labels.rules import EXCLUDE, LabelRule, default_groups, label_patches, resolve_groups
+from distmil.labels.rules import (
+    EXCLUDE,
+    IGNORE,
+    NOTHING,
+    PRESETS,
+    LabelRule,
+    default_groups,
+    label_patches,
+    resolve_groups,
+)
 from tests.support.data import DATA
 
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the shared data is not here")
@@ -355,6 +366,58 @@ def test_unknown_patches_have_unknown_rows():
 # --- groups
 
 
+def test_presets_say_what_the_groups_of_a_data_set_mean():
+    qupath = resolve_groups(TWO, {}, preset="qupath")
+    assert (qupath["tumor"], qupath["stroma"], qupath["ignore*"], qupath["region*"]) == (1, 0, IGNORE, NOTHING)
+    assert resolve_groups(TWO, {}, preset="camelyon17")["normal"] == EXCLUDE  # by default it marks normal tissue
+    assert resolve_groups(TWO, {})["normal"] == 0
+    sixteen = resolve_groups(TWO, {"_1": "exclude"}, preset="camelyon16")
+    assert (sixteen["_0"], sixteen["_1"], sixteen["_2"]) == (1, EXCLUDE, EXCLUDE)
+    several = resolve_groups(("normal", "Tumor", "Stroma"), {}, preset="qupath")
+    assert (several["tumor"], several["stroma"], several["ignore*"]) == (1, 2, IGNORE)  # classes mean themselves
+    assert "immune cells" not in several
+    assert set(PRESETS) == set(get_args(get_args(LabelsConfig.model_fields["preset"].annotation)[0]))
+
+
+def test_an_ignored_area_is_taken_out_of_targets_and_leaves_its_patches_unknown():
+    groups = resolve_groups(TWO, {"pen": "ignore"})
+    done = label({"Tumor": (10, 10, 40, 20), "pen": (35, 0, 60, 20)}, groups=groups)
+    expected = np.zeros((4, 7))
+    expected[0, 3:6] = -1  # touched by the pen mark alone
+    expected[1, 1:3] = 1
+    expected[1, 3] = 1  # half of it is the target's without the pen mark
+    expected[1, 4:6] = -1
+    np.testing.assert_array_equal(rows(done.labels.label), expected)
+    assert rows(done.labels.target_fraction)[1, 3] == 0.5
+    assert (done.unmapped, done.doubts) == ((), ())
+
+
+def test_outlines_that_mark_nothing_change_nothing():
+    groups = resolve_groups(TWO, {"ROI": "nothing"})
+    plain, with_roi = (
+        label({"Tumor": (10, 10, 40, 20)}),
+        label({"Tumor": (10, 10, 40, 20), "ROI": (0, 0, 60, 40)}, groups=groups),
+    )
+    np.testing.assert_array_equal(plain.labels.label, with_roi.labels.label)
+    assert with_roi.unmapped == ()
+
+
+def test_ignored_values_of_a_mask_leave_their_patches_unknown():
+    values = np.zeros((40, 70), np.uint8)
+    values[10:20, 10:40], values[10:20, 40:50] = 1, 2
+    done = label(Annotation({}, mask=values), groups=resolve_groups(TWO, {"1": "positive", "2": "ignore"}))
+    assert rows(done.labels.label)[1].tolist() == [0, 1, 1, 1, -1, 0, 0]
+
+
+def test_outlines_outside_the_slide_are_counted():
+    region = shapely.union_all([shapely.box(10, 10, 20, 20), shapely.box(80, 0, 90, 9), shapely.box(0, -9, 9, -1)])
+    assert label({"Tumor": region}).doubts == (
+        "annotation: 2 of its outlines lie outside the slide and mark nothing; labels.origin and labels.scale say how "
+        "its coordinates are meant",
+    )
+    assert label({"Tumor": shapely.box(60, 30, 90, 90)}).doubts == ()
+
+
 def test_default_groups_know_the_classes_and_camelyons_names():
     two = default_groups(TWO)
     assert {name for name, value in two.items() if value == 1} == {
@@ -543,8 +606,9 @@ def test_an_annotation_whose_groups_are_all_unknown_is_refused():
 
 @pytest.mark.parametrize("regions", [{}, {"normal": (0, 0, 10, 10)}, {"tumor": (0, 0, 5, 5), "_2": (0, 0, 10, 10)}])
 def test_a_complete_annotation_of_a_positive_slide_marks_a_target(regions):
-    message = "s1: the slide is labelled 1 and annotation_complete is true, but the annotation marks no target; correct"
-    with pytest.raises(AnnotationError, match=message):
+    message = "s1: the slide is labelled 1 and annotation_complete is true, but the annotation marks no target"
+    why = r" \(what it marks as target is carved out or ignored again\)" if "tumor" in regions else ""
+    with pytest.raises(AnnotationError, match=f"{message}{why}; correct"):
         label(regions)
     assert not (label(regions, complete=False).labels.label == 1).any()
 

@@ -111,6 +111,48 @@ def test_a_failure_is_kept_too(outlines, asked, path):
     assert asked == ["s1"]
 
 
+def test_what_an_earlier_version_refused_is_tried_again(outlines, asked, path):
+    path.write_text('{"type": "Feature"')
+    with pytest.raises(AnnotationError):
+        outlines.read()
+    assert labeller_of(outlines).label().status == "bad_annotation"
+    labeller = labeller_of(outlines)
+    assert labeller.finished() is not None
+    for committed in (outlines.committed, labeller.committed):
+        record = committed.read()
+        info = {key: value for key, value in record.info.items() if key != "reads"}
+        committed.commit(record.key, status=record.status, error=record.error, info=info)
+    assert labeller.finished() is None
+    with pytest.raises(AnnotationError):
+        outlines.read()
+    assert asked == ["s1", "s1"]
+
+
+def test_the_slide_is_found_in_a_file_about_many_images(outlines, path):
+    images = [{"id": number, "file_name": f"s{number}.png"} for number in range(3)]
+    boxes = [{"image_id": number, "category_id": 1, "bbox": [10 * number, 0, 50, 20]} for number in range(3)]
+    content = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "Tumor"}]}
+    path.write_text(json.dumps(content))
+    assert outlines.read().annotation.regions["tumor"].bounds == (10, 0, 60, 20)
+
+
+def test_scale_and_affine_of_the_configuration_bring_outlines_to_the_slide(outlines, asked):
+    folder = outlines.folder
+    moved = replace(outlines, config=config(labels={"scale": 0.5, "affine": [1.0, 0.0, 7.0, 0.0, 2.0, 0.0]}))
+    assert moved.read().annotation.regions["tumor"].bounds == (50 + 7, 50, 87.5 + 7, 100)
+    assert moved.folder != folder
+    assert outlines.read().annotation.regions["tumor"].bounds == (100, 50, 175, 100)
+    assert asked == ["s1", "s1"]
+
+
+def test_ndpa_looks_for_its_place_in_the_slides_file(outlines, path):
+    points = "".join(f"<point><x>{x}</x><y>{y}</y></point>" for x, y in ((0, 0), (9, 0), (9, 9)))
+    view = f'<title>T</title><annotation type="freehand"><closed>1</closed><pointlist>{points}</pointlist></annotation>'
+    path.write_text(f"<annotations><ndpviewstate>{view}</ndpviewstate></annotations>")
+    with pytest.raises(AnnotationError, match=r"NDPA counts in nanometres .* give the NDPI file as the slide"):
+        outlines.read()
+
+
 def test_an_annotation_that_takes_too_long_ends_its_slide_and_more_time_tries_again(outlines, asked, path):
     rng = np.random.default_rng(1)
     rings = [rng.uniform(0, 400, (590, 2)).round(1).tolist() for _ in range(40)]

@@ -202,7 +202,7 @@ def test_a_bad_annotation_can_leave_the_slides_own_label(labeller, tmp_path):
     assert (record.status, record.info["unknown"], record.info["positive"]) == ("ok", 32, 0)
     assert table_of(kept)["label"].null_count == 32
     (doubt,) = record.info["doubts"]
-    assert doubt.startswith("its annotation cannot be used, and its label alone counts: the annotation is neither XML")
+    assert doubt.startswith("its annotation cannot be used, and its label alone counts: the annotation is in none")
     assert kept.finished() == record
 
 
@@ -244,3 +244,12 @@ def test_the_refusal_of_many_reasons_still_names_every_slide():
     text = str(bad_annotations({f"s{i}": words for i, words in enumerate(letters)}, noun="slide"))
     assert len(text.splitlines()) < 60
     assert all(re.search(rf"\bs{i}\b", text) for i in range(120))
+
+
+def test_fields_that_earlier_versions_did_not_have_change_no_folder_unless_they_are_set():
+    folders = {labels_folder(config()), labels_folder(config(labels={"positive_at": 0.0}))}
+    assert len(folders) == 1
+    assert not {"preset", "scale", "affine"} & config().labels.identity().keys()
+    later = [{"preset": "qupath"}, {"scale": 2.0}, {"affine": [1.0, 0.0, 5.0, 0.0, 1.0, 0.0]}]
+    folders |= {labels_folder(config(labels=labels)) for labels in later}
+    assert len(folders) == 4

@@ -69,6 +69,7 @@ def test_a_damaged_claim_is_left_to_the_job(store: Store) -> None:
         ("training.threshold_aim", "youden", "specificity=0.9"),
         ("training.folds", 0, 5),
         ("bags.hard_negatives", False, True),
+        ("labels.scale", None, 4.0),
     ],
 )
 def test_a_setting_that_came_later_is_another_run_and_claims_without_it_stay_good(key, default, other):

@@ -58,4 +58,4 @@ def read_with_little_memory(request: dict[str, Any]) -> dict[str, Any]:
 
     annotation_worker.MEMORY_BYTES = 100 * 2**20
     wanted = {"bounds": None, "origin": "auto", "tissue": None, "scale": None, "known": [], "out": "/dev/null"}
-    return annotation_worker.work({**request, **wanted})
+    return annotation_worker.work({"slide_path": "", **request, **wanted})

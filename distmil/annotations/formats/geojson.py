@@ -1,20 +1,23 @@
-"""GeoJSON to outlines: QuPath's, and that of programs that put the class under another property.
+"""GeoJSON: QuPath's, and that of programs that put the class under another property.
 
 The class of a feature is QuPath's ``classification`` (a string, or an object with ``name`` or ``names``). Only where no
 feature of the file has one, it is the first of ``CLASS_PROPERTIES`` that any feature has. QuPath's object ``name`` is a
 remark wherever the file has any class. A file whose features have other texts only is refused, because what
-they say may be the class. An outline that crosses itself encloses every loop it makes (no even-odd holes).
+they say may be the class. An outline that crosses itself encloses every loop it makes (no even-odd holes). Of an
+ellipse QuPath writes some corners and ``isEllipse``; its shape is the ellipse in their bounding box.
 A collection that distmil's viewer wrote states where its (0, 0) is, under ``ABOUT``.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from distmil.annotations.outlines import LINES, MAX_DEPTH, POINTS, Outlines, convert_hint, to_points
+from distmil.annotations.outlines import LINES, MAX_DEPTH, OTHERS, POINTS, Outlines, ellipse, to_points
+from distmil.annotations.parsing import listed, name_of, plain
+from distmil.annotations.slide_facts import SlideFacts
 from distmil.errors import AnnotationError
 
+NAME = "GeoJSON"
 CLASS_PROPERTIES = ("class", "class_name", "className", "label", "type", "category", "group", "name")
 """Properties that may hold the class, the first that a file has wins."""
 ABOUT = "distmil"
@@ -40,39 +43,25 @@ _IDS = {
     "PathAnnotationObject": "annotation",
 }
 _WITHOUT_AREA = {"Point": POINTS, "MultiPoint": POINTS, "LineString": LINES, "MultiLineString": LINES}
-_HINTS = {
-    "schema_ref": "it looks like Darwin V7 JSON: convert its polygons to GeoJSON",
-    "positive": "it looks like a CAMELYON16 JSON list: use the ASAP XML of the same slide",
-    "shapes": convert_hint(
-        "LabelMe JSON",
-        "shapely.Polygon(shape['points']) for shape in shapes",
-        more=", with shapely.box(*p, *q) for a rectangle of the points p, q",
-    ),
-    **dict.fromkeys(
-        ("images", "categories", "bbox"),
-        convert_hint("COCO JSON", "shapely.box(x, y, x + w, y + h) for x, y, w, h in boxes"),
-    ),
-}
 
 
-def read_geojson(content: bytes, outlines: Outlines) -> None:
-    """Gather the outlines of GeoJSON: a collection, a feature, a list of either, or a bare geometry.
+def matches(value: Any) -> bool:
+    """Say whether it is GeoJSON: every GeoJSON object has a ``type``."""
+    first = value[0] if isinstance(value, list) and value else value
+    return value == [] or (isinstance(first, dict) and "type" in first)
+
+
+def read(value: Any, slide: SlideFacts, outlines: Outlines) -> None:
+    """Gather the outlines of a collection, a feature, a list of either, or a bare geometry.
 
     Raises:
         AnnotationError: If it is not GeoJSON, damaged, or has no property that is known to hold the class.
     """
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        place = f"line {error.lineno}, column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-        where = place or type(error).__name__
-        raise AnnotationError(f"the annotation: malformed JSON ({where}); export the GeoJSON again") from error
-    del content
-    about = found.get(ABOUT) if isinstance(found, dict) else None
+    about = value.get(ABOUT) if isinstance(value, dict) else None
     if isinstance(about, dict) and "corner" in about:
         x, y = to_points([about["corner"]])[0].tolist()
         outlines.corner = (x, y)
-    features = [feature for item in (found if isinstance(found, list) else [found]) for feature in _features(item, 0)]
+    features = [feature for item in (value if isinstance(value, list) else [value]) for feature in _features(item, 0)]
     if any(feature.is_qupath for feature in features):
         outlines.writer = "qupath"
     key = _class_property([feature for feature in features if feature.kind == "annotation"])
@@ -97,7 +86,7 @@ class _Feature:
         """Tell QuPath's annotations from its other objects; before 0.3 the id said which it is."""
         for name in ("objectType", "object_type"):
             if name in self.properties:
-                return self._named(self.properties[name], default="other marks")
+                return self._named(self.properties[name], default=OTHERS)
         given = self.properties.get("type")
         default = _IDS.get(self.identifier, "annotation") if isinstance(self.identifier, str) else "annotation"
         return self._named(given, default=default)
@@ -118,17 +107,10 @@ class _Feature:
         value = self.properties.get(key) if key else None
         if isinstance(value, Mapping):
             names = value.get("names") or [value.get("name")]
-            value = ": ".join(_plain(name) for name in names) if isinstance(names, list) else _plain(names)
-        text = _plain(value)
+            value = ": ".join(plain(name) for name in names) if isinstance(names, list) else plain(names)
+        text = plain(value)
         is_kind = key == "type" and (text.casefold() in {"annotation", "root", *_TYPES})
         return "" if is_kind else text
-
-
-def _plain(value: Any) -> str:
-    """Convert a text or a whole number to text, "" for anything else."""
-    if isinstance(value, bool) or not isinstance(value, (str, int)):
-        return ""
-    return str(value).strip()
 
 
 def _features(item: Any, depth: int) -> Iterator[_Feature]:
@@ -137,14 +119,14 @@ def _features(item: Any, depth: int) -> Iterator[_Feature]:
         raise _too_deep()
     kind = item.get("type") if isinstance(item, dict) else None
     if kind == "FeatureCollection":
-        for feature in _listed(item, "features"):
+        for feature in listed(item, "features", of=NAME):
             yield from _features(feature, depth + 1)
     elif kind == "Feature":
         properties = item.get("properties")
         properties = properties if isinstance(properties, dict) else {}
         yield _Feature(item.get("geometry"), properties, item.get("id"))
         for holder in (item, properties):
-            for child in _listed(holder, "childObjects") if holder.get("childObjects") is not None else ():
+            for child in listed(holder, "childObjects", of=NAME) if holder.get("childObjects") is not None else ():
                 yield from _features(child, depth + 1)
     elif kind is None:
         raise _no_geojson(item)
@@ -176,16 +158,19 @@ def _add_geometry(geometry: Any, group: str, outlines: Outlines, depth: int) -> 
     if depth > MAX_DEPTH:
         raise _too_deep()
     kind = str(geometry.get("type")) if isinstance(geometry, dict) else None
-    if kind == "Polygon":
-        outlines.add(group, [to_points(ring) for ring in _listed(geometry, "coordinates")])
+    if kind == "Polygon" and geometry.get("isEllipse") is True:
+        corners = [point for ring in listed(geometry, "coordinates", of=NAME) for point in ring]
+        outlines.add(group, [ellipse(to_points(corners))])
+    elif kind == "Polygon":
+        outlines.add(group, [to_points(ring) for ring in listed(geometry, "coordinates", of=NAME)])
     elif kind == "MultiPolygon":
-        for rings in _listed(geometry, "coordinates"):
+        for rings in listed(geometry, "coordinates", of=NAME):
             _add_geometry({"type": "Polygon", "coordinates": rings}, group, outlines, depth + 1)
     elif kind == "GeometryCollection":
-        for part in _listed(geometry, "geometries"):
+        for part in listed(geometry, "geometries", of=NAME):
             _add_geometry(part, group, outlines, depth + 1)
     elif geometry is None:
-        outlines.drop("other marks")
+        outlines.drop(OTHERS)
     elif kind in _WITHOUT_AREA:
         outlines.drop(_WITHOUT_AREA[kind])
     else:
@@ -195,26 +180,10 @@ def _add_geometry(geometry: Any, group: str, outlines: Outlines, depth: int) -> 
         )
 
 
-def _listed(item: Mapping[str, Any], key: str) -> list[Any]:
-    value = item.get(key)
-    if not isinstance(value, list):
-        raise AnnotationError(
-            f"the annotation: {key!r} in the GeoJSON is {_name_of(value)}, expected a list; export it again"
-        )
-    return value
-
-
-def _name_of(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "absent or null"}
-    return names.get(type(value), "a number")
-
-
 def _no_geojson(item: Any) -> AnnotationError:
-    keys = list(item) if isinstance(item, dict) else []
-    hint = next((_HINTS[key] for key in keys if key in _HINTS), "export it as GeoJSON")
     return AnnotationError(
-        f"the annotation: the JSON is no GeoJSON: {_name_of(item)} instead of a FeatureCollection, Feature or "
-        f"geometry; {hint}"
+        f"the annotation: the GeoJSON holds {name_of(item)} instead of a FeatureCollection, Feature or geometry; "
+        "export it again"
     )
 
 
