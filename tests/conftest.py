@@ -38,7 +38,7 @@ DEAR = (
     "test_docs.py",  # walks the README's way
     *(f"jobs/test_{name}.py" for name in (
         "jobs", "stream", "tune", "interruption", "faults", "s3", "twins", "mlflow_server", "submit", "tile",
-        "restarts", "map_slides", "pretrain", "trainable",
+        "restarts", "map_slides", "pretrain", "trainable", "store", "features", "export", "engines", "folds",
     )),
     *(f"jobs/test_{name}.py" for name in ("canary", "nodes")),  # they end the Ray that the others of a worker share
     "preflight/test_checks.py", "test_api.py", "encoders/test_networks.py", "pipeline/doctor/test_job.py",

@@ -20,7 +20,7 @@ from distmil.annotations.reader import read_annotation
 from distmil.bags.bag import BagEntry, open_source
 from distmil.config.loading import build_config
 from distmil.errors import BundleError, ConfigError, MissingSlide, NoResolution, SlideError, TrainingError
-from distmil.inference.scoring import NETWORK_READ_OUTS, READ_OUTS, score_bag
+from distmil.inference.scoring import READ_OUTS, score_bag
 from distmil.models.regions import Places
 from distmil.storage.store import Store
 from distmil.visualization.heatmap import encode_png
@@ -368,45 +368,3 @@ def test_the_notebook_runs(house: House, bundle: distmil.Bundle, data: Path, tmp
     assert done.returncode == 0, done.stderr
     assert "SlidePrediction(CMU-1-Small-Region: " in done.stdout
     assert distmil.load_bundle(tmp_path / "models" / "mine").classes == ["negative", "positive"]
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # Ray warns of its own settings
-def test_the_door_the_job_and_the_mlflow_model_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The job's scores are equal to the last bit; the MLflow model pools in another order, so to 1e-5."""
-    import mlflow  # noqa: PLC0415  # takes seconds, and this test alone needs it
-    import ray  # noqa: PLC0415
-
-    from distmil.inference.mlflow_model import save_model, score_names  # noqa: PLC0415
-    from distmil.pipeline import predict  # noqa: PLC0415
-    from distmil.pipeline.job import Job  # noqa: PLC0415
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    house = make_house(tmp_path / "home", num_slides=4)
-    train = distmil.open_bags(house.store.root, run=RUN, split="train")
-    distmil.fit(train, config={"training": {"epochs": 2}}).save(house.store.path(f"models/{RUN}"))
-    values = {"cohort": {"synthetic": 4}, "prediction": {"model": RUN, "run": "out"}, "training": {"use_gpu": False}}
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
-    try:
-        predict.run(Job(build_config(values), house.store))
-    finally:
-        ray.shutdown()
-    rows = {
-        row["slide_id"]: row for row in pq.read_table(house.store.path("predictions/out/slides.parquet")).to_pylist()
-    }
-    bundle = distmil.load_bundle(RUN, root=house.store.root)
-    for slide in house.cohort.slides:
-        found = distmil.predict_slide(bundle, slide.path, device="cpu")
-        assert rows[slide.slide_id] == {**rows[slide.slide_id], **found.row, "label": rows[slide.slide_id]["label"]}
-        kept = pq.read_table(house.store.path(f"predictions/out/patches/{slide.slide_id}.parquet"))
-        assert kept.equals(found.patches)
-    save_model(tmp_path / "mlflow", bundle)
-    model = mlflow.pyfunc.load_model(str(tmp_path / "mlflow"))
-    entry = next(entry for entry in _entries(house) if entry.slide_id == found.slide_id)
-    embedding_NE = open_source(house.store, entry)[0].take(slice(None)).astype(np.float32)
-    scores = dict(zip(score_names(bundle.classes), np.asarray(model.predict(embedding_NE)).T, strict=True))
-    for name in ("attention", "probability", "topk_probability", "fused"):
-        np.testing.assert_allclose(scores[name], found.patches[name].to_numpy(), rtol=1e-5, atol=1e-6)
-    for name in NETWORK_READ_OUTS:
-        np.testing.assert_allclose(scores[name][0], getattr(found, name), rtol=1e-5)

@@ -21,7 +21,7 @@ from ray.autoscaler._private.resource_demand_scheduler import _default_utilizati
 
 from distmil.config.root import Config
 from distmil.pipeline import cluster as runtime
-from distmil.pipeline.training import group as fit
+from distmil.pipeline.training import workers as fit
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "deploy"))

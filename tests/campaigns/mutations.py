@@ -114,6 +114,27 @@ MUTATIONS = (
         "dropout of both passes is drawn apart", "training",
         "torch.manual_seed(mix_seed(self.steps_done, *values))", "torch.seed()", "training/test_step.py",
     ),
+    Mutation(
+        "x and y of exported outlines are swapped", "exporting",
+        "shapely.get_coordinates(ring)", "shapely.get_coordinates(ring)[:, ::-1]", "exporting/test_geojson.py",
+    ),
+    Mutation(
+        "um of another tool's features are taken for pixels", "features",
+        'float(mpp) if header.unit == "um" and mpp else 1.0', "1.0", "features",
+    ),
+    Mutation(
+        "a window of neighbouring patches is one row too high", "models",
+        "grid.windows(*window)", "grid.windows(window[0] + 1, window[1])", "models/test_regions.py",
+    ),
+    Mutation(
+        "pre-training goes uphill", "pretraining",
+        "loss.backward()", "(-loss).backward()", "pretraining",
+    ),
+    Mutation(
+        "an engine is compared with itself", "encoders/engines",
+        "plain = found_NE.astype(np.float64), plain_NE.astype(np.float64)",
+        "plain = found_NE.astype(np.float64), found_NE.astype(np.float64)", "encoders/engines",
+    ),
 )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from mlflow import MlflowClient
 
 import distmil
 from distmil.processes.tree import Process, descendants
-from tests.support.jobs import ROOT, TIMEOUT_S, command, environment, run_here
+from tests.support.jobs import ROOT, TIMEOUT_S, command, environment, run_here, run_job
 from tests.support.scale import IS_FULL
 from tests.support.trained import RUN, make_house
 
@@ -24,12 +24,17 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
+EPOCHS = 40 if IS_FULL else 16
+"""So many that a training is interrupted before it is through."""
 SMALL = ("cohort.synthetic=8", "cohort.val_fraction=0.4", "model.feature_dim=32", "prediction.maps=false")
 NET = ("cohort.synthetic=8", "cohort.val_fraction=0.4", "prediction.model=net")
 JOBS = {
     "tile": (("cohort.synthetic=8",), "tiling 8 slides"),
     "embed": (("cohort.synthetic=8",), "embedding 8 slides"),
-    "train": ((*SMALL, "training.run=again", "training.epochs=40", "prediction.split=test"), "epoch 1/40"),
+    "train": (
+        (*SMALL, "training.run=again", f"training.epochs={EPOCHS}", "prediction.split=test"),
+        f"epoch 1/{EPOCHS}",
+    ),
     "tune": ((*SMALL, "search.run=found", "search.trials=6", "search.repeats=0", "training.epochs=6"), "trial 1/6"),
     "evaluate": (NET, "predicting"),
     "predict": ((*NET, "prediction.map_px=512"), "predicting"),
@@ -69,7 +74,7 @@ def interrupt(
                 said_s = time.monotonic()
             if said_s is not None and time.monotonic() > said_s + delay_s:
                 break
-            time.sleep(0.05)
+            time.sleep(0.2)
         process.send_signal(number)
         code = process.wait(TIMEOUT_S)
     return code, words.read_text(), started
@@ -102,8 +107,11 @@ def test_a_job_that_is_interrupted_says_so_and_leaves_nothing_running(
     if job in {"train", "tune"}:
         assert "KILLED" in statuses(home)
         assert "RUNNING" not in statuses(home)
-    done = run_here(home, job, *arguments)
+    done = (run_job if IS_FULL or job == "tile" else run_here)(home, job, *arguments)
     assert done.code == 0, done.err
+    if job == "train":
+        assert "run again goes on after epoch" in done.err
+        assert done.answer["epochs"] == EPOCHS
 
 
 def statuses(home: Path) -> list[str]:
@@ -113,6 +121,7 @@ def statuses(home: Path) -> list[str]:
     return [run.info.status for run in client.search_runs([experiment.experiment_id])]
 
 
+@pytest.mark.skipif(not IS_FULL, reason="of a process without Ray: processes/test_tree.py; of a job: make test-all")
 def test_a_second_signal_ends_a_job_at_once(trained: Path, tmp_path: Path) -> None:
     home = copied(trained, tmp_path, "tile")
     process = subprocess.Popen(

@@ -16,6 +16,7 @@ from distmil.inference.scoring import READ_OUTS
 from distmil.storage.store import Store
 from tests.support.jobs import Done, kill_job_when, open_to_others, run_here, run_job
 from tests.support.metrics import assert_close
+from tests.support.scale import IS_FULL
 
 pytestmark = [
     pytest.mark.ray,
@@ -46,8 +47,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(home: Path) -> Done:
-    """The main job, run once."""
-    done = run_job(home, "train", *SMALL)
+    """The main job, run once; as a process, on a Ray of its own, in make test-all (and so is tiling in make test)."""
+    done = (run_job if IS_FULL else run_here)(home, "train", *SMALL)
     assert done.code == 0, done.err
     return done
 
@@ -272,13 +273,14 @@ def test_what_is_gone_damaged_or_edited_is_predicted_again(home: Path, trained: 
     assert not {name for name in edited if name.startswith(("patches", "embeddings"))}
 
 
+@pytest.mark.skipif(not IS_FULL, reason="a pre-training is killed, a training interrupted: make test; all: test-all")
 def test_kill_9_in_training_then_the_same_command_goes_on(home: Path, trained: Done, tmp_path: Path) -> None:
     broken = copied(home, tmp_path)
     for folder in ("checkpoints", "models", "predictions"):
         shutil.rmtree(broken / folder)
     kill_job_when(broken, (broken / "checkpoints/small/latest.json").exists, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert len(epochs(broken, "small")) < 3
-    done = run_here(broken, "train", *SMALL, *LEAN, NO_PREDICTION)
+    done = run_job(broken, "train", *SMALL, *LEAN, NO_PREDICTION)
     assert done.code == 0, done.err
     assert "run small goes on after epoch" in done.err
     assert epochs(broken, "small") == epochs(home, "small")

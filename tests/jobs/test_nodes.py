@@ -1,5 +1,6 @@
-"""The look that every node of a cluster takes at the store before work starts."""
+"""The look that every node of a cluster takes at the store before work starts, and for the doctor."""
 
+import contextlib
 import errno
 import io
 import os
@@ -16,6 +17,8 @@ from distmil.config.root import Config
 from distmil.console import Console
 from distmil.errors import ConfigError, DistmilError, StorageError
 from distmil.pipeline import nodes
+from distmil.pipeline.doctor.finding import FAILED, OK
+from distmil.pipeline.doctor.job import CLUSTER
 from distmil.pipeline.job import Job
 from distmil.pipeline.nodes import check_answers, check_cluster, check_nodes, look_at_store
 from distmil.storage import files
@@ -33,18 +36,32 @@ on_cluster = [
 
 
 @pytest.fixture(scope="module")
-def cluster(no_ray: None) -> Iterator[Cluster]:
-    """A head that does not work and two nodes that do, none of which may use any object store."""
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the cluster's head and of one of its nodes."""
+    return tmp_path_factory.mktemp("here")
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the other node."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture(scope="module")
+def cluster(no_ray: None, here: Path, elsewhere: Path) -> Iterator[Cluster]:
+    """A head that does not work and two nodes that do, one of them elsewhere; none may use any object store."""
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith(("AWS_", "RAY_"))]:
             patch.delenv(name)
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        with contextlib.chdir(here):
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
-            for _ in range(2):
-                cluster.add_node(num_cpus=1)
+            for folder, cores in ((here, 1), (elsewhere, 3)):
+                with contextlib.chdir(folder):
+                    cluster.add_node(num_cpus=cores)
             yield cluster
         finally:
             cluster.shutdown()
@@ -127,6 +144,26 @@ class TestOnACluster:
                 check_cluster(make_job(Store("/proc/self/cwd/store")))
         finally:
             ray.shutdown()
+
+    def test_the_doctor_names_the_node_that_does_not_see_the_store(
+        self, cluster: Cluster, here: Path, elsewhere: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+        monkeypatch.chdir(here)
+        try:
+            total, *nodes = CLUSTER.run(root="/proc/self/cwd/store")
+        finally:
+            ray.shutdown()
+        assert total.text.startswith("3 nodes, 4 CPUs, 0 GPUs; Ray "), total
+        by_cpus = {node.text.partition(" ")[0]: node for node in nodes}
+        assert set(by_cpus) == {"0", "1", "3"}
+        assert by_cpus["1"].level == OK
+        assert by_cpus["1"].text.endswith("equal versions; can use the storage")
+        assert by_cpus["3"].level == FAILED
+        assert by_cpus["3"].text.endswith("'/proc/self/cwd/store' cannot be used: it does not see this folder")
+        assert "mount one shared folder" in by_cpus["3"].advice
+        assert list((here / "store").iterdir()) == []
+        assert not (elsewhere / "store").exists()
 
 
 def test_a_job_alone_does_not_start_ray_to_look(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

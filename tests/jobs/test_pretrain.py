@@ -1,4 +1,4 @@
-"""The job `pretrain` as a user runs it: killed twice, it ends as one that was never killed, and training takes it."""
+"""The job `pretrain` as a user runs it: killed, it ends as one that was not, and training takes its weights."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ from distmil.pretraining.checkpoints import read_progress
 from distmil.pretraining.run import open_run
 from distmil.storage.store import Store
 from distmil.training.workers import Workers
-from tests.support.jobs import kill_job_when, run_here
+from tests.support.jobs import kill_job_when, run_here, run_job
+from tests.support.scale import IS_FULL
 from tests.support.trained import make_house
 
 pytestmark = [
@@ -49,7 +50,7 @@ def finished_here(store: Store, entries: list[BagEntry]) -> list[float]:
     return run.history.losses
 
 
-def test_a_job_that_is_killed_twice_goes_on_and_training_takes_its_weights(tmp_path: Path) -> None:
+def test_a_job_that_is_killed_goes_on_and_training_takes_its_weights(tmp_path: Path) -> None:
     home = tmp_path / "home"
     make_house(home, num_slides=6)  # tiles and labels the slides
     store = Store(str(home))
@@ -59,15 +60,17 @@ def test_a_job_that_is_killed_twice_goes_on_and_training_takes_its_weights(tmp_p
         return found is not None and found[1] >= count
 
     seen = []
-    for count in (3, 8):
+    for count in (3, 8) if IS_FULL else (3,):
         kill_job_when(home, lambda count=count: has_steps(count), "pretrain", *SMALL, "training.use_gpu=false")
         found = read_progress(store, "pretrain-own")
         assert found is not None
         seen.append(found[1])
-    assert 3 <= seen[0] < seen[1] < STEPS
-    done = run_here(home, "pretrain", *SMALL, "training.num_workers=2")
+    assert seen[0] >= 3
+    assert seen == sorted(set(seen))
+    assert seen[-1] < STEPS
+    done = (run_job if IS_FULL else run_here)(home, "pretrain", *SMALL, "training.num_workers=2")
     assert done.code == 0, done.err
-    assert f"run own goes on after step {seen[1]} of {STEPS}" in done.err
+    assert f"run own goes on after step {seen[-1]} of {STEPS}" in done.err
     answer = done.answer
     assert (answer["run"], answer["steps"], answer["probe"]) == ("own", STEPS, "patch labels")
     (line,) = [line for line in done.err.splitlines() if line.startswith("next: ")]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.jobs import kill_job_when, run_here
+from tests.support.jobs import kill_job_when, run_job
 from tests.support.scale import IS_FULL
 from tests.support.trained import make_house
 
@@ -36,7 +36,7 @@ def test_kill_9_then_the_same_command_ends_as_an_unbroken_run(unbroken: Path, tm
         shutil.copytree(unbroken / "patches", broken / "patches", copy_function=shutil.copy2)
     kill_job_when(broken, lambda: len(list(broken.glob(traces))) >= 2, job, "cohort.synthetic=8")
     assert 2 <= len(list(broken.glob(traces))) < 8
-    done = run_here(broken, job, "cohort.synthetic=8")
+    done = run_job(broken, job, "cohort.synthetic=8")
     assert done.code == 0, done.err
     for stage in ("patches", "embeddings") if job == "embed" else ("patches",):
         assert shards(broken / stage) == shards(unbroken / stage)

@@ -1,6 +1,5 @@
 """One stream: two pools behind each other on Ray, held back where one waits, and the same bytes as two passes."""
 
-import contextlib
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ from distmil.pipeline import cluster
 from distmil.pipeline.streaming import chain
 from distmil.pipeline.streaming.chain import Stage, chain_slides
 from tests.support.cohorts import save_cohort
-from tests.support.jobs import Done, kill_job_when, run_here
-from tests.support.scale import cases
+from tests.support.jobs import Done, kill_job_when, run_here, run_job
+from tests.support.scale import IS_FULL, cases
 
 pytestmark = [
     pytest.mark.ray,
@@ -98,13 +97,14 @@ def embed(home: Path, manifest: Path, *more: str, actors: int = 2) -> Done:
     return done
 
 
+def files(home: Path) -> list[Path]:
+    """Every file of a store's patches and embeddings, but for the halves of files whose writer was killed."""
+    kinds = ("patches", "embeddings")
+    return [path for kind in kinds for path in (home / kind).rglob("[!.]*") if path.is_file()]
+
+
 def shards(home: Path) -> dict[str, bytes]:
-    """Everything in a store's patches and embeddings, but for the halves of files whose writer was killed."""
-    found = {}
-    for path in (path for kind in ("patches", "embeddings") for path in (home / kind).rglob("[!.]*")):
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # of a job that runs
-            found[str(path.relative_to(home))] = path.read_bytes()
-    return found
+    return {str(path.relative_to(home)): path.read_bytes() for path in files(home)}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class TwoPasses:
 def two_passes(manifest: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> TwoPasses:
     """What streams are compared with."""
     home = tmp_path_factory.mktemp("two")
-    return TwoPasses(home, embed(home, manifest, "tiling.stream=false"))
+    return TwoPasses(home, embed(home, manifest, "tiling.stream=false", actors=1))
 
 
 def test_one_stream_writes_the_bytes_of_two_passes(manifest: Path, two_passes: TwoPasses, tmp_path: Path) -> None:
@@ -179,10 +179,10 @@ def test_a_stream_that_is_killed_again_and_again_ends_in_the_same_bytes(
     for root in range(wanted):
         home = tmp_path / f"killed-{root}"
         for share in sorted(rng.uniform(0, 0.9, min(3, wanted - kills))):
-            num_files = max(len(shards(home)) + 1, round(share * len(expected)))
-            kill_job_when(home, lambda n=num_files, home=home: len(shards(home)) >= n, *given, "tiling.stream=true")
+            num_files = max(len(files(home)) + 1, round(share * len(expected)))
+            kill_job_when(home, lambda n=num_files, home=home: len(files(home)) >= n, *given, "tiling.stream=true")
             kills += 1
-        done = run_here(home, *given, "tiling.stream=true")
+        done = (run_job if IS_FULL else run_here)(home, *given, "tiling.stream=true")
         assert done.code == 0, done.err
         assert done.answer["slides"] == two_passes.done.answer["slides"]
         found = shards(home)

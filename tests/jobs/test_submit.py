@@ -82,7 +82,7 @@ def test_a_submitted_job_trains_and_its_bundle_stays(head: str, environment: dic
     make_house(Path(environment["DISTMIL_HOME"]), num_slides=4)  # what other jobs show is done already
     done = submit(
         head, environment, "--config", "jobs/configs/demo.yaml", "cohort.synthetic=4", "training.epochs=2",
-        "training.run=submitted", "encoder.name=texture",
+        "training.run=submitted", "encoder.name=texture", "prediction.split=test", "tracking.uri=none",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     line = next(line for line in done.stdout.splitlines() if line.startswith('{"job"'))
@@ -91,6 +91,7 @@ def test_a_submitted_job_trains_and_its_bundle_stays(head: str, environment: dic
     assert (bundle / "model.safetensors").exists()
 
 
+@pytest.mark.skipif(not IS_FULL, reason="a job's own exit codes: test_cli.py; submitted: make test-all")
 def test_a_wrong_key_ends_the_job_with_code_2(head: str, environment: dict[str, str]) -> None:
     done = submit(head, environment, "--config", "jobs/configs/demo.yaml", "training.epoch=2")
     assert done.returncode == 1

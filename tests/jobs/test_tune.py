@@ -19,7 +19,7 @@ from distmil.pipeline.tuning import job
 from distmil.pipeline.tuning.tune_adapter import concurrency, trial_resources
 from distmil.storage.store import Store
 from tests.jobs.test_mlflow_server import Server
-from tests.support.jobs import interrupt_job_when, kill_job_when, run_here
+from tests.support.jobs import interrupt_job_when, kill_job_when, run_here, run_job
 from tests.support.ports import free_port
 from tests.support.scale import IS_FULL
 from tests.support.trained import make_house
@@ -72,31 +72,44 @@ def trials_of(answer: dict[str, Any]) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_a_search_that_is_interrupted_and_killed_goes_on_and_loses_nothing(home: Path) -> None:
-    """It is interrupted, too, in make test-all alone: make test interrupts a training (test_interruption.py)."""
-    arguments = [*FLAT, "tracking.uri=null", "search.run=killed", f"search.trials={TRIALS}"]
-    folder = home / "searches" / "killed" / "trials"
+def records_of(home: Path, run: str) -> dict[str, dict[str, Any]]:
+    """Return the records of a run's trials that are over, by file."""
+    paths = (home / "searches" / run / "trials").glob("*.json")
+    records = {path.stem: json.loads(path.read_text())["values"] for path in paths}
+    return {key: record for key, record in records.items() if record["status"] in {"finished", "stopped"}}
 
-    def over() -> dict[str, dict[str, Any]]:
-        records = {path.stem: json.loads(path.read_text())["values"] for path in folder.glob("*.json")}
-        return {key: record for key, record in records.items() if record["status"] in {"finished", "stopped"}}
 
-    if IS_FULL:
-        stopped = interrupt_job_when(home, lambda: len(over()) >= 1, "tune", *arguments)
-        assert stopped.code == 130, stopped.err
-        assert "interrupted; the same command goes on" in stopped.err
-        assert len(over()) < TRIALS
-        parent = Store(str(home)).read_checked("checkpoints/killed/mlflow.json", owner="killed")
-        assert MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_run(parent).info.status == "KILLED"
-    kill_job_when(home, lambda: len(over()) >= TRIALS // 2, "tune", *arguments)
-    before = over()
-    done = run_here(home, "tune", *arguments)
+def break_off(home: Path, arguments: list[str]) -> None:
+    """Leave a search with half of its trials: interrupted and killed in make test-all, else by what was asked."""
+    if not IS_FULL:  # make test interrupts a training (test_interruption.py) and kills others
+        half = run_here(home, "tune", *arguments, f"search.trials={TRIALS // 2}", "search.repeats=0")
+        assert half.code == 0, half.err
+        return
+    stopped = interrupt_job_when(home, lambda: len(records_of(home, "killed")) >= 1, "tune", *arguments)
+    assert stopped.code == 130, stopped.err
+    assert "interrupted; the same command goes on" in stopped.err
+    assert len(records_of(home, "killed")) < TRIALS
+    parent = Store(str(home)).read_checked("checkpoints/killed/mlflow.json", owner="killed")
+    assert MlflowClient(f"sqlite:///{home / 'mlflow.db'}").get_run(parent).info.status == "KILLED"
+    kill_job_when(home, lambda: len(records_of(home, "killed")) >= TRIALS // 2, "tune", *arguments)
+
+
+def test_a_search_that_is_broken_off_goes_on_and_loses_nothing(home: Path) -> None:
+    arguments = [
+        *FLAT, "tracking.uri=null", "search.run=killed", f"search.trials={TRIALS}", "search.algorithm=optuna",
+    ]  # fmt: skip
+    break_off(home, arguments)
+    before = records_of(home, "killed")
+    assert len(before) >= TRIALS // 2
+    done = (run_job if IS_FULL else run_here)(home, "tune", *arguments)
     assert done.code == 0, done.err
     answer = done.answer
     assert sum(answer["trials"].values()) == TRIALS
     assert set(answer["trials"]) <= {"finished", "stopped"}
-    after = over()
+    after = records_of(home, "killed")
     assert {key: after[key] for key in before} == before  # what was over was not trained again
+    assert tuple(answer["default"]["values"].values()) in settings_of(answer)
+    assert len(settings_of(answer)) == TRIALS
     compared = {json.dumps(answer[name]["values"], sort_keys=True) for name in ("winner", "default")}
     assert len(after) == TRIALS + 2 * len(compared)
     assert {"mean", "sd", "seeds"} <= set(answer["winner"])
@@ -188,6 +201,7 @@ def test_a_grid_on_folds_judges_val_in_the_comparison_alone(home: Path) -> None:
     assert [path.name for path in (home / "checkpoints" / answer["run"]).iterdir() if path.suffix != ".json"] == []
 
 
+@pytest.mark.skipif(not IS_FULL, reason="the search that is broken off draws by Optuna; alone: make test-all")
 def test_optuna_draws_trials_after_the_default(home: Path) -> None:
     values = {"algorithm": "optuna", "run": "tpe", "repeats": 0, "trials": 3}
     answer = search(home, search=values)
@@ -199,15 +213,15 @@ def test_optuna_draws_trials_after_the_default(home: Path) -> None:
     assert drawn < settings_of(more)
 
 
+@pytest.mark.skipif(not IS_FULL, reason="functions show it: tuning/test_trials.py; on Ray: make test-all")
 def test_trials_may_have_two_workers_of_their_own(home: Path) -> None:
     values = {"trials": 1, "repeats": 0, "metric": "loss"}
     model = {"dropout": 0.0, "input_dropout": 0.0}  # which workers draw apart
     answer = search(home, model=model, training={"num_workers": 2, "epochs": 2}, search={**values, "run": "two"})
     assert answer["trials"] == {"finished": 1}
-    if IS_FULL:  # in make test two workers and one are compared in test_jobs.py
-        alone = search(home, model=model, training={"epochs": 2}, search={**values, "run": "alone"})
-        scores = [float(found["winner"]["search_score"]) for found in (answer, alone)]
-        assert scores[0] == pytest.approx(scores[1], rel=1e-3)
+    alone = search(home, model=model, training={"epochs": 2}, search={**values, "run": "alone"})
+    scores = [float(found["winner"]["search_score"]) for found in (answer, alone)]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-3)
     assert not list((home / "ray-train").glob("two-*"))
     assert not list((home / "checkpoints").glob("two-*/*"))
 

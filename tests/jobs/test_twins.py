@@ -16,6 +16,7 @@ from tests.support.trained import make_house
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
+    pytest.mark.skipif(not IS_FULL, reason="functions show it: training/test_checkpoints.py; as jobs: make test-all"),
     pytest.mark.filterwarnings("ignore"),  # Ray warns of its own settings
 ]
 
@@ -62,7 +63,6 @@ def test_of_two_trainings_of_one_name_the_later_one_finishes(home: Path) -> None
     assert metrics["epochs"] == EPOCHS
 
 
-@pytest.mark.skipif(not IS_FULL, reason="the same of searches: make test-all")
 def test_of_two_searches_of_one_name_the_later_one_finishes(home: Path) -> None:
     first, second = run_both(home, "tune", TUNE, "searches/twin/trials/*.json")
     assert first.code == 1, first.err
