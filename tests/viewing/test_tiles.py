@@ -151,6 +151,16 @@ def test_tiles_of_a_jpeg_slide_look_like_the_means_of_its_pixels(seed: int, tmp_
     tiles.close()
 
 
+def test_no_more_detail_is_lost_than_the_level_has_to_lose(tmp_path: Path) -> None:
+    stripes = np.repeat(np.tile(np.repeat([40, 220], 4), 100), 3).reshape(1, 800, 3).astype(np.uint8)  # of 4 px
+    path = save_jpeg_tiff(tmp_path / "s.tif", np.repeat(stripes, 500, axis=0), tile=(128, 128))
+    tiles = SlideTiles(str(path))
+    for factor, is_seen in ((1, True), (2, True), (8, False)):
+        data = tiles.tile(tiles.zoom.num_levels - 1 - int(math.log2(factor)), 0, 0)
+        spread = jpeg.decode(data or b"")[:40, :40].std(axis=1).mean()
+        assert (spread > 60) == is_seen
+
+
 def test_levels_that_are_far_coarser_than_the_file_come_from_the_kept_picture(tmp_path: Path) -> None:
     path = save_jpeg_tiff(tmp_path / "s.tif", tissue_image((4300, 2050), seed=1), tile=(128, 128))
     red = np.full((143, 300, 3), (200, 10, 10), np.uint8)
