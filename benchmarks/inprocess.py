@@ -13,7 +13,7 @@ from distmil.config.root import Config
 from distmil.models.baselines import make_network
 from distmil.training.engine import History, active_config, evaluate, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, make_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 
 def train_here(
@@ -44,9 +44,11 @@ def train_here(
         fit_normaliser(learner, bags, seed=training.seed, batch_size=4096)
     history, best = History(), None
     for epoch in range(training.epochs):
-        row: dict[str, float | None] = dict(train_epoch(learner, bags, planner, config, epoch=epoch, group=Group()))
+        row: dict[str, float | None] = dict(train_epoch(learner, bags, planner, config, epoch=epoch, workers=Workers()))
         if judging and training.patience:
-            row |= {f"val_{name}": value for name, value in evaluate(learner, judging, config, group=Group()).items()}
+            row |= {
+                f"val_{name}": value for name, value in evaluate(learner, judging, config, workers=Workers()).items()
+            }
             if history.add(row, select_by=training.select_by):
                 best = copy.deepcopy(learner.eval_model.head.state_dict())
             if history.is_stale(training.patience):

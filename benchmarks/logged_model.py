@@ -35,7 +35,7 @@ from distmil.tracking.models import log_model
 from distmil.tracking.tracker import Tracker
 from distmil.training.engine import active_config, train_epoch
 from distmil.training.learner import fit_normaliser, make_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 SIZES = (1, 2, 50, 5000)
 WIDTH = 561
@@ -99,7 +99,7 @@ def train(config: Config, num_classes: int) -> Network:
     learner = make_learner(config, head, None, torch.device("cpu"))
     fit_normaliser(learner, bags, seed=0, batch_size=4096)
     for epoch in range(config.training.epochs):
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
+        train_epoch(learner, bags, planner, config, epoch=epoch, workers=Workers())
     return learner.eval_model.head.eval()
 
 

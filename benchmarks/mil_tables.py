@@ -29,7 +29,7 @@ from benchmarks.mnistbags import Sections, merged
 from distmil.bags.bag import Bag
 from distmil.bags.source import EmbeddingSource
 from distmil.training.engine import evaluate
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 TABLES = ("musk1", "fox", "elephant")
 KNOWN = (*TABLES, "mnist")
@@ -75,7 +75,7 @@ def score_fold(
     test = [bag for bag, inside in zip(bags, is_train, strict=True) if not inside]
     torch.manual_seed(seed)
     learner, _ = train_here(train, config, embedding_dim=train[0].source.take(slice(0, 1)).shape[1])
-    found = evaluate(learner, test, config, group=Group())
+    found = evaluate(learner, test, config, workers=Workers())
     return {"accuracy": float(found["slide_accuracy"] or 0), "auc": float(found["slide_auc"] or np.nan)}
 
 

@@ -23,7 +23,7 @@ from distmil.bags.source import EmbeddingSource, Indices
 from distmil.config.loading import build_config
 from distmil.config.root import Config
 from distmil.training.engine import evaluate
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 Sections = dict[str, dict[str, Any]]
 
@@ -129,7 +129,7 @@ def run_once(
     config = merged({"training": {"epochs": PASSES // len(train)}}, *settings, training={"seed": seed})
     torch.manual_seed(seed)
     learner, _ = train_here(train, config, embedding_dim=EMBEDDING, encoder=LeNet(), normalise=normalise)
-    found = evaluate(learner, test, config, group=Group())
+    found = evaluate(learner, test, config, workers=Workers())
     return {name: float(found[name] or 0) for name in (*COLUMNS, "slide_accuracy", "slide_auc_max")}
 
 

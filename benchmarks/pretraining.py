@@ -42,7 +42,7 @@ from distmil.pretraining.checkpoints import save_checkpoint
 from distmil.pretraining.run import open_run
 from distmil.pretraining.weights import save_weights, weights_folder
 from distmil.storage.store import RECORD_FILE, Store
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.data import PCAM_COHORT
 
 NETWORK = "efficientnet_lite0"
@@ -78,7 +78,7 @@ def pretrained(name: str, settings: Mapping[str, Any], data: Path, root: Path) -
             save_checkpoint(store, name, run.learner, run.history)
 
     while not run.is_finished:
-        print(f"{name}: {run.advance(Group(), after_step)}", flush=True)
+        print(f"{name}: {run.advance(Workers(), after_step)}", flush=True)
         save_checkpoint(store, name, run.learner, run.history)
     wall, used = (time.monotonic() - started) / 60, (time.process_time() - cpu) / 60
     print(f"{name}: pre-trained in {wall:.1f} min, {used:.1f} CPU min, load {os.getloadavg()[0]:.1f}", flush=True)

@@ -35,7 +35,7 @@ from distmil.inference.thresholds import youden_threshold
 from distmil.models.regions import PatchEvidence
 from distmil.training.engine import evaluate
 from distmil.training.learner import Learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.data import DATA
 
 ALL = tuple(SIZES)
@@ -97,7 +97,7 @@ def run(row: Row, learn: Pool, judged: Pool, *, seed: int) -> dict[str, dict[str
     learner, config = _train(row, learn, seed)
     validation, test = judged.halves()
     chosen_on = make_slides(validation, ALL, VALIDATION, lesion=LESION, seed=100 + seed)
-    metrics = evaluate(learner, chosen_on, config, group=Group())
+    metrics = evaluate(learner, chosen_on, config, workers=Workers())
     evidence = PatchEvidence.in_row({f"val_{name}": value for name, value in metrics.items()})
     slides = make_slides(test, ALL, JUDGED, lesion=LESION, seed=200)
     single = [bag for bag in make_slides(test, (10_000,), SINGLE, lesion=(1, 1), seed=300) if bag.label]

@@ -43,7 +43,7 @@ from distmil.processes.background import in_background
 from distmil.processes.malloc import keep_freed_memory
 from distmil.training.engine import evaluate, keep_resident, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, make_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 ROOT = Path(__file__).parents[1]
 FEATURE, ATTENTION = 512, 256
@@ -85,7 +85,7 @@ def make(bags: Sequence[Bag], values: dict[str, Any], device: str = "cpu") -> tu
 
 
 def epoch_of(
-    bags: Sequence[Bag], values: dict[str, Any], *, group: Group, repeats: int = 1, device: str = "cpu"
+    bags: Sequence[Bag], values: dict[str, Any], *, workers: Workers, repeats: int = 1, device: str = "cpu"
 ) -> dict[str, Any]:
     """Train epochs and return their rates beside the GEMM's: on a CPU after a step, on a GPU after epochs."""
     config, learner, planner = make(bags, values, device)
@@ -94,18 +94,18 @@ def epoch_of(
     first = _now(learner.device)
     if is_gpu:
         for epoch in range(WARM_EPOCHS):
-            train_epoch(learner, bags, planner, config, epoch=epoch, group=group)
+            train_epoch(learner, bags, planner, config, epoch=epoch, workers=workers)
     else:
-        train_epoch(learner, bags[:2], make(bags[:2], values)[2], config, epoch=0, group=group)
+        train_epoch(learner, bags[:2], make(bags[:2], values)[2], config, epoch=0, workers=workers)
     found: dict[str, Any] = {"warm_s": _now(learner.device) - first}
     dtype = torch.bfloat16 if learner.is_half else torch.float32
     rates, shares, gemm = [], [], 0.0
     for epoch in range(repeats):
         before = gemm_rate(dtype, learner.device)
         started = _now(learner.device)
-        train_epoch(learner, bags, planner, config, epoch=WARM_EPOCHS + epoch, group=group)
+        train_epoch(learner, bags, planner, config, epoch=WARM_EPOCHS + epoch, workers=workers)
         seconds = _now(learner.device) - started
-        both = [group.gather(value) for value in (before, gemm_rate(dtype, learner.device))]
+        both = [workers.gather(value) for value in (before, gemm_rate(dtype, learner.device))]
         gemm = statistics.mean(sum(values) for values in both)
         rates.append(total / seconds)
         shares.append(rates[-1] * FLOP / gemm)
@@ -123,7 +123,7 @@ def job_epoch(job: dict[str, Any]) -> dict[str, Any]:
     """Train an epoch with all cores in one process, or with one worker a core."""
     if job["workers"] == 1:
         bags = make_bags(Path(job["root"]), job["sizes"])
-        return epoch_of(bags, job["values"], group=Group(), repeats=job["repeats"], device=job["device"])
+        return epoch_of(bags, job["values"], workers=Workers(), repeats=job["repeats"], device=job["device"])
     out = Path(job["root"]) / f"ranks-{os.getpid()}"
     out.mkdir()
     mp.spawn(_rank, args=(job, str(out)), nprocs=job["workers"])
@@ -134,7 +134,7 @@ def _rank(rank: int, job: dict[str, Any], out: str) -> None:
     keep_freed_memory()
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{out}/meet", rank=rank, world_size=job["workers"])
-    found = epoch_of(make_bags(Path(job["root"]), job["sizes"]), job["values"], group=Group.current(),
+    found = epoch_of(make_bags(Path(job["root"]), job["sizes"]), job["values"], workers=Workers.current(),
                      repeats=job["repeats"])  # fmt: skip
     (Path(out) / f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
@@ -245,8 +245,8 @@ def job_giant(job: dict[str, Any]) -> dict[str, Any]:
     config, learner, planner = make(bags, job["values"])
     found: dict[str, Any] = {"start_mb": _anonymous_mb()}
     for name, work in (
-        ("train", lambda: train_epoch(learner, bags, planner, config, epoch=0, group=Group())),
-        ("score", lambda: evaluate(learner, bags[-1:], config, group=Group())),
+        ("train", lambda: train_epoch(learner, bags, planner, config, epoch=0, workers=Workers())),
+        ("score", lambda: evaluate(learner, bags[-1:], config, workers=Workers())),
     ):
         peaks: list[float] = []
         started = time.perf_counter()
@@ -262,7 +262,7 @@ def job_flat(job: dict[str, Any]) -> dict[str, Any]:
     config, learner, planner = make(bags, job["values"])
     memory = []
     for epoch in range(job["epochs"]):
-        train_epoch(learner, bags, planner, config, epoch=epoch, group=Group())
+        train_epoch(learner, bags, planner, config, epoch=epoch, workers=Workers())
         memory.append(_anonymous_mb())
     return {"memory_mb": memory}
 

@@ -147,7 +147,7 @@ def test_packages_are_small() -> None:
 def test_an_import_turned_round_is_found(tmp_path: Path) -> None:
     turned = tmp_path / "losses.py"
     turned.write_text(
-        "def hidden():\n    from distmil.training.workers import Group\n    import ray.data\n    return Group, ray\n"
+        "def hidden():\n    from distmil.training.workers import Workers\n    import ray.data\n    return ray\n"
     )
     assert broken_rules("models.losses", turned) == [
         "models.losses:2 imports training.workers, which is not below it",
@@ -169,7 +169,7 @@ import distmil.labels.rules, distmil.labels.tables, distmil.cohort, distmil.trai
 import distmil.evaluation.predictions, distmil.inference.bundle, distmil.visualization.heatmap
 import distmil.annotations.reader, distmil.slides.grid, distmil.slides.tissue
 from distmil.training.engine import evaluate, train_epoch
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from distmil.training.learner import fit_normaliser, make_learner
 from distmil.bags.sampler import StepPlanner
 from distmil.models.baselines import make_network
@@ -180,8 +180,8 @@ head = make_network(config.model, embedding_dim=EMBEDDING, num_classes=2)
 learner = make_learner(config, head, None, torch.device("cpu"))
 fit_normaliser(learner, bags, seed=0, batch_size=64)
 planner = StepPlanner(bags, config.bags, num_classes=2, seed=0)
-print(train_epoch(learner, bags, planner, config, epoch=0, group=Group())["loss"] > 0)
-print(evaluate(learner, bags, config, group=Group())["slide_auc"] is not None)
+print(train_epoch(learner, bags, planner, config, epoch=0, workers=Workers())["loss"] > 0)
+print(evaluate(learner, bags, config, workers=Workers())["slide_auc"] is not None)
 """
 
 

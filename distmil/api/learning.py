@@ -23,7 +23,7 @@ from distmil.storage.roots import resolve_root
 from distmil.storage.store import Store
 from distmil.training.run import Run, open_run
 from distmil.training.run_files import checkpoint_folder, run_file
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 SPLITS = ("train", "val")
 LEARNING = ("bags", "model", "losses", "training")
@@ -158,7 +158,7 @@ def fit(
         nets = run.learner.eval_model
         best = None
         while not run.is_finished:
-            if run.advance(Group()) and wanted.training.patience:
+            if run.advance(Workers()) and wanted.training.patience:
                 best = copy.deepcopy(nets.state_dict())
             if on_epoch:
                 on_epoch(dict(run.history.rows[-1]))

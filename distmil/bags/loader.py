@@ -75,7 +75,7 @@ def load_batch(
 
     Args:
         bags: All training bags.
-        step: The group's step.
+        step: The workers' step.
         mine: This worker's share of it.
         config: The step's size, and K.
         device: Where the tensors go.

@@ -2,7 +2,7 @@
 
 Every bag comes at least once an epoch. A bag larger than a step's budget is a step of its own, which all workers share.
 
-An epoch's steps follow from a seed for the whole group; each worker draws the same plan and takes its share of it.
+An epoch's steps follow from a seed for all workers; each worker draws the same plan and takes its share of it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ MIXED = -1
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the whole group: slide bags by index, and the mixed bag as (bag, patch) pairs."""
+    """One step of all workers: slide bags by index, and the mixed bag as (bag, patch) pairs."""
 
     bags: Sequence[int]
     samples: Mapping[int, Indices]

@@ -30,7 +30,7 @@ from distmil.preflight.timing import idle_clock, spread
 from distmil.storage.store import Store
 from distmil.training.learner import embed
 from distmil.training.run import open_run
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from distmil.visualization.slide_maps import MAPS, Reading, draw_maps
 
 EMBED_S = 1.0
@@ -120,10 +120,10 @@ def time_epoch(
         opened = idle_clock()
         run = open_run(plain, train, [], spec, store, name=None, device=_device())
         start_s = idle_clock() - opened
-        run.advance(Group())  # the first epoch is slower
-        epoch_s = _seconds(lambda: run.advance(Group()))
+        run.advance(Workers())  # the first epoch is slower
+        epoch_s = _seconds(lambda: run.advance(Workers()))
         run.validation_bags = val
-        both_s = _seconds(lambda: run.advance(Group())) if val else epoch_s
+        both_s = _seconds(lambda: run.advance(Workers())) if val else epoch_s
     finally:
         torch.set_num_threads(before)
     scale = sum(size for _, size in learning) / max(1, sum(map(len, train)))

@@ -21,7 +21,7 @@ POOL_STARTS = 1.0
 """Start of the processes of a stage, in the time that this machine takes to import a job's libraries: they import them
 too."""
 GROUP_STARTS = 1.5
-"""Start of a group of training workers, likewise."""
+"""Start of training workers, likewise."""
 COMMIT_S = 0.03
 """Work of committing a slide."""
 EPOCH_EXTRA_S = 0.25

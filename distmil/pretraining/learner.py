@@ -19,7 +19,7 @@ from distmil.encoders.trainable import parameter_groups
 from distmil.errors import TrainingError
 from distmil.pretraining.methods import Objective, make_objective
 from distmil.training.learner import is_half_precision, mix_seed
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 CLIP_NORM = 3.0
 """Largest gradient norm."""
@@ -96,7 +96,7 @@ def make_learner(config: Config, encoder: PatchEncoder, *, width: int, device: t
 
 
 def take_step(
-    learner: Learner, views_VN3PP: Tensor, *, count: int, num_steps: int, group: Group, rate: float, seed: int
+    learner: Learner, views_VN3PP: Tensor, *, count: int, num_steps: int, workers: Workers, rate: float, seed: int
 ) -> float:
     """Take one step of all workers and return the loss of the batch.
 
@@ -105,7 +105,7 @@ def take_step(
         views_VN3PP: Views of this worker's piece of the batch, uint8.
         count: B.
         num_steps: Steps of the whole pre-training, for the teacher.
-        group: The workers.
+        workers: The workers.
         rate: Share of the peak learning rate.
         seed: For the draws of networks with dropout.
 
@@ -114,12 +114,12 @@ def take_step(
     """
     objective, optimizer, step = learner.objective, learner.optimizer, learner.steps_done
     optimizer.zero_grad(set_to_none=True)
-    start, stop = group.piece(count)
+    start, stop = workers.piece(count)
     flat, views = views_VN3PP.flatten(0, 1), len(views_VN3PP)
-    passes = _Passes(learner, flat, seeds=(seed, step, group.rank))
+    passes = _Passes(learner, flat, seeds=(seed, step, workers.rank))
 
     def whole(own_XE: Tensor) -> Tensor:
-        return _of_all(own_XE.view(views, stop - start, learner.width), count, start, group)
+        return _of_all(own_XE.view(views, stop - start, learner.width), count, start, workers)
 
     wanted = None if learner.teacher is None else whole(passes.embed(learner.teacher))
     loss = objective(whole(passes.embedding), wanted)
@@ -127,8 +127,8 @@ def take_step(
     passes.backward()
     for parameter in objective.parameters():
         if parameter.grad is not None:
-            parameter.grad /= group.size  # every worker computed it whole
-    group.sum_gradients(learner.parameters)
+            parameter.grad /= workers.size  # every worker computed it whole
+    workers.sum_gradients(learner.parameters)
     norm = float(nn.utils.clip_grad_norm_(learner.parameters, CLIP_NORM))
     value = float(loss.detach())
     if not math.isfinite(value + norm):
@@ -192,12 +192,12 @@ class _Passes:
         return learner.forward(encoder, images)
 
 
-def _of_all(own_VNE: Tensor, count: int, start: int, group: Group) -> Tensor:
+def _of_all(own_VNE: Tensor, count: int, start: int, workers: Workers) -> Tensor:
     """Put the embeddings of all workers together, V x B x E; the gradient reaches one's own."""
-    if group.size == 1:
+    if workers.size == 1:
         return own_VNE
     views, own, width = own_VNE.shape
     all_VBE = own_VNE.new_zeros(views, count, width)
     all_VBE[:, start : start + own] = own_VNE.detach()
-    group.sum(all_VBE)
+    workers.sum(all_VBE)
     return torch.cat([all_VBE[:, :start], own_VNE, all_VBE[:, start + own :]], dim=1)

@@ -24,7 +24,7 @@ from distmil.pretraining.probe import Sample, SlidePatches, draw_sample, measure
 from distmil.pretraining.views import ViewSettings
 from distmil.processes.background import read_ahead
 from distmil.storage.store import Store
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 LEAST_PATCHES = 16
 """Fewest patches that are pre-trained on."""
@@ -47,13 +47,13 @@ class Run:
         """Whether all epochs are done and measured."""
         return self.history.epochs_done >= self.plan.num_epochs
 
-    def advance(self, group: Group, after_step: Callable[[float], None]) -> Row:
+    def advance(self, workers: Workers, after_step: Callable[[float], None]) -> Row:
         """Take the steps that are left of an epoch, measure the encoder, and return the new row of the history.
 
         Before the first epoch the encoder is measured as it began.
 
         Args:
-            group: The workers.
+            workers: The workers.
             after_step: Called after each step with its loss.
 
         Raises:
@@ -62,38 +62,38 @@ class Run:
         """
         history = self.history
         if not history.rows:
-            history.rows.append(self._measure(group))
+            history.rows.append(self._measure(workers))
             return history.rows[-1]
         epoch = history.epochs_done
-        self._take_steps(epoch, group, after_step)
+        self._take_steps(epoch, workers, after_step)
         losses = history.losses[epoch * self.plan.steps_per_epoch :]
-        history.rows.append({"loss": float(np.mean(losses)), **self._measure(group)})
+        history.rows.append({"loss": float(np.mean(losses)), **self._measure(workers)})
         return history.rows[-1]
 
-    def _take_steps(self, epoch: int, group: Group, after_step: Callable[[float], None]) -> None:
+    def _take_steps(self, epoch: int, workers: Workers, after_step: Callable[[float], None]) -> None:
         settings, plan, learner = self.config.pretraining, self.plan, self.learner
 
         def load(batch: tuple[int, Indices]) -> tuple[int, int, torch.Tensor]:
             step, patches = batch
-            own = patches[slice(*group.piece(len(patches)))]
+            own = patches[slice(*workers.piece(len(patches)))]
             return step, len(patches), self.patches.views(own, key=(settings.seed, epoch), settings=self.views)
 
         learner.encoder.train()
         for step, count, views in read_ahead(load, plan.batches(epoch, first=learner.steps_done)):
             rate = learning_rate(step, plan.num_steps, warmup_steps=settings.warmup_steps)
             loss = take_step(
-                learner, views, count=count, num_steps=plan.num_steps, group=group, rate=rate, seed=settings.seed
+                learner, views, count=count, num_steps=plan.num_steps, workers=workers, rate=rate, seed=settings.seed
             )
             self.history.losses.append(loss)
             after_step(loss)
 
-    def _measure(self, group: Group) -> Row:
+    def _measure(self, workers: Workers) -> Row:
         """Embed the sample, each worker its piece, and measure it on all of them alike."""
-        start, stop = group.piece(len(self.sample.patch_N))
+        start, stop = workers.piece(len(self.sample.patch_N))
         mine_NE = self._embed(self.sample.patch_N[start:stop])
-        embedding_NE = np.concatenate(group.gather(mine_NE))
-        row = measure(embedding_NE, self.sample) if group.rank == 0 else None
-        found: Row = group.gather(row)[0]
+        embedding_NE = np.concatenate(workers.gather(mine_NE))
+        row = measure(embedding_NE, self.sample) if workers.rank == 0 else None
+        found: Row = workers.gather(row)[0]
         return found
 
     def _embed(self, patches: Indices) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from distmil.storage.store import Store
 from distmil.training.checkpoints import load_checkpoint, save_checkpoint
 from distmil.training.engine import History, evaluate
 from distmil.training.run import new_learner, open_run
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class FoldTraining:
         """
         for i, run in enumerate(self._runs):
             while len(run.history.rows) <= epoch and not run.is_finished:
-                if run.advance(Group()) and self._keeps_best:
+                if run.advance(Workers()) and self._keeps_best:
                     self._save(i, is_best=True)
         return mean_row([kept_row(run.history, run.config.training, epoch) for run in self._runs])
 
@@ -69,7 +69,7 @@ class FoldTraining:
         if self._keeps_best:
             for i, run in enumerate(self._runs):
                 load_checkpoint(self._store, _run_name(self._name, i), run.learner, best=True)
-        return mean_row([evaluate(run.learner, bags, run.config, group=Group()) for run in self._runs])
+        return mean_row([evaluate(run.learner, bags, run.config, workers=Workers()) for run in self._runs])
 
     def save(self) -> None:
         """Commit a checkpoint of every fold."""
@@ -100,7 +100,7 @@ def evaluate_run(config: Config, bags: Sequence[Bag], spec: EncoderSpec, store: 
     """Evaluate the network that a finished run kept on other slides, on the CPU."""
     learner = new_learner(config, spec, store, device=torch.device("cpu"))
     load_checkpoint(store, name, learner, best=config.training.patience > 0)
-    return evaluate(learner, bags, config, group=Group())
+    return evaluate(learner, bags, config, workers=Workers())
 
 
 def mean_row(rows: Sequence[Row]) -> Row:

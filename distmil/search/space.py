@@ -32,7 +32,7 @@ class Domain:
 
 
 def check_folds(config: Config) -> None:
-    """Refuse folds for trials that a group of workers trains, which knows train and val only. Raises: ConfigError."""
+    """Refuse folds for trials that several workers train, who know train and val only. Raises: ConfigError."""
     folds, workers = config.search.folds, config.training.num_workers
     if folds and workers > 1:
         raise ConfigError(

@@ -8,8 +8,8 @@ if TYPE_CHECKING:
     from distmil.training.checkpoints import load_checkpoint, save_checkpoint
     from distmil.training.engine import History, evaluate, train_epoch
     from distmil.training.run import Run, open_run
-    from distmil.training.workers import Group
+    from distmil.training.workers import Workers
 
-__all__ = ["Group", "History", "Run", "evaluate", "load_checkpoint", "open_run", "save_checkpoint", "train_epoch"]
+__all__ = ["History", "Run", "Workers", "evaluate", "load_checkpoint", "open_run", "save_checkpoint", "train_epoch"]
 
 lazy_exports(__name__)

@@ -24,7 +24,7 @@ from distmil.models.pooling import PooledPart
 from distmil.models.tensors import widen
 from distmil.training.learner import Learner
 from distmil.training.losses import LossSettings, topk_losses
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 
 class ChunkedBag:
@@ -38,12 +38,12 @@ class ChunkedBag:
         *,
         label: int,
         aim: LossSettings,
-        group: Group,
+        workers: Workers,
     ) -> None:
-        self._learner, self._source, self._aim, self._group = learner, source, aim, group
+        self._learner, self._source, self._aim, self._workers = learner, source, aim, workers
         self._count = len(source) if sample is None else len(sample)
         self._label_B = torch.tensor([label], device=learner.device)
-        start, stop = group.piece(self._count)
+        start, stop = workers.piece(self._count)
         cuts = np.linspace(start, stop, num=math.ceil((stop - start) / aim.config.bags.patches_per_step) + 1)
         spans = list(itertools.pairwise(cuts.round().astype(int).tolist()))
         self._start = start
@@ -71,7 +71,7 @@ class ChunkedBag:
         """Pass one chunk; a second time with the same dropout."""
         learner = self._learner
         seed = self._aim.config.training.seed
-        with learner.seeded(seed, self._group.rank, index), learner.autocast():
+        with learner.seeded(seed, self._workers.rank, index), learner.autocast():
             feature_TF, attention_T = learner.head(learner.embed(patches), self._scale_E)
         return feature_TF, attention_T
 
@@ -89,7 +89,7 @@ class ChunkedBag:
                 part = mine if part is None else part.merge(mine, head.pooling)
                 scores.append(widen(attention_T))
         device = self._learner.device
-        parts = [found.to(device) for found in self._group.gather(part and part.to("cpu")) if found is not None]
+        parts = [found.to(device) for found in self._workers.gather(part and part.to("cpu")) if found is not None]
         whole = functools.reduce(lambda one, other: one.merge(other, head.pooling), parts)
         return whole, torch.cat(scores) if scores else torch.empty(0, device=device)
 
@@ -98,7 +98,7 @@ class ChunkedBag:
         head, aim = self._learner.head, self._aim
         vector_BF = part.vectors().detach().requires_grad_()
         loss = aim.of_bags(losses.bag_loss(head.pooled_logits(vector_BF), self._label_B), self._label_B)
-        is_first = self._group.rank == 0  # the classifier's own gradient counts once
+        is_first = self._workers.rank == 0  # the classifier's own gradient counts once
         weight = aim.config.losses.bag
         if is_first:
             (weight * loss).backward()  # type: ignore[no-untyped-call]
@@ -132,7 +132,7 @@ class ChunkedBag:
         k = top_k_size(self._count, aim.config.bags.top_k, share=aim.config.bags.top_k_share)
         best = by_attention(attention_T)[:k].cpu()
         mine = list(zip((-attention_T.cpu()[best]).tolist(), (best + self._start).tolist(), strict=True))
-        chosen = sorted(found for part in self._group.gather(mine) for found in part)[:k]
+        chosen = sorted(found for part in self._workers.gather(mine) for found in part)[:k]
         start, stop = self._start, self._start + len(attention_T)
         own = np.array([place for _, place in chosen if start <= place < stop], np.int64)
         if not len(own):

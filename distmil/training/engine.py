@@ -25,7 +25,7 @@ from distmil.models.losses import LOSSES
 from distmil.models.regions import PatchEvidence, ScoreGrid, fit_evidence, fitted_slides
 from distmil.training.learner import Learner, embed, learning_rate, mix_seed
 from distmil.training.step import StepResult, share_of, take_step
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ RESIDENT_SHARE = 0.5
 
 
 def train_epoch(
-    learner: Learner, bags: Sequence[Bag], planner: StepPlanner, config: Config, *, epoch: int, group: Group
+    learner: Learner, bags: Sequence[Bag], planner: StepPlanner, config: Config, *, epoch: int, workers: Workers
 ) -> dict[str, float]:
     """Train on every bag once and return the mean losses of the epoch.
 
@@ -47,11 +47,11 @@ def train_epoch(
     slides = planner.slides(epoch)
     rows: list[dict[str, float]] = []
     earlier: StepResult | None = None
-    for i, (step, batch) in enumerate(_loaded(slides, bags, planner, learner, config, epoch=epoch, group=group)):
+    for i, (step, batch) in enumerate(_loaded(slides, bags, planner, learner, config, epoch=epoch, workers=workers)):
         progress = epoch + i / len(slides)
-        torch.manual_seed(mix_seed(config.training.seed, epoch, group.rank, i))
+        torch.manual_seed(mix_seed(config.training.seed, epoch, workers.rank, i))
         now, rate = ramped(config, progress), learning_rate(config, progress, learner)
-        result = take_step(learner, bags, step, now, group, rate=rate, batch=batch, class_weight_C=class_weight_C)
+        result = take_step(learner, bags, step, now, workers, rate=rate, batch=batch, class_weight_C=class_weight_C)
         if earlier is not None:
             rows.append(earlier.losses())  # while the device computes this step
         earlier = result
@@ -68,7 +68,7 @@ def _loaded(
     config: Config,
     *,
     epoch: int,
-    group: Group,
+    workers: Workers,
 ) -> Iterator[tuple[Step, Batch | None]]:
     """Yield an epoch's steps with this worker's share, drawn and read while the steps before are computed."""
     with_mixed, with_slides = uses_patch_labels(config), bool(config.losses.bag or config.losses.topk)
@@ -76,7 +76,7 @@ def _loaded(
     def load(numbered: tuple[int, Sequence[int]]) -> tuple[Step, Batch | None]:
         step = planner.step(epoch, *numbered, with_mixed=with_mixed, with_slides=with_slides)
         is_padded = learner.graphs is not None
-        mine = share_of(step, bags, group)
+        mine = share_of(step, bags, workers)
         return step, load_batch(bags, step, mine, config.bags, learner.device, is_padded=is_padded)
 
     return load_ahead(load, enumerate(slides), learner.device)
@@ -149,8 +149,8 @@ def keep_resident(bags: Sequence[Bag], config: Config, device: torch.device) -> 
     return make_resident(bags, device)
 
 
-def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Group) -> dict[str, float | None]:
-    """Score bags without gradients, each whole, shared over the group, and return the metrics on every worker.
+def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, workers: Workers) -> dict[str, float | None]:
+    """Score bags without gradients, each whole, shared over the workers, and return the metrics on every worker.
 
     The thresholds and temperatures that these slides suggest are beside the metrics, and the evidence of the read-out
     ``regions`` as evidence_slope and evidence_offset; the accuracy is that of 0.5. Pseudo-labelled slides take part in
@@ -158,28 +158,28 @@ def evaluate(learner: Learner, bags: Sequence[Bag], config: Config, *, group: Gr
     """
     learner.eval_model.train(False)
     labelled = [bag for bag in bags if bag.label is not None and not bag.is_pseudo]
-    mine = range(group.rank, len(labelled), group.size)
+    mine = range(workers.rank, len(labelled), workers.size)
     scores = [_score(learner, labelled[i], config) for i in mine]
-    evidence = _evidence(labelled, dict(zip(mine, scores, strict=True)), group)
+    evidence = _evidence(labelled, dict(zip(mine, scores, strict=True)), workers)
     rows = [
         label_scores(
             _with_regions(one, labelled[i], evidence), label=labelled[i].label or 0, label_N=labelled[i].label_N
         )
         for i, one in zip(mine, scores, strict=True)
     ]
-    gathered = [row for part in group.gather(rows) for row in part]
+    gathered = [row for part in workers.gather(rows) for row in part]
     fitted = {} if evidence is None else {f"evidence_{name}": value for name, value in asdict(evidence).items()}
     chosen = choose_thresholds(gathered, aim=config.training.threshold_aim) | choose_temperatures(gathered)
     return summarise(gathered) | chosen | fitted
 
 
-def _evidence(bags: Sequence[Bag], scores: Mapping[int, BagScores], group: Group) -> PatchEvidence | None:
-    """Fit the evidence of the read-out ``regions`` on the group's slides; None where that cannot be done.
+def _evidence(bags: Sequence[Bag], scores: Mapping[int, BagScores], workers: Workers) -> PatchEvidence | None:
+    """Fit the evidence of the read-out ``regions`` on the workers' slides; None where that cannot be done.
 
     Args:
         bags: All slides that are evaluated.
         scores: This worker's, by their place in that list.
-        group: The workers.
+        workers: The workers.
     """
     places = [bag.places for bag in bags if bag.places is not None]
     if len(places) < len(bags):
@@ -187,7 +187,7 @@ def _evidence(bags: Sequence[Bag], scores: Mapping[int, BagScores], group: Group
     fitted = fitted_slides([bool(bag.label) for bag in bags])
     chosen = [i for i in scores if i in fitted]
     grids = [ScoreGrid.of(scores[i].fused_N, places[i]) for i in chosen]
-    return fit_evidence(grids, [bool(bags[i].label) for i in chosen], group.gather)
+    return fit_evidence(grids, [bool(bags[i].label) for i in chosen], workers.gather)
 
 
 def _with_regions(scores: BagScores, bag: Bag, evidence: PatchEvidence | None) -> BagScores:

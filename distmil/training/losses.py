@@ -1,6 +1,6 @@
 """The losses of a worker's share of a step, packed into one pass.
 
-Each worker adds up the losses of its own bags divided by the group's totals: summed over the group, the loss of n
+Each worker adds up the losses of its own bags divided by the workers' totals: summed over them, the loss of n
 workers is the loss of one.
 
 T patches, B slide bags, N patches of the mixed bag, K top patches, S = K + N single patches, E embedding, F feature,
@@ -23,7 +23,7 @@ from distmil.models.network import Network
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Settings of a step's losses: the configuration, the counts over the whole group that divide, class weights."""
+    """Settings of a step's losses: the configuration, the counts over all workers that divide, class weights."""
 
     config: Config
     num_slides: int
@@ -33,7 +33,7 @@ class LossSettings:
     class_weight_C: Tensor | None = None
 
     def of_slides(self, loss_B: Tensor, label_B: Tensor) -> Tensor:
-        """Return the sum of slide losses by class weight, each a share of the group's mean."""
+        """Return the sum of slide losses by class weight, each a share of the workers' mean."""
         if self.class_weight_C is not None:
             loss_B = loss_B * self.class_weight_C.to(loss_B)[label_B]
         return loss_B.sum() / self.num_slides
@@ -50,7 +50,7 @@ class LossSettings:
 
 
 def packed_losses(head: Network, embedding_TE: Tensor, batch: Batch, aim: LossSettings) -> dict[str, Tensor]:
-    """Return each active loss of a worker's share, unweighted, divided by the group's totals."""
+    """Return each active loss of a worker's share, unweighted, divided by the workers' totals."""
     feature_TF, attention_T = head(embedding_TE)
     weights, num_slides, num_mixed = aim.config.losses, len(batch.label_B), len(batch.target_NC)
     found = {}

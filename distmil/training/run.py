@@ -1,6 +1,6 @@
 """A training run in progress: the learner, its bags and its history. Torch only.
 
-A worker of a training group goes through its epochs, and so does a trial of a search in its own process.
+A worker of a training goes through its epochs, and so does a trial of a search in its own process.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from distmil.storage.store import Store
 from distmil.training.checkpoints import load_checkpoint
 from distmil.training.engine import History, active_config, evaluate, keep_resident, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, make_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 
 @dataclass
@@ -38,12 +38,12 @@ class Run:
         """Check whether the run has all its epochs, or stopped early."""
         return is_finished(self.history, self.config)
 
-    def advance(self, group: Group) -> bool:
+    def advance(self, workers: Workers) -> bool:
         """Train and evaluate an epoch, add its row to the history, and return whether it is the best so far."""
         epoch = len(self.history.rows)
-        losses = train_epoch(self.learner, self.train_bags, self.planner, self.config, epoch=epoch, group=group)
+        losses = train_epoch(self.learner, self.train_bags, self.planner, self.config, epoch=epoch, workers=workers)
         row: dict[str, float | None] = {f"loss_{name}" if name != "loss" else name: v for name, v in losses.items()}
-        found = evaluate(self.learner, self.validation_bags, self.config, group=group)
+        found = evaluate(self.learner, self.validation_bags, self.config, workers=workers)
         row |= {f"val_{name}": value for name, value in found.items()}
         return self.history.add(row, select_by=self.config.training.select_by)
 

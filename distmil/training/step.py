@@ -1,4 +1,4 @@
-"""One training step of the whole group: each worker's losses, one sum of gradients, one move of the weights.
+"""One training step of all workers: each worker's losses, one sum of gradients, one move of the weights.
 
 T patches, C classes, L losses.
 """
@@ -20,7 +20,7 @@ from distmil.models.losses import LOSSES
 from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner
 from distmil.training.losses import LossSettings, packed_losses
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class StepResult:
     """Losses of a step; the numbers may still be on their way from the device."""
 
     numbers: Tensor
-    """The losses and their weighted sum, summed over the group, and the norm of the gradient."""
+    """The losses and their weighted sum, summed over the workers, and the norm of the gradient."""
     is_there: torch.cuda.Event | None
     bags: Sequence[Bag]
     step: Step
 
     def losses(self) -> dict[str, float]:
-        """Return the group's losses, each unweighted, and their weighted sum as ``loss``; wait for them.
+        """Return the workers' losses, each unweighted, and their weighted sum as ``loss``; wait for them.
 
         Raises:
             TrainingError: If the loss or the gradient is not finite, naming the slides of the step.
@@ -57,7 +57,7 @@ def take_step(
     bags: Sequence[Bag],
     step: Step,
     config: Config,
-    group: Group,
+    workers: Workers,
     *,
     rate: float,
     batch: Batch | None = None,
@@ -68,9 +68,9 @@ def take_step(
     Args:
         learner: The learner.
         bags: All training bags.
-        step: The group's step.
+        step: The workers' step.
         config: The configuration, with the loss weights of this step.
-        group: The workers.
+        workers: The workers.
         rate: Share of the peak learning rate.
         batch: This worker's share, if it is loaded already.
         class_weight_C: Weight of a slide of each class; None: 1.
@@ -78,13 +78,13 @@ def take_step(
     num_slides, num_mixed = len(step.bags), len(step.mixed_bag)
     num_bags = num_slides + bool(config.losses.bag and config.bags.mixed_bag_loss and num_mixed)
     aim = LossSettings(config, num_slides, num_bags, num_mixed, class_weight_C)
-    batch = batch or load_batch(bags, step, share_of(step, bags, group), config.bags, learner.device)
+    batch = batch or load_batch(bags, step, share_of(step, bags, workers), config.bags, learner.device)
     learner.optimizer.zero_grad(set_to_none=True)
     values = torch.zeros(len(LOSSES) + 1, dtype=torch.float64, device=learner.device)
     if step.is_chunked:
         chunked = step.bags[0]
         source, sample = step.source(bags, chunked), step.samples.get(chunked)
-        found = ChunkedBag(learner, source, sample, label=bags[chunked].label or 0, aim=aim, group=group).backward()
+        found = ChunkedBag(learner, source, sample, label=bags[chunked].label or 0, aim=aim, workers=workers).backward()
         if found:
             values += torch.hstack(aim.weigh(found))
     if batch is not None:
@@ -96,10 +96,10 @@ def take_step(
             numbers = graphs.run(work, batch, learner.parameters, constants)
         if numbers is not None:
             values += numbers
-    group.sum_gradients(learner.parameters)
+    workers.sum_gradients(learner.parameters)
     norm = nn.utils.clip_grad_norm_(learner.parameters, config.training.clip_norm)
     learner.step(rate=rate)
-    numbers = torch.cat([group.sum(values), norm.to(values)[None]]).to("cpu", non_blocking=True)
+    numbers = torch.cat([workers.sum(values), norm.to(values)[None]]).to("cpu", non_blocking=True)
     is_there = torch.cuda.current_stream(learner.device).record_event() if learner.device.type == "cuda" else None
     return StepResult(numbers, is_there, bags, step)
 
@@ -115,6 +115,6 @@ def _packed(learner: Learner, aim: LossSettings, batch: Batch) -> Tensor | None:
     return torch.hstack([each_L, loss]).detach()
 
 
-def share_of(step: Step, bags: Sequence[Bag], group: Group) -> list[int]:
+def share_of(step: Step, bags: Sequence[Bag], workers: Workers) -> list[int]:
     """List what this worker takes whole of a step."""
-    return step.share(group.rank, group.size, {i: len(bags[i]) for i in step.bags})
+    return step.share(workers.rank, workers.size, {i: len(bags[i]) for i in step.bags})

@@ -13,26 +13,26 @@ from distmil.errors import DistmilError
 Result = TypeVar("Result")
 
 
-class GroupFailed(Exception):
-    """A worker failed, and every worker of the group knows its error, which is the cause of this one."""
+class WorkersFailed(Exception):
+    """A worker failed, and every one of them knows its error, which is the cause of this one."""
 
 
 @dataclass(frozen=True)
-class Group:
-    """The workers that train together; a group of one does not communicate."""
+class Workers:
+    """The workers that train together, seen by one of them; one alone does not communicate."""
 
     rank: int = 0
     size: int = 1
 
     @classmethod
-    def current(cls) -> "Group":
-        """Return this process's place in the torch process group, or a group of one."""
+    def current(cls) -> "Workers":
+        """Return this process's place in the torch process group, or that of a worker alone."""
         if not dist.is_initialized():
             return cls()
         return cls(dist.get_rank(), dist.get_world_size())
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum a tensor over the group, in place."""
+        """Sum a tensor over the workers, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -49,7 +49,7 @@ class Group:
         """Do a piece of work on every worker at once, and fail on all of them where it fails on one.
 
         Raises:
-            GroupFailed: From the first worker's error.
+            WorkersFailed: From the first worker's error.
         """
         failure: DistmilError | None = None
         try:
@@ -58,15 +58,15 @@ class Group:
             failure = error
         first = next((found for found in self.gather(failure) if found is not None), None)
         if first is not None:
-            raise GroupFailed from first
+            raise WorkersFailed from first
         return result
 
     def on_rank_0(self, work: Callable[[], object]) -> None:
-        """Do a piece of work on rank 0 while the others wait. Raises: GroupFailed on all of them if it fails."""
+        """Do a piece of work on rank 0 while the others wait. Raises: WorkersFailed on all of them if it fails."""
         self.together(work if self.rank == 0 else lambda: None)
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Sum gradients over the group in one message; what has none on any worker has none afterwards, either.
+        """Sum gradients over the workers in one message; what has none on any worker has none afterwards, either.
 
         With a gradient of zeros the optimiser would decay it, other than with one worker.
         """

@@ -12,7 +12,7 @@ from benchmarks.mnistbags import EMBEDDING, LeNet, draw_digits, make_bags, merge
 from distmil.bags.bag import Bag
 from distmil.config.root import Config
 from distmil.training.engine import evaluate
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 DIGITS = np.resize(np.arange(10, dtype=np.uint8), 500)
 PIXELS = np.random.default_rng(0).integers(0, 9, (500, 28, 28)).astype(np.uint8)
@@ -97,4 +97,4 @@ def test_the_encoder_learns_with_the_head() -> None:
     before = encoder.layers[0].weight.detach().clone()
     learner, _ = train_here(train, config, embedding_dim=EMBEDDING, encoder=encoder, normalise=False)
     assert not bool((encoder.layers[0].weight == before).all())
-    assert (evaluate(learner, test, config, group=Group())["patch_auc_fused"] or 0) > 0.95
+    assert (evaluate(learner, test, config, workers=Workers())["patch_auc_fused"] or 0) > 0.95

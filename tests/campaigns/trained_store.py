@@ -31,7 +31,7 @@ from distmil.tiling.shards import patches_folder
 from distmil.training.checkpoints import save_checkpoint
 from distmil.training.run import open_run
 from distmil.training.run_files import run_file
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.slides import save_pyramid, tissue_image
 from tests.support.tiles import tile_slide
 
@@ -179,7 +179,7 @@ def _train(made: TrainedStore, run: str, *, seed: int) -> None:
     learning, judging = [[bag for bag in bags if bag.split == split] for split in ("train", "val")]
     opened = open_run(config, learning, judging, made.spec, store, name=run, device=torch.device("cpu"))
     while not opened.is_finished:
-        is_best = opened.advance(Group())
+        is_best = opened.advance(Workers())
         save_checkpoint(store, run, opened.learner, opened.history, is_best=is_best)
     save_bundle(store, Bundle(run, config, opened.learner.eval_model.head.eval(), None, metrics={"epoch": 1}))
 

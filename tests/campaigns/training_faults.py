@@ -4,10 +4,10 @@
 
 Run it from the project's folder. Training is the real one, on a small made cohort and a local Ray.
 
-- kills: kill -9 of a worker at random moments, while its group starts as well as in the middle of epochs, several in
+- kills: kill -9 of a worker at random moments, while the workers start as well as in the middle of epochs, several in
   one run. Every run must end with all its epochs and, byte for byte, with the checkpoint of an unbroken run.
 - nodes: a node of a cluster of processes vanishes with its worker, and another one comes. In the second half of the
-  rounds the group is elastic: it must go on with one worker, and grow back to two.
+  rounds the workers are elastic: one must go on, and they grow back to two.
 - drains: a node is drained as a spot instance is (``ray drain-node``) and taken away at its deadline. No failure is
   allowed (``training.max_failures=0``), so that a preemption which counts as one is found.
 - checkpoints: kill -9 of a process that does nothing but save checkpoints. What is loaded then must be whole, and no
@@ -90,7 +90,7 @@ class Bench:
 
 
 def kills(bench: Bench, account: Account, count: int) -> None:
-    """Kill -9 workers at random moments; every second while the group starts."""
+    """Kill -9 workers at random moments; every second while they start."""
     unbroken = bench.run("kills-unbroken")
     bench.finish(account, unbroken)
     made = number = 0
@@ -108,7 +108,7 @@ def kills(bench: Bench, account: Account, count: int) -> None:
 
 
 def _kill_one(bench: Bench, run: Run, known: set[int], *, is_early: bool) -> bool:
-    """Kill one worker of the next group and return whether there was one."""
+    """Kill one of the next workers and return whether there was one."""
     before = run.epochs
 
     def fresh() -> list[int]:
@@ -134,7 +134,7 @@ def _kill_one(bench: Bench, run: Run, known: set[int], *, is_early: bool) -> boo
 
 
 def nodes(bench: Bench, account: Account, count: int) -> None:
-    """Take nodes away without a word; the later half from an elastic group."""
+    """Take nodes away without a word; the later half from elastic workers."""
     fixed = (count + 1) // 2
     with small_cluster() as (cluster, there):
         unbroken = bench.run("nodes-unbroken", epochs=40)
@@ -153,36 +153,36 @@ def nodes(bench: Bench, account: Account, count: int) -> None:
 def _lose_node(
     bench: Bench, account: Account, run: Run, cluster: Cluster, there: list[Any], *, is_elastic: bool
 ) -> None:
-    """Remove a node that has a worker, and add another: at once, or when an elastic group has gone on without it."""
-    group = _wait_for_epochs(run, workers=CPUS)
+    """Remove a node that has a worker, and add another: at once, or when elastic workers have gone on without it."""
+    pids = _wait_for_epochs(run, workers=CPUS)
     node = next(node for node in there if node_pids(node))
     started, epoch = time.monotonic(), run.epochs
     cluster.remove_node(node, allow_graceful=False)
     there.remove(node)
     alone_s: float | None = None
     if is_elastic:
-        group |= _wait_for_epochs(run, workers=1, earlier=group)
+        pids |= _wait_for_epochs(run, workers=1, earlier=pids)
         alone_s = time.monotonic() - started
         account.add("gone on with one worker")
     there.append(cluster.add_node(num_cpus=1))
-    _wait_for_epochs(run, workers=CPUS, earlier=group)
+    _wait_for_epochs(run, workers=CPUS, earlier=pids)
     account.add("nodes lost")
     bench.note("nodes", run=run.name, after_epoch=epoch, elastic=is_elastic, one_worker_after_s=alone_s,
                two_workers_after_s=time.monotonic() - started, now_epoch=run.epochs)  # fmt: skip
 
 
 def _wait_for_epochs(run: Run, *, workers: int, earlier: Iterable[int] = ()) -> set[int]:
-    """Wait until a new group of so many has trained two epochs, and return its processes.
+    """Wait until so many new workers have trained two epochs, and return their processes.
 
     Raises:
         RuntimeError: If the run ends before.
     """
 
-    def group() -> set[int]:
+    def pids() -> set[int]:
         return set(worker_pids(os.getpid()))
 
-    is_there = run.wait(lambda: len(group()) == workers and group().isdisjoint(earlier))
-    before, there = run.epochs, group()
+    is_there = run.wait(lambda: len(pids()) == workers and pids().isdisjoint(earlier))
+    before, there = run.epochs, pids()
     if not is_there or not run.wait(lambda: run.epochs > before + 1):
         raise RuntimeError(f"{run.name} ended at epoch {run.epochs} before {workers} workers were seen: {run.error}")
     return there
@@ -201,7 +201,7 @@ def drains(bench: Bench, account: Account, count: int) -> None:
 
 
 def _drain_node(bench: Bench, account: Account, run: Run, cluster: Cluster, there: list[Any]) -> None:
-    group = _wait_for_epochs(run, workers=CPUS)
+    pids = _wait_for_epochs(run, workers=CPUS)
     node = next(node for node in there if node_pids(node))
     started, epoch = time.monotonic(), run.epochs
     subprocess.run(
@@ -215,7 +215,7 @@ def _drain_node(bench: Bench, account: Account, run: Run, cluster: Cluster, ther
     time.sleep(max(0.0, deadline - time.monotonic()))
     cluster.remove_node(node, allow_graceful=False)
     there.remove(node)
-    _wait_for_epochs(run, workers=CPUS, earlier=group)
+    _wait_for_epochs(run, workers=CPUS, earlier=pids)
     account.add("nodes drained")
     bench.note("drains", after_epoch=epoch, going_on_after_s=time.monotonic() - started, now_epoch=run.epochs)
 

@@ -29,7 +29,7 @@ from distmil.encoders.registry import EncoderSpec
 from distmil.errors import DistmilError
 from distmil.pipeline.cluster import stop_ray
 from distmil.pipeline.job import Job
-from distmil.pipeline.training import group as fitting
+from distmil.pipeline.training import workers as fitting
 from distmil.pipeline.training.worker import read_history
 from distmil.processes.tree import descendants
 from distmil.storage.schemas import embeddings_schema, labels_schema, to_ipc
@@ -139,7 +139,7 @@ class Run:
     @property
     def connected_anew(self) -> int:
         """Return how often the driver connected to Ray anew."""
-        return Path(self.store.path(_log_file(self.name))).read_text().count("the group starts again")
+        return Path(self.store.path(_log_file(self.name))).read_text().count("they start again")
 
     def wrong(self, unbroken: "Run | None") -> list[str]:
         """Wait for the end and return what is wrong with it."""

@@ -17,7 +17,7 @@ from distmil.models.losses import LOSSES
 from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch, uses_patch_labels
 from distmil.training.learner import fit_normaliser, make_learner
 from distmil.training.step import take_step
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bag, steps_of
 from tests.support.scale import cases
 
@@ -90,12 +90,14 @@ def test_training_is_finite_and_every_active_loss_is_felt(seed: int) -> None:
         assert not with_mixed or len(step.mixed_bag), number
         weights = class_weights(active, planner)
         config_now = ramped(active, 0.5)
-        taken = take_step(learner, bags, step, config_now, Group(), rate=1.0, class_weight_C=weights)
+        taken = take_step(learner, bags, step, config_now, Workers(), rate=1.0, class_weight_C=weights)
         for name, value in taken.losses().items():
             assert np.isfinite(value), (number, name, value)
             felt[name] = max(felt.get(name, 0.0), value)
     for name in LOSSES:
         assert (felt[name] > 0) == bool(getattr(active.losses, name)), (name, felt)
-    rows = train_epoch(learner, bags, planner, active, epoch=1, group=Group())
+    rows = train_epoch(learner, bags, planner, active, epoch=1, workers=Workers())
     assert all(np.isfinite(value) for value in rows.values())
-    assert all(value is None or np.isfinite(value) for value in evaluate(learner, bags, active, group=Group()).values())
+    assert all(
+        value is None or np.isfinite(value) for value in evaluate(learner, bags, active, workers=Workers()).values()
+    )

@@ -1,4 +1,4 @@
-"""What breaks while a group trains: a worker dies, the store cannot be written, the numbers are not finite."""
+"""What breaks while workers train: a worker dies, the store cannot be written, the numbers are not finite."""
 
 import io
 import multiprocessing
@@ -19,16 +19,16 @@ from distmil.bags.bag import BagEntry
 from distmil.console import Console
 from distmil.errors import DistmilError, SlideError, StorageError
 from distmil.pipeline.job import Job
-from distmil.pipeline.training.group import _cores_each, fit
+from distmil.pipeline.training.workers import _cores_each, fit
 from distmil.storage.schemas import embeddings_schema, to_ipc
 from distmil.storage.store import Store
 from distmil.tracking.tracker import Tracker
 from distmil.training.checkpoints import load_checkpoint
 from distmil.training.run import new_learner
 from distmil.training.run_files import checkpoint_folder, run_file
-from distmil.training.workers import Group, GroupFailed
+from distmil.training.workers import Workers, WorkersFailed
 from tests.campaigns.training_runs import SPEC, Run, make_cohort, make_config, worker_pids
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 
 
 def on_ray(test: Callable[..., None]) -> Callable[..., None]:
@@ -140,18 +140,18 @@ def poisoned(store: Store, entry: BagEntry) -> BagEntry:
 
 
 def test_a_failure_of_one_worker_is_known_to_all() -> None:
-    def work(group: Group) -> str:
+    def work(workers: Workers) -> str:
         def fail_on_the_last() -> None:
-            if group.rank == 2:
+            if workers.rank == 2:
                 raise StorageError("the disk is full")
 
         try:
-            group.together(fail_on_the_last)
-        except GroupFailed as error:
+            workers.together(fail_on_the_last)
+        except WorkersFailed as error:
             return f"{type(error.__cause__).__name__}: {error.__cause__}"
         return "went on"
 
-    assert run_as_group(3, work) == ["StorageError: the disk is full"] * 3
+    assert run_as_workers(3, work) == ["StorageError: the disk is full"] * 3
 
 
 @pytest.mark.parametrize(

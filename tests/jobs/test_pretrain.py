@@ -13,7 +13,7 @@ from distmil.pipeline.pretraining.job import config_of_part
 from distmil.pretraining.checkpoints import read_progress
 from distmil.pretraining.run import open_run
 from distmil.storage.store import Store
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.jobs import kill_job_when, run_here
 from tests.support.trained import make_house
 
@@ -45,7 +45,7 @@ def finished_here(store: Store, entries: list[BagEntry]) -> list[float]:
     spec = prepare_encoder(config.encoder, store)
     run = open_run(config, entries, spec, store, name=None, device=torch.device("cpu"))
     while not run.is_finished:
-        run.advance(Group(), lambda _loss: None)
+        run.advance(Workers(), lambda _loss: None)
     return run.history.losses
 
 

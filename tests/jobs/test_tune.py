@@ -1,4 +1,4 @@
-"""Searches on a real local Ray: every algorithm, folds, groups, shares of a GPU, and a driver that is killed."""
+"""Searches on a real local Ray: every algorithm, folds, workers, shares of a GPU, and a driver that is killed."""
 
 import csv
 import json
@@ -199,17 +199,17 @@ def test_optuna_draws_trials_after_the_default(home: Path) -> None:
     assert drawn < settings_of(more)
 
 
-def test_trials_of_two_workers_have_groups_of_their_own(home: Path) -> None:
+def test_trials_may_have_two_workers_of_their_own(home: Path) -> None:
     values = {"trials": 1, "repeats": 0, "metric": "loss"}
     model = {"dropout": 0.0, "input_dropout": 0.0}  # which workers draw apart
-    answer = search(home, model=model, training={"num_workers": 2, "epochs": 2}, search={**values, "run": "groups"})
+    answer = search(home, model=model, training={"num_workers": 2, "epochs": 2}, search={**values, "run": "two"})
     assert answer["trials"] == {"finished": 1}
     if IS_FULL:  # in make test two workers and one are compared in test_jobs.py
         alone = search(home, model=model, training={"epochs": 2}, search={**values, "run": "alone"})
         scores = [float(found["winner"]["search_score"]) for found in (answer, alone)]
         assert scores[0] == pytest.approx(scores[1], rel=1e-3)
-    assert not list((home / "ray-train").glob("groups-*"))
-    assert not list((home / "checkpoints").glob("groups-*/*"))
+    assert not list((home / "ray-train").glob("two-*"))
+    assert not list((home / "checkpoints").glob("two-*/*"))
 
 
 @pytest.mark.skipif(not IS_FULL, reason="functions show it: tuning/test_trials.py and test_trial_records.py")

@@ -10,11 +10,11 @@ from distmil.models.layout import BagLayout
 from distmil.models.pooling import pool
 from distmil.training.engine import active_config, class_weights, evaluate, ramped, train_epoch
 from distmil.training.step import take_step
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bags, small_config, steps_of
 from tests.training.test_engine import make
 
-ALONE = Group()
+ALONE = Workers()
 
 
 @pytest.mark.parametrize("name", list(NETWORKS))
@@ -25,8 +25,8 @@ def test_every_network_learns_what_its_labels_carry(name: str) -> None:
     config, notes = active_config(config, planner)
     assert bool(notes) == (name != "dual")
     for epoch in range(25):
-        train_epoch(learner, bags[:28], planner, config, epoch=epoch, group=ALONE)
-    found = evaluate(learner, bags[28:], config, group=ALONE)
+        train_epoch(learner, bags[:28], planner, config, epoch=epoch, workers=ALONE)
+    found = evaluate(learner, bags[28:], config, workers=ALONE)
     assert (found["slide_auc"] or 0) > 0.75, found  # chance has a standard deviation of 0.17 here
     if name != "max":  # it sees one patch a bag, and may settle on another
         assert (found["patch_auc_probability"] or 0) > 0.8, found

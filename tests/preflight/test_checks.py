@@ -112,14 +112,14 @@ def test_an_empty_split(job: str, store: Store, tmp_path: Path, capsys) -> None:
 @pytest.mark.parametrize("job", LEARNING)
 def test_a_gpu_that_is_not_there(job: str, store: Store, tmp_path: Path, capsys, monkeypatch) -> None:
     from distmil.pipeline import cluster, nodes  # noqa: PLC0415  # only here Ray is wanted
-    from distmil.pipeline.training import group  # noqa: PLC0415
+    from distmil.pipeline.training import workers  # noqa: PLC0415
     from distmil.pipeline.tuning import tune_adapter  # noqa: PLC0415
 
-    for module in (cluster, group, tune_adapter):
+    for module in (cluster, workers, tune_adapter):
         monkeypatch.setattr(module, "start_ray", lambda: None)
         monkeypatch.setattr(module, "is_autoscaling", lambda: False)
     monkeypatch.setattr(nodes, "check_cluster", lambda job: None)
-    monkeypatch.setattr(group, "node_resources", lambda: [{"CPU": 2.0}])
+    monkeypatch.setattr(workers, "node_resources", lambda: [{"CPU": 2.0}])
     monkeypatch.setattr(tune_adapter, "cluster_resources", lambda: {"CPU": 2.0})
     keys = (manifest(tmp_path, "0100", mpp=0.5), "training.use_gpu=true", "tracking.uri=none")
     said = refused(store, capsys, job, *keys, "search.metric=patch_ap_probability")

@@ -5,7 +5,7 @@ import pytest
 
 from distmil.pretraining import plan as plans
 from distmil.pretraining.plan import Plan
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.scale import cases
 
 
@@ -20,7 +20,7 @@ def test_workers_cover_each_patch_once_an_epoch(seed: int, monkeypatch: pytest.M
     for epoch in range(epochs):
         seen, lengths = [], []
         for _, patches in plan.batches(epoch, first=epoch * plan.steps_per_epoch):
-            pieces = [patches[slice(*Group(rank, workers).piece(len(patches)))] for rank in range(workers)]
+            pieces = [patches[slice(*Workers(rank, workers).piece(len(patches)))] for rank in range(workers)]
             assert np.array_equal(np.concatenate(pieces), patches)
             seen += [patch for piece in pieces for patch in piece.tolist()]
             lengths.append(len(patches))

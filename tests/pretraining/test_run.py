@@ -14,16 +14,16 @@ from distmil.pretraining.learner import learning_rate
 from distmil.pretraining.run import Run, encoder_to_train, open_run
 from distmil.pretraining.weights import save_weights, weights_folder
 from distmil.storage.store import Store
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.networks import patches
 from tests.support.pretraining import open_small, small_config, states_of, use_small_network, write_slides
 from tests.support.scale import cases
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 
 METHODS = ("vicreg", "simclr", "dino")
 
 
-def finish(run: Run, group: Group | None = None, *, stop_at: int | None = None) -> None:
+def finish(run: Run, workers: Workers | None = None, *, stop_at: int | None = None) -> None:
     """Go on to the end, or stop as a kill does after some step."""
 
     def after_step(_loss: float) -> None:
@@ -31,7 +31,7 @@ def finish(run: Run, group: Group | None = None, *, stop_at: int | None = None) 
             raise InterruptedError
 
     while not run.is_finished:
-        run.advance(group or Group(), after_step)
+        run.advance(workers or Workers(), after_step)
 
 
 def assert_equal(one: Run, other: Run) -> None:
@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one(
 
         try:
             while not broken.is_finished:
-                broken.advance(Group(), after_step)
+                broken.advance(Workers(), after_step)
                 if not broken.history.losses:
                     save_checkpoint(store, "r", broken.learner, broken.history)
         except InterruptedError:
@@ -97,13 +97,13 @@ def test_a_run_that_was_killed_ends_as_an_unbroken_one(
     assert_equal(resumed, unbroken)
 
 
-def first_gradients(run: Run, group: Group | None = None) -> dict[str, torch.Tensor]:
+def first_gradients(run: Run, workers: Workers | None = None) -> dict[str, torch.Tensor]:
     """The gradients of the first step. Later weights would not do: AdamW makes much of gradients that are 0 but for
     rounding, as that of a bias before a batch norm.
     """
     run.history.rows.append({"probe_auc": None, "spread": 1.0, "rank": 9.0})
     with pytest.raises(InterruptedError):
-        finish(run, group, stop_at=1)
+        finish(run, workers, stop_at=1)
     found = {f"encoder.{name}": parameter.grad for name, parameter in run.learner.encoder.named_parameters()}
     found |= {f"objective.{name}": parameter.grad for name, parameter in run.learner.objective.named_parameters()}
     return {name: gradient for name, gradient in found.items() if gradient is not None}
@@ -125,7 +125,7 @@ def test_any_number_of_workers_gives_the_same_but_for_rounding(
     runs = [open_small(store, entries, config) for _ in range(workers)]  # torch's draws are one for all threads
     alone = open_small(store, entries, config)
     wanted = first_gradients(alone)
-    for run, found in zip(runs, run_as_group(workers, lambda g: first_gradients(runs[g.rank], g)), strict=True):
+    for run, found in zip(runs, run_as_workers(workers, lambda g: first_gradients(runs[g.rank], g)), strict=True):
         assert_close(found, wanted)
         assert run.history.losses == pytest.approx(alone.history.losses, rel=1e-5)
 
@@ -134,8 +134,8 @@ def test_workers_measure_the_sample_together(store: Store, monkeypatch: pytest.M
     use_small_network(monkeypatch)
     entries = write_slides(store)
     runs = [open_small(store, entries, small_config()) for _ in range(4)]
-    wanted = runs[3].advance(Group(), lambda _loss: None)
-    for row in run_as_group(3, lambda g: runs[g.rank].advance(g, lambda _loss: None)):
+    wanted = runs[3].advance(Workers(), lambda _loss: None)
+    for row in run_as_workers(3, lambda g: runs[g.rank].advance(g, lambda _loss: None)):
         assert row == pytest.approx(wanted)
 
 
@@ -165,7 +165,7 @@ def test_only_the_last_checkpoint_is_kept(store: Store, monkeypatch: pytest.Monk
     use_small_network(monkeypatch)
     run = open_small(store, write_slides(store), small_config())
     for _ in range(3):
-        run.advance(Group(), lambda _loss: save_checkpoint(store, "r", run.learner, run.history))
+        run.advance(Workers(), lambda _loss: save_checkpoint(store, "r", run.learner, run.history))
         save_checkpoint(store, "r", run.learner, run.history)
     names = [name for name in store.names("checkpoints/r") if name.startswith("step-")]
     assert sorted({name.partition("-")[2][:8] for name in names}) == ["00000010"]
@@ -178,10 +178,10 @@ def test_only_the_last_checkpoint_is_kept(store: Store, monkeypatch: pytest.Monk
 def test_a_network_that_became_constant_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     use_small_network(monkeypatch)
     run = open_small(store, write_slides(store), small_config(learning_rate=1e-9, weight_decay=0.0))
-    run.advance(Group(), lambda _loss: None)
+    run.advance(Workers(), lambda _loss: None)
     with torch.no_grad():
         run.learner.encoder.net.last.weight.zero_()
-    run.advance(Group(), lambda _loss: None)
+    run.advance(Workers(), lambda _loss: None)
     assert run.history.collapse is not None
     assert "nearly one embedding for all patches" in run.history.collapse
 
@@ -195,7 +195,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(store: Store, monkeypatch: pytes
     with pytest.raises(
         TrainingError, match=r"the loss of pre-training is nan in step 1; lower pretraining\.learning_rate"
     ):
-        run.advance(Group(), lambda _loss: None)
+        run.advance(Workers(), lambda _loss: None)
 
 
 def test_too_few_patches_are_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from distmil.search.fold_training import Fold, FoldTraining, evaluate_run, mean_
 from distmil.storage.store import Store
 from distmil.training.engine import evaluate
 from distmil.training.run import open_run
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bags, small_config
 
 SPEC = EncoderSpec(name="texture", digest="", dimension=EMBEDDING, weights_file=None)
@@ -35,7 +35,7 @@ def test_rows_are_the_means_of_runs_on_each_fold(store: Store) -> None:
     for fold in folds():
         run = open_run(config, fold.train_bags, fold.validation_bags, SPEC, store, name="alone", device=CPU)
         while not run.is_finished:
-            run.advance(Group())
+            run.advance(Workers())
         alone.append(run.history.rows)
     assert rows == [mean_row(pair) for pair in zip(*alone, strict=True)]
     assert trial.is_finished(config.training.epochs - 1)
@@ -77,7 +77,7 @@ def test_under_early_stopping_the_kept_weights_are_judged_though_the_trial_was_l
             trial.save()
             trial = FoldTraining(config, [fold], SPEC, store, name="sweep/kept", **options)
         rows.append(trial.row(len(rows)))
-        found.append(evaluate(trial._runs[0].learner, others, config, group=Group()))
+        found.append(evaluate(trial._runs[0].learner, others, config, workers=Workers()))
     best = trial._runs[0].history.best_epoch
     assert found[best] != found[-1]
     assert trial.evaluate(others) == found[best]
@@ -90,7 +90,7 @@ def test_other_slides_are_judged_by_every_folds_network(store: Store) -> None:
     trial = FoldTraining(small_config(), folds(), SPEC, store, name="sweep/judge", device=CPU)
     trial.row(3)
     others = make_bags(40)[30:]
-    each = [evaluate(run.learner, others, run.config, group=Group()) for run in trial._runs]
+    each = [evaluate(run.learner, others, run.config, workers=Workers()) for run in trial._runs]
     assert trial.evaluate(others) == mean_row(each)
     assert trial.evaluate(others)["slide_auc"] is not None
 

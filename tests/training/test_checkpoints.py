@@ -15,9 +15,9 @@ from distmil.training.engine import History
 from distmil.training.learner import Learner
 from distmil.training.ownership import Lease, take_over
 from distmil.training.run_files import checkpoint_folder
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import make_bags, small_config
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 from tests.training.test_engine import make
 
 RUN = "run"
@@ -142,17 +142,17 @@ def test_averaged_weights_travel(store: Store) -> None:
 
 
 def test_workers_that_see_different_checkpoints_do_not_train() -> None:
-    def start(group: Group) -> str:
-        history = History([{"loss": float(epoch)} for epoch in range(7 if group.rank else 6)], 0)
+    def start(workers: Workers) -> str:
+        history = History([{"loss": float(epoch)} for epoch in range(7 if workers.rank else 6)], 0)
         try:
-            check_same_start(history, group)
+            check_same_start(history, workers)
         except StorageError as error:
             return str(error)
         return "went on"
 
-    found = run_as_group(2, start)
+    found = run_as_workers(2, start)
     assert all("after 6, 7 epochs" in text for text in found)
-    same = run_as_group(2, lambda group: check_same_start(History([{"loss": 1.0}], 0), group))
+    same = run_as_workers(2, lambda workers: check_same_start(History([{"loss": 1.0}], 0), workers))
     assert same == [None, None]
 
 

@@ -26,12 +26,12 @@ from distmil.training.checkpoints import load_checkpoint, save_checkpoint
 from distmil.training.engine import History, active_config, evaluate, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, learning_rate, make_learner
 from distmil.training.step import take_step
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bag, make_bags, small_config, steps_of
 from tests.support.metrics import assert_close
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 
-ALONE = Group()
+ALONE = Workers()
 
 
 def make(config: Config, bags: list[Bag], *, classes: int = 2, double: bool = False) -> tuple[Learner, StepPlanner]:
@@ -113,7 +113,7 @@ def test_each_loss_alone_trains_what_the_method_says(name: str, trained: set[str
     config = small_config(losses=only, training={"weight_decay": 0.0})
     learner, planner = make(config, bags)
     before = copy.deepcopy(learner.head.state_dict())
-    train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+    train_epoch(learner, bags, planner, config, epoch=0, workers=ALONE)
     moved = {
         key.split(".")[0] for key, value in learner.head.state_dict().items() if not torch.equal(value, before[key])
     }
@@ -129,7 +129,7 @@ def test_topk_detach_keeps_the_attention_block_still() -> None:
     )
     learner, planner = make(config, bags)
     before = copy.deepcopy(learner.head.state_dict())
-    train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+    train_epoch(learner, bags, planner, config, epoch=0, workers=ALONE)
     moved = {
         key.split(".")[0] for key, value in learner.head.state_dict().items() if not torch.equal(value, before[key])
     }
@@ -162,13 +162,13 @@ def test_training_learns_slides_and_patches() -> None:
     config = small_config(training={"epochs": 25})
     learner, planner = make(config, bags[:28])
     for epoch in range(25):
-        train_epoch(learner, bags[:28], planner, config, epoch=epoch, group=ALONE)
-    found = evaluate(learner, bags[28:], config, group=ALONE)
+        train_epoch(learner, bags[:28], planner, config, epoch=epoch, workers=ALONE)
+    found = evaluate(learner, bags[28:], config, workers=ALONE)
     assert (found["slide_auc"] or 0) > 0.95
     assert (found["patch_auc_fused"] or 0) > 0.95
     assert (found["slide_auc_regions"] or 0) > 0.95
     assert (found["evidence_slope"] or 0) > 0
-    assert found == evaluate(learner, bags[28:], config, group=ALONE)
+    assert found == evaluate(learner, bags[28:], config, workers=ALONE)
 
 
 def test_soft_targets_train() -> None:
@@ -179,7 +179,7 @@ def test_soft_targets_train() -> None:
         bags.append(Bag(bag.slide_id, bag.label, bag.source, bag.label_N, target))
     learner, planner = make(small_config(), bags)
     assert planner.num_positive > 0
-    found = train_epoch(learner, bags, planner, small_config(), epoch=0, group=ALONE)
+    found = train_epoch(learner, bags, planner, small_config(), epoch=0, workers=ALONE)
     assert found["patch"] > 0
 
 
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_names_the_slides() -> None:
     poisoned = EmbeddingSource([np.full((len(bad), EMBEDDING), np.nan, np.float16)])
     bags[3] = Bag(bad.slide_id, bad.label, poisoned, bad.label_N, bad.target_NC)
     with pytest.raises(TrainingError, match=r"the loss is nan in a step on slides .*slide-03"):
-        train_epoch(learner, bags, planner, small_config(), epoch=0, group=ALONE)
+        train_epoch(learner, bags, planner, small_config(), epoch=0, workers=ALONE)
 
 
 def test_a_judged_slide_that_is_not_finite_is_named() -> None:
@@ -210,7 +210,7 @@ def test_a_judged_slide_that_is_not_finite_is_named() -> None:
     z = np.full((9, EMBEDDING), np.nan, np.float16)
     broken = Bag("broken", 1, EmbeddingSource([z]), np.zeros(9, np.int8), np.zeros((9, 2), np.float32))
     with pytest.raises(TrainingError, match="broken: scores are not finite"):
-        evaluate(learner, [*bags, broken], small_config(), group=ALONE)
+        evaluate(learner, [*bags, broken], small_config(), workers=ALONE)
 
 
 @pytest.mark.parametrize("at", [0, 2])
@@ -225,7 +225,7 @@ def test_a_gradient_that_is_not_finite_ends_the_epoch_and_names_the_step(at: int
     involved = sorted({bags[i].slide_id for i in (*steps[at].bags, *steps[at].mixed_bag.tolist())})
     where = rf"the gradient.s norm is (inf|nan) in a step on slides {', '.join(involved)};"
     with pytest.raises(TrainingError, match=where):
-        train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+        train_epoch(learner, bags, planner, config, epoch=0, workers=ALONE)
 
 
 def test_slides_that_no_loss_looks_at_are_not_read() -> None:
@@ -234,7 +234,7 @@ def test_slides_that_no_loss_looks_at_are_not_read() -> None:
     learner, planner = make(config, bags)
     widths = []
     learner.head.register_forward_hook(lambda _head, _given, found: widths.append(len(found[0])))
-    train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+    train_epoch(learner, bags, planner, config, epoch=0, workers=ALONE)
     assert widths == [16, 16]  # the mixed bags alone
 
 
@@ -252,18 +252,18 @@ def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
 
     unbroken, planner = make(config, bags)
-    rows = [train_epoch(unbroken, bags, planner, config, epoch=e, group=ALONE) for e in range(4)]
+    rows = [train_epoch(unbroken, bags, planner, config, epoch=e, workers=ALONE) for e in range(4)]
 
     first, planner = make(config, bags)
     history = History()
     for epoch in range(2):
-        row = train_epoch(first, bags, planner, config, epoch=epoch, group=ALONE)
+        row = train_epoch(first, bags, planner, config, epoch=epoch, workers=ALONE)
         save_checkpoint(store, "run", first, history, is_best=history.add(dict(row), select_by="loss"))
     second, planner = make(config, bags)
     restored = load_checkpoint(store, "run", second)
     assert restored is not None
     assert restored.rows == history.rows
-    resumed = [train_epoch(second, bags, planner, config, epoch=e, group=ALONE) for e in (2, 3)]
+    resumed = [train_epoch(second, bags, planner, config, epoch=e, workers=ALONE) for e in (2, 3)]
     assert resumed == rows[2:]
     for name, value in unbroken.head.state_dict().items():
         assert torch.equal(value, second.head.state_dict()[name]), name
@@ -321,9 +321,9 @@ def test_pseudo_labelled_slides_are_not_judged() -> None:
     bags = make_bags(10)
     learner, _ = make(small_config(), bags)
     pseudo = [Bag(b.slide_id, b.label, b.source, b.label_N, b.target_NC, is_pseudo=True) for b in bags]
-    assert evaluate(learner, pseudo, small_config(), group=ALONE) == {}
-    assert evaluate(learner, bags + pseudo, small_config(), group=ALONE) == evaluate(
-        learner, bags, small_config(), group=ALONE
+    assert evaluate(learner, pseudo, small_config(), workers=ALONE) == {}
+    assert evaluate(learner, bags + pseudo, small_config(), workers=ALONE) == evaluate(
+        learner, bags, small_config(), workers=ALONE
     )
 
 
@@ -333,15 +333,15 @@ def test_pseudo_labelled_slides_are_not_judged() -> None:
 INITIALISING = threading.Lock()
 
 
-def train_two_epochs(group: Group, *, mixed_bag_loss: bool = False, topk: float = 1.0) -> tuple[Any, Any, Any]:
-    """Train as one worker of a group; return losses, metrics and weights."""
+def train_two_epochs(workers: Workers, *, mixed_bag_loss: bool = False, topk: float = 1.0) -> tuple[Any, Any, Any]:
+    """Train as one of the workers; return losses, metrics and weights."""
     bags = make_bags(11)
     config = small_config(bags={"slides_per_step": 3, "mixed_bag_loss": mixed_bag_loss}, losses={"topk": topk})
     with INITIALISING:  # threads share torch's generator, processes do not
         learner, planner = make(config, bags, double=True)
-    group.gather(None)  # nobody seeds it again before all are made
-    rows = [train_epoch(learner, bags, planner, config, epoch=e, group=group) for e in range(2)]
-    return rows, evaluate(learner, bags, config, group=group), learner.head.state_dict()
+    workers.gather(None)  # nobody seeds it again before all are made
+    rows = [train_epoch(learner, bags, planner, config, epoch=e, workers=workers) for e in range(2)]
+    return rows, evaluate(learner, bags, config, workers=workers), learner.head.state_dict()
 
 
 def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
@@ -359,20 +359,20 @@ def assert_same(results: list[tuple[Any, Any, Any]]) -> None:
 def test_several_workers_give_the_loss_of_one(setting: dict[str, Any]) -> None:
     results = [train_two_epochs(ALONE, **setting)]
     for size in (2, 3, 5):
-        results += run_as_group(size, lambda group: train_two_epochs(group, **setting))
+        results += run_as_workers(size, lambda workers: train_two_epochs(workers, **setting))
     assert_same(results)
 
 
 def test_a_parameter_that_no_loss_reaches_has_no_gradient_on_any_worker() -> None:
-    def work(group: Group) -> list[Any]:
+    def work(workers: Workers) -> list[Any]:
         parameters = [torch.nn.Parameter(torch.ones(2)) for _ in range(3)]
-        parameters[0].grad = torch.full((2,), 1.0 + group.rank)
-        if group.rank == 1:
+        parameters[0].grad = torch.full((2,), 1.0 + workers.rank)
+        if workers.rank == 1:
             parameters[2].grad = torch.full((2,), 5.0)
-        group.sum_gradients(parameters)
+        workers.sum_gradients(parameters)
         return [None if p.grad is None else p.grad.tolist() for p in parameters]
 
-    assert run_as_group(2, work) == [[[3.0, 3.0], None, [5.0, 5.0]]] * 2
+    assert run_as_workers(2, work) == [[[3.0, 3.0], None, [5.0, 5.0]]] * 2
 
 
 def train_as_process(rank: int, size: int, folder: str) -> None:
@@ -380,7 +380,7 @@ def train_as_process(rank: int, size: int, folder: str) -> None:
     dist.init_process_group("gloo", rendezvous, timedelta(seconds=60), rank=rank, world_size=size)
     torch.set_num_threads(1)
     try:
-        torch.save(train_two_epochs(Group.current()), f"{folder}/{rank}.pt")
+        torch.save(train_two_epochs(Workers.current()), f"{folder}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 

@@ -16,11 +16,11 @@ from distmil.inference.scoring import BagScores, score_bag
 from distmil.models.baselines import NETWORKS, make_network
 from distmil.training.engine import evaluate, keep_resident, train_epoch
 from distmil.training.learner import Learner, fit_normaliser, make_learner
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bags, small_config, steps_of
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
-ALONE, GPU, CPU, BAGS = Group(), torch.device("cuda", 0), torch.device("cpu"), BagsConfig()
+ALONE, GPU, CPU, BAGS = Workers(), torch.device("cuda", 0), torch.device("cpu"), BagsConfig()
 
 
 def make(config: Config, bags: list[Bag], device: torch.device) -> tuple[Learner, StepPlanner]:
@@ -37,7 +37,7 @@ def outcome(config: Config, bags: list[Bag], device: torch.device, *, epochs: in
     own = keep_resident(bags, config, device)
     found: list[float] = []
     for epoch in range(epochs):
-        found += train_epoch(learner, own, planner, config, epoch=epoch, group=ALONE).values()
+        found += train_epoch(learner, own, planner, config, epoch=epoch, workers=ALONE).values()
     learner.train(False)
     return found, score_bag(learner.head, bags[1].source, learner.embed, top_k=4)
 
@@ -70,7 +70,7 @@ def test_replayed_steps_are_those_launched_one_by_one() -> None:
         assert (learner.graphs is not None) == has_graphs
         torch.cuda.synchronize()
         found[has_graphs] = [
-            train_epoch(learner, own, planner, config, epoch=epoch, group=ALONE)["loss"] for epoch in range(3)
+            train_epoch(learner, own, planner, config, epoch=epoch, workers=ALONE)["loss"] for epoch in range(3)
         ]
         assert learner.graphs is None or learner.graphs.num_recorded == 1  # 120 steps of one size
     assert found[True] == pytest.approx(found[False], rel=0.05)  # the draws of dropout are other ones
@@ -102,7 +102,9 @@ def test_an_epoch_in_half_precision_is_close_and_repeatable() -> None:
         learner, planner = make(config, bags, GPU)
         assert learner.is_half == (precision != "fp32")
         own = keep_resident(bags, config, GPU)
-        found[precision] = [train_epoch(learner, own, planner, config, epoch=e, group=ALONE)["loss"] for e in range(4)]
+        found[precision] = [
+            train_epoch(learner, own, planner, config, epoch=e, workers=ALONE)["loss"] for e in range(4)
+        ]
         assert found[precision][-1] < found[precision][0]
     assert found["auto"] == pytest.approx(found["bf16"], rel=1e-3)
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.05)
@@ -111,9 +113,9 @@ def test_an_epoch_in_half_precision_is_close_and_repeatable() -> None:
 def test_evaluation_on_a_gpu_is_that_on_a_cpu() -> None:
     bags, config = make_bags(10), small_config()
     learner, _ = make(config, bags, CPU)
-    here = evaluate(learner, bags, config, group=ALONE)
+    here = evaluate(learner, bags, config, workers=ALONE)
     learner.head, learner.device = copy.deepcopy(learner.head).to(GPU), GPU
-    there = evaluate(learner, bags, config, group=ALONE)
+    there = evaluate(learner, bags, config, workers=ALONE)
     assert there == pytest.approx(here, rel=1e-4, nan_ok=True)
 
 
@@ -123,4 +125,4 @@ def test_a_loss_that_is_not_finite_ends_the_epoch() -> None:
     with torch.no_grad():
         learner.head.classifier.weight.fill_(np.nan)
     with pytest.raises(TrainingError, match="the loss is nan in a step on slides slide-"):
-        train_epoch(learner, bags, planner, config, epoch=0, group=ALONE)
+        train_epoch(learner, bags, planner, config, epoch=0, workers=ALONE)

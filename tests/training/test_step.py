@@ -18,10 +18,10 @@ from distmil.training.chunked_bag import ChunkedBag
 from distmil.training.learner import Learner, make_learner
 from distmil.training.losses import LossSettings
 from distmil.training.step import share_of, take_step
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import EMBEDDING, make_bag, small_config, steps_of
 from tests.support.scale import IS_FULL
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 
 NOTHING = np.empty(0, np.int64)
 
@@ -47,11 +47,11 @@ def still_learner(config: Config, *, classes: int, dtype: torch.dtype = torch.fl
 
 
 def outcome(
-    config: Config, bags: Any, step: Step, group: Group, *, classes: int, dtype: torch.dtype = torch.float32
+    config: Config, bags: Any, step: Step, workers: Workers, *, classes: int, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, float], Any]:
     learner = still_learner(config, classes=classes, dtype=dtype)
     weights_C = None if config.losses.class_weights == "none" else torch.arange(1, classes + 1) / classes
-    found = take_step(learner, bags, step, config, group, rate=1.0, class_weight_C=weights_C).losses()
+    found = take_step(learner, bags, step, config, workers, rate=1.0, class_weight_C=weights_C).losses()
     gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad for name, p in learner.head.named_parameters()}
     return found, gradients
 
@@ -161,9 +161,9 @@ def test_a_giant_bag_in_chunks_and_over_workers_equals_one_pass(block: int) -> N
     for drawn in BLOCKS[block]:
         case = make_case(*drawn)
         run = partial(outcome, case.config, case.bags, classes=case.classes, dtype=case.dtype)
-        one_pass = run(replace(case.step, is_chunked=False), Group())
-        assert_equal(one_pass, run(case.step, Group()))
-        for result in run_as_group(case.workers, partial(run, case.step)):
+        one_pass = run(replace(case.step, is_chunked=False), Workers())
+        assert_equal(one_pass, run(case.step, Workers()))
+        for result in run_as_workers(case.workers, partial(run, case.step)):
             assert_equal(one_pass, result)
 
 
@@ -175,7 +175,7 @@ def test_packed_bags_equal_the_mean_of_single_ones_and_the_mixed_bag(block: int)
         config = config.model_copy(update={"bags": config.bags.model_copy(update={"mixed_bag_loss": False})})
         slides = np.random.default_rng(seed).permutation(4)[: 2 + seed % 3].tolist()
         learns = bool(config.losses.bag or config.losses.topk)
-        run = partial(outcome, config, case.bags, group=Group(), classes=case.classes, dtype=torch.float64)
+        run = partial(outcome, config, case.bags, workers=Workers(), classes=case.classes, dtype=torch.float64)
         packed = run(replace(step, bags=slides if learns else [], samples={}, is_chunked=False))
         parts = [run(Step([i], {}, NOTHING, NOTHING)) for i in slides if learns]
         parts += [run(Step([], {}, step.mixed_bag, step.mixed_patch))] * bool(len(step.mixed_bag))
@@ -191,7 +191,7 @@ def test_a_slide_weighs_what_its_class_weighs(label: int) -> None:
     bags = [make_bag(i, classes=3) for i in range(3)]
     step = Step([label], {}, NOTHING, NOTHING)
     plain, weighted = (
-        outcome(small_config(losses={"class_weights": kind}), bags, step, Group(), classes=3, dtype=torch.float64)
+        outcome(small_config(losses={"class_weights": kind}), bags, step, Workers(), classes=3, dtype=torch.float64)
         for kind in ("none", "balanced")
     )
     for name in ("bag", "topk"):
@@ -220,15 +220,15 @@ def test_the_dimensions_that_are_dropped_do_not_depend_on_chunks_or_workers() ->
         config = small_config(
             model={"input_dropout": 0.4}, bags={"patches_per_step": budget}, training={"clip_norm": 1e6}
         )
-        found.append(outcome(config, bags, step, Group(), classes=2, dtype=torch.float64))
+        found.append(outcome(config, bags, step, Workers(), classes=2, dtype=torch.float64))
         learner = still_learner(config, classes=2)  # not in threads, which share torch's generator
         aim = LossSettings(config, 1, 1, 0)
-        drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, group=Group(r, 3)) for r in range(3)]
+        drawn = [ChunkedBag(learner, bags[1].source, None, label=1, aim=aim, workers=Workers(r, 3)) for r in range(3)]
         assert all(torch.equal(one._scale_E, drawn[0]._scale_E) for one in drawn)
     for other in found[1:]:
         assert_equal(found[0], other)
     plain = small_config(bags={"patches_per_step": 16}, training={"clip_norm": 1e6})
-    assert outcome(plain, bags, step, Group(), classes=2)[0] != pytest.approx(found[0][0])
+    assert outcome(plain, bags, step, Workers(), classes=2)[0] != pytest.approx(found[0][0])
 
 
 def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() -> None:
@@ -239,7 +239,7 @@ def test_a_planner_shares_bags_beyond_the_budget_and_samples_only_when_told() ->
     assert [step.bags for step in chunked] == [[1]]
     assert not chunked[0].samples
     assert sorted(i for step in steps for i in step.bags) == [0, 1, 2]
-    shares = [share_of(chunked[0], bags, Group(rank, 2)) for rank in range(2)]
+    shares = [share_of(chunked[0], bags, Workers(rank, 2)) for rank in range(2)]
     assert sorted(map(len, shares)) == [0, 1]  # the mixed bag alone
     sampled = small_config(bags={"patches_per_step": 64, "sample": 40})
     steps = list(steps_of(StepPlanner(bags, sampled.bags, num_classes=2, seed=0), 0, with_mixed=False))
@@ -256,9 +256,9 @@ def test_every_bag_is_seen_every_epoch_and_workers_step_alike(workers: int) -> N
         steps = list(steps_of(planner, epoch, with_mixed=True))
         assert sorted(i for step in steps for i in step.bags) == list(range(11))
         for step in steps:
-            whole = [i for rank in range(workers) for i in share_of(step, bags, Group(rank, workers)) if i >= 0]
+            whole = [i for rank in range(workers) for i in share_of(step, bags, Workers(rank, workers)) if i >= 0]
             assert sorted(whole) == ([] if step.is_chunked else sorted(step.bags))
-            pieces = [Group(rank, workers).piece(len(bags[step.bags[0]])) for rank in range(workers)]
+            pieces = [Workers(rank, workers).piece(len(bags[step.bags[0]])) for rank in range(workers)]
             assert [i for a, b in pieces for i in range(a, b)] == list(range(len(bags[step.bags[0]])))
 
 
@@ -291,7 +291,7 @@ def test_half_precision_keeps_scores_and_losses_wide() -> None:
         logits = learner.head.patch_logits(feature, attention)
     assert feature.dtype == torch.bfloat16
     assert attention.dtype == logits.dtype == torch.float32
-    half = outcome(config, bags, step, Group(), classes=2)
-    full = outcome(small_config(training={"precision": "fp32"}), bags, step, Group(), classes=2)
+    half = outcome(config, bags, step, Workers(), classes=2)
+    full = outcome(small_config(training={"precision": "fp32"}), bags, step, Workers(), classes=2)
     assert half[0] == pytest.approx(full[0], rel=0.03)
     assert half[0] != full[0]

@@ -17,7 +17,7 @@ from distmil.training.engine import evaluate
 from distmil.training.learner import embed
 from distmil.training.run import Run, new_learner, open_run
 from distmil.training.run_files import checkpoint_folder
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 from tests.support.bags import small_config
 
 CPU = torch.device("cpu")
@@ -58,11 +58,11 @@ def test_a_run_that_goes_on_is_the_unbroken_one_and_its_bundle_scores_as_validat
     config = settings(trainable)
     whole = opened(config, store, None)
     while not whole.is_finished:
-        whole.advance(Group())
+        whole.advance(Workers())
     for _ in range(2):  # two epochs, then again in a process that knows the checkpoint alone
         broken = opened(config, store, "run")
         for _ in range(2):
-            is_best = broken.advance(Group())
+            is_best = broken.advance(Workers())
             save_checkpoint(store, "run", broken.learner, broken.history, is_best=is_best)
     assert broken.history.rows == whole.history.rows
 
@@ -81,7 +81,7 @@ def test_a_run_that_goes_on_is_the_unbroken_one_and_its_bundle_scores_as_validat
         carried = score_bag(learner.eval_model.head, bag.source, lambda x: torch.from_numpy(encoder.embed(x)), **given)
         np.testing.assert_allclose(carried.fused_N, in_training.fused_N, atol=1e-5)
         assert carried.bag == pytest.approx(in_training.bag, abs=1e-5)
-    found = evaluate(learner, VAL, config, group=Group())
+    found = evaluate(learner, VAL, config, workers=Workers())
     assert {f"val_{key}": value for key, value in found.items()}.items() <= whole.history.rows[-1].items()
 
 
@@ -90,7 +90,7 @@ def test_frozen_weights_stay_out_of_checkpoints_and_as_they_were(store, trainabl
     config = settings(trainable)
     run = opened(config, store, "run")
     frozen = {n: p.clone() for n, p in run.learner.encoder.named_parameters() if not p.requires_grad}
-    is_best = run.advance(Group())
+    is_best = run.advance(Workers())
     save_checkpoint(store, "run", run.learner, run.history, is_best=is_best)
     (name,) = [name for name in store.names(checkpoint_folder("run")) if name.endswith(".safetensors")]
     size = store.path(f"{checkpoint_folder('run')}/{name}")

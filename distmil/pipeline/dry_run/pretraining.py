@@ -48,7 +48,7 @@ def _seconds_of_a_patch(job: Job, machine: Machine, scratch: Store) -> float:
     """Take a few steps of few random patches, and return the seconds of each patch."""
     torch = importlib.import_module("torch")
     runs, learners = (importlib.import_module(f"distmil.pretraining.{name}") for name in ("run", "learner"))
-    views, group = (importlib.import_module(f"distmil.{name}") for name in ("pretraining.views", "training.workers"))
+    views, workers = (importlib.import_module(f"distmil.{name}") for name in ("pretraining.views", "training.workers"))
     registry = importlib.import_module("distmil.encoders.registry")
     encoder = job.config.encoder.only(job.config.encoder.part_with_weights)
     config = job.config.model_copy(update={"encoder": encoder})
@@ -69,7 +69,7 @@ def _seconds_of_a_patch(job: Job, machine: Machine, scratch: Store) -> float:
         image = torch.randint(256, (edge, edge, 3), dtype=torch.uint8).numpy()
         made = [views.two_views(image, key=(step, number), settings=seen) for number in range(TRIAL_PATCHES)]
         learners.take_step(
-            learner, torch.stack(made, dim=1), count=TRIAL_PATCHES, num_steps=1 + TRIALS, group=group.Group(),
+            learner, torch.stack(made, dim=1), count=TRIAL_PATCHES, num_steps=1 + TRIALS, workers=workers.Workers(),
             rate=0.0, seed=0,
         )  # fmt: skip
     torch.set_num_threads(before)

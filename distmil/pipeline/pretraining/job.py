@@ -14,12 +14,12 @@ from distmil.encoders.registry import EncoderSpec, prepare_encoder
 from distmil.errors import TrainingError
 from distmil.pipeline.job import Job, open_cohort, open_encoder
 from distmil.pipeline.prepare import Prepared, prepare
-from distmil.pipeline.pretraining.group import fit
 from distmil.pipeline.pretraining.progress import verdict
 from distmil.pipeline.pretraining.record import record_pretraining
+from distmil.pipeline.pretraining.workers import fit
 from distmil.pipeline.results import show_record
 from distmil.pipeline.training.claim import Claim, read_record_id, write_record_id
-from distmil.pipeline.training.group import check_resources
+from distmil.pipeline.training.workers import check_resources
 from distmil.preflight.claims import PRETRAINING
 from distmil.pretraining.checkpoints import load_checkpoint
 from distmil.pretraining.history import History

@@ -1,4 +1,4 @@
-"""Running a worker group to its end, through deaths of workers that Ray's own retries do not cover."""
+"""Running workers to their end, through deaths of workers that Ray's own retries do not cover."""
 
 import threading
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from distmil.pipeline.cluster import start_ray, stop_ray
 
 
 def run_attempts(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> None:
-    """Run a worker group to its end; the arguments are those of ``fit_again``.
+    """Run workers to their end; the arguments are those of ``fit_again``.
 
     Raises:
-        TrainingError: If the group failed more often than it may.
+        TrainingError: If the workers failed more often than they may.
         DistmilError: What the workers returned as the error of all of them.
     """
     try:
         result = fit_again(attempt, starts=starts, note=note)
     except ray.train.TrainingFailedError as error:
-        raise TrainingError(f"the worker group failed: {_root_cause(error)}; the same command goes on") from error
+        raise TrainingError(f"the workers failed: {_root_cause(error)}; the same command goes on") from error
     if failure := (result.return_value or {}).get("error"):
         raise failure
 
@@ -29,8 +29,8 @@ def run_attempts(attempt: Callable[[], ray.train.Result], *, starts: int, note: 
 def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Callable[[str], None]) -> ray.train.Result:
     """Train, and try again after the death of a worker that Ray's own retries do not cover.
 
-    Ray starts a group again if a worker dies while the group is made or trains. If a worker dies in between, while the
-    workers get their work, the training ends, and the group keeps its cores until the driver disconnects (Ray 2.60).
+    Ray starts workers again if one dies while they are made or train. If a worker dies in between, while the
+    workers get their work, the training ends, and they keep their cores until the driver disconnects (Ray 2.60).
     Therefore the driver connects again before it tries again.
 
     Args:
@@ -48,7 +48,7 @@ def fit_again(attempt: Callable[[], ray.train.Result], *, starts: int, note: Cal
             is_main = threading.current_thread() is threading.main_thread()  # no other can connect again
             if not (is_main and isinstance(error.controller_failure, ray.exceptions.RayActorError)):
                 raise
-        note("a worker died while its group was starting; the group starts again")
+        note("a worker died while the workers were starting; they start again")
         stop_ray()
         start_ray()
     return attempt()

@@ -25,8 +25,8 @@ from distmil.pipeline.predict import predict_slides
 from distmil.pipeline.prepare import prepare
 from distmil.pipeline.results import show_record, write_report
 from distmil.pipeline.training.claim import Claim, announce, check_classes, read_record_id, write_record_id
-from distmil.pipeline.training.group import check_workers, fit
 from distmil.pipeline.training.record import record_training
+from distmil.pipeline.training.workers import check_workers, fit
 from distmil.recording.data import data_of
 from distmil.recording.description import job_tags
 from distmil.reporting.run_charts import Course

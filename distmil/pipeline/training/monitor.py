@@ -34,7 +34,7 @@ class MetricsCallback(UserCallback):  # type: ignore[misc]  # Ray ships no types
         self._tracker = tracker
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Log rank 0's metrics, which are the group's."""
+        """Log rank 0's metrics, which are all workers'."""
         row = dict(metrics[0])
         epoch = int(row.pop("epoch"))
         self._tracker.log_metrics(row, step=epoch)
@@ -61,7 +61,7 @@ def watched(job: Job, run: str, config: Config, worker: Mapping[str, float]) -> 
 
 
 class Show(Protocol):
-    """Shows what is new of a run; the last call comes when its group has ended."""
+    """Shows what is new of a run; the last call comes when its workers have ended."""
 
     def __call__(self, *, is_last: bool) -> None:
         """Show it."""
@@ -69,7 +69,7 @@ class Show(Protocol):
 
 @contextmanager
 def watching(job: Job, worker: Mapping[str, float], show: Show, *, needed: int) -> Iterator[None]:
-    """Show a run's progress and its group's waits for nodes until the block ends.
+    """Show a run's progress and its workers' waits for nodes until the block ends.
 
     Args:
         job: Whose console it is.
@@ -102,7 +102,7 @@ def _show_epochs(job: Job, rows: Sequence[Row], pace: Pace, count: int, *, is_la
 
 
 class _Room:
-    """Reports when the cluster's nodes cannot carry the group, which waits for them silently."""
+    """Reports when the cluster's nodes cannot carry the workers, which wait for them silently."""
 
     def __init__(self, job: Job, worker: Mapping[str, float], *, needed: int) -> None:
         self._job, self._worker, self._needed = job, worker, needed

@@ -22,7 +22,7 @@ from distmil.training.engine import History
 from distmil.training.ownership import Lease
 from distmil.training.run import Run, open_run
 from distmil.training.run_files import run_file
-from distmil.training.workers import Group, GroupFailed
+from distmil.training.workers import Workers, WorkersFailed
 
 FETCHERS = 8
 FETCH_TURN_S = 30.0
@@ -31,30 +31,30 @@ FETCH_TURN_S = 30.0
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     """Train on one worker: every worker holds the same plan and takes its share of each step.
 
-    An error of the whole group is returned, for every retry would end in it as well. An error that a worker meets
+    An error of all workers is returned, for every retry would end in it as well. An error that a worker meets
     alone, in the middle of a step, is raised: the others wait for it, and only its failure ends them.
     """
     lease, spec = Lease(**settings["lease"]), EncoderSpec(**settings["spec"])
 
-    def work(config: Config, store: Store, group: Group) -> dict[str, Any]:
-        return _run_epochs(config, store, settings["run"], spec, group, lease=lease, is_gpu=settings["is_gpu"])
+    def work(config: Config, store: Store, workers: Workers) -> dict[str, Any]:
+        return _run_epochs(config, store, settings["run"], spec, workers, lease=lease, is_gpu=settings["is_gpu"])
 
     return as_worker(settings, work)
 
 
-def as_worker(settings: dict[str, Any], work: Callable[[Config, Store, Group], dict[str, Any]]) -> dict[str, Any]:
-    """Do a worker's part of a group's work, as ``make_group`` sets it up; see ``train_worker`` for errors."""
+def as_worker(settings: dict[str, Any], work: Callable[[Config, Store, Workers], dict[str, Any]]) -> dict[str, Any]:
+    """Do a worker's part of the work, as ``make_workers`` sets it up; see ``train_worker`` for errors."""
     config, store = build_config(settings["config"]), Store(settings["root"])
     torch.set_num_threads(settings["threads"])  # Ray Train sets one for all
     if not settings["is_gpu"]:
         keep_freed_memory()
-    group = Group.current()
+    workers = Workers.current()
     try:
-        return work(config, store, group)
-    except GroupFailed as failed:
+        return work(config, store, workers)
+    except WorkersFailed as failed:
         return {"error": failed.__cause__}
     except DistmilError as error:
-        if group.size > 1 and not isinstance(error, TrainingError):
+        if workers.size > 1 and not isinstance(error, TrainingError):
             raise
         return {"error": error}
 
@@ -68,22 +68,22 @@ def _open(config: Config, store: Store, run: str, spec: EncoderSpec, *, is_gpu: 
 
 
 def _run_epochs(
-    config: Config, store: Store, name: str, spec: EncoderSpec, group: Group, *, lease: Lease, is_gpu: bool
+    config: Config, store: Store, name: str, spec: EncoderSpec, workers: Workers, *, lease: Lease, is_gpu: bool
 ) -> dict[str, Any]:
-    fetch(store, name, group)
-    run = group.together(lambda: _open(config, store, name, spec, is_gpu=is_gpu))
-    check_same_start(run.history, group)
+    fetch(store, name, workers)
+    run = workers.together(lambda: _open(config, store, name, spec, is_gpu=is_gpu))
+    check_same_start(run.history, workers)
     while not run.is_finished:
         started = time.monotonic()
-        is_best = run.advance(group)
-        group.on_rank_0(partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease))
+        is_best = run.advance(workers)
+        workers.on_rank_0(partial(save_checkpoint, store, name, run.learner, run.history, is_best=is_best, lease=lease))
         epoch = len(run.history.rows) - 1
         ray.train.report({**run.history.rows[-1], "epoch": epoch, "epoch_s": time.monotonic() - started})
     return {"epochs": len(run.history.rows)}
 
 
-def fetch(store: Store, run: str, group: Group) -> None:
-    """Copy the files that the group reads from a far store to this machine's disk, on all workers before any goes on.
+def fetch(store: Store, run: str, workers: Workers) -> None:
+    """Copy the files that the workers read from a far store to this machine's disk, on all workers before any goes on.
 
     Workers meet every ``FETCH_TURN_S`` seconds, so that no collective waits longer than its timeout.
 
@@ -94,19 +94,19 @@ def fetch(store: Store, run: str, group: Group) -> None:
         return
     with ThreadPoolExecutor(FETCHERS) as pool:
         copies = [pool.submit(store.local_copy, *file) for entry in read_entries(store, run) for file in entry.files]
-        while not all(group.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
+        while not all(workers.gather(not wait(copies, timeout=FETCH_TURN_S).not_done)):
             pass
-    group.together(lambda: [copy.result() for copy in copies])
+    workers.together(lambda: [copy.result() for copy in copies])
 
 
-def check_same_start(history: History, group: Group) -> None:
+def check_same_start(history: History, workers: Workers) -> None:
     """Make sure that all workers go on from the same checkpoint. Raises: StorageError on all of them if not."""
-    check_alike(len(history.rows), history.rows[-1:], group, unit="epochs")
+    check_alike(len(history.rows), history.rows[-1:], workers, unit="epochs")
 
 
-def check_alike(count: int, state: Any, group: Group, *, unit: str) -> None:
+def check_alike(count: int, state: Any, workers: Workers, *, unit: str) -> None:
     """Make sure that all workers go on from as many epochs or steps, and one state. Raises: StorageError on all."""
-    found = group.gather((count, state))
+    found = workers.gather((count, state))
     if any(each != found[0] for each in found):
         counts = ", ".join(str(count) for count, _ in found)
         raise StorageError(

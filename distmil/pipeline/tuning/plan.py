@@ -38,8 +38,8 @@ class SearchPlan:
         return Store(self.root)
 
     @property
-    def is_grouped(self) -> bool:
-        """Whether a trial is trained by a group of workers."""
+    def has_workers(self) -> bool:
+        """Whether a trial is trained by several workers."""
         return self.config.training.num_workers > 1
 
     def trial_config(self, trial: Trial) -> Config:
@@ -59,8 +59,8 @@ class SearchPlan:
         """Name the run under which a trial's checkpoints are."""
         return f"{self.run}/{trial.key}"
 
-    def group(self, trial: Trial) -> str:
-        """Name the training run that a group of workers makes of a trial."""
+    def inner_run(self, trial: Trial) -> str:
+        """Name the training run that several workers make of a trial."""
         return f"{self.run}-{trial.key}"
 
 
@@ -95,8 +95,8 @@ def write_trial(plan: SearchPlan, trial: Trial) -> None:
 
 
 def clear_trial(plan: SearchPlan, trial: Trial) -> None:
-    """Delete what only a trial in progress needs: its checkpoints, and Ray's folder of its group."""
-    inner = plan.group(trial)
-    for folder in [checkpoint_folder(inner), f"ray-train/{inner}"] if plan.is_grouped else []:
+    """Delete what only a trial in progress needs: its checkpoints, and Ray's folder of its workers."""
+    inner = plan.inner_run(trial)
+    for folder in [checkpoint_folder(inner), f"ray-train/{inner}"] if plan.has_workers else []:
         plan.store.delete_folder(folder)
     plan.store.delete_folder(checkpoint_folder(plan.checkpoint(trial)))

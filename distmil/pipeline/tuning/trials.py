@@ -1,4 +1,4 @@
-"""The training of a search's trials: in the trial's own process where one worker is enough, else in a worker group."""
+"""The training of a search's trials: in the trial's own process where one worker is enough, else by workers."""
 
 import functools
 import textwrap
@@ -13,8 +13,8 @@ from ray.train import UserCallback
 from distmil.bags.bag import Bag
 from distmil.config.root import Config
 from distmil.errors import DistmilError, StorageError
-from distmil.pipeline.training.group import check_finished, make_trainer
 from distmil.pipeline.training.worker import open_bags, read_history
+from distmil.pipeline.training.workers import check_finished, make_trainer
 from distmil.pipeline.tuning.plan import SearchPlan
 from distmil.search.fold_training import Fold, FoldTraining, evaluate_run, kept_row
 from distmil.search.trial import WORST, Row, Trial, score_of
@@ -27,7 +27,7 @@ from distmil.training.run_files import checkpoint_folder, run_file
 CHECKPOINT_S = 30.0
 """Seconds of work that a lost trial may lose."""
 WORKER_CORES = 1
-"""CPU cores of each worker of a trial's group, by which trials at once are counted."""
+"""CPU cores of each worker of a trial, by which trials at once are counted."""
 HELD_OUT = "held_out_"
 Report = dict[str, Any]
 """Of an epoch, from a trial to the driver."""
@@ -98,33 +98,33 @@ class TrialTraining:
         return row, is_last
 
 
-def fit_group(
+def fit_workers(
     plan: SearchPlan,
     trial: Trial,
     *,
     tell: Callable[[Report], None],
     make_callback: Callable[[Callable[[Report], Report]], UserCallback],
 ) -> None:
-    """Train a trial of several workers: a group of its own, named by the trial, which goes on where it stopped.
+    """Train a trial of several workers: workers of its own, named by the trial, which go on where they stopped.
 
     Args:
         plan: The search's.
         trial: The trial's.
         tell: Takes the reports of epochs that an earlier try committed, and of the last one with held-out slides.
-        make_callback: Makes the group's callback of what turns a row of rank 0, which is the group's, into a report.
+        make_callback: Makes the workers' callback of what turns a row of rank 0, which is all workers', into a report.
     """
-    config, inner, store = plan.trial_config(trial), plan.group(trial), plan.store
+    config, inner, store = plan.trial_config(trial), plan.inner_run(trial), plan.store
     entries = store.read_checked(run_file(plan.run, "cohort"), owner=plan.run)
     store.write_checked(run_file(inner, "cohort"), entries, owner=inner)
     history = read_history(store, inner) or History()
     for epoch in range(len(history.rows)):
-        tell(group_report(history.rows, epoch, config, plan.metric))
+        tell(workers_report(history.rows, epoch, config, plan.metric))
     rows = list(history.rows)
 
     def report_epoch(metrics: Report) -> Report:
         epoch = int(metrics["epoch"])
         rows[epoch:] = [{name: value for name, value in metrics.items() if name not in {"epoch", "epoch_s"}}]
-        return group_report(rows, epoch, config, plan.metric)
+        return workers_report(rows, epoch, config, plan.metric)
 
     if not is_finished(history, config):
         callback = make_callback(report_epoch)
@@ -133,7 +133,7 @@ def fit_group(
         if failure := (result.return_value or {}).get("error"):
             raise failure
         history = check_finished(read_history(store, inner), config, inner)
-    found = group_report(history.rows, len(history.rows) - 1, config, plan.metric) | {"is_last": True}
+    found = workers_report(history.rows, len(history.rows) - 1, config, plan.metric) | {"is_last": True}
     if trial.is_repeat and plan.held_out:
         bags = search_bags(plan)
         unseen = evaluate_run(config, [bags[i] for i in plan.held_out], plan.spec, store, name=inner)
@@ -141,8 +141,8 @@ def fit_group(
     tell(found)
 
 
-def group_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> Report:
-    """Report a group's epoch by the row of the network that the group would have kept."""
+def workers_report(rows: Sequence[Row], epoch: int, config: Config, metric: str) -> Report:
+    """Report an epoch of workers by the row of the network that they would have kept."""
     row = kept_row(History(list(rows)), config.training, epoch)
     return report(row, epoch, score=score_of(row, metric), is_last=epoch + 1 >= config.training.epochs)
 

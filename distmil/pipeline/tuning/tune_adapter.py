@@ -25,7 +25,7 @@ from distmil.pipeline.tuning.trials import (
     WORKER_CORES,
     TrialTraining,
     failure_report,
-    fit_group,
+    fit_workers,
     is_of_the_setting,
 )
 from distmil.processes.malloc import keep_freed_memory
@@ -163,8 +163,8 @@ class TrialProcess(tune.Trainable):  # type: ignore[misc]  # Ray ships no types
         return True
 
 
-class _GroupCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no types
-    """Hands a group's epochs to Tune as its trial's."""
+class _WorkersCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no types
+    """Hands epochs of workers to Tune as its trial's."""
 
     def __init__(self, make_report: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         super().__init__()
@@ -175,10 +175,10 @@ class _GroupCallback(TuneReportCallback):  # type: ignore[misc]  # Ray ships no 
         super().after_report(run_context, [self._make_report(metrics[0])], checkpoint)
 
 
-def train_group(config: dict[str, Any], plan: SearchPlan) -> None:
+def train_workers(config: dict[str, Any], plan: SearchPlan) -> None:
     """Train a trial of several workers."""
     try:
-        fit_group(plan, config[TRIAL], tell=tune.report, make_callback=_GroupCallback)
+        fit_workers(plan, config[TRIAL], tell=tune.report, make_callback=_WorkersCallback)
     except Exception as error:
         tune.report(failure_report(error, 0))
         if not is_of_the_setting(error):
@@ -211,21 +211,21 @@ def run_trials(plan: SearchPlan, records: TrialRecords, *, stops_early: bool) ->
         raise TrainingError(
             f"the search was ended with {len(records.running)} trials running; the same command goes on"
         )
-    for record in records.trials.values() if plan.is_grouped else []:
-        if record.is_over:  # a group that was ended early takes a moment to stop, and may have written since
+    for record in records.trials.values() if plan.has_workers else []:
+        if record.is_over:  # workers that were ended early take a moment to stop, and may have written since
             clear_trial(plan, record)
 
 
 def _tuner(plan: SearchPlan, records: TrialRecords, scheduler: Any) -> tune.Tuner:
     resources = trial_resources(plan.config, is_gpu=plan.is_gpu)
-    trainable = tune.with_parameters(train_group if plan.is_grouped else TrialProcess, plan=plan)
+    trainable = tune.with_parameters(train_workers if plan.has_workers else TrialProcess, plan=plan)
     starts = records.queue.total * (plan.config.search.max_failures + 1)
     return tune.Tuner(
         tune.with_resources(trainable, resources),
         tune_config=tune.TuneConfig(
             metric="score", mode="max", num_samples=starts, search_alg=QueueSearcher(records.queue),
             scheduler=scheduler, max_concurrent_trials=concurrency(plan.config, resources),
-            reuse_actors=not plan.is_grouped, trial_dirname_creator=lambda trial: trial.trial_id,
+            reuse_actors=not plan.has_workers, trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(
             name=plan.run,

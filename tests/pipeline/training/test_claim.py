@@ -22,7 +22,7 @@ from distmil.pipeline.training.claim import (
     read_record_id,
     write_record_id,
 )
-from distmil.pipeline.training.group import check_finished
+from distmil.pipeline.training.workers import check_finished
 from distmil.pipeline.tuning.job import identity
 from distmil.storage.records import Record
 from distmil.storage.store import Store

@@ -15,9 +15,9 @@ from distmil.pipeline.training.worker import fetch
 from distmil.storage.records import Part
 from distmil.storage.store import Store
 from distmil.training.run_files import run_file
-from distmil.training.workers import GroupFailed
+from distmil.training.workers import WorkersFailed
 from tests.support.bags import make_bag, small_config
-from tests.support.thread_group import run_as_group
+from tests.support.thread_workers import run_as_workers
 
 SPEC = EncoderSpec("texture", "made", 12, None)
 
@@ -47,7 +47,7 @@ def test_workers_fetch_every_shard_and_wait_for_the_slowest(store: Store, monkey
 
     monkeypatch.setattr(Store, "local_copy", copy)
     far_store = far(store, monkeypatch)
-    run_as_group(2, lambda group: fetch(far_store, "run", group))
+    run_as_workers(2, lambda workers: fetch(far_store, "run", workers))
     wanted = [f"embeddings/s{i}/part-{j}.arrow" for i in range(2) for j in range(3)] + ["views/s0/part-0.arrow"]
     assert sorted(fetched) == sorted(wanted * 2)
 
@@ -60,12 +60,12 @@ def test_a_shard_that_one_worker_cannot_fetch_stops_all(store: Store, monkeypatc
     monkeypatch.setattr(Store, "local_copy", copy)
     far_store = far(store, monkeypatch)
 
-    def work(group: worker.Group) -> str:
-        with pytest.raises(GroupFailed) as caught:
-            fetch(far_store, "run", group)
+    def work(workers: worker.Workers) -> str:
+        with pytest.raises(WorkersFailed) as caught:
+            fetch(far_store, "run", workers)
         return str(caught.value.__cause__)
 
-    assert run_as_group(2, work) == ["embeddings/s1/part-2.arrow is gone"] * 2
+    assert run_as_workers(2, work) == ["embeddings/s1/part-2.arrow is gone"] * 2
 
 
 @pytest.mark.parametrize(

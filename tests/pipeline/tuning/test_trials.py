@@ -1,4 +1,4 @@
-"""The training in a trial's process, and its reports and those of its group, without Ray's processes."""
+"""The training in a trial's process, and its reports and those of its workers, without Ray's processes."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
 from distmil.config.loading import build_config
 from distmil.errors import StorageError, TrainingError
-from distmil.pipeline.training import group
+from distmil.pipeline.training import workers
 from distmil.pipeline.tuning import trials, tune_adapter
 from distmil.pipeline.tuning.plan import SearchPlan, clear_trial
-from distmil.pipeline.tuning.trials import WORKER_CORES, TrialTraining, group_report, in_words, is_lost, trial_device
-from distmil.pipeline.tuning.tune_adapter import TRIAL, train_group
+from distmil.pipeline.tuning.trials import WORKER_CORES, TrialTraining, in_words, is_lost, trial_device, workers_report
+from distmil.pipeline.tuning.tune_adapter import TRIAL, train_workers
 from distmil.search.trial import Trial
 from distmil.storage.store import Store
 from distmil.training.engine import History
@@ -30,22 +30,22 @@ def test_a_trial_takes_the_gpu_that_it_was_given(monkeypatch, is_gpu, is_there, 
 
 
 @pytest.mark.parametrize(("patience", "told"), [(0, [0.6, 0.9, 0.7]), (2, [0.6, 0.9, 0.9])])
-def test_a_group_tells_the_row_of_the_network_that_it_keeps(patience, told):
+def test_workers_tell_the_row_of_the_network_that_they_keep(patience, told):
     config = build_config({"training": {"patience": patience, "epochs": 3}})
-    found = [group_report(ROWS, epoch, config, "slide_auc") for epoch in range(3)]
+    found = [workers_report(ROWS, epoch, config, "slide_auc") for epoch in range(3)]
     assert [report["score"] for report in found] == told == [report["row"]["val_slide_auc"] for report in found]
     assert [report["epoch"] for report in found] == [1, 2, 3]
     assert [report["is_last"] for report in found] == [False, False, True]
 
 
-def test_groups_ask_for_the_cores_that_trials_at_once_are_counted_by(monkeypatch):
+def test_workers_ask_for_the_cores_that_trials_at_once_are_counted_by(monkeypatch):
     config = build_config({"training": {"num_workers": 2, "use_gpu": False}})
-    monkeypatch.setattr(group.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
-    monkeypatch.setattr(group, "is_autoscaling", lambda: False)
+    monkeypatch.setattr(workers.ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 8.0}}])
+    monkeypatch.setattr(workers, "is_autoscaling", lambda: False)
     monkeypatch.setattr(tune_adapter, "start_ray", lambda: None)
     monkeypatch.setattr(tune_adapter, "cluster_resources", lambda: {"CPU": 8.0})
-    assert group._resources(config, is_gpu=False) == {"CPU": 4.0}  # a training of its own takes the node
-    each = group._resources(config, is_gpu=False, cores=WORKER_CORES)["CPU"]
+    assert workers._resources(config, is_gpu=False) == {"CPU": 4.0}  # a training of its own takes the node
+    each = workers._resources(config, is_gpu=False, cores=WORKER_CORES)["CPU"]
     assert tune_adapter.concurrency(config, {"memory": 1}) == 8 / (2 * each) == 4
 
 
@@ -57,8 +57,11 @@ def test_nothing_is_left_of_a_trial_that_is_over_but_its_record(tmp_path, num_wo
     left = [plan.record_file(trial.key), f"checkpoints/{plan.checkpoint(other)}/fold-0/latest.json"]
     gone = [f"checkpoints/{plan.checkpoint(trial)}/fold-0/latest.json"]
     if num_workers > 1:
-        left.append(f"ray-train/{plan.group(other)}/checkpoint_1/x")
-        gone += [f"{checkpoint_folder(plan.group(trial))}/cohort.json", f"ray-train/{plan.group(trial)}/checkpoint_1/x"]
+        left.append(f"ray-train/{plan.inner_run(other)}/checkpoint_1/x")
+        gone += [
+            f"{checkpoint_folder(plan.inner_run(trial))}/cohort.json",
+            f"ray-train/{plan.inner_run(trial)}/checkpoint_1/x",
+        ]
     for name in (*left, *gone):
         store.write(name, b"x")
     clear_trial(plan, trial)
@@ -68,7 +71,7 @@ def test_nothing_is_left_of_a_trial_that_is_over_but_its_record(tmp_path, num_wo
 
 
 class Fitted:
-    """A group that trains the epochs that are missing, and tells of them."""
+    """Workers that train the epochs that are missing, and tell of them."""
 
     def __init__(self, store, name, callback):
         self.store, self.name, self.callback = store, name, callback
@@ -79,7 +82,7 @@ class Fitted:
 
 
 @pytest.mark.parametrize("committed", [0, 2, 3])
-def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_path, committed):
+def test_workers_that_go_on_tell_their_rows_from_the_first(monkeypatch, tmp_path, committed):
     config = build_config({"training": {"num_workers": 2, "epochs": 3}})
     plan = SearchPlan("s", str(tmp_path), config, None, "slide_auc", False, [], ["x"], 0)  # type: ignore[arg-type]
     store, trial = plan.store, Trial({"bags.top_k": 8}, 0, is_repeat=True)
@@ -103,7 +106,7 @@ def test_a_group_that_goes_on_tells_its_rows_from_the_first(monkeypatch, tmp_pat
     monkeypatch.setattr(trials, "read_history", lambda *_: next(histories))
     monkeypatch.setattr(trials, "_bags", lambda *_: {"x": None})
     monkeypatch.setattr(trials, "evaluate_run", lambda *_, **__: {"slide_auc": 0.55})
-    train_group({TRIAL: trial}, plan)
+    train_workers({TRIAL: trial}, plan)
     assert [(found["epoch"], found["score"]) for found in told] == [(1, 0.6), (2, 0.9), (3, 0.7), (3, 0.7)]
     assert told[-1]["row"] == {**ROWS[2], "held_out_slide_auc": 0.55}
     assert told[-1]["is_last"]
@@ -155,19 +158,19 @@ def test_a_failure_is_reported_and_ends_the_process_that_may_have_suffered(
 
 
 @pytest.mark.parametrize(("failure", "raises"), [(TrainingError("no"), False), (RuntimeError("a defect"), True)])
-def test_a_groups_failure_is_reported_before_it_is_raised(monkeypatch, failure, raises):
+def test_a_failure_of_workers_is_reported_before_it_is_raised(monkeypatch, failure, raises):
     told: list[dict[str, Any]] = []
 
     def fail(*_: Any, **__: Any) -> None:
         raise failure
 
     monkeypatch.setattr(tune_adapter.tune, "report", told.append)
-    monkeypatch.setattr(tune_adapter, "fit_group", fail)
+    monkeypatch.setattr(tune_adapter, "fit_workers", fail)
     if raises:
         with pytest.raises(RuntimeError):
-            train_group({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
+            train_workers({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
     else:
-        train_group({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
+        train_workers({TRIAL: Trial({}, 0)}, None)  # type: ignore[arg-type]
     assert [(found["error"], found["is_lost"]) for found in told] == [(in_words(failure), False)]
 
 

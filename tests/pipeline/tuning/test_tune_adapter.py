@@ -115,7 +115,7 @@ def test_trials_end_as_rays_asha_ends_them_in_random_histories():
             rays.on_trial_add(None, trial)
         while done:
             i = int(rng.choice(list(done)))
-            done[i] += int(rng.choice([1, 1, 1, 2]))  # Tune may hand on only some of a group's reports
+            done[i] += int(rng.choice([1, 1, 1, 2]))  # Tune may hand on only some of workers' reports
             is_last, fails = done[i] >= epochs, rng.random() < 0.02
             result = report({}, min(done[i], epochs) - 1, score=draw(), is_last=is_last, error="no" if fails else None)
             decisions = {str(scheduler.on_trial_result(None, trials[i], result)) for scheduler in (ours, rays)}

@@ -1,4 +1,4 @@
-"""The worker group of a pre-training: from its committed state to its end."""
+"""The workers of a pre-training: from its committed state to its end."""
 
 from collections.abc import Sequence
 
@@ -13,8 +13,8 @@ from distmil.pipeline.job import Job
 from distmil.pipeline.pretraining.progress import Progress
 from distmil.pipeline.pretraining.worker import pretrain_worker
 from distmil.pipeline.training.attempts import run_attempts
-from distmil.pipeline.training.group import make_group, starts_of, workers_in_words
 from distmil.pipeline.training.monitor import MetricsCallback, watching
+from distmil.pipeline.training.workers import make_workers, starts_of, workers_in_words
 from distmil.preflight.claims import PRETRAINING
 from distmil.pretraining.checkpoints import read_progress
 from distmil.pretraining.run import plan_of
@@ -24,12 +24,12 @@ from distmil.training.run_files import checkpoint_folder
 
 
 def fit(job: Job, run: str, spec: EncoderSpec, entries: Sequence[BagEntry], tracker: Tracker) -> None:
-    """Run the worker group to the end of the pre-training.
+    """Run the workers to the end of the pre-training.
 
     Raises:
         ConfigError: If what workers need is not there.
-        TrainingError: If the loss is not finite, the group failed more often than it may, or another job took the run
-            over.
+        TrainingError: If the loss is not finite, the workers failed more often than they may, or another job took the
+            run over.
         StorageError: If the store cannot be written or read.
     """
     config, name = job.config, run.removeprefix(PRETRAINING)
@@ -52,7 +52,7 @@ def fit(job: Job, run: str, spec: EncoderSpec, entries: Sequence[BagEntry], trac
     needed = config.training.min_workers or config.training.num_workers
 
     def attempt() -> ray.train.Result:
-        trainer = make_group(
+        trainer = make_workers(
             pretrain_worker, settings, store=job.store, config=config, run=run, callbacks=[MetricsCallback(tracker)]
         )
         with watching(job, trainer.scaling_config.resources_per_worker, show, needed=needed):

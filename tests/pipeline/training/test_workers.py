@@ -1,4 +1,4 @@
-"""The worker group's own failures, with groups that only seem to train."""
+"""The workers' own failures, with workers that only seem to train."""
 
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -37,12 +37,12 @@ def run(*failures: Exception | None, starts: int) -> tuple[str, list[str]]:
     return fit_again(attempt, starts=starts, note=notes.append), notes
 
 
-def test_a_worker_that_dies_as_its_group_is_handed_the_work_costs_a_start(connections: list[str]) -> None:
+def test_a_worker_that_dies_as_it_is_handed_the_work_costs_a_start(connections: list[str]) -> None:
     assert run(None, starts=0) == ("trained", [])
     found, notes = run(died(), died(), None, starts=2)
     assert found == "trained"
     assert connections == ["shutdown", "start", "shutdown", "start"]
-    assert notes == 2 * ["a worker died while its group was starting; the group starts again"]
+    assert notes == 2 * ["a worker died while the workers were starting; they start again"]
 
 
 @pytest.mark.usefixtures("connections")

@@ -1,4 +1,4 @@
-"""A group of training workers that are threads of one process."""
+"""Training workers that are threads of one process."""
 
 import threading
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from typing import Any, TypeVar
 
 import torch
 
-from distmil.training.workers import Group
+from distmil.training.workers import Workers
 
 Result = TypeVar("Result")
 
 
-class ThreadGroup(Group):
-    """A group whose workers are threads of this process."""
+class ThreadWorkers(Workers):
+    """Workers that are threads of this process."""
 
     def __init__(self, rank: int, size: int, barrier: threading.Barrier, board: dict[int, Any]) -> None:
         super().__init__(rank, size)
@@ -31,9 +31,9 @@ class ThreadGroup(Group):
         return values.copy_(torch.stack(self.gather(values.clone())).sum(0))
 
 
-def run_as_group(size: int, work: Callable[[Group], Result]) -> list[Result]:
-    """Run ``work`` once for every worker of a group and return the results by rank."""
+def run_as_workers(size: int, work: Callable[[Workers], Result]) -> list[Result]:
+    """Run ``work`` once for every worker and return the results by rank."""
     barrier, board = threading.Barrier(size, timeout=60), {}
-    groups = [ThreadGroup(rank, size, barrier, board) for rank in range(size)]
+    places = [ThreadWorkers(rank, size, barrier, board) for rank in range(size)]
     with ThreadPoolExecutor(size) as pool:
-        return list(pool.map(work, groups))
+        return list(pool.map(work, places))

@@ -1,4 +1,4 @@
-"""The worker group: from a run's committed state to the end of its training."""
+"""The workers: from a run's committed state to the end of its training."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +27,8 @@ from distmil.training.run_files import checkpoint_folder
 REPORT_INTERVAL_S = 0.2
 COLLECTIVE_TIMEOUT_S = 300
 RESIZE_INTERVAL_S = 60.0
-# An elastic group starts only where nodes are ready, but what Ray knows of them may be 20 s old. A wait for a node that
-# is gone is given up soon, and says nothing about what is wrong; until its nodes are ready a group waits without limit.
+# Elastic workers start only where nodes are ready, but what Ray knows of them may be 20 s old. A wait for a node that
+# is gone is given up soon, and says nothing about what is wrong; until nodes are ready workers wait without limit.
 ELASTIC_START_TIMEOUT_S = 15
 ELASTIC_STARTS = 100
 CLUSTER_STARTS = 3
@@ -47,7 +47,7 @@ def check_workers(job: Job) -> None:
 
 
 def check_resources(config: Config) -> None:
-    """Check that the workers of a group have what they need. Raises: ConfigError."""
+    """Check that the workers have what they need. Raises: ConfigError."""
     training = config.training
     if training.use_gpu is True or training.num_workers > 1:
         start_ray()
@@ -55,12 +55,12 @@ def check_resources(config: Config) -> None:
 
 
 def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker) -> History:
-    """Run the worker group to the end of training and return the history.
+    """Run the workers to the end of training and return the history.
 
     Raises:
         ConfigError: If what workers need is not there.
-        TrainingError: If the loss is not finite, the group failed more often than it may, or another job took the run
-            over.
+        TrainingError: If the loss is not finite, the workers failed more often than they may, or another job took the
+            run over.
         StorageError: If the store cannot be written or read.
     """
     done = read_history(job.store, run)
@@ -84,7 +84,7 @@ def fit(job: Job, config: Config, run: str, spec: EncoderSpec, tracker: Tracker)
 
 
 def workers_in_words(config: Config) -> str:
-    """Word how many workers a group has, and on what they work."""
+    """Word how many workers there are, and on what they work."""
     fewest, most = config.training.min_workers, config.training.num_workers
     count = f"{most}" if fewest is None else f"{fewest} to {most}"
     return f"{count} worker(s) on {'GPU' if wants_gpu(config) else 'CPU'}"
@@ -122,7 +122,7 @@ def make_trainer(
     lease: Lease,
     cores: int | None = None,
 ) -> TorchTrainer:
-    """Make the worker group of a run whose ``cohort`` file is written.
+    """Make the workers of a run whose ``cohort`` file is written.
 
     Args:
         store: Where the run is.
@@ -131,16 +131,16 @@ def make_trainer(
         spec: The encoder.
         callbacks: Take the reports of the workers.
         lease: The job's right to write the run's checkpoints.
-        cores: CPU cores of each worker, for groups that share a cluster; None: as many as the nodes have for it.
+        cores: CPU cores of each worker, for workers that share a cluster; None: as many as the nodes have for it.
 
     Raises:
         ConfigError: If what workers need is not there.
     """
     settings = {"spec": vars(spec), "lease": vars(lease)}
-    return make_group(train_worker, settings, store=store, config=config, run=run, callbacks=callbacks, cores=cores)
+    return make_workers(train_worker, settings, store=store, config=config, run=run, callbacks=callbacks, cores=cores)
 
 
-def make_group(
+def make_workers(
     work: Callable[[dict[str, Any]], dict[str, Any]],
     settings: Mapping[str, Any],
     *,
@@ -150,11 +150,11 @@ def make_group(
     callbacks: Sequence[UserCallback],
     cores: int | None = None,
 ) -> TorchTrainer:
-    """Make a worker group as ``training`` sets it up.
+    """Make workers as ``training`` sets it up.
 
     Args:
         work: What each worker does. It gets the settings, with ``config``, ``run``, ``root``, ``is_gpu`` and
-            ``threads``; an ``error`` in its answer is one of the whole group.
+            ``threads``; an ``error`` in its answer is one of all workers.
         settings: More settings, that can be pickled.
         store: Where the run is.
         config: The configuration.
@@ -195,7 +195,7 @@ def _failure_config(config: Config) -> ray.train.FailureConfig:
     """Set how often training starts again.
 
     Nodes that are taken away by announcement do not count. What Ray calls failures of the controller are failures
-    while a group starts, as when a worker dies before its first step: they count apart, by the same limit.
+    while workers start, as when a worker dies before its first step: they count apart, by the same limit.
     """
     return ray.train.FailureConfig(
         max_failures=config.training.max_failures,
@@ -205,7 +205,7 @@ def _failure_config(config: Config) -> ray.train.FailureConfig:
 
 
 def starts_of(config: Config) -> int:
-    """Count the starts that a group may fail in."""
+    """Count the starts that workers may fail in."""
     if config.training.min_workers is not None:
         return ELASTIC_STARTS
     limit = config.training.max_failures
