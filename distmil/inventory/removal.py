@@ -13,17 +13,7 @@ from distmil.storage.store import RECORD_FILE, Store
 
 UNUSED = "unused"
 """In place of a name: everything that nothing refers to."""
-_ORDER = (
-    "comparisons",
-    "predictions",
-    "searches",
-    "checkpoints",
-    "models",
-    "labels",
-    "outlines",
-    "embeddings",
-    "patches",
-)
+_ORDER = ("predictions", "searches", "checkpoints", "models", "labels", "outlines", "embeddings", "patches")
 _RECORDS = {"owner.json", RECORD_FILE, "latest.json", "slides.json", "result.json"}
 """They go first. A job that works on a run finds its ``owner.json`` gone, and stops."""
 _TABLES = {"slides.parquet", "slides.csv", "summary.html", "report.html", "comparison.html", "report.md", "best.yaml"}

@@ -67,6 +67,9 @@ class ComparisonPage:
         ours, theirs = self.judged[one.first], self.judged[one.other]
         plane = Plane(Axis.of_share(f"probability by {_short(one.first)}"), Axis.of_share(f"by {_short(one.other)}"))
         marks, keys = [Mark(plane.line([0, 1], [0, 1]), "guide", "equal")], list[Key]()
+        words = [f"threshold of {name}" for name in (one.first, one.other)]
+        marks += [Mark(plane.line([at, at], [0, 1]), "line s4", words[0]) for at in _thresholds(ours)]
+        marks += [Mark(plane.line([0, 1], [at, at]), "line s4", words[1]) for at in _thresholds(theirs)]
         labels = sorted({result.label for result in ours.values()}, key=lambda label: (label != self.normal, label))
         for series, label in enumerate(labels):
             own = [name for name, result in ours.items() if result.label == label]
@@ -74,9 +77,6 @@ class ComparisonPage:
             path = plane.dots(across, up, series=series)
             marks.append(Mark(path, look("dot", series)))
             keys.append(dot_key(series, f"labelled {label}"))
-        words = [f"threshold of {name}" for name in (one.first, one.other)]
-        marks += [Mark(plane.line([at, at], [0, 1]), "line s4", words[0]) for at in _thresholds(ours)]
-        marks += [Mark(plane.line([0, 1], [at, at]), "line s4", words[1]) for at in _thresholds(theirs)]
         marks += [self._ring(plane, row) for row in one.changed[:MOST_CHANGED]]
         if one.changed:
             keys.append(Key("ring", "predicted otherwise", shape((13, 7), 0, radius=RING)))

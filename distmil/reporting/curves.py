@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from distmil.evaluation.intervals import Bootstrap
+from distmil.evaluation.intervals import MAX_BINS, Bootstrap
 
 PLACES = np.linspace(0, 1, 101)
 MOST_POINTS = 1000
@@ -78,12 +78,13 @@ def _counted(
     positive, score = np.asarray(is_positive_S, bool), np.asarray(score_S, np.float64)
     if not 0 < positive.sum() < len(positive) or np.isnan(score).any():
         return None
-    _, bin_S = np.unique(-score, return_inverse=True)
-    num_bins, slide_S = int(bin_S.max()) + 1, np.arange(len(score))
+    _, exact_S = np.unique(-score, return_inverse=True)
+    coarse_S = exact_S * min(1.0, MAX_BINS / (exact_S.max() + 1))  # many thresholds of many draws would not fit
+    slide_S = np.arange(len(score))
     whole = Bootstrap(np.zeros(len(score), np.intp), np.ones((1, 1)))
     found = []
-    for draws in (whole, bootstrap):
-        shares = []
+    for draws, bin_S in ((whole, exact_S), (bootstrap, coarse_S.astype(np.intp))):
+        shares, num_bins = [], int(bin_S.max()) + 1
         for chosen in (positive, ~positive):
             count_TD = np.pad(draws.counts(slide_S[chosen], bin_S[chosen], num_bins).cumsum(axis=0), ((1, 0), (0, 0)))
             with np.errstate(invalid="ignore"):

@@ -139,6 +139,7 @@ def test_the_run_is_recorded(home: Path, trained: Done) -> None:
 def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
     before = times(home)
     bundle = (home / "models/small/commit.json").read_bytes()
+    report = (home / "predictions/small/report.html").read_text()
     again = run_here(home, "train", *SMALL)
     assert again.code == 0, again.err
     assert "run small is trained already" in again.err
@@ -147,6 +148,8 @@ def test_a_finished_run_is_not_done_again(home: Path, trained: Done) -> None:
     kept = ("patches", "embeddings", "labels", "predictions/small/patches", "predictions/small/maps")
     assert not {name for name in changes(home, before) if name.startswith(kept)}
     assert (home / "models/small/commit.json").read_bytes() == bundle
+    page = (home / "predictions/small/report.html").read_text()
+    assert page.partition("<h2>Configuration")[0] == report.partition("<h2>Configuration")[0]  # use_gpu was not said
 
 
 def test_two_workers_give_the_loss_of_one(home: Path, trained: Done) -> None:
@@ -160,6 +163,7 @@ def test_views_are_embedded_of_training_slides_alone_and_trained_on(home: Path, 
     plain = set((home / "embeddings").iterdir())
     done = run_here(home, "train", *SMALL, *LEAN, NO_PREDICTION, "training.run=viewed", "encoder.views=1")
     assert done.code == 0, done.err
+    assert "no held-out slides were predicted" in (home / "predictions/viewed/report.html").read_text()
     (view,) = set((home / "embeddings").iterdir()) - plain
     entries = json.loads((home / "checkpoints" / "viewed" / "cohort.json").read_text())["values"]
     assert {folder.name for folder in view.iterdir()} == {

@@ -5,6 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
 from distmil.evaluation.intervals import Bootstrap
+from distmil.reporting import curves
 from distmil.reporting.curves import MOST_POINTS, PLACES, precision_recall, roc
 from tests.support.scale import cases
 
@@ -78,11 +79,15 @@ def test_one_patient_leaves_no_band(trace):
     assert len(curve.x_T) > 2
 
 
-def test_a_curve_of_very_many_slides_is_thinned_and_keeps_its_ends():
+def test_a_curve_of_very_many_slides_is_thinned_and_keeps_its_ends(monkeypatch):
     rng = np.random.default_rng(2)
     truth = rng.random(20_000) < 0.5
     score = 0.1 * truth + rng.random(20_000)
     curve = roc(truth, score, Bootstrap.of(["a", "b"] * 10_000, draws=2))
     assert len(curve.x_T) <= MOST_POINTS
+    with monkeypatch.context() as patch:
+        patch.setattr(curves, "MAX_BINS", 10**6)
+        whole = roc(truth, score, Bootstrap.of(["a", "b"] * 10_000, draws=2))
+    np.testing.assert_allclose([curve.low_G, curve.high_G], [whole.low_G, whole.high_G], atol=2e-3)
     assert (curve.x_T[0], curve.y_T[-1]) == (0, 1)
     assert np.trapezoid(curve.y_T, curve.x_T) == pytest.approx(roc_auc_score(truth, score), abs=1e-3)
