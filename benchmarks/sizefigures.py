@@ -36,16 +36,16 @@ PAIRS = (
     ("dual, trained at all sizes, hard negatives", "dual, trained at all sizes"),
     (QUARTER, DUAL),
     (f"{QUARTER}, hard negatives", HARD),
-    (HARD, "slide labels: like CLAM"),
-    (HARD, "patches only"),
+    (DUAL, "slide labels: like CLAM"),
+    (DUAL, "patches only"),
 )
 """Rows that are compared, the first less the second."""
 REGIONS = READ_OUTS.index("regions")
 NUM_DRAWS = 2000
 DRAWN = {
-    ("dual, trained at all sizes, hard negatives", "regions"): ("#000000", "-", "o"),
-    (HARD, "regions"): ("#0072B2", "-", "s"),
-    (HARD, "bag"): ("#56B4E9", "--", "s"),
+    ("dual, trained at all sizes", "regions"): ("#000000", "-", "o"),
+    (DUAL, "regions"): ("#0072B2", "-", "s"),
+    (DUAL, "bag"): ("#56B4E9", "--", "s"),
     (WEAK, "regions"): ("#D55E00", "-", "^"),
     (WEAK, "bag"): ("#E69F00", "--", "^"),
     ("slide labels: like CLAM", "bag"): ("#009E73", ":", "D"),
@@ -170,7 +170,7 @@ def lesion_lines(rows: Rows) -> list[str]:
     for name, runs in rows.items():
         parts = sorted((part for part in runs[0] if part.startswith("lesion_")), key=lambda part: int(part[7:]))
         if not lines:
-            titles = [f"{part[7:]} cells" for part in parts]
+            titles = [f"lesion of {part[7:]}" for part in parts]
             lines = ["| row | read-out | seeds | " + " | ".join(titles) + " |", "|" + "---|" * (3 + len(parts))]
         for read_out in ("bag", "regions"):
             cells = [_lesion_cell(runs, part, READ_OUTS.index(read_out)) for part in parts]
