@@ -303,6 +303,8 @@ def test_what_cannot_be_trained_is_said(house: House, tmp_path: Path) -> None:
     train = distmil.open_bags(root, run=RUN, split="train")
     with pytest.raises(ConfigError, match=r"tiling\.mpp = 1\.0: the bags were made with 0\.5; leave it out"):
         distmil.fit(train, config={"tiling": {"mpp": 1.0}})
+    with pytest.raises(ConfigError, match=r"training\.folds = 3: folds are of the job train"):
+        distmil.fit(train, config={"training": {"folds": 3}})
     with pytest.raises(ConfigError, match="cannot read the config"):
         distmil.fit(train, config=tmp_path / "gone.yaml")
     with pytest.raises(ConfigError, match=r"training\.epoch"):

@@ -207,6 +207,8 @@ def _settings(bags: Bags, config: str | Path | Mapping[str, Any] | Config | None
         return bags.config
     if not isinstance(config, Config):
         config = build_config(config) if isinstance(config, Mapping) else load_config(config)
+    if config.training.folds:
+        raise ConfigError(f"training.folds = {config.training.folds}: folds are of the job train; leave it out")
     made = bags.config.flat()
     decided = ("cohort.classes", "tiling.", "labels.", "encoder.name", "encoder.trainable")
     for key, value in config.explicit().items():

@@ -41,6 +41,11 @@ def check_job(config: Config, store: Store, cohort: Cohort, *, job: str) -> list
         StorageError: If the store does not answer.
     """
     notes: list[str] = []
+    if job == "tune" and config.training.folds:
+        raise ConfigError(
+            f"training.folds = {config.training.folds}: a search validates on search.folds; leave it out, and set it "
+            "when the best setting is trained"
+        )
     if job in {"embed", "pretrain", "train", "tune"} and config.features.folder is None:
         check_weights(config)
     if job == "pretrain":

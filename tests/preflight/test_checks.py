@@ -96,6 +96,17 @@ def test_a_name_that_is_taken(job: str, store: Store, tmp_path: Path, capsys) ->
     assert "bags.top_k: 3 then, 8 now" in said
 
 
+def test_folds_of_a_training_in_a_search(store: Store, tmp_path: Path, capsys) -> None:
+    said = refused(store, capsys, "tune", manifest(tmp_path), "training.folds=3")
+    assert "training.folds = 3: a search validates on search.folds; leave it out" in said
+
+
+def test_folds_of_an_encoder_that_is_trained(store: Store, tmp_path: Path, capsys) -> None:
+    given = ("training.folds=3", "encoder.name=resnet18", "encoder.trainable=true")
+    said = refused(store, capsys, "train", manifest(tmp_path), *given)
+    assert "the networks of all folds share the bundle's one encoder" in said
+
+
 @pytest.mark.parametrize("job", ["embed", *LEARNING])
 def test_weights_that_are_not_there(job: str, store: Store, tmp_path: Path, capsys) -> None:
     keys = (manifest(tmp_path), "encoder.name=resnet18", "encoder.weights=/nowhere/w.pt")
