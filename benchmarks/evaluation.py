@@ -19,6 +19,7 @@ from distmil.evaluation.intervals import Bootstrap, intervals_of
 from distmil.evaluation.lesions import Lesions, lesions_of
 from distmil.evaluation.localisation import localisation_of, localise, overlap_of
 from distmil.evaluation.metrics import LabelledScores, at_threshold, summarise
+from distmil.inference.scoring import READ_OUTS
 
 EDGE_PX, MPP = 224, 0.5
 EMPTY = shapely.MultiPolygon()
@@ -60,7 +61,7 @@ def main(num_slides: int, num_patches: int) -> dict[str, float]:
         found.append(localise(grid, scores, is_target.astype(np.int8), lesions))
         seconds["detections"] += time.process_time() - start
         value = float(np.clip(0.3 * (i % 2) + 0.7 * rng.random(), 0, 1))
-        rows.append(LabelledScores(i % 2, np.array([1 - value, value]), (value,) * 3, is_target, scores))
+        rows.append(LabelledScores(i % 2, np.array([1 - value, value]), (value,) * len(READ_OUTS), is_target, scores))
     patients = [f"p{i // 2}" for i in range(num_slides)]
     start = time.process_time()
     localisation_of(found, patients)

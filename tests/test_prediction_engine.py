@@ -47,7 +47,7 @@ class Place:
         torch.manual_seed(0)
         head = make_network(self.config.model, embedding_dim=self.spec.dimension, num_classes=2).eval()
         state = encoder_state(self.spec, self.store, trained=None)
-        save_bundle(self.store, Bundle("r", self.config, head, state))
+        save_bundle(self.store, Bundle("r", self.config, (head,), state))
         self.bundle = distmil.load_bundle("r", root=self.store.root)
 
     def stored(self, **asked: str) -> StoredEngine:
@@ -70,7 +70,7 @@ class Place:
         source, _ = open_source(self.store, entry)
         bags = self.bundle.config.bags
         return score_bag(
-            self.bundle.head,
+            self.bundle.heads,
             source,
             lambda embedding_TE: torch.tensor(embedding_TE).float(),
             top_k=bags.top_k,

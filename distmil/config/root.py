@@ -88,7 +88,7 @@ class Config(Section):
 
 PRIVATE_KEYS = ("cohort.manifest", "storage.root", "prediction.model", "tracking.uri", "features.folder",
                 "features.export_folder", "export.out",
-                "view.export")  # fmt: skip
+                "view.export", "view.drawn", "view.beside_model")  # fmt: skip
 """Keys whose values are paths. Paths name people, projects and machines, so that shared records leave them out."""
 
 

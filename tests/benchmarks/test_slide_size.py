@@ -35,8 +35,9 @@ def test_remembered_scores_are_those_of_the_network(name: str) -> None:
     learner.train(False)
     for slide, row in zip(slides, as_rows(slides), strict=True):
         assert slide.places is not None
-        one = score_bag(learner.head, slide.source, learner.embed, top_k=8).with_regions(slide.places, evidence)
-        other = score_bag(quick.eval_model.head, row.source, quick.embed, top_k=8).with_regions(slide.places, evidence)
+        one = score_bag((learner.head,), slide.source, learner.embed, top_k=8).with_regions(slide.places, evidence)
+        other = score_bag((quick.eval_model.head,), row.source, quick.embed, top_k=8)
+        other = other.with_regions(slide.places, evidence)
         for read_out in READ_OUTS:
             assert getattr(other, read_out) == pytest.approx(getattr(one, read_out), rel=1e-5)
         np.testing.assert_allclose(other.fused_N, one.fused_N, rtol=1e-4, atol=1e-6)

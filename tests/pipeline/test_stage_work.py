@@ -261,5 +261,5 @@ def test_groups_without_a_meaning_come_with_the_setting_that_gives_them_one(stor
     tile_report.say_unknown_groups(job, ["car", "it's: odd"])
     said = job.console.rich.file.getvalue()
     assert "annotations: groups 'car', \"it's: odd\" are not in labels.groups;" in said
-    (word,) = shlex.split(said.partition("exclude): ")[2].partition(" (the names")[0])
+    (word,) = shlex.split(said.partition("ignore or nothing): ")[2].partition(" (the names")[0])
     assert set(load_config(None, [word.replace("...", "exclude")]).labels.groups) == {"car", "it's: odd"}

@@ -90,12 +90,14 @@ def test_every_key_is_recorded_but_no_path(tracker, caplog):
             "tracking": {"uri": "sqlite:////home/jane/x.db"},
             "features": {"export_folder": "/home/jane/out"},
             "export": {"out": "/home/jane/exports"},
+            "view": {"export": "/home/jane/shown", "drawn": "/home/jane/drawn", "beside_model": "/home/jane/other"},
         }
     )
     tracker.log_params(config)
     params = run_of(tracker).data.params
     private = {"cohort.manifest", "storage.root", "prediction.model", "tracking.uri"}
     private |= {"features.folder", "features.export_folder", "export.out"}
+    private |= {"view.export", "view.drawn", "view.beside_model"}
     assert set(params) == set(config.flat()) - private
     assert params["encoder.weights"] == "weights.pt"
     assert not any("jane" in value for value in params.values())

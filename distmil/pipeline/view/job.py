@@ -51,16 +51,23 @@ def _serve(job: Job) -> dict[str, Any]:
         job.console.note(
             f"view.host = {view.host}: everyone who reaches this address sees the {noun}s, without a password"
         )
-    server = serve(shelf.library(), host=view.host)
-    # in a thread of its own uvicorn leaves the signals to the job
-    thread = threading.Thread(target=server.run, args=([listener],), name="viewer")
-    thread.start()
+    server, ended = serve(shelf.library(), host=view.host), threading.Event()
+
+    def run() -> None:
+        try:
+            server.run([listener])
+        finally:
+            ended.set()
+
+    # In a thread of its own uvicorn leaves the signals to the job. A join that a signal interrupts takes a thread that
+    # runs for ended (Python before 3.13), so that an event says when it has.
+    threading.Thread(target=run, name="viewer").start()
     try:
-        while thread.is_alive():
-            thread.join(timeout=1.0)
+        while not ended.wait(timeout=1.0):
+            pass
     finally:
         server.should_exit = True
-        thread.join()
+        ended.wait()
         listener.close()
     raise StorageError("the web server ended by itself; its message stands above")
 

@@ -44,4 +44,4 @@ def test_slides_are_shown_until_ctrl_c_without_ray(tmp_path: Path) -> None:
         viewer.wait()
     assert viewer.returncode == 130, said + rest
     assert "view: interrupted" in rest
-    assert "Traceback" not in rest
+    assert "Traceback" not in rest, rest
