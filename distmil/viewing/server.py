@@ -20,6 +20,8 @@ from distmil.viewing.page_files import PAGE, page_file
 logger = logging.getLogger(__name__)
 
 LOOPBACK = {"127.0.0.1", "localhost", "::1"}
+LAST_ANSWERS_S = 5
+"""For which a server that ends waits for browsers to take their answers."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; style-src 'self' 'unsafe-inline'; "
     "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -81,8 +83,12 @@ def make_app(library: Library, *, host: str = "127.0.0.1") -> FastAPI:
 
 def serve(library: Library, *, host: str) -> uvicorn.Server:
     """Make a server that ``run([listener])`` lets answer at a bound socket until its ``should_exit`` is set."""
-    config = uvicorn.Config(make_app(library, host=host), log_level="warning", access_log=False, lifespan="off")
-    return uvicorn.Server(config)
+    app = make_app(library, host=host)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=LAST_ANSWERS_S
+        )
+    )
 
 
 def bind(host: str, port: int) -> socket.socket:

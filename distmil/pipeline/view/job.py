@@ -2,6 +2,7 @@
 
 import importlib.util
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from distmil.pipeline.job import Job, check_bad_fraction, status_counts
 from distmil.pipeline.view.shelf import Shelf, open_shelf
 from distmil.storage.records import Record
 from distmil.viewing.static_export import write_page, write_slide
+
+POLL_S = 0.1
 
 
 def run(job: Job) -> dict[str, Any]:
@@ -51,23 +54,25 @@ def _serve(job: Job) -> dict[str, Any]:
         job.console.note(
             f"view.host = {view.host}: everyone who reaches this address sees the {noun}s, without a password"
         )
-    server, ended = serve(shelf.library(), host=view.host), threading.Event()
+    server = serve(shelf.library(), host=view.host)
+    ended: list[bool] = []
 
     def run() -> None:
         try:
             server.run([listener])
         finally:
-            ended.set()
+            ended.append(True)
 
-    # In a thread of its own uvicorn leaves the signals to the job. A join that a signal interrupts takes a thread that
-    # runs for ended (Python before 3.13), so that an event says when it has.
+    # In a thread of its own uvicorn leaves the signals to the job. Neither a join nor a lock waits for it: a join that
+    # a signal interrupts takes a running thread for ended (Python before 3.13), an interrupted lock may stay locked.
     threading.Thread(target=run, name="viewer").start()
     try:
-        while not ended.wait(timeout=1.0):
-            pass
+        while not ended:
+            time.sleep(POLL_S)
     finally:
         server.should_exit = True
-        ended.wait()
+        while not ended:
+            time.sleep(POLL_S)
         listener.close()
     raise StorageError("the web server ended by itself; its message stands above")
 

@@ -41,7 +41,7 @@ def test_slides_are_shown_until_ctrl_c_without_ray(tmp_path: Path) -> None:
         rest = viewer.communicate(timeout=60)[1]
     finally:
         viewer.kill()
-        viewer.wait()
+        viewer.communicate()
     assert viewer.returncode == 130, said + rest
     assert "view: interrupted" in rest
     assert "Traceback" not in rest, rest
